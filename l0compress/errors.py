@@ -1,0 +1,78 @@
+"""Everything l0compress raises on purpose, as one tree.
+
+::
+
+    L0Error
+    ├── InputError              the caller's input is wrong; the command line exits 2
+    │   ├── ModelError          a model file cannot be read, or yields no module
+    │   ├── CaptureError        torch.export cannot turn the model into a graph
+    │   ├── DataError           data cannot be read, or does not fit the model
+    │   ├── TargetError         a budget that is malformed or out of reach
+    │   ├── PlanError           a keep plan that does not fit its groups
+    │   ├── NothingToPruneError no channel of the graph can be removed
+    │   └── RunError            a run folder or artifact is missing or unreadable
+    └── CheckError              a check failed; the command line exits 1
+        ├── NotEqualError       two models that must agree do not
+        ├── TargetMissedError   the model that came out is over its budget
+        └── SurgeryError        a graph could not be rewritten exactly; nothing was written
+
+A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class L0Error(Exception):
+    """Root of the tree: catch this to catch everything that l0compress raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(L0Error):
+    """The caller's input is wrong: nothing was computed and nothing was written."""
+
+    exit_code = 2
+
+
+class ModelError(InputError):
+    """A model file cannot be read, or does not yield a module."""
+
+
+class CaptureError(InputError):
+    """The model cannot be captured as a graph by ``torch.export``."""
+
+
+class DataError(InputError):
+    """Data cannot be read, or does not fit the model."""
+
+
+class TargetError(InputError):
+    """A budget is malformed, out of range, or below what the model can be reduced to."""
+
+
+class PlanError(InputError):
+    """A keep plan does not fit the groups that it is applied to."""
+
+
+class NothingToPruneError(InputError):
+    """No channel of the graph can be removed; the message lists the reasons."""
+
+
+class RunError(InputError):
+    """A run folder or an artifact is missing or cannot be read."""
+
+
+class CheckError(L0Error):
+    """A check on a result failed: the result is refused."""
+
+
+class NotEqualError(CheckError):
+    """Two models that must compute the same function do not; the message says where."""
+
+
+class TargetMissedError(CheckError):
+    """The model that came out is over its budget."""
+
+
+class SurgeryError(CheckError):
+    """A graph could not be rewritten exactly; the original is unchanged."""

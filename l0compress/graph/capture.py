@@ -1,0 +1,340 @@
+"""Capture: a PyTorch model becomes one flat graph of aten operators, on which everything else happens.
+
+requires: a module and example inputs, or an exported program.
+ensures:  a :class:`CapturedGraph` in eval mode with the model's own parameter names, a dynamic batch, no submodule
+          calls and no dead code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.node import map_aggregate, map_arg
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from l0compress.errors import CaptureError
+from l0compress.graph.network import GraphNetwork, attribute, delete_unused_, network_of, op_name
+
+Dynamic = Literal["batch", "batch+sequence"] | Mapping[str, Mapping[int, Any]] | None
+
+# torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
+USER_CODE_ERRORS = (Exception,)
+
+_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedGraph:
+    """A model as one graph. Immutable: every stage returns a new one.
+
+    Attributes:
+        graph_module: aten operators over parameters and buffers under the user's names. Never mutated.
+        example_args: positional example inputs, batch of at least 2.
+        example_kwargs: keyword example inputs.
+        dynamic_shapes: what ``torch.export.export`` needs to capture :meth:`module` again, by input name.
+    """
+
+    graph_module: fx.GraphModule
+    example_args: tuple[Any, ...]
+    example_kwargs: dict[str, Any]
+    dynamic_shapes: dict[str, Any] | None
+
+    def module(self) -> GraphNetwork:
+        """A trainable copy, in eval mode; ``forward`` takes what the user's model takes."""
+        return network_of(self.graph_module)
+
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, detached, not copied."""
+        return {name: tensor.detach() for name, tensor in self.graph_module.state_dict().items()}
+
+    def with_state(self, state: Mapping[str, Tensor]) -> CapturedGraph:
+        """The same graph with other weights.
+
+        Raises:
+            KeyError: a parameter or buffer of the graph is missing in ``state``.
+        """
+        duplicate: fx.GraphModule = network_of(self.graph_module)
+        with torch.no_grad():
+            for name, tensor in duplicate.state_dict().items():
+                tensor.copy_(state[name])
+        return replace(self, graph_module=duplicate)
+
+    def to(self, dtype: torch.dtype) -> CapturedGraph:
+        """The same graph with floating-point weights and example inputs in ``dtype`` (float64 for exact checks)."""
+
+        def cast(value: Any) -> Any:
+            return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+        args, kwargs = pytree.tree_map(cast, (self.example_args, self.example_kwargs))
+        duplicate = network_of(self.graph_module)
+        for node in duplicate.graph.nodes:
+            retype_node_(node, dtype)
+        duplicate.to(dtype)
+        duplicate.recompile()
+        return propagate_shapes(replace(self, graph_module=duplicate, example_args=args, example_kwargs=kwargs))
+
+    @property
+    def batch_size(self) -> int:
+        """The leading size of the example inputs."""
+        return batch_of(self.example_args, self.example_kwargs)
+
+    def nodes(self) -> Iterator[fx.Node]:
+        return iter(self.graph_module.graph.nodes)
+
+
+def retype_node_(node: fx.Node, dtype: torch.dtype) -> None:
+    """Casts and constructors that the capture wrote down as float32 follow the graph's new dtype."""
+
+    def swap(value: Any) -> Any:
+        return dtype if value is torch.float32 else value
+
+    node.args = map_aggregate(node.args, swap)
+    node.kwargs = map_aggregate(node.kwargs, swap)
+
+
+def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """The leading size of the first tensor input that has a dimension; 1 where there is none.
+
+    Examples:
+        >>> batch_of((torch.zeros(()),), {"x": torch.zeros(4, 3)})
+        4
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.dim()]
+    return int(leaves[0].shape[0]) if leaves else 1
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Dynamic = "batch",
+) -> CapturedGraph:
+    """Capture ``model`` as a graph. The model itself is not changed.
+
+    Args:
+        model: a module, or what ``torch.export`` made of one (then its own example inputs and dynamic shapes serve).
+        args: positional example inputs; a batch of one is doubled, since a size of 1 cannot be captured as dynamic.
+        kwargs: keyword example inputs.
+        dynamic: ``"batch"`` leaves dimension 0 of every tensor input free, ``"batch+sequence"`` dimension 1 of token
+            inputs too; a mapping ``{input name: {dimension: torch.export.Dim}}`` says exactly which; None fixes all.
+
+    Raises:
+        CaptureError: torch.export cannot capture the model, or it fixes a dimension that should be free.
+
+    Examples:
+        >>> graph = capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.zeros(1, 4),))
+        >>> sorted(graph.state())
+        ['0.bias', '0.weight', '2.bias', '2.weight']
+        >>> graph.module()(torch.zeros(5, 4)).shape
+        torch.Size([5, 2])
+    """
+    if isinstance(model, ExportedProgram):
+        return _from_program(model)
+    args, kwargs = tuple(args), dict(kwargs or {})
+    if dynamic is not None and batch_of(args, kwargs) == 1:
+        args, kwargs = _doubled(args, kwargs)
+    shapes = _dynamic_shapes(model, args, kwargs, dynamic)
+    training = {name: module.training for name, module in model.named_modules()}
+    try:
+        program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
+    except USER_CODE_ERRORS as error:
+        raise CaptureError(_capture_message(model, error)) from error
+    finally:
+        for name, module in model.named_modules():
+            module.training = training[name]
+    return _finish(program, args, kwargs, shapes)
+
+
+def _capture_message(model: nn.Module, error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    source = next((line for line in lines if line.startswith("File ") and "site-packages/torch" not in line), "")
+    where = f" ({source})" if source else ""
+    return (
+        f"torch.export cannot capture {type(model).__name__}: {reason}{where}. Nothing was changed. Make the model's "
+        "forward free of data-dependent Python control flow, or check that the example inputs have the shape, dtype "
+        "and keywords that it expects."
+    )
+
+
+def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def double(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 1 else leaf
+
+    return pytree.tree_map(double, (args, kwargs))
+
+
+def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Any:
+    if dynamic is None:
+        return None
+    values = _named_inputs(model, args, kwargs)
+    if not isinstance(dynamic, str):
+        return {name: dict(dynamic.get(name, {})) or None for name in values}
+    size = batch_of(args, kwargs)
+
+    def free(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != size:
+            return None
+        tokens = dynamic == "batch+sequence" and leaf.dim() >= 2 and (leaf.dim() == 2 and not leaf.is_floating_point())
+        return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
+
+    return pytree.tree_map(free, values)
+
+
+def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. Nothing was changed."
+        ) from error
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    return named
+
+
+def _from_program(program: ExportedProgram) -> CapturedGraph:
+    if program.example_inputs is None:
+        raise CaptureError(
+            "the exported program holds no example inputs. Nothing was changed. Export it again with torch.export.save "
+            "from the program that torch.export.export returned."
+        )
+    args, kwargs = program.example_inputs
+    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    vals = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    leaf_shapes = [
+        {d: Dim.AUTO for d, size in enumerate(vals[name].shape) if isinstance(size, torch.SymInt)} or None
+        if isinstance(vals[name], Tensor)
+        else None
+        for name in named
+    ]
+    spec = program.call_spec.in_spec
+    if spec is None:
+        raise CaptureError("the exported program does not say how its inputs are packed; export it again.")
+    args_shapes, kwargs_shapes = pytree.tree_unflatten(leaf_shapes, spec)
+    module = program.module()
+    codegen: Any = module.graph._codegen
+    names = list(codegen.pytree_info.orig_args)
+    shapes = dict(zip(names, [*args_shapes, *kwargs_shapes.values()], strict=False))
+    return _finish(program, tuple(args), dict(kwargs), shapes)
+
+
+def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> CapturedGraph:
+    module = program.module()
+    if not isinstance(module, fx.GraphModule):
+        raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
+    _check_dynamic(module, shapes)
+    _drop_checks_(module)
+    _inline_regions_(module)
+    module.graph.eliminate_dead_code()
+    delete_unused_(module)
+    module.recompile()
+    return CapturedGraph(network_of(module), args, kwargs, shapes)
+
+
+def _check_dynamic(module: fx.GraphModule, shapes: Any) -> None:
+    """torch.export quietly turns an AUTO dimension into a constant when the model's code fixes it; that is an error."""
+    wanted = [leaf for leaf in pytree.tree_leaves(shapes, is_leaf=_is_dim_map) if shapes is not None]
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(wanted) != len(placeholders):
+        return
+    for node, dims in zip(placeholders, wanted, strict=True):
+        value = node.meta.get("val")
+        for dim in dims or ():
+            if isinstance(value, Tensor) and not isinstance(value.shape[dim], torch.SymInt) and node.users:
+                raise CaptureError(
+                    f"the model's own code fixes dimension {dim} of input {node.name!r} to {int(value.shape[dim])}, so "
+                    "the batch size cannot be dynamic. Nothing was changed. Use x.shape[0] or -1 instead of a literal "
+                    "in the model's forward, or capture with dynamic=None for this one batch size."
+                )
+
+
+def _is_dim_map(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and bool(value) and all(isinstance(key, int) for key in value))
+
+
+def _drop_checks_(module: fx.GraphModule) -> None:
+    """Shape guards and dtype assertions speak of the dense model; on a smaller one they would only be wrong."""
+    for node in reversed(list(module.graph.nodes)):
+        guard = node.op == "call_module" and str(node.target).startswith("_guards_fn")
+        if (guard or op_name(node) in _ASSERTIONS) and not node.users:
+            module.graph.erase_node(node)
+
+
+def _inline_regions_(module: fx.GraphModule) -> None:
+    """Replace ``wrap_with_set_grad_enabled``, ``wrap_with_autocast`` and their kind by the nodes of their bodies."""
+    pending = True
+    while pending:
+        pending = False
+        for node in list(module.graph.nodes):
+            if node.op == "call_function" and "wrap_with" in str(node.target):
+                _inline_(module, node)
+                pending = True
+
+
+def _inline_(module: fx.GraphModule, node: fx.Node) -> None:
+    start, body_node = next(
+        (i, arg)
+        for i, arg in enumerate(node.args)
+        if isinstance(arg, fx.Node)
+        and arg.op == "get_attr"
+        and isinstance(attribute(module, str(arg.target)), fx.GraphModule)
+    )
+    body: fx.GraphModule = attribute(module, str(body_node.target))
+    inputs = iter(node.args[start + 1 :])
+    inside: dict[fx.Node, Any] = {}
+    result: Any = None
+    with module.graph.inserting_before(node):
+        for inner in body.graph.nodes:
+            if inner.op == "placeholder":
+                inside[inner] = next(inputs)
+            elif inner.op == "output":
+                result = map_arg(inner.args[0], lambda arg: inside[arg])
+            else:
+                if inner.op == "get_attr":
+                    name = f"{body_node.target}_{inner.target}".replace(".", "_")
+                    setattr(module, name, attribute(body, str(inner.target)))
+                    inside[inner] = module.graph.get_attr(name)
+                    inside[inner].meta = dict(inner.meta)
+                else:
+                    inside[inner] = module.graph.node_copy(inner, lambda arg: inside[arg])
+    if isinstance(result, (tuple, list)):
+        for user in list(node.users):
+            if user.target is operator.getitem:
+                position: Any = user.args[1]
+                user.replace_all_uses_with(result[position])
+                module.graph.erase_node(user)
+    else:
+        node.replace_all_uses_with(result)
+    module.graph.erase_node(node)
+
+
+def propagate_shapes(graph: CapturedGraph) -> CapturedGraph:
+    """Recompute every node's shape after a rewrite, keeping dynamic dimensions dynamic."""
+    module = graph.graph_module
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
+    values = [node.meta["val"] for node in placeholders]
+    mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
+    with mode:
+        inputs = [
+            torch.empty(value.shape, dtype=leaf.dtype, device=value.device) if isinstance(value, Tensor) else value
+            for value, leaf in zip(values, leaves, strict=True)
+        ]
+    with torch.no_grad():
+        FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)
+    return graph

@@ -1,0 +1,187 @@
+"""What a model costs: parameters, multiply-accumulates a sample, bytes of weights.
+
+:func:`cost` reads them off a graph's shapes. :class:`CostModel` predicts them for any plan, and in expectation under
+gate probabilities, as a sum of products of live counts; the two agree exactly on every shrunk graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.components import Components
+from l0compress.graph.labels import Labelled, shape_of
+from l0compress.graph.network import attribute, op_name
+from l0compress.graph.values import core, flattened
+
+Unit = Literal["params", "macs", "bytes"]
+UNITS: tuple[Unit, ...] = ("params", "macs", "bytes")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs.
+
+    Attributes:
+        params: elements of distinct parameters (tied ones count once).
+        macs: multiply-accumulates of linear, convolution, matrix product and attention nodes, a sample.
+        size_bytes: bytes of parameters and floating-point buffers.
+    """
+
+    params: int
+    macs: int
+    size_bytes: int
+
+    def get(self, unit: str) -> int:
+        """The cost in one unit: ``params``, ``macs`` or ``bytes``.
+
+        Examples:
+            >>> Cost(params=10, macs=20, size_bytes=40).get("bytes")
+            40
+        """
+        return {"params": self.params, "macs": self.macs, "bytes": self.size_bytes}[unit]
+
+
+def cost(graph: CapturedGraph) -> Cost:
+    """Count a graph's cost from the shapes of its nodes.
+
+    Examples:
+        >>> from l0compress.graph.capture import capture
+        >>> cost(capture(nn.Linear(4, 3), (torch.zeros(2, 4),)))
+        Cost(params=15, macs=12, size_bytes=60)
+    """
+    module = graph.graph_module
+    names = {str(node.target) for node in graph.nodes() if node.op == "get_attr"}
+    tensors = {id(tensor): tensor for name in names if isinstance(tensor := attribute(module, name), Tensor)}
+    params = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
+    size_bytes = sum(
+        tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor.is_floating_point()
+    )
+    macs = sum(_node_macs(node) for node in graph.nodes())
+    return Cost(params, round(macs / graph.batch_size), size_bytes)
+
+
+def _node_macs(node: fx.Node) -> int:
+    """Multiply-accumulates of one node over the whole example batch."""
+    if node.op != "call_function":
+        return 0
+    name = op_name(node)
+    if name == "scaled_dot_product_attention":
+        query, key, value = (_shape(node.args[i]) for i in range(3))
+        return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    if name in ("linear", "mm", "bmm", "matmul", "mv", "dot"):
+        return prod(_shape(node)) * _shape(node.args[0])[-1]
+    if name in ("addmm", "baddbmm"):
+        return prod(_shape(node)) * _shape(node.args[1])[-1]
+    if name in ("conv1d", "conv2d", "conv3d"):
+        return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
+    return 0
+
+
+def _shape(node: object) -> tuple[int, ...]:
+    if not isinstance(node, fx.Node):
+        raise TypeError(f"expected a node of the graph, got {node!r}")
+    return shape_of(node.meta["val"])
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """A sum of ``coefficient * product of live counts``.
+
+    Attributes:
+        coefficients: float64 (terms,).
+        lines: int64 (terms, factors): which live counts are multiplied; padded with the index of a constant one.
+    """
+
+    coefficients: Tensor
+    lines: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class CostModel:
+    """Cost as a function of which components are alive.
+
+    Attributes:
+        members: int64: the components of all lines, one line after the other.
+        line_of: int64: the line of each member.
+        num_lines: how many lines there are.
+        terms: the terms of each unit.
+    """
+
+    members: Tensor
+    line_of: Tensor
+    num_lines: int
+    terms: dict[str, Terms]
+
+    def evaluate(self, alive: Tensor, unit: str) -> Tensor:
+        """Cost in ``unit`` as a scalar, given the probability that each component is alive.
+
+        Exact for 0 and 1, and in expectation where the factors of a product are independent: E[ΣaΣb] = ΣE[a]ΣE[b].
+        Differentiable in ``alive`` (components,).
+        """
+        counts = alive.new_zeros(self.num_lines).index_add(0, self.line_of, alive[self.members])
+        counts = torch.cat([counts, counts.new_ones(1)])
+        terms = self.terms[unit]
+        return (terms.coefficients.to(counts) * counts[terms.lines].prod(-1)).sum()
+
+
+def cost_model(labelled: Labelled, components: Components) -> CostModel:
+    """Collect the terms of every parameter, buffer and contraction."""
+    lines = _Lines(components)
+    params: list[tuple[float, list[int]]] = []
+    size_bytes: list[tuple[float, list[int]]] = []
+    seen: set[int] = set()
+    for name, value in labelled.parameters.items():
+        tensor = attribute(labelled.graph.graph_module, name)
+        if id(tensor) in seen or not tensor.is_floating_point():
+            continue
+        seen.add(id(tensor))
+        found = [lines.index(flattened(plane)) for plane in value.planes]
+        rest = tensor.numel() / prod(core(plane).numel() for plane in value.planes)
+        size_bytes.append((rest * tensor.element_size(), found))
+        if isinstance(tensor, nn.Parameter):
+            params.append((rest, found))
+    macs = [
+        (fact.coefficient, [lines.index(flattened(plane)) for plane in fact.planes]) for fact in labelled.space.macs
+    ]
+    num_lines = len(lines.arrays)
+    members = np.concatenate(lines.arrays) if lines.arrays else np.zeros(0, dtype=np.int64)
+    line_of = np.repeat(np.arange(num_lines), [len(array) for array in lines.arrays])
+    units = {"params": params, "macs": macs, "bytes": size_bytes}
+    return CostModel(
+        torch.from_numpy(members.astype(np.int64)),
+        torch.from_numpy(line_of.astype(np.int64)),
+        num_lines,
+        {unit: _terms(found, num_lines) for unit, found in units.items()},
+    )
+
+
+class _Lines:
+    """Distinct lines of components, by content."""
+
+    def __init__(self, components: Components) -> None:
+        self.components = components
+        self.arrays: list[np.ndarray] = []
+        self.by_content: dict[bytes, int] = {}
+
+    def index(self, labels: Tensor) -> int:
+        array = self.components.of(labels)
+        key = array.tobytes()
+        if key not in self.by_content:
+            self.by_content[key] = len(self.arrays)
+            self.arrays.append(array)
+        return self.by_content[key]
+
+
+def _terms(found: list[tuple[float, list[int]]], padding: int) -> Terms:
+    width = max((len(lines) for _, lines in found), default=1) or 1
+    table = torch.full((len(found), width), padding, dtype=torch.long)
+    for row, (_, lines) in enumerate(found):
+        table[row, : len(lines)] = torch.tensor(lines, dtype=torch.long)
+    return Terms(torch.tensor([coefficient for coefficient, _ in found], dtype=torch.float64), table)

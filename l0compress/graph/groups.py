@@ -1,0 +1,168 @@
+"""Groups: what is cut together, what is read where, and what stays whole for which reason.
+
+requires: a captured graph.
+ensures:  :class:`Groups`, in which a plan is one bool a move.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from l0compress.errors import NothingToPruneError, PlanError
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.components import Components, solve
+from l0compress.graph.cost import Cost, CostModel, cost_model
+from l0compress.graph.frozen import Frozen, frozen_places
+from l0compress.graph.labels import Labelled, label
+from l0compress.graph.moves import Lines, Removal, find_lines, find_moves
+from l0compress.graph.naming import Group, Move, named_groups
+from l0compress.graph.reads import Read, find_reads, ungateable
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Everything known about what can be cut from a graph. See :func:`find_groups`."""
+
+    graph: CapturedGraph
+    moves: tuple[Move, ...]
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    reads: tuple[Read, ...]
+    labelled: Labelled
+    components: Components
+    lines: Lines
+    removals: tuple[Removal, ...]
+    costs: CostModel
+    moves_of_component: Tensor
+
+    @property
+    def num_moves(self) -> int:
+        return len(self.moves)
+
+    @cached_property
+    def group_of_move(self) -> Tensor:
+        """int64 (num_moves,): the group of each move."""
+        return torch.tensor([move.group for move in self.moves], dtype=torch.long)
+
+    def alive_components(self, keep: Tensor) -> Tensor:
+        """bool (components,): what is left after removing the moves with ``keep`` False, and all that follows.
+
+        Raises:
+            PlanError: ``keep`` has the wrong shape or dtype, or a layer would be left empty.
+        """
+        if keep.dtype != torch.bool or tuple(keep.shape) != (self.num_moves,):
+            raise PlanError(
+                f"a keep mask must be bool of shape ({self.num_moves},), one entry a move, but it is {keep.dtype} of "
+                f"shape {tuple(keep.shape)}. Nothing was changed."
+            )
+        dead: set[int] = set()
+        for index in torch.nonzero(~keep).flatten().tolist():
+            dead |= self.removals[index].components
+        closed, obstacle = self.components.close(dead)
+        empty = self.lines.emptied(closed)
+        if obstacle is not None or empty is not None:
+            where = f"{empty!r} without any channel" if empty else "a tensor that must stay whole without some channels"
+            raise PlanError(
+                f"this plan would leave {where}. Nothing was changed. Keep at least one move of every group."
+            )
+        alive = torch.ones(self.components.count, dtype=torch.bool)
+        alive[list(closed)] = False
+        return alive
+
+    def close(self, keep: Tensor) -> Tensor:
+        """The same plan with the moves dropped that die as a consequence.
+
+        Raises:
+            PlanError: as :meth:`alive_components`.
+        """
+        alive = self.alive_components(keep)
+        padded = torch.cat([torch.ones(self.num_moves, dtype=torch.bool), torch.ones(1, dtype=torch.bool)])
+        for index, removal in enumerate(self.removals):
+            padded[index] = bool(keep[index]) and bool(alive[list(removal.components)].any())
+        return padded[:-1]
+
+    def cost_of(self, keep: Tensor) -> Cost:
+        """The exact cost of the model after removing the moves with ``keep`` False.
+
+        Raises:
+            PlanError: as :meth:`alive_components`.
+        """
+        return self.cost_of_components(self.alive_components(keep))
+
+    def cost_of_components(self, alive: Tensor) -> Cost:
+        counts = [round(float(self.costs.evaluate(alive.double(), unit))) for unit in ("params", "macs", "bytes")]
+        return Cost(*counts)
+
+    def expected_cost(self, probabilities: Tensor, unit: str) -> Tensor:
+        """Expected cost after removal, given the probability that each move is kept.
+
+        Args:
+            probabilities: (num_moves,), differentiable.
+            unit: ``params``, ``macs`` or ``bytes``.
+
+        Returns:
+            A scalar in float64, equal to :meth:`cost_of` where the probabilities are 0 and 1 and nothing more dies as
+            a consequence.
+        """
+        padded = torch.cat([probabilities.double(), probabilities.new_ones(1, dtype=torch.float64)])
+        return self.costs.evaluate(padded[self.moves_of_component.to(padded.device)].prod(-1), unit)
+
+
+def find_groups(graph: CapturedGraph) -> Groups:
+    """Find everything that can be cut from ``graph``.
+
+    Raises:
+        NothingToPruneError: no channel can be removed; the message lists the reasons.
+
+    Examples:
+        >>> from l0compress.graph.capture import capture
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> groups = find_groups(capture(net, (torch.zeros(2, 4),)))
+        >>> [(group.name, group.kind, len(group.moves)) for group in groups.groups]
+        [('0', 'inputs', 4), ('0', 'channels', 8)]
+    """
+    labelled = label(graph)
+    components = solve(labelled)
+    lines = find_lines(labelled, components)
+    found = find_moves(labelled, components, lines)
+    refused = ungateable(labelled, components, found.removals)
+    removals = tuple(removal for index, removal in enumerate(found.removals) if index not in refused)
+    frozen = frozen_places(labelled, components, found, refused)
+    if not removals:
+        raise NothingToPruneError(_nothing(frozen))
+    costs = cost_model(labelled, components)
+    groups, removals = named_groups(labelled, components, removals, costs)
+    members = [(group, move) for group in range(len(groups)) for move in groups[group].moves]
+    moves = tuple(
+        Move(move, group, f"{groups[group].name} {groups[group].kind}[{move - groups[group].moves[0]}]")
+        for group, move in members
+    )
+    table = moves_of_component(removals, components.count)
+    reads = find_reads(labelled, components, table, len(removals))
+    return Groups(graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table)
+
+
+def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:
+    """int64 (count, K): the moves that remove each component, padded with ``len(removals)``."""
+    members: defaultdict[int, list[int]] = defaultdict(list)
+    for index, removal in enumerate(removals):
+        for component in removal.components:
+            members[component].append(index)
+    width = max((len(found) for found in members.values()), default=1)
+    table = torch.full((count, width), len(removals), dtype=torch.long)
+    for component, found in members.items():
+        table[component, : len(found)] = torch.tensor(found)
+    return table
+
+
+def _nothing(frozen: tuple[Frozen, ...]) -> str:
+    reasons = "; ".join(f"{place.where} dim {place.dim}: {place.reason}" for place in frozen[:5])
+    return (
+        f"no channel of this model can be removed. Nothing was changed. Reasons: {reasons or 'it has no parameters'}. "
+        "A model needs at least one layer between its input and its output whose width only other layers see."
+    )

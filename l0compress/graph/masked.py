@@ -1,0 +1,65 @@
+"""The dense model with every dropped read zeroed: the reference that surgery is checked against.
+
+It shares no code with :mod:`l0compress.graph.shrink`: no shape changes, no tensor is cut. Weights that read dropped
+channels are multiplied by zero where they do; activations are, where the reader is no weight.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from l0compress.errors import PlanError
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.network import GraphNetwork, network_of
+from l0compress.graph.plan import KeepPlan
+from l0compress.graph.reads import Read
+
+
+def masked(graph: CapturedGraph, plan: KeepPlan) -> GraphNetwork:
+    """The dense model of ``graph``, in eval mode, blind to what ``plan`` drops.
+
+    Args:
+        graph: the graph that the plan was made of, or the same graph with other weights.
+
+    Raises:
+        PlanError: the plan belongs to another graph.
+
+    Examples:
+        >>> from l0compress.graph.capture import capture
+        >>> from l0compress.graph.groups import find_groups
+        >>> from l0compress.graph.shrink import shrink
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> graph = capture(net, (torch.randn(2, 4),))
+        >>> plan = KeepPlan.random(find_groups(graph), density=0.5, seed=1)
+        >>> x = torch.randn(3, 4)
+        >>> torch.allclose(masked(graph, plan)(x), shrink(graph, plan).module()(x), atol=1e-6)
+        True
+    """
+    check_same(graph, plan)
+    network = network_of(graph.graph_module)
+    nodes = {node.name: node for node in network.graph.nodes}
+    for number, read in enumerate(plan.groups.reads):
+        silent = read.silenced(plan.alive)
+        if bool(silent.any()):
+            _silence_(network, nodes[read.node], read, silent, f"mask_{number}")
+    network.recompile()
+    return network
+
+
+def check_same(graph: CapturedGraph, plan: KeepPlan) -> None:
+    """A plan speaks of nodes and parameters by name, so the graph must have the very ones it was made of."""
+    mine = [node.name for node in graph.nodes()]
+    if mine != [node.name for node in plan.groups.graph.nodes()]:
+        raise PlanError("the plan was made for another graph. Nothing was changed. Make it with find_groups(graph).")
+
+
+def _silence_(network: GraphNetwork, node: fx.Node, read: Read, silent: torch.Tensor, name: str) -> None:
+    source = node.args[read.arg]
+    if not isinstance(source, fx.Node):
+        raise PlanError(f"argument {read.arg} of {read.node} is not a tensor; the plan was made for another graph.")
+    network.register_buffer(name, silent, persistent=False)
+    with network.graph.inserting_before(node):
+        mask = network.graph.get_attr(name)
+        product = network.graph.call_function(torch.ops.aten.masked_fill.Scalar, (source, mask, 0.0))
+    node.update_arg(read.arg, product)

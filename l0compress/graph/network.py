@@ -1,0 +1,98 @@
+"""A captured graph as a trainable module: original parameter names, and a train/eval switch inside the graph."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+# Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
+# belongs to the model (batch norm without running statistics) and is left alone.
+_TRAINING_FLAG = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "instance_norm": 5}
+
+
+def op_name(node: fx.Node) -> str:
+    """The operator's name without namespace, overload and in-place underscore (``add`` for ``aten.add_.Tensor``).
+
+    Examples:
+        >>> graph = fx.Graph()
+        >>> x = graph.placeholder("x")
+        >>> op_name(graph.call_function(torch.ops.aten.add_.Tensor, (x, x)))
+        'add'
+        >>> op_name(x)
+        'placeholder'
+    """
+    if node.op != "call_function":
+        return node.op
+    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
+    return name.rstrip("_") if not name.startswith("__") else name
+
+
+class GraphNetwork(fx.GraphModule):
+    """A module that runs a captured graph on its own copy of the weights.
+
+    ``forward`` takes what the user's model takes and returns what it returns. ``state_dict`` keys are the user's
+    parameter names. ``train()`` and ``eval()`` flip the dropout and batch-norm flags inside the graph.
+    """
+
+    def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> None:
+        super().__init__(root, graph)
+        self._switches = tuple(
+            (node.name, position)
+            for node in self.graph.nodes
+            if (position := _TRAINING_FLAG.get(op_name(node))) is not None
+            and len(node.args) > position
+            and node.args[position] is False
+        )
+        super().train(False)
+
+    def train(self, mode: bool = True) -> GraphNetwork:
+        if mode != self.training and self._switches:
+            nodes = {node.name: node for node in self.graph.nodes}
+            for name, position in self._switches:
+                nodes[name].update_arg(position, mode)
+            self.recompile()
+        super().train(mode)
+        return self
+
+
+def network_of(graph_module: fx.GraphModule) -> GraphNetwork:
+    """A :class:`GraphNetwork` over a deep copy of the graph, the parameters and the buffers (ties are kept)."""
+    duplicate = copy.deepcopy(graph_module)
+    return GraphNetwork(duplicate, duplicate.graph)
+
+
+def attribute(module: nn.Module, name: str) -> Any:
+    """The parameter, buffer or constant that a dotted name stands for."""
+    value: Any = module
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def replace_tensor_(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put ``tensor`` where ``name`` is: a parameter stays a parameter, a buffer a buffer."""
+    path, _, leaf = name.rpartition(".")
+    owner = attribute(module, path) if path else module
+    if leaf in owner._parameters:
+        if not isinstance(tensor, nn.Parameter):
+            old = owner._parameters[leaf]
+            tensor = nn.Parameter(tensor, requires_grad=old is None or old.requires_grad)
+        owner._parameters[leaf] = tensor
+    elif leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        setattr(owner, leaf, tensor)
+
+
+def delete_unused_(graph_module: fx.GraphModule) -> None:
+    """Drop the parameters, buffers and submodules that no node of the graph names any more."""
+    used = {node.target for node in graph_module.graph.nodes if node.op in ("get_attr", "call_module")}
+    prefixes = {str(name).rsplit(".", k)[0] for name in used for k in range(str(name).count(".") + 1)} | used
+    for owner_name, owner in list(graph_module.named_modules(remove_duplicate=False)):
+        for table in (owner._parameters, owner._buffers, owner._modules):
+            for leaf in list(table):
+                if (f"{owner_name}.{leaf}" if owner_name else leaf) not in prefixes:
+                    del table[leaf]

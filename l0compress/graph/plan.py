@@ -1,0 +1,172 @@
+"""Keep plans: which moves stay. Random, by hand, or from hardened gates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from l0compress.errors import PlanError
+from l0compress.graph.cost import Cost
+from l0compress.graph.groups import Groups
+from l0compress.graph.values import flattened, varying
+
+Keeps = tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class KeepPlan:
+    """A plan that a graph can follow.
+
+    Attributes:
+        groups: what it is a plan of.
+        keep: bool (num_moves,), True = keep; closed (what dies as a consequence is False already).
+    """
+
+    groups: Groups
+    keep: Tensor
+
+    @classmethod
+    def from_keep(cls, groups: Groups, keep: Tensor) -> KeepPlan:
+        """Close a keep mask into a plan.
+
+        Raises:
+            PlanError: the mask does not fit the groups, or would leave a layer empty.
+        """
+        return cls(groups, groups.close(keep))
+
+    @classmethod
+    def everything(cls, groups: Groups) -> KeepPlan:
+        """The plan that removes nothing."""
+        return cls(groups, torch.ones(groups.num_moves, dtype=torch.bool))
+
+    @classmethod
+    def random(cls, groups: Groups, density: float = 0.5, seed: int = 0) -> KeepPlan:
+        """Keep about ``density`` of the moves of every group, at least one, drawn by ``seed``.
+
+        Raises:
+            PlanError: ``density`` is not between 0 and 1.
+
+        Examples:
+            >>> from l0compress.graph.capture import capture
+            >>> from l0compress.graph.groups import find_groups
+            >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+            >>> groups = find_groups(capture(net, (torch.zeros(2, 4),)))
+            >>> [len(kept) for kept in KeepPlan.random(groups, density=0.5).kept().values()]
+            [2, 4]
+        """
+        if not 0 <= density <= 1:
+            raise PlanError(f"density must lie between 0 and 1, but it is {density!r}. Nothing was changed.")
+        generator = torch.Generator().manual_seed(seed)
+        drop: list[int] = []
+        for group in groups.groups:
+            kept = max(1, round(density * len(group.moves)))
+            order = torch.randperm(len(group.moves), generator=generator).tolist()
+            drop.extend(group.moves[position] for position in order[kept:])
+        return cls.without(groups, drop)
+
+    @classmethod
+    def without(cls, groups: Groups, drop: Sequence[int]) -> KeepPlan:
+        """Drop as many of the listed moves as the graph can lose together; earlier ones have precedence."""
+        keep = torch.ones(groups.num_moves, dtype=torch.bool)
+        pending = [list(drop)]
+        while pending:
+            chunk = pending.pop(0)
+            trial = keep.clone()
+            trial[chunk] = False
+            try:
+                keep = groups.close(trial)
+            except PlanError:
+                if len(chunk) > 1:
+                    pending[:0] = [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]
+        return cls(groups, keep)
+
+    @classmethod
+    def from_kept(cls, groups: Groups, kept: Mapping[str, Sequence[int]]) -> KeepPlan:
+        """The plan that :meth:`kept` describes; a group that is not named stays whole.
+
+        Raises:
+            PlanError: a group or a position in it does not exist, or a layer would be left empty.
+        """
+        keep = torch.ones(groups.num_moves, dtype=torch.bool)
+        by_name = {group_key(group.name, group.kind): group for group in groups.groups}
+        for name, positions in kept.items():
+            if name not in by_name:
+                raise PlanError(
+                    f"there is no group {name!r}. Nothing was changed. The groups are {', '.join(sorted(by_name))}."
+                )
+            moves = by_name[name].moves
+            wrong = [position for position in positions if not 0 <= position < len(moves)]
+            if wrong:
+                raise PlanError(
+                    f"group {name!r} has {len(moves)} moves, so it cannot keep number {wrong[0]}. Nothing was changed."
+                )
+            keep[list(moves)] = False
+            keep[[moves[position] for position in positions]] = True
+        return cls.from_keep(groups, keep)
+
+    def kept(self) -> dict[str, list[int]]:
+        """For every group, the positions of the moves that stay."""
+        return {
+            group_key(group.name, group.kind): [i for i, move in enumerate(group.moves) if self.keep[move]]
+            for group in self.groups.groups
+        }
+
+    @cached_property
+    def alive(self) -> Tensor:
+        """bool (components,): what is left of the graph."""
+        return self.groups.alive_components(self.keep)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """The exact cost of the model that this plan leaves."""
+        return self.groups.cost_of_components(self.alive)
+
+    def parameter_keeps(self) -> dict[str, Keeps]:
+        """For every parameter and buffer, per dimension: sorted kept indices, None where it stays whole."""
+        result: dict[str, Keeps] = {}
+        for name, value in self.groups.labelled.parameters.items():
+            keeps: list[Tensor | None] = [None] * len(value.shape)
+            for plane in value.planes:
+                (dim,) = varying(plane)
+                mask = self.alive[torch.from_numpy(self.groups.components.of(flattened(plane))).long()]
+                keeps[dim] = None if bool(mask.all()) else mask.nonzero().flatten()
+            result[name] = tuple(keeps)
+        return result
+
+
+def group_key(name: str, kind: str) -> str:
+    """How a group is called in plans and reports."""
+    return f"{name} {kind}"
+
+
+def cut(tensor: Tensor, keeps: Keeps) -> Tensor:
+    """A tensor with only the kept indices of each dimension.
+
+    Examples:
+        >>> cut(torch.arange(6).view(2, 3), (None, torch.tensor([0, 2])))
+        tensor([[0, 2],
+                [3, 5]])
+    """
+    for dim, keep in enumerate(keeps):
+        if keep is not None:
+            tensor = tensor.index_select(dim, keep.to(tensor.device))
+    return tensor
+
+
+def unshrink_state(plan: KeepPlan, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A small model's state scattered back into the dense shapes; dead places keep the dense values.
+
+    ``masked(graph.with_state(unshrink_state(plan, state)), plan)`` is the dense-shaped proof of what was trained.
+    """
+    dense = {name: tensor.clone() for name, tensor in plan.groups.graph.state().items()}
+    for name, keeps in plan.parameter_keeps().items():
+        if name not in state:
+            continue
+        whole = dense[name]
+        index = [torch.arange(size) if keep is None else keep for size, keep in zip(whole.shape, keeps, strict=True)]
+        whole[torch.meshgrid(*index, indexing="ij") if index else ()] = state[name].detach().to(whole)
+    return dense

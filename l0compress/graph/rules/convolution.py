@@ -1,0 +1,100 @@
+"""Convolutions, plain, grouped and depthwise, in one to three dimensions."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+
+from l0compress.graph.rules.normalization import channel_vector
+from l0compress.graph.rules.registry import Result, Step, rule
+from l0compress.graph.space import MacsFact, ReadFact
+from l0compress.graph.values import Value, along, core, flattened, varying
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def convolution(step: Step) -> Result:
+    x, weight = step.args[0], step.args[1]
+    num_spatial = len(weight.shape) - 2
+    conv_groups = int(step.get(6, "groups", 1))
+    channel_dim = len(x.shape) - num_spatial - 1
+    channels = _channels(step, x, channel_dim)
+    rows, columns = _weight_labels(step, weight)
+    if conv_groups == 1:
+        _plain(step, channels, columns, weight)
+    else:
+        _grouped(step, channels, rows, columns, conv_groups)
+    _record_macs(step, rows, columns, weight, channel_dim)
+    planes = () if rows is None else (along(rows, channel_dim, step.shape),)
+    return channel_vector(step, Value(step.shape, planes), step.get(2, "bias"), channel_dim)
+
+
+def _channels(step: Step, value: Value, dim: int) -> Tensor | None:
+    """One label a channel; a channel whose label varies over positions is alive as one."""
+    found = value.plane_along(dim)
+    for plane in value.planes:
+        if plane is not found:
+            step.space.freeze_(plane, step.node, "a convolution slides over it")
+    if found is None:
+        return None
+    table = core(found).movedim(dim, 0).reshape(value.shape[dim], -1)
+    if table.shape[1] > 1:
+        step.space.unite_(table, table[:, :1])
+    return table[:, 0]
+
+
+def _weight_labels(step: Step, weight: Value) -> tuple[Tensor | None, Tensor | None]:
+    """Labels of the weight's output rows and of its input columns."""
+    result: list[Tensor | None] = [None, None]
+    for plane in weight.planes:
+        dims = varying(plane)
+        if dims == {0}:
+            result[0] = flattened(plane)
+        elif dims == {1}:
+            result[1] = flattened(plane)
+        else:
+            step.space.freeze_(plane, step.node, "kernel positions are not channels")
+    return result[0], result[1]
+
+
+def _plain(step: Step, channels: Tensor | None, columns: Tensor | None, weight: Value) -> None:
+    if columns is None and channels is not None:
+        step.space.freeze_(channels, step.node, "the weight that reads it cannot be cut along its input")
+    elif columns is not None and channels is None:
+        source = "the model's input" if step.reads_input(step.node.args[0]) else "an input without channels"
+        step.space.freeze_(columns, step.node, f"it reads {source}")
+    elif columns is not None and channels is not None:
+        step.space.unite_(columns, channels)
+        step.space.reads.append(ReadFact(step.node, 1, along(columns, 1, weight.shape), None))
+
+
+def _grouped(
+    step: Step, channels: Tensor | None, rows: Tensor | None, columns: Tensor | None, conv_groups: int
+) -> None:
+    """A group is alive while any of its inputs is, and equally while any of its outputs is."""
+    space, node, weight = step.space, step.node, step.args[1]
+    if channels is None or rows is None:
+        for labels in (channels, rows, columns):
+            if labels is not None:
+                space.freeze_(labels, node, "the other side of the grouped convolution cannot be cut")
+        return
+    inputs, outputs = channels.view(conv_groups, -1), rows.view(conv_groups, -1)
+    alive = space.fresh(conv_groups).view(conv_groups, 1)
+    space.tie_any_(alive.expand_as(inputs), inputs)
+    space.tie_any_(alive.expand_as(outputs), outputs)
+    space.grids.extend(table for table in (inputs, outputs) if table.shape[1] > 1)
+    if columns is not None:
+        space.tie_any_(columns.view(1, -1).expand_as(inputs), inputs)
+    elif inputs.shape[1] > 1:
+        space.freeze_(inputs, node, "the grouped weight that reads it cannot be cut along its input")
+    num_rows, width = weight.shape[0], inputs.shape[1]
+    read = inputs.repeat_interleave(num_rows // conv_groups, 0).view(num_rows, width, *[1] * (len(weight.shape) - 2))
+    survivors = rows.view(-1, *[1] * (len(weight.shape) - 1))
+    space.reads.append(ReadFact(node, 1, read.expand(weight.shape), survivors.expand(weight.shape)))
+
+
+def _record_macs(step: Step, rows: Tensor | None, columns: Tensor | None, weight: Value, channel_dim: int) -> None:
+    positions = prod(step.shape) // step.shape[channel_dim]
+    planes = tuple(labels for labels in (rows, columns) if labels is not None)
+    labelled = prod(labels.numel() for labels in planes)
+    step.space.macs.append(MacsFact(step.node, prod(weight.shape) * positions / labelled / step.batch_size, planes))

@@ -1,0 +1,88 @@
+"""Concatenation, stacking and padding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l0compress.graph.rules.registry import Result, Step, rule
+from l0compress.graph.space import FROZEN
+from l0compress.graph.values import Shape, Value, compressed, core, varying
+
+
+@rule("cat", "concat", "concatenate")
+def cat(step: Step) -> Result:
+    parts = [part for part in step.args[0] if part.shape != (0,)]  # an empty vector joins anything
+    dim = int(step.get(1, "dim", 0)) % max(len(step.shape), 1)
+    return joined(step, parts, dim)
+
+
+@rule("stack")
+def stack(step: Step) -> Result:
+    dim = int(step.get(1, "dim", 0)) % len(step.shape)
+    parts = [
+        Value((*part.shape[:dim], 1, *part.shape[dim:]), tuple(plane.unsqueeze(dim) for plane in part.planes))
+        for part in step.args[0]
+    ]
+    return joined(step, parts, dim)
+
+
+def joined(step: Step, parts: list[Value], dim: int) -> Value:
+    """Labels are concatenated along ``dim``; along every other dimension the parts must agree."""
+    agreeing: list[Value] = []
+    joining: list[Tensor | None] = []
+    for part in parts:
+        plane = part.plane_along(dim)
+        joining.append(plane)
+        rest = tuple(other for other in part.planes if other is not plane)
+        shape = tuple(1 if d == dim else size for d, size in enumerate(part.shape))
+        agreeing.append(Value(shape, tuple(other.narrow(dim, 0, 1) for other in rest)))
+    outer = {varying(plane) - {dim} for plane in joining if plane is not None}
+    planes: list[Tensor] = []
+    if outer and outer != {frozenset()} and (len(outer) > 1 or any(plane is None for plane in joining)):
+        for plane in joining:
+            if plane is not None:
+                step.space.freeze_(plane, step.node, "its channels are laid out differently in what it is joined with")
+    elif outer:
+        planes.append(_concatenated(parts, joining, dim, step.shape))
+    common_shape = tuple(1 if d == dim else size for d, size in enumerate(step.shape))
+    common = step.space.merge(agreeing, common_shape, step.node)
+    planes.extend(plane.expand(step.shape) for plane in common.planes)
+    return step.space.disjoint(Value(step.shape, tuple(planes)), step.node)
+
+
+def _concatenated(parts: list[Value], planes: list[Tensor | None], dim: int, shape: Shape) -> Tensor:
+    dims = frozenset({dim}).union(*(varying(plane) for plane in planes if plane is not None))
+    pieces = []
+    for part, plane in zip(parts, planes, strict=True):
+        size = [part.shape[d] if d in dims else 1 for d in range(len(shape))]
+        small = torch.full(size, FROZEN) if plane is None else core(plane).expand(size)
+        pieces.append(small)
+    return compressed(torch.cat(pieces, dim).expand(shape))
+
+
+@rule("pad", "constant_pad_nd")
+def pad(step: Step) -> Result:
+    """Padded positions hold a constant: along a channel dimension each is a channel of its own, free to go."""
+    value, widths = step.args[0], [int(width) for width in step.args[1]]
+    constant = step.name != "pad" or step.get(2, "mode", "constant") == "constant"
+    rank = len(step.shape)
+    padded = {rank - 1 - i // 2: widths[i - i % 2 : i - i % 2 + 2] for i in range(len(widths)) if widths[i]}
+    planes: list[Tensor] = []
+    for plane in value.planes:
+        dims = varying(plane) & frozenset(padded)
+        if not dims:
+            planes.append(core(plane).expand(step.shape))
+        elif constant and len(varying(plane)) == 1 and min(padded[min(dims)]) >= 0:
+            planes.append(_padded(step, plane, min(dims), padded[min(dims)]))
+        else:
+            step.space.freeze_(plane, step.node, "it is padded by values that depend on its neighbours")
+    return Value(step.shape, tuple(planes))
+
+
+def _padded(step: Step, plane: Tensor, dim: int, widths: list[int]) -> Tensor:
+    before, after = (step.space.fresh(width) for width in widths)
+    labels = torch.cat([before, core(plane).reshape(-1), after])
+    view = [1] * len(step.shape)
+    view[dim] = -1
+    return labels.view(view).expand(step.shape)

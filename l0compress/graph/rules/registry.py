@@ -1,0 +1,144 @@
+"""The table of label rules, and the step of the walk that a rule is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from l0compress.graph.network import op_name
+from l0compress.graph.space import LabelSpace
+from l0compress.graph.values import Shape, Value, varying
+
+Result = Value | tuple[Value | None, ...]
+Rule = Callable[["Step"], Result]
+
+# Movements that neither mix nor repeat elements: an index_select may undo them.
+REARRANGING = frozenset(
+    ("view", "reshape", "_unsafe_view", "permute", "transpose", "t", "contiguous", "clone")
+    + ("alias", "flatten", "unflatten", "squeeze", "unsqueeze", "to")
+)
+
+
+def one_or_many(values: tuple[Value, ...]) -> Result:
+    """What a rule returns: the value itself for one tensor, a tuple for several."""
+    return values if len(values) != 1 else values[0]
+
+
+_RULES: dict[str, Rule] = {}
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One node of the walk.
+
+    Attributes:
+        args, kwargs: the node's own, with every tensor replaced by its :class:`Value` and every symbolic size by the
+            number it has in the example.
+        shapes: the shape of each tensor that the node returns.
+        batch_size: the example's batch, by which multiply-accumulates are divided.
+    """
+
+    space: LabelSpace
+    node: fx.Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: tuple[Shape, ...]
+    batch_size: int
+
+    @property
+    def name(self) -> str:
+        return op_name(self.node)
+
+    @property
+    def shape(self) -> Shape:
+        return self.shapes[0]
+
+    @property
+    def returns_list(self) -> bool:
+        """Whether the operator returns a list of tensors, be it a list of one."""
+        return isinstance(self.node.meta.get("val"), (list, tuple))
+
+    def get(self, position: int, keyword: str, default: Any = None) -> Any:
+        """An argument that may be given either way."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(keyword, default)
+
+    def tensors(self) -> list[Value]:
+        """Every tensor operand, in order, nested ones included."""
+        leaves = pytree.tree_leaves((self.args, self.kwargs), is_leaf=lambda leaf: isinstance(leaf, Value))
+        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+
+    def is_parameter(self, position: int) -> bool:
+        """Whether an argument is a parameter or buffer itself."""
+        source = self.node.args[position]
+        return isinstance(source, fx.Node) and source.op == "get_attr"
+
+    def reads_input(self, source: object) -> bool:
+        """Whether a node is the model's own input, merely rearranged or rescaled on the way."""
+        while isinstance(source, fx.Node) and source.op == "call_function":
+            if op_name(source) == "index_select":  # a selection that earlier surgery has made
+                source = source.args[0]
+                continue
+            tensors = [parent for parent in source.all_input_nodes if isinstance(parent.meta.get("val"), torch.Tensor)]
+            if len(tensors) != 1 or not (op_name(source) in REARRANGING or is_pointwise(source)):
+                return False
+            source = tensors[0]
+        return isinstance(source, fx.Node) and source.op == "placeholder"
+
+    def freeze(self, value: Value, reason: str) -> None:
+        self.space.freeze_value_(value, self.node, reason)
+
+    def passed(self, value: Value, mixed: frozenset[int], reason: str) -> tuple[torch.Tensor, ...]:
+        """The planes of a value whose dimensions ``mixed`` are mixed and therefore stay whole.
+
+        A plane over mixed dimensions alone is frozen. One that reaches beyond them (heads x width, mixed over the
+        width) still lets whole heads go: its labels are united along the mixed dimensions.
+        """
+        kept = []
+        for plane in value.planes:
+            dims = varying(plane)
+            if dims & mixed and dims <= mixed:
+                self.space.freeze_(plane, self.node, reason)
+            elif dims & mixed:
+                first = plane
+                for dim in dims & mixed:
+                    first = first.narrow(dim, 0, 1)
+                self.space.unite_(plane, first)
+                kept.append(first.expand(plane.shape))
+            else:
+                kept.append(plane)
+        return tuple(kept)
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators by name, without namespace and overload."""
+
+    def register(function: Rule) -> Rule:
+        for name in names:
+            _RULES[name] = function
+        return function
+
+    return register
+
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether PyTorch itself tags the operator as pointwise."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
+
+
+def apply_rule(step: Step) -> Result:
+    """The rule of the step's operator; without one, everything it touches is frozen."""
+    found = _RULES.get(step.name)
+    if found is None and is_pointwise(step.node):
+        found = _RULES["pointwise"]
+    if found is None:
+        for value in step.tensors():
+            step.freeze(value, f"no rule for {step.node.target}")
+        return tuple(Value(shape) for shape in step.shapes)
+    return found(step)

@@ -1,0 +1,169 @@
+"""Shrink: remove what a plan drops, for real. Weights are cut, literal sizes rewritten, shapes checked.
+
+requires: a graph and a plan made of it.
+ensures:  a smaller :class:`CapturedGraph` that computes what the masked dense model computes; every node has the
+          shape that the plan predicts, or :class:`SurgeryError` is raised and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+from l0compress.errors import SurgeryError
+from l0compress.graph.capture import CapturedGraph, propagate_shapes
+from l0compress.graph.labels import concrete, shape_of
+from l0compress.graph.masked import check_same
+from l0compress.graph.network import GraphNetwork, attribute, delete_unused_, op_name
+from l0compress.graph.plan import KeepPlan, cut
+from l0compress.graph.rules.registry import REARRANGING
+from l0compress.graph.surgery import Cut, Kept, kept_of, rewrite_
+from l0compress.graph.values import Value, compressed, core
+
+
+def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
+    """The model that is left when ``plan`` is carried out.
+
+    Args:
+        graph: the graph that the plan was made of, or the same graph with other weights.
+
+    Raises:
+        PlanError: the plan belongs to another graph.
+        SurgeryError: a node cannot be rewritten exactly.
+
+    Examples:
+        >>> from l0compress.graph.capture import capture
+        >>> from l0compress.graph.groups import find_groups
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> graph = capture(net, (torch.zeros(2, 4),))
+        >>> plan = KeepPlan.from_kept(find_groups(graph), {"0 channels": [1, 5]})
+        >>> {name: tuple(tensor.shape) for name, tensor in shrink(graph, plan).state().items()}
+        {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
+    """
+    check_same(graph, plan)
+    kept = {
+        name: tuple(kept_of(value, plan) for value in (entry if isinstance(entry, tuple) else (entry,)) if value)
+        for name, entry in plan.groups.labelled.values.items()
+    }
+    network = GraphNetwork(_cut_attributes(graph, plan), copy.deepcopy(graph.graph_module.graph))
+    copies = {node.name: node for node in network.graph.nodes}
+    for node in graph.nodes():
+        if node.op == "call_function" and node.name in kept:
+            _rewrite_node_(node, copies, kept, network, plan)
+    network.graph.eliminate_dead_code()
+    delete_unused_(network)
+    network.graph.lint()
+    network.recompile()
+    small = CapturedGraph(
+        GraphNetwork(network, network.graph), graph.example_args, graph.example_kwargs, graph.dynamic_shapes
+    )
+    return _checked(propagate_shapes(small), kept)
+
+
+def _cut_attributes(graph: CapturedGraph, plan: KeepPlan) -> dict[str, Any]:
+    """New parameters and buffers for the small model; tied ones stay tied."""
+    keeps = plan.parameter_keeps()
+    made: dict[int, Any] = {}
+    attributes: dict[str, Any] = {}
+    for node in graph.nodes():
+        if node.op != "get_attr":
+            continue
+        name = str(node.target)
+        old = attribute(graph.graph_module, name)
+        if id(old) not in made:
+            made[id(old)] = _cut_one(old, keeps.get(name, ()))
+        attributes[name] = made[id(old)]
+    return attributes
+
+
+def _cut_one(old: Any, keeps: tuple[Tensor | None, ...]) -> Any:
+    if not isinstance(old, Tensor):
+        return old
+    new = cut(old.detach(), keeps).clone()
+    return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
+
+
+def _rewrite_node_(
+    node: fx.Node,
+    copies: dict[str, fx.Node],
+    kept: dict[str, tuple[Kept, ...]],
+    network: GraphNetwork,
+    plan: KeepPlan,
+) -> None:
+    results = kept[node.name]
+    operands = {
+        position: kept[source.name][0]
+        for position, source in enumerate(node.args)
+        if isinstance(source, fx.Node) and kept.get(source.name)
+    }
+    if all(part.whole for part in (*results, *operands.values())) or results[0].ragged:
+        return
+    arguments = map_aggregate(node.args, lambda arg: _number(arg))
+    cut_node = Cut(network, copies[node.name], results, operands, tuple(arguments))
+    if operands.get(0) is not None and operands[0].ragged:
+        _bridge_island_(node, cut_node, copies, kept, plan)
+    else:
+        rewrite_(cut_node)
+
+
+def _number(argument: Any) -> Any:
+    if isinstance(argument, fx.Node) and not isinstance(argument.meta.get("val"), Tensor):
+        return concrete(argument.meta.get("val"))
+    return argument
+
+
+def _bridge_island_(
+    node: fx.Node,
+    cut_node: Cut,
+    copies: dict[str, fx.Node],
+    kept: dict[str, tuple[Kept, ...]],
+    plan: KeepPlan,
+) -> None:
+    """A rearrangement that is a rectangle at both ends but not inside becomes one ``index_select``."""
+    chain = [node]
+    while kept[chain[-1].name][0].ragged or chain[-1] is node:
+        source = chain[-1].args[0]
+        if not isinstance(source, fx.Node) or op_name(chain[-1]) not in REARRANGING:
+            raise SurgeryError(f"{node.name} cannot be rewritten exactly. Nothing was changed.")
+        chain.append(source)
+        if not kept[source.name][0].ragged:
+            break
+    start, whole = chain[-1], kept[chain[-1].name][0]
+    (dim,) = [d for d, keep in enumerate(whole.indices) if keep is not None]
+    position = torch.arange(whole.dense[dim]).view([-1 if d == dim else 1 for d in range(len(whole.dense))])
+    position = position.expand(whole.dense)
+    for step in reversed(chain[:-1]):
+        position = compressed(_replayed(step, position, plan))
+    wanted = core(position).reshape(-1)[cut_node.result.along(dim)]
+    index = cut_node.constant(torch.searchsorted(whole.along(dim), wanted), "index")
+    cut_node.become(torch.ops.aten.index_select.default, copies[start.name], dim, index)
+
+
+def _replayed(step: fx.Node, position: Tensor, plan: KeepPlan) -> Tensor:
+    """Run one rearrangement on a tensor of positions, as it ran in the dense model."""
+    value = plan.groups.labelled.values[step.name]
+    if not isinstance(value, Value):
+        raise SurgeryError(f"{step.name} returns several tensors inside a rearrangement. Nothing was changed.")
+    if op_name(step) in ("permute", "transpose", "t"):
+        target: Any = step.target
+        return target(position, *step.args[1:])
+    return position.reshape(value.shape)
+
+
+def _checked(small: CapturedGraph, kept: dict[str, tuple[Kept, ...]]) -> CapturedGraph:
+    """Every node must have the shape that the plan predicts."""
+    for node in small.nodes():
+        found = node.meta.get("val")
+        expected = kept.get(node.name)
+        if not isinstance(found, Tensor) or not expected or expected[0].ragged or node.op == "placeholder":
+            continue
+        if shape_of(found) != expected[0].shape:
+            raise SurgeryError(
+                f"{node.name} came out with shape {shape_of(found)} where the plan leaves {expected[0].shape}. "
+                "Nothing was changed. Please report this with the model; until then freeze the layer."
+            )
+    return small

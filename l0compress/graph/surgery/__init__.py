@@ -1,0 +1,8 @@
+"""How a node is rewritten once its operands are smaller: literal sizes, splits, paddings and index selections."""
+
+from __future__ import annotations
+
+from l0compress.graph.surgery.keeps import Kept, kept_of
+from l0compress.graph.surgery.rewrites import Cut, rewrite_
+
+__all__ = ["Cut", "Kept", "kept_of", "rewrite_"]
