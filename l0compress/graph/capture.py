@@ -8,7 +8,6 @@ ensures:  a :class:`CapturedGraph` in eval mode with the model's own parameter n
 from __future__ import annotations
 
 import inspect
-import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,18 +16,17 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.node import map_aggregate, map_arg
+from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError
-from l0compress.graph.network import GraphNetwork, attribute, delete_unused_, network_of, op_name
+from l0compress.graph.inline import drop_checks_, inline_regions_
+from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
 
 Dynamic = Literal["batch", "batch+sequence"] | Mapping[str, Mapping[int, Any]] | None
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
-
-_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,8 +236,8 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
     _check_dynamic(module, shapes)
-    _drop_checks_(module)
-    _inline_regions_(module)
+    drop_checks_(module)
+    inline_regions_(module)
     module.graph.eliminate_dead_code()
     delete_unused_(module)
     module.recompile()
@@ -265,62 +263,6 @@ def _check_dynamic(module: fx.GraphModule, shapes: Any) -> None:
 
 def _is_dim_map(value: Any) -> bool:
     return value is None or (isinstance(value, dict) and bool(value) and all(isinstance(key, int) for key in value))
-
-
-def _drop_checks_(module: fx.GraphModule) -> None:
-    """Shape guards and dtype assertions speak of the dense model; on a smaller one they would only be wrong."""
-    for node in reversed(list(module.graph.nodes)):
-        guard = node.op == "call_module" and str(node.target).startswith("_guards_fn")
-        if (guard or op_name(node) in _ASSERTIONS) and not node.users:
-            module.graph.erase_node(node)
-
-
-def _inline_regions_(module: fx.GraphModule) -> None:
-    """Replace ``wrap_with_set_grad_enabled``, ``wrap_with_autocast`` and their kind by the nodes of their bodies."""
-    pending = True
-    while pending:
-        pending = False
-        for node in list(module.graph.nodes):
-            if node.op == "call_function" and "wrap_with" in str(node.target):
-                _inline_(module, node)
-                pending = True
-
-
-def _inline_(module: fx.GraphModule, node: fx.Node) -> None:
-    start, body_node = next(
-        (i, arg)
-        for i, arg in enumerate(node.args)
-        if isinstance(arg, fx.Node)
-        and arg.op == "get_attr"
-        and isinstance(attribute(module, str(arg.target)), fx.GraphModule)
-    )
-    body: fx.GraphModule = attribute(module, str(body_node.target))
-    inputs = iter(node.args[start + 1 :])
-    inside: dict[fx.Node, Any] = {}
-    result: Any = None
-    with module.graph.inserting_before(node):
-        for inner in body.graph.nodes:
-            if inner.op == "placeholder":
-                inside[inner] = next(inputs)
-            elif inner.op == "output":
-                result = map_arg(inner.args[0], lambda arg: inside[arg])
-            else:
-                if inner.op == "get_attr":
-                    name = f"{body_node.target}_{inner.target}".replace(".", "_")
-                    setattr(module, name, attribute(body, str(inner.target)))
-                    inside[inner] = module.graph.get_attr(name)
-                    inside[inner].meta = dict(inner.meta)
-                else:
-                    inside[inner] = module.graph.node_copy(inner, lambda arg: inside[arg])
-    if isinstance(result, (tuple, list)):
-        for user in list(node.users):
-            if user.target is operator.getitem:
-                position: Any = user.args[1]
-                user.replace_all_uses_with(result[position])
-                module.graph.erase_node(user)
-    else:
-        node.replace_all_uses_with(result)
-    module.graph.erase_node(node)
 
 
 def propagate_shapes(graph: CapturedGraph) -> CapturedGraph:

@@ -124,7 +124,7 @@ def find_groups(graph: CapturedGraph) -> Groups:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> groups = find_groups(capture(net, (torch.zeros(2, 4),)))
         >>> [(group.name, group.kind, len(group.moves)) for group in groups.groups]
-        [('0', 'inputs', 4), ('0', 'channels', 8)]
+        [('0', 'channels', 8), ('0', 'inputs', 4)]
     """
     labelled = label(graph)
     components = solve(labelled)

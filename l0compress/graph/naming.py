@@ -58,8 +58,12 @@ def named_groups(
     for removal in removals:
         clusters[removal.kind, removal.lines].append(removal)
     groups, ordered, taken = [], [], Counter()
-    for (kind, _), members in clusters.items():
-        where = sorted({place for component in members[0].components for place in places.get(component, ())})
+
+    def where_of(members: list[Removal]) -> list[tuple[int, str, int]]:
+        return sorted({place for component in members[0].components for place in places.get(component, ())})
+
+    for (kind, _), members in sorted(clusters.items(), key=lambda item: (where_of(item[1]), item[0])):
+        where = where_of(members)
         name, kind = _name([place for _, place, _ in where], [dim for _, _, dim in where], kind)
         taken[name, kind] += 1
         if taken[name, kind] > 1:

@@ -56,7 +56,7 @@ class KeepPlan:
             >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
             >>> groups = find_groups(capture(net, (torch.zeros(2, 4),)))
             >>> [len(kept) for kept in KeepPlan.random(groups, density=0.5).kept().values()]
-            [2, 4]
+            [4, 2]
         """
         if not 0 <= density <= 1:
             raise PlanError(f"density must lie between 0 and 1, but it is {density!r}. Nothing was changed.")

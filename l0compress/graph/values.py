@@ -35,6 +35,7 @@ def varying(plane: Tensor) -> frozenset[int]:
     """The dimensions along which the labels of a plane differ.
 
     Examples:
+        >>> import torch
         >>> sorted(varying(along(torch.arange(3), 1, (2, 3, 4))))
         [1]
     """
@@ -47,6 +48,7 @@ def core(plane: Tensor) -> Tensor:
     """The plane with every constant dimension narrowed to 1.
 
     Examples:
+        >>> import torch
         >>> core(along(torch.arange(3), 1, (2, 3, 4))).shape
         torch.Size([1, 3, 1])
     """

@@ -19,8 +19,22 @@ Rule = Callable[["Step"], Result]
 
 # Movements that neither mix nor repeat elements: an index_select may undo them.
 REARRANGING = frozenset(
-    ("view", "reshape", "_unsafe_view", "permute", "transpose", "t", "contiguous", "clone")
-    + ("alias", "flatten", "unflatten", "squeeze", "unsqueeze", "to")
+    {
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "permute",
+        "transpose",
+        "t",
+        "contiguous",
+        "clone",
+        "alias",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "to",
+    }
 )
 
 

@@ -1,0 +1,66 @@
+# Every target makes .venv itself; on a fresh machine only Python 3.10 or later is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ZOO_STAMP := $(VENV)/.installed-zoo
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help install test check format demo bench-mnist bench-resnet20 bench-capture clean
+
+help:
+	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
+	@echo "make test            lint, types, layers, tests and doctests"
+	@echo "make check           lint, types and layers only"
+	@echo "make format          rewrite the sources with ruff"
+	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
+	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
+	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
+
+# torch comes first and exactly as constrained, so that the resolver never looks at another build.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[dev]'
+	touch $(STAMP)
+
+# torchvision and timm are wanted for their model definitions alone.
+$(ZOO_STAMP): $(STAMP)
+	$(PIP) --no-deps torchvision timm
+	touch $(ZOO_STAMP)
+
+install: $(STAMP)
+
+check: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright l0compress
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+test: check
+	$(BIN)/python -m pytest
+
+demo: $(STAMP)
+	rm -rf build/demo
+	$(BIN)/python examples/digits_train.py build/demo
+	$(BIN)/l0compress inspect build/demo/digits.pt2
+	$(BIN)/l0compress finetune build/demo/digits.pt2 --data digits --target macs=0.25 -o build/demo/run
+	$(BIN)/l0compress export build/demo/run --format onnx
+	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
+	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
+
+bench-mnist: $(STAMP)
+	$(BIN)/python benchmarks/mnist.py
+
+bench-resnet20: $(STAMP)
+	$(BIN)/python benchmarks/resnet20.py
+
+bench-capture: $(ZOO_STAMP)
+	$(BIN)/python benchmarks/capture.py
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,225 @@
+"""Timing: several models in one process, taking turns, so that all of them meet the machine in the same moods.
+
+requires: candidates that accept the same inputs.
+ensures:  latencies of whole calls, with the thread count that they were taken with; inputs are converted beforehand.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from l0compress.calls import Call, resized
+from l0compress.errors import InputError, RunError
+from l0compress.export.files import size_on_disk
+from l0compress.export.session import OnnxSession
+from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.loading import load_pt2
+
+Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
+
+BATCH_SIZES = (1, 8, 64)
+WARMUP_CALLS = 5
+CALLS_A_ROUND = 5
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The latency of one candidate at one batch size.
+
+    Attributes:
+        name: the candidate.
+        batch_size: samples a call.
+        num_calls: calls that were timed.
+        median_ms: half of the calls took no longer than this, in milliseconds.
+        p95_ms: 95 % of the calls took no longer than this, in milliseconds.
+        samples_per_second: throughput at the median.
+    """
+
+    name: str
+    batch_size: int
+    num_calls: int
+    median_ms: float
+    p95_ms: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What :func:`bench` measured.
+
+    Attributes:
+        threads: threads that each candidate could use.
+        timings: one for each candidate and batch size.
+        file_bytes: size of each candidate's file; None where it is not a file.
+    """
+
+    threads: int
+    timings: tuple[Timing, ...]
+    file_bytes: dict[str, int | None]
+
+    def timing(self, name: str, batch_size: int) -> Timing:
+        """The timing of one candidate at one batch size.
+
+        Raises:
+            KeyError: there is none.
+        """
+        found = {(timing.name, timing.batch_size): timing for timing in self.timings}
+        return found[name, batch_size]
+
+    def speedup(self, name: str, against: str, batch_size: int) -> float:
+        """How many times faster than ``against`` a candidate is, by the medians."""
+        return self.timing(against, batch_size).median_ms / self.timing(name, batch_size).median_ms
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """The batch sizes that were timed, in order."""
+        return tuple(dict.fromkeys(timing.batch_size for timing in self.timings))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {
+            "threads": self.threads,
+            "candidates": [{"name": name, "file_bytes": size} for name, size in self.file_bytes.items()],
+            "timings": [asdict(timing) for timing in self.timings],
+        }
+
+
+def bench(
+    candidates: Mapping[str, Candidate],
+    inputs: Call | CapturedGraph | None = None,
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    threads: int = 2,
+    rounds: int = 20,
+    max_seconds: float = 20.0,
+) -> BenchReport:
+    """Time candidates in turns: in each round every candidate gets one call untimed and then five timed ones.
+
+    The untimed call lets caches fill and the threads of the candidate before go to sleep. The order rotates from round
+    to round.
+
+    Args:
+        candidates: by name: an ``.onnx`` or ``.pt2`` file, a captured graph, a module in eval mode, or any callable.
+        inputs: a call whose rows are drawn from, or the graph whose example inputs serve; by default the example inputs
+            of the first graph or ``.pt2`` file, or else noise of the shapes that the first ``.onnx`` file names.
+        batch_sizes: samples a call.
+        threads: threads for torch (restored afterwards) and for each ONNX Runtime session.
+        rounds: rounds at each batch size.
+        max_seconds: no new round begins after this long at one batch size, except for the first three.
+
+    Raises:
+        InputError: no candidates, a batch size, thread or round count below 1, or no inputs; a candidate does not
+            take the inputs.
+        RunError: a file is missing, unreadable or of another kind.
+
+    Example:
+        >>> report = bench({"dense": nn.Linear(4, 2).eval()}, Call((torch.randn(2, 4),)), batch_sizes=(1,), rounds=3)
+        >>> report.timing("dense", 1).num_calls
+        15
+    """
+    if not candidates or not batch_sizes or min(threads, rounds, *batch_sizes) < 1:
+        raise InputError(
+            "a timing needs at least one candidate, and batch sizes, threads and rounds of at least 1. Nothing was run."
+        )
+    opened = {name: _opened(candidate, threads) for name, candidate in candidates.items()}
+    call = _call_of([inputs] if inputs is not None else list(opened.values()))
+    timings: list[Timing] = []
+    with _threads(threads), torch.inference_mode():
+        for batch_size in batch_sizes:
+            sized = resized(call, batch_size)
+            runners = {name: _runner(candidate, sized) for name, candidate in opened.items()}
+            taken = _take_turns(runners, rounds, max_seconds)
+            timings += [_summary(name, batch_size, nanoseconds) for name, nanoseconds in taken.items()]
+    sizes = {
+        name: size_on_disk(Path(candidate)) if isinstance(candidate, str | Path) else None
+        for name, candidate in candidates.items()
+    }
+    return BenchReport(threads, tuple(timings), sizes)
+
+
+def _opened(candidate: Candidate, threads: int) -> OnnxSession | CapturedGraph | Callable[..., Any]:
+    if not isinstance(candidate, str | Path):
+        return candidate
+    path = Path(candidate)
+    if path.suffix == ".onnx":
+        return OnnxSession(path, threads=threads)
+    if path.suffix == ".pt2":
+        return capture(load_pt2(path))
+    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file. Nothing was run.")
+
+
+def _call_of(sources: Sequence[Any]) -> Call:
+    for source in sources:
+        if isinstance(source, Call):
+            return source
+        if isinstance(source, CapturedGraph):
+            return Call(source.example_args, source.example_kwargs)
+    for source in sources:
+        if isinstance(source, OnnxSession):
+            return source.example_call()
+    raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
+
+
+def _runner(candidate: OnnxSession | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
+    if isinstance(candidate, OnnxSession):
+        candidate(*call.args, **call.kwargs)
+        return candidate.bound(call)
+    model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate
+    if isinstance(model, nn.Module) and model.training:
+        raise InputError(f"{type(model).__name__} is in training mode. Nothing was run. Call .eval() on it first.")
+    return lambda: model(*call.args, **call.kwargs)
+
+
+def _take_turns(runners: Mapping[str, Callable[[], Any]], rounds: int, max_seconds: float) -> dict[str, list[int]]:
+    """Nanoseconds of every timed call of every runner."""
+    taken: dict[str, list[int]] = {name: [] for name in runners}
+    for run in runners.values():
+        for _ in range(WARMUP_CALLS):
+            run()
+    names = list(runners)
+    start = time.perf_counter()
+    for index in range(rounds):
+        if index >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
+            break
+        shift = index % len(names)
+        for name in names[shift:] + names[:shift]:
+            runners[name]()
+            taken[name] += [_nanoseconds(runners[name]) for _ in range(CALLS_A_ROUND)]
+    return taken
+
+
+def _nanoseconds(run: Callable[[], Any]) -> int:
+    begin = time.perf_counter_ns()
+    run()
+    return time.perf_counter_ns() - begin
+
+
+def _summary(name: str, batch_size: int, nanoseconds: list[int]) -> Timing:
+    median_ms, p95_ms = (float(value) / 1e6 for value in np.percentile(nanoseconds, [50, 95]))
+    return Timing(name, batch_size, len(nanoseconds), median_ms, p95_ms, 1000 * batch_size / median_ms)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Torch's thread count, and no garbage collection in the middle of a timing."""
+    before, collecting = torch.get_num_threads(), gc.isenabled()
+    torch.set_num_threads(count)
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if collecting:
+            gc.enable()

@@ -1,0 +1,162 @@
+"""Calls: the arguments that a model is run with, at whatever batch sizes a check or a timing needs.
+
+requires: a captured graph, whose placeholders say which dimensions are free.
+ensures:  calls that the model accepts: rows drawn from its own example inputs, related inputs kept in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from l0compress.graph.capture import CapturedGraph, batch_of
+
+BATCH_SIZES = (1, 5)
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The arguments of one call, ``model(*args, **kwargs)``.
+
+    Examples:
+        >>> Call((torch.zeros(3, 4),)).batch_size
+        3
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def batch_size(self) -> int:
+        """Leading size of the first tensor that has a dimension."""
+        return batch_of(self.args, self.kwargs)
+
+    def copy(self) -> Call:
+        """The same call on tensors of its own, so that a model that writes into its inputs spoils nothing."""
+        return Call(*pytree.tree_map_only(Tensor, torch.clone, (self.args, self.kwargs)))
+
+
+def named_leaves(value: Any, prefix: str = "output") -> dict[str, Any]:
+    """What a model returns as flat names and values: dict keys, positions, joined by underscores. None is left out.
+
+    Examples:
+        >>> list(named_leaves({"logits": 1.0, "states": (2.0, None, 3.0)}))
+        ['logits', 'states_0', 'states_2']
+        >>> list(named_leaves((1.0, 2.0))), list(named_leaves(1.0))
+        (['output_0', 'output_1'], ['output_0'])
+    """
+    if isinstance(value, Mapping):
+        return _flat({str(key): item for key, item in value.items()})
+    if isinstance(value, tuple | list):
+        return _flat({f"{prefix}_{position}": item for position, item in enumerate(value)})
+    return named_leaves((value,), prefix)
+
+
+def _flat(items: Mapping[str, Any]) -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for name, item in items.items():
+        nested = _children(name, item)
+        for key, leaf in (nested if nested is not None else {name: item}).items():
+            if leaf is not None:
+                leaves[key] = leaf
+    return leaves
+
+
+def _children(name: str, item: Any) -> dict[str, Any] | None:
+    if isinstance(item, Mapping):
+        return _flat({f"{name}_{key}": child for key, child in item.items()})
+    if isinstance(item, tuple | list):
+        return _flat({f"{name}_{position}": child for position, child in enumerate(item)})
+    if isinstance(item, Tensor) or pytree.tree_is_leaf(item):
+        return None
+    return _flat({f"{name}_{position}": child for position, child in enumerate(pytree.tree_leaves(item))})
+
+
+def example_calls(graph: CapturedGraph, batch_sizes: Sequence[int] = BATCH_SIZES, *, seed: int = 0) -> tuple[Call, ...]:
+    """The example call of a graph, then one call for each of ``batch_sizes``.
+
+    Rows are drawn with replacement from the example's rows, the same ones in every input, and floating-point values
+    are varied around the example's; integers stay as they are, so that token ids stay in the vocabulary. A free
+    dimension other than the batch (a sequence) is cut to a little over half its length. Where the batch is not free,
+    every call has the example's batch size.
+
+    Examples:
+        >>> import l0compress as l0
+        >>> graph = l0.capture(torch.nn.Linear(4, 2), (torch.randn(2, 4),))
+        >>> [call.batch_size for call in example_calls(graph, (1, 7))]
+        [2, 1, 7]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    example = Call(graph.example_args, graph.example_kwargs)
+    drawn = tuple(_drawn(graph, example, size, generator) for size in batch_sizes)
+    return (example, *drawn)
+
+
+def resized(call: Call, batch_size: int, *, seed: int = 0) -> Call:
+    """A call whose batch was captured at some other size, brought to ``batch_size`` by drawing rows again.
+
+    Every tensor whose leading size is the call's batch size is taken to run over the batch.
+
+    Examples:
+        >>> resized(Call((torch.zeros(2, 4), torch.zeros(3))), 5).args[0].shape
+        torch.Size([5, 4])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    old = call.batch_size
+    rows = torch.randint(old, (batch_size,), generator=generator)
+
+    def resize(leaf: Any) -> Any:
+        over_batch = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == old
+        return _varied(leaf.index_select(0, rows.to(leaf.device)), generator) if over_batch else leaf
+
+    return Call(*pytree.tree_map(resize, (call.args, call.kwargs)))
+
+
+def _drawn(graph: CapturedGraph, example: Call, batch_size: int, generator: torch.Generator) -> Call:
+    leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
+    free = free_dims(graph)
+    batch = {dims[0] for dims in free if 0 in dims}
+    rows: dict[int, Tensor] = {}
+    drawn = []
+    for leaf, dims in zip(leaves, free, strict=True):
+        for dim, symbol in dims.items():
+            size = leaf.shape[dim]
+            if symbol not in batch:
+                chosen = torch.arange(size // 2 + 1)
+            elif size not in rows:
+                chosen = rows[size] = torch.randint(size, (batch_size,), generator=generator)
+            else:
+                chosen = rows[size]
+            leaf = leaf.index_select(dim, chosen.to(leaf.device))
+        drawn.append(_varied(leaf, generator) if isinstance(leaf, Tensor) else leaf)
+    return Call(*pytree.tree_unflatten(drawn, spec))
+
+
+def free_dims(graph: CapturedGraph) -> list[dict[int, str]]:
+    """For each input leaf, its free dimensions and the symbol of their size; sizes tied by arithmetic stay fixed."""
+    values = [node.meta.get("val") for node in graph.nodes() if node.op == "placeholder"]
+    free = [
+        {dim: str(size) for dim, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+        if isinstance(value, Tensor)
+        else {}
+        for value in values
+    ]
+    composite = [symbol for dims in free for symbol in dims.values() if not symbol.isidentifier()]
+    return [
+        {dim: symbol for dim, symbol in dims.items() if not any(symbol in expression for expression in composite)}
+        for dims in free
+    ]
+
+
+def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Other values of the same kind: noise where the example is constant, the example times (0.5, 1.5) elsewhere."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return tensor
+    if bool((tensor == tensor.flatten()[0]).all()):
+        return torch.randn(tensor.shape, generator=generator).to(tensor)
+    return tensor * (0.5 + torch.rand(tensor.shape, generator=generator)).to(tensor)

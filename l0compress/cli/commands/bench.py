@@ -1,0 +1,43 @@
+"""``l0compress bench ARTIFACT --against DENSE --batch 1,8,64``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l0compress.cli.commands import options
+from l0compress.cli.render import print_json, print_table
+from l0compress.errors import InputError
+
+
+def bench(
+    artifact: options.Artifact,
+    against: Annotated[
+        Path | None,
+        typer.Option(metavar="DENSE", help="What to compare with: a run folder (its dense model), or an artifact."),
+    ] = None,
+    batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8,64",
+    threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 2,
+    as_json: options.AsJson = False,
+) -> None:
+    """Time ARTIFACT, alone or in turns with the dense model. Against a run, ARTIFACT is verified first."""
+    with options.exit_codes():
+        batch_sizes = _batch_sizes(batch)
+        from l0compress.pipeline.benching import bench_artifact
+
+        options.use_threads(threads)
+        measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
+        if as_json:
+            print_json(measured.to_json())
+            return
+        for table in measured.tables():
+            print_table(table)
+
+
+def _batch_sizes(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
+    return tuple(int(part) for part in parts)

@@ -1,0 +1,29 @@
+"""``l0compress verify ARTIFACT --against RUN``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from l0compress.cli.commands import options
+from l0compress.cli.render import print_json, print_table
+
+
+def verify(
+    artifact: options.Artifact,
+    against: Annotated[Path, typer.Option(metavar="RUN", help="The run folder that ARTIFACT was exported from.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Check that ARTIFACT computes what the masked dense model of RUN computes. Exits 1 if it does not."""
+    with options.exit_codes():
+        from l0compress.pipeline.artifacts import verify_artifact
+        from l0compress.report import equality_table
+
+        verification = verify_artifact(artifact, run=against)
+        if as_json:
+            print_json(verification.to_json())
+            return
+        title = f"Equal: {artifact} and the masked dense model of {against}"
+        print_table(equality_table(verification.equality, title=title))

@@ -1,0 +1,92 @@
+"""Live progress on standard error: one line that moves on a terminal, one line an epoch where nobody watches."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from l0compress.training.events import ProgressEvent
+
+GATED_STAGE = "gates"
+
+
+class ProgressDisplay:
+    """Shows the events of a run while it runs: a table of finished epochs, and what is under way below it.
+
+    Use it as a context manager and hand :meth:`show` to the run as its callback.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._has_header = False
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, event: ProgressEvent) -> None:
+        """Show one event."""
+        if not event.epoch_done:
+            if self._live is not None:
+                self._live.update(_under_way(event))
+            return
+        if not self._has_header:
+            self._has_header = True
+            self._console.print(Text(_header(event), style="bold"), soft_wrap=True)
+        self._console.print(Text(_line(event)), soft_wrap=True)
+
+
+def _header(event: ProgressEvent) -> str:
+    return (
+        f"{'stage':<9}{'epoch':>8}{'loss':>10}{event.metric_name:>10}{'density':>9}"
+        f"{'violation':>11}{'multiplier':>12}{'left':>9}"
+    )
+
+
+def _line(event: ProgressEvent) -> str:
+    # Only while gates are learned is there a constraint to violate.
+    gated = event.stage == GATED_STAGE
+    violation, multiplier = (f"{event.violation:+.3f}", f"{event.multiplier:.3f}") if gated else ("-", "-")
+    return (
+        f"{event.stage:<9}{f'{event.epoch}/{event.epochs}':>8}{_number(event.loss):>10}{_number(event.metric):>10}"
+        f"{event.density:>9.3f}{violation:>11}{multiplier:>12}{_time(event.seconds_left):>9}"
+    )
+
+
+def _under_way(event: ProgressEvent) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    done = event.step / event.steps if event.steps else 0.0
+    gated = event.stage == GATED_STAGE
+    grid.add_row(
+        Text(f"{event.stage} {event.epoch}/{event.epochs}", style="bold"),
+        Text(f"{done:4.0%}"),
+        Text(f"loss {_number(event.loss)}"),
+        Text(f"density {event.density:.3f}"),
+        Text(f"violation {event.violation:+.3f}  multiplier {event.multiplier:.3f}" if gated else ""),
+        Text(f"{_time(event.seconds_left)} left"),
+    )
+    return grid
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

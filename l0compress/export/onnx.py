@@ -1,0 +1,233 @@
+"""Export to ONNX: converted, checked, run by ONNX Runtime and found equal before the file gets its name.
+
+requires: a captured graph in a dtype that ONNX Runtime has kernels for (float32).
+ensures:  inputs bear the names of the model's arguments, outputs those of its dict keys or ``output_<position>``; the
+          file holds no stack traces, source lines or paths; the same graph gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+import torch.utils._pytree as pytree
+from onnx.checker import ValidationError
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass
+from torch import Tensor, nn
+from torch._dynamo.exc import UserError
+from torch.export import Dim
+from torch.onnx import OnnxExporterError, ONNXProgram
+
+from l0compress.calls import example_calls, free_dims, named_leaves
+from l0compress.errors import RunError, SurgeryError
+from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession, first_line
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cost import cost
+from l0compress.verify import Model, verify
+
+# A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.
+LARGEST_FILE_BYTES = 2**31 - 2**26
+
+
+def export_onnx(
+    graph: CapturedGraph,
+    path: str | Path,
+    *,
+    reference: Model | None = None,
+    tolerance: float | None = None,
+    largest_file_bytes: int = LARGEST_FILE_BYTES,
+) -> Exported:
+    """Write ``graph`` as an ONNX file, if ONNX Runtime computes with it what the reference computes.
+
+    The check runs on the graph's example inputs and on inputs drawn from them at batch sizes 1 and 5.
+
+    Args:
+        graph: the model; dimensions that are free in it stay free.
+        path: the file to write. Weights beyond ``largest_file_bytes`` go to ``<path>.data`` beside it.
+        reference: what the file must agree with; by default the graph itself.
+        tolerance: as in :func:`l0compress.verify.verify`.
+        largest_file_bytes: the most that the ONNX file itself may hold.
+
+    Raises:
+        NotEqualError: the file does not compute what the reference computes.
+        SurgeryError: the graph cannot be converted to ONNX, or ONNX Runtime cannot run the result.
+        RunError: the path cannot be written to.
+
+    Source: ``torch.onnx.export(dynamo=True)``.
+
+    Example:
+        >>> import tempfile, l0compress as l0
+        >>> graph = l0.capture(nn.Linear(4, 2), (torch.randn(2, 4),))
+        >>> exported = export_onnx(graph, Path(tempfile.mkdtemp(), "model.onnx"))
+        >>> exported.path.name, exported.equality.batch_sizes
+        ('model.onnx', (2, 1, 5))
+    """
+    destination = Path(path)
+    calls = example_calls(graph)
+    with staged(destination) as staging:
+        program = _converted(graph)
+        _annotate_(program, graph)
+        large = _weight_bytes(program.model) > largest_file_bytes
+        ir.save(program.model, staging, external_data=staging.name + ".data" if large else None)
+        equality = verify(_checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
+        size_bytes = size_on_disk(staging)
+    return Exported(destination, size_bytes, equality)
+
+
+class FlatNetwork(nn.Module):
+    """The network of a graph with its tensor inputs and outputs as flat tuples, as ONNX knows them.
+
+    What is not a tensor among the inputs is fixed to the example's value; constants among the outputs are left out.
+    An output that is an input, or is returned twice, becomes a value of its own.
+    """
+
+    def __init__(self, graph: CapturedGraph) -> None:
+        super().__init__()
+        self.network = graph.module()
+        self._leaves, self._spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
+
+    def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
+        given = iter(tensors)
+        leaves = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        outputs = named_leaves(self.network(*args, **kwargs))
+        seen: set[int] = {id(tensor) for tensor in tensors}
+        return tuple(_distinct(value, seen) for value in outputs.values() if isinstance(value, Tensor))
+
+
+def _distinct(value: Any, seen: set[int]) -> Any:
+    if id(value) in seen and isinstance(value, Tensor):
+        return value.clone()
+    seen.add(id(value))
+    return value
+
+
+def _converted(graph: CapturedGraph) -> ONNXProgram:
+    network = FlatNetwork(graph).eval()
+    leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
+    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
+    dims = [
+        dict.fromkeys(free, Dim.DYNAMIC) or None
+        for leaf, free in zip(leaves, free_dims(graph), strict=True)
+        if isinstance(leaf, Tensor)
+    ]
+    try:
+        with _quiet():
+            program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)
+            converted = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+    except (OnnxExporterError, UserError, RuntimeError, ValueError) as error:
+        raise SurgeryError(
+            f"the graph cannot be converted to ONNX: {_root_cause(error)}. Nothing was written. Export it as pt2, or "
+            "replace the operation in the model."
+        ) from error
+    if converted is None:
+        raise SurgeryError("torch.onnx returned no program. Nothing was written. Export the graph as pt2.")
+    return converted
+
+
+def _checked_session(path: Path) -> Callable[..., Any]:
+    try:
+        onnx.checker.check_model(path, full_check=True)
+        return OnnxSession(path)
+    except (ValidationError, onnx.shape_inference.InferenceError, RunError) as error:
+        raise SurgeryError(
+            f"ONNX Runtime cannot run the converted graph: {_root_cause(error)}. Nothing was written. ONNX Runtime has "
+            "most of its kernels for float32 alone: convert the model with .float() first."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The converters log advice to their developers, and copy objects whose class torch has deprecated."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return first_line(error)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    values = (value.const_value for value in model.graph.initializers.values())
+    return sum(value.nbytes for value in values if value is not None)
+
+
+def _annotate_(program: ONNXProgram, graph: CapturedGraph) -> None:
+    """Give the model its names and its properties, and drop what the converter wrote down about this machine."""
+    model = program.model
+    with torch.no_grad():
+        example = named_leaves(graph.module()(*graph.example_args, **graph.example_kwargs))
+    placeholders = [node for node in graph.nodes() if node.op == "placeholder"]
+    input_names = [str(node.target) for node in placeholders if isinstance(node.meta.get("val"), Tensor)]
+    output_names = [name for name, value in example.items() if isinstance(value, Tensor)]
+    _strip_(model)
+    program.rename_axes(_axis_names(model))
+    _rename_(model, input_names, output_names)
+    total = cost(graph)
+    model.metadata_props.update(
+        {
+            "l0compress.version": version("l0compress"),
+            "l0compress.params": str(total.params),
+            "l0compress.macs": str(total.macs),
+            OUTPUT_NAMES_KEY: json.dumps(output_names),
+        }
+    )
+
+
+def _strip_(model: ir.Model) -> None:
+    ClearMetadataAndDocStringPass()(model)
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+def _axis_names(model: ir.Model) -> dict[str | ir.SymbolicDim, str]:
+    """Free sizes are called ``batch`` where they lead an input, ``length``, ``length_2`` and so on elsewhere."""
+    names: dict[str | ir.SymbolicDim, str] = {}
+    for value in model.graph.inputs:
+        for dim, size in enumerate(value.shape or ()):
+            symbol = size.value if isinstance(size, ir.SymbolicDim) else None
+            if symbol is not None and symbol.isidentifier() and symbol not in names:
+                base, taken = ("batch" if dim == 0 else "length"), set(names.values())
+                names[symbol] = next(
+                    name for name in (base, *(f"{base}_{k}" for k in range(2, 99))) if name not in taken
+                )
+    return names
+
+
+def _rename_(model: ir.Model, input_names: list[str], output_names: list[str]) -> None:
+    initializers = model.graph.initializers
+    for value in list(initializers.values()):
+        name = str(value.name).removeprefix("network.")
+        if name not in initializers:
+            value.name = name
+    for value, name in zip(model.graph.inputs, input_names, strict=True):
+        value.name = name
+    for value, name in zip(model.graph.outputs, output_names, strict=True):
+        value.name = name
+    # Inputs keep their names, then outputs; whatever else bears one of them is renamed.
+    NameFixPass()(model)

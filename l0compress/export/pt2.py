@@ -1,0 +1,123 @@
+"""Export to ``.pt2``: the archive of ``torch.export``, which any PyTorch loads without the code of the model.
+
+requires: a captured graph.
+ensures:  the archive, loaded again, computes what the reference computes; it holds no stack traces or paths; the same
+          graph gives the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch._dynamo.exc import UserError
+from torch.export import Dim, ExportedProgram
+from torch.fx.graph import _PyTreeCodeGen
+
+from l0compress.calls import example_calls, free_dims
+from l0compress.errors import RunError, SurgeryError
+from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.network import GraphNetwork
+from l0compress.verify import Model, verify
+
+SUFFIX = ".pt2"
+
+# Source lines and paths of the machine that captured the model, and addresses in its memory.
+_NOTES_OF_THIS_PROCESS = ("stack_trace", "from_node")
+
+
+def export_pt2(
+    graph: CapturedGraph, path: str | Path, *, reference: Model | None = None, tolerance: float | None = None
+) -> Exported:
+    """Write ``graph`` as a ``.pt2`` archive, if the archive loaded again computes what the reference computes.
+
+    The archive holds the graph's example inputs, so that it can be checked and timed by itself. Output classes, such as
+    the ``ModelOutput`` of Hugging Face, become dicts with the same keys: the archive loads where they are unknown.
+
+    Args:
+        graph: the model; dimensions that are free in it stay free.
+        path: the file to write; its name ends in ``.pt2``.
+        reference: what the archive must agree with; by default the graph itself.
+        tolerance: as in :func:`l0compress.verify.verify`.
+
+    Raises:
+        NotEqualError: the archive does not compute what the reference computes.
+        SurgeryError: ``torch.export`` cannot capture the graph again.
+        RunError: the path cannot be written to, or does not end in ``.pt2``.
+
+    Example:
+        >>> import tempfile, l0compress as l0
+        >>> graph = l0.capture(torch.nn.Linear(4, 2), (torch.randn(2, 4),))
+        >>> exported = export_pt2(graph, Path(tempfile.mkdtemp(), "model.pt2"))
+        >>> torch.export.load(exported.path).module()(torch.zeros(3, 4)).shape
+        torch.Size([3, 2])
+    """
+    destination = Path(path)
+    if destination.suffix != SUFFIX:
+        raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
+    with staged(destination) as staging:
+        torch.export.save(exported_program(graph), staging)
+        reloaded = torch.export.load(staging).module()
+        # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
+        equality = verify(reloaded.forward, reference or graph, inputs=example_calls(graph), tolerance=tolerance)
+        size_bytes = size_on_disk(staging)
+    return Exported(destination, size_bytes, equality)
+
+
+def exported_program(graph: CapturedGraph) -> ExportedProgram:
+    """The graph as ``torch.export`` knows it: the user's parameter names, keywords and free dimensions.
+
+    Raises:
+        SurgeryError: the graph's code fixes a dimension that was free, or uses what ``torch.export`` cannot capture.
+
+    Example:
+        >>> import l0compress as l0
+        >>> graph = l0.capture(torch.nn.Linear(4, 2), (torch.randn(2, 4),))
+        >>> sorted(exported_program(graph).state_dict)
+        ['bias', 'weight']
+    """
+    _, spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
+    dims = [dict.fromkeys(free, Dim.DYNAMIC) or None for free in free_dims(graph)]
+    args_shapes, kwargs_shapes = pytree.tree_unflatten(dims, spec)
+    try:
+        program = torch.export.export(
+            _with_plain_outputs(graph),
+            graph.example_args,
+            graph.example_kwargs,
+            dynamic_shapes=(*args_shapes, *kwargs_shapes.values()),
+            strict=False,
+        )
+    except (UserError, RuntimeError, ValueError) as error:
+        raise SurgeryError(
+            f"torch.export cannot capture the graph again: {str(error).splitlines()[0]} Nothing was written."
+        ) from error
+    for node in program.graph.nodes:
+        for note in _NOTES_OF_THIS_PROCESS:
+            node.meta.pop(note, None)
+    return program
+
+
+def _with_plain_outputs(graph: CapturedGraph) -> GraphNetwork:
+    """The network of the graph, returning dicts, lists and tuples in place of classes that a reader may not have."""
+    network = graph.module()
+    with torch.no_grad():
+        outputs = network(*graph.example_args, **graph.example_kwargs)
+    codegen = network.graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        codegen.pytree_info = codegen.pytree_info._replace(out_spec=pytree.tree_structure(_plain(outputs)))
+        network.recompile()
+    return network
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    return value if pytree.tree_is_leaf(value) else tuple(pytree.tree_leaves(value))

@@ -1,0 +1,173 @@
+"""ONNX Runtime behind the interface of a module: tensors in, named tensors out."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from l0compress.calls import Call, named_leaves
+from l0compress.errors import InputError, RunError
+
+OUTPUT_NAMES_KEY = "l0compress.outputs"
+EXAMPLE_LENGTH = 16
+
+# The errors of the compiled module, which declares no types.
+native = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+
+_SILENT = 4
+_ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_DTYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(float16)": torch.float16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(int8)": torch.int8,
+    "tensor(uint8)": torch.uint8,
+    "tensor(bool)": torch.bool,
+}
+_LOAD_ERRORS = (
+    native.Fail,
+    native.InvalidArgument,
+    native.InvalidGraph,
+    native.InvalidProtobuf,
+    native.NoSuchFile,
+    native.NotImplemented,
+    native.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input of an artifact: its name, its shape (None where a dimension is free) and its dtype."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    def described(self) -> str:
+        """Dtype and shape in words.
+
+        Example:
+            >>> TensorSpec("image", (None, 3, 8), torch.float32).described()
+            'float32 (any, 3, 8)'
+        """
+        sizes = ", ".join("any" if size is None else str(size) for size in self.shape)
+        return f"{str(self.dtype).removeprefix('torch.')} ({sizes})"
+
+
+class OnnxSession:
+    """An ONNX file that is called like the model it was exported from.
+
+    Positional arguments fill the inputs in order; keyword arguments fill those of their name. Both are flattened as in
+    the export (``batch={"image": x}`` fills ``batch_image``), and what is not a tensor was fixed by the export and is
+    passed over. The result maps output names to tensors.
+
+    Args:
+        path: the ``.onnx`` file.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        RunError: the file is missing, is no ONNX model, or needs an operator that ONNX Runtime lacks on this machine.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = _SILENT
+        if threads is not None:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
+        # Threads that go on spinning after a run would slow down whatever is timed next in the same process.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
+        except _LOAD_ERRORS as error:
+            raise RunError(
+                f"ONNX Runtime cannot load {self.path}: {first_line(error)}. Nothing was changed. Check the path, or "
+                "export the model again."
+            ) from error
+        declared = self._session.get_modelmeta().custom_metadata_map.get(OUTPUT_NAMES_KEY)
+        actual = [output.name for output in self._session.get_outputs()]
+        self.output_names = tuple(json.loads(declared) if declared else actual)
+        self.inputs = tuple(
+            TensorSpec(entry.name, tuple(_size(dim) for dim in entry.shape), _DTYPES.get(entry.type, torch.float32))
+            for entry in self._session.get_inputs()
+        )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Run the model; outputs by name.
+
+        Raises:
+            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
+        """
+        run = self.bound(Call(args, kwargs))
+        try:
+            outputs = run()
+        except (native.InvalidArgument, native.Fail, native.RuntimeException) as error:
+            takes = ", ".join(f"{spec.name} {spec.described()}" for spec in self.inputs)
+            raise InputError(
+                f"{self.path} cannot run on these inputs: {first_line(error)}. Nothing was changed. It takes {takes}."
+            ) from error
+        return {name: torch.as_tensor(value) for name, value in zip(self.output_names, outputs, strict=True)}
+
+    def bound(self, call: Call) -> Callable[[], Sequence[Any]]:
+        """The run of one call with its inputs already converted: what a timing repeats.
+
+        Raises:
+            InputError: an input is missing, or is not one of the model's.
+        """
+        feeds = {name: tensor.numpy(force=True) for name, tensor in self._feeds(call.args, call.kwargs).items()}
+        return lambda: self._session.run(None, feeds)
+
+    def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
+        """A call made from the input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
+
+        Example: an input ``image`` of shape ``(batch, 3, 8, 8)`` gives ``Call(kwargs={"image": <noise>})``.
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def fill(spec: TensorSpec) -> Tensor:
+            free = [batch_size, *[EXAMPLE_LENGTH] * len(spec.shape)]
+            shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
+            if spec.dtype.is_floating_point:
+                return torch.randn(shape, generator=generator).to(spec.dtype)
+            return torch.zeros(shape, dtype=spec.dtype)
+
+        return Call(kwargs={spec.name: fill(spec) for spec in self.inputs})
+
+    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        names = [spec.name for spec in self.inputs]
+        feeds = dict(named_leaves(kwargs))
+        free = (name for name in names if name not in feeds)
+        for leaf in pytree.tree_leaves(args):
+            if isinstance(leaf, Tensor):
+                feeds[next(free, f"positional input {len(feeds)}")] = leaf
+        feeds = {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
+        missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
+        if missing or extra:
+            raise InputError(
+                f"{self.path} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, "
+                f"unexpected {', '.join(extra) or 'none'}. Nothing was changed."
+            )
+        return feeds
+
+
+def _size(dim: Any) -> int | None:
+    return dim if isinstance(dim, int) else None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without ONNX Runtime's error code, or the error's type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _ERROR_CODE.sub("", lines[0]).rstrip(".") if lines else type(error).__name__

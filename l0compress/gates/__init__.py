@@ -1,0 +1,1 @@
+"""Hard concrete gates: the distribution, and their attachment to a captured network."""

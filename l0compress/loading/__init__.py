@@ -1,0 +1,24 @@
+"""From files, names and flags to objects: models, data, targets. No pickle is read unless the caller trusts it."""
+
+from __future__ import annotations
+
+from l0compress.loading.datasets import load_data
+from l0compress.loading.fit import check_labels, check_values, fit_data
+from l0compress.loading.models import Model, ModelSource, load_model, load_pt2
+from l0compress.loading.references import import_reference
+from l0compress.loading.targets import Target, make_target, parse_target
+
+__all__ = [
+    "Model",
+    "ModelSource",
+    "Target",
+    "check_labels",
+    "check_values",
+    "fit_data",
+    "import_reference",
+    "load_data",
+    "load_model",
+    "load_pt2",
+    "make_target",
+    "parse_target",
+]

@@ -1,0 +1,192 @@
+"""Does the data fit the model? Shapes are adapted where only one reading is possible, and checked otherwise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from l0compress.data import AnySplit, Batch, Data, Split, example_batch
+from l0compress.errors import DataError
+from l0compress.loading.models import Model
+from l0compress.loading.references import FOREIGN_ERRORS, first_line
+
+IGNORED_LABEL = -100
+PROBE_SAMPLES = 3
+
+
+def fit_data(data: Data, model: Model) -> Data:
+    """Give the data the shapes and the floating type that the model takes.
+
+    A single in-memory input may miss the channel axis of size one, or may have to be flattened. Anything else has to
+    fit as it is.
+
+    Raises:
+        DataError: the model cannot run on the data; the message names both shapes.
+    """
+    data = _map_inputs(data, lambda inputs: _cast(inputs, _floating_type(model)))
+    if isinstance(model, ExportedProgram):
+        return _fit_program(data, model)
+    return _fit_module(data, model)
+
+
+def check_values(data: Data) -> None:
+    """Refuse data with values that are not finite, in its in-memory parts.
+
+    Raises:
+        DataError: names the part, the input and the first sample.
+    """
+    for part, split in data.parts().items():
+        if isinstance(split, Split):
+            tensors = dict(split.inputs) if isinstance(split.inputs, dict) else dict(enumerate(split.inputs))
+            named = {f"input {name!r}": tensor for name, tensor in tensors.items()}
+            if split.targets is not None:
+                named["the target"] = split.targets
+            for name, tensor in named.items():
+                _check_finite(tensor, part, name)
+
+
+def check_labels(data: Data, num_classes: int) -> None:
+    """Refuse class labels outside ``0 ... num_classes - 1`` (``-100`` is ignored), in the in-memory parts.
+
+    Example:
+        >>> import torch
+        >>> part = Split((torch.zeros(3, 4),), torch.tensor([0, 1, 7]))
+        >>> check_labels(Data(train=part, val=part), num_classes=3)
+        Traceback (most recent call last):
+        ...
+        l0compress.errors.DataError: Label 7 of sample 2 in the train part is out of range: the model has 3 outputs,
+        so labels are 0 to 2. Nothing was changed.
+
+    Raises:
+        DataError: names the part, the sample and its label; or says that the labels are no integers.
+    """
+    for part, split in data.parts().items():
+        if not isinstance(split, Split) or split.targets is None:
+            continue
+        if split.targets.is_floating_point():
+            raise DataError(
+                f"The targets of the {part} part are floating-point numbers, no class labels. "
+                "For regression say --loss mse."
+            )
+        wrong = ((split.targets < 0) | (split.targets >= num_classes)) & (split.targets != IGNORED_LABEL)
+        if wrong.any():
+            position = wrong.nonzero()[0].tolist()
+            raise DataError(
+                f"Label {split.targets[tuple(position)].item()} of sample {position[0]} in the {part} part is out of "
+                f"range: the model has {num_classes} outputs, so labels are 0 to {num_classes - 1}. "
+                "Nothing was changed."
+            )
+
+
+def _check_finite(tensor: Tensor, part: str, name: str) -> None:
+    if not tensor.is_floating_point():
+        return
+    # The sum of a tensor is finite only if all its values are (up to overflow, which the second look rules out).
+    if torch.isfinite(tensor.sum()):
+        return
+    wrong = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
+    if wrong.any():
+        raise DataError(
+            f"Sample {int(wrong.nonzero()[0])} of the {part} part has a value that is not finite in {name} "
+            f"({int(wrong.sum())} such samples). Nothing was changed. Remove or repair them."
+        )
+
+
+def _floating_type(model: Model) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), None)
+
+
+def _cast(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return inputs.to(dtype) if dtype is not None and inputs.is_floating_point() else inputs
+
+
+def _map_inputs(data: Data, change) -> Data:
+    def mapped(split: AnySplit | None) -> AnySplit | None:
+        if not isinstance(split, Split):
+            return split
+        if isinstance(split.inputs, dict):
+            return Split({name: change(tensor) for name, tensor in split.inputs.items()}, split.targets)
+        return Split(tuple(change(tensor) for tensor in split.inputs), split.targets)
+
+    train, val, test = mapped(data.train), mapped(data.val), mapped(data.test)
+    return replace(data, train=train, val=val, test=test)
+
+
+def _readings(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The sample shapes that a sample of this shape can be read as: as it is, with a channel axis, flat."""
+    yield shape
+    yield (1, *shape)
+    if len(shape) > 1:
+        yield (math.prod(shape),)
+
+
+def _fit_program(data: Data, program: ExportedProgram) -> Data:
+    args, kwargs = program.example_inputs or ((), {})
+    wanted = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    example = example_batch(data, 1)
+    given = [tuple(tensor.shape[1:]) for tensor in (*example.args, *example.kwargs.values())]
+    if len(wanted) == len(given) == 1 and wanted != given and isinstance(data.train, Split):
+        fitting = [shape for shape in _readings(given[0]) if shape == wanted[0]]
+        if fitting:
+            return _map_inputs(data, lambda inputs: inputs.reshape(len(inputs), *fitting[0]))
+    if len(wanted) != len(given) or any(len(a) != len(b) for a, b in zip(wanted, given, strict=True)):
+        raise DataError(_shape_message(wanted, given))
+    try:
+        with torch.no_grad():
+            batch = example_batch(data, PROBE_SAMPLES)
+            program.module()(*batch.args, **batch.kwargs)
+    except FOREIGN_ERRORS as reason:
+        if wanted != given:
+            raise DataError(_shape_message(wanted, given)) from reason
+        raise DataError(
+            f"The exported model cannot run on samples of shape {_shapes(given)} ({first_line(reason)}). "
+            "Nothing was changed."
+        ) from reason
+    return data
+
+
+def _shape_message(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> str:
+    return (
+        f"The model was exported for samples of shape {_shapes(wanted)}, and the data has {_shapes(given)}. "
+        "Nothing was changed."
+    )
+
+
+def _shapes(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join(str(shape) for shape in shapes) or "no inputs"
+
+
+def _fit_module(data: Data, module: nn.Module) -> Data:
+    batch = example_batch(data, PROBE_SAMPLES)
+    reason = _failure(module, batch)
+    if reason is None:
+        return data
+    if isinstance(data.train, Split) and len(batch.args) == 1 and not batch.kwargs:
+        for shape in list(_readings(tuple(batch.args[0].shape[1:])))[1:]:
+            if _failure(module, Batch((batch.args[0].reshape(len(batch), *shape),), {})) is None:
+                return _map_inputs(data, lambda inputs, shape=shape: inputs.reshape(len(inputs), *shape))
+    given = [tuple(tensor.shape[1:]) for tensor in (*batch.args, *batch.kwargs.values())]
+    raise DataError(f"The model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed.")
+
+
+def _failure(module: nn.Module, batch: Batch) -> str | None:
+    """Why the module cannot run on the batch and answer once a sample, or None."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        with torch.no_grad():
+            output = module.eval()(*batch.args, **batch.kwargs)
+    except FOREIGN_ERRORS as reason:
+        return first_line(reason)
+    finally:
+        for part, training in modes:
+            part.training = training
+    leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    if not leaves or leaves[0].ndim == 0 or len(leaves[0]) != len(batch):
+        return f"its first output has shape {tuple(leaves[0].shape) if leaves else ()} for {len(batch)} samples"
+    return None

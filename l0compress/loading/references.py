@@ -1,0 +1,97 @@
+"""Names of Python objects on the command line: ``package.module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from l0compress.errors import InputError
+
+# What code that is not ours may raise when it is imported, called or asked to read a broken file.
+FOREIGN_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+)
+
+
+def first_line(error: BaseException) -> str:
+    """The first non-empty line of an error's message, with its type: what fits into our own message.
+
+    Example:
+        >>> first_line(ValueError("bad value\\nlong explanation"))
+        'ValueError: bad value'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text has the form ``package.module:function``.
+
+    Example:
+        >>> is_reference("nets.lenet:build"), is_reference("digits.npz"), is_reference("C:/data.npz")
+        (True, False, False)
+    """
+    module, colon, name = text.partition(":")
+    return bool(colon) and name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+def import_reference(reference: str, *, flag: str, error: type[InputError] = InputError) -> Any:
+    """Import the object that ``package.module:function`` names; the working directory is searched first.
+
+    Args:
+        reference: the name.
+        flag: the flag or argument that it was given for, for messages.
+        error: the class to raise.
+
+    Example:
+        >>> import_reference("math:sqrt", flag="--loss")(9.0)
+        3.0
+
+    Raises:
+        InputError: (or ``error``) the form is wrong, the module cannot be imported, or has no such name.
+    """
+    if not is_reference(reference):
+        raise error(f"{flag} {reference!r} does not have the form package.module:function.")
+    module_name, _, name = reference.partition(":")
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except FOREIGN_ERRORS as reason:
+        raise error(
+            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)})."
+        ) from reason
+    try:
+        return getattr(module, name)
+    except AttributeError as reason:
+        raise error(f"{flag} {reference!r}: module {module_name!r} has no {name!r}.") from reason
+
+
+def call_reference(reference: str, *, flag: str, error: type[InputError] = InputError) -> Any:
+    """Import what a reference names and call it without arguments.
+
+    Raises:
+        InputError: (or ``error``) it cannot be imported or called, or the call raises.
+    """
+    function = import_reference(reference, flag=flag, error=error)
+    if not callable(function):
+        raise error(f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called.")
+    try:
+        return function()
+    except FOREIGN_ERRORS as reason:
+        raise error(f"{flag} {reference!r} failed when it was called ({first_line(reason)}).") from reason

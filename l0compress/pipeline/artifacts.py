@@ -1,0 +1,58 @@
+"""What is done with artifacts: load them, check them against a run, time them against the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l0compress.errors import RunError
+from l0compress.export.session import OnnxSession
+from l0compress.pipeline.runs import open_run
+from l0compress.pipeline.sources import captured_pt2
+from l0compress.verify import Equality, verify
+
+SUFFIXES = (".onnx", ".pt2")
+
+
+def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
+    """Load an exported artifact as something that is called like the model.
+
+    Args:
+        path: an ``.onnx`` or a ``.pt2`` file.
+        threads: threads that ONNX Runtime uses within an operator; None leaves the choice to it.
+
+    Raises:
+        RunError: the file is missing, unreadable or of another kind.
+    """
+    path = Path(path)
+    if path.suffix not in SUFFIXES:
+        raise RunError(f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.")
+    if not path.is_file():
+        raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
+    return OnnxSession(path, threads=threads) if path.suffix == ".onnx" else captured_pt2(path).module()
+
+
+@dataclass(frozen=True)
+class Verification:
+    """An artifact equals the masked dense model of a run."""
+
+    artifact: Path
+    run: Path
+    equality: Equality
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {"artifact": str(self.artifact), "against": str(self.run), **self.equality.to_json()}
+
+
+def verify_artifact(artifact: Path, *, run: Path) -> Verification:
+    """Check that an artifact computes what the masked dense model of a run computes.
+
+    Raises:
+        RunError: the artifact or the run cannot be read.
+        NotEqualError: they differ; the message says where.
+    """
+    finished = open_run(run)
+    return Verification(Path(artifact), finished.folder, verify(load(artifact), captured_pt2(finished.masked)))

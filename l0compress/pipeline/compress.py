@@ -1,0 +1,162 @@
+"""The whole line in one call: capture, fine-tune under a budget, harden, shrink, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from l0compress.data import Data
+from l0compress.errors import InputError, TargetMissedError
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cost import Cost, cost
+from l0compress.graph.masked import masked
+from l0compress.graph.plan import KeepPlan
+from l0compress.loading import Model, Target, make_target
+from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.training.course import Evaluation, evaluate
+from l0compress.training.events import OnEvent, ProgressEvent, ignore
+from l0compress.training.finetune import FinetuneResult, course_of, finetune
+from l0compress.training.settings import FinetuneSettings
+from l0compress.verify import Equality, verify
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The dense and the small model on the same part of the data."""
+
+    dense: Evaluation
+    small: Evaluation
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {"dense": asdict(self.dense), "small": asdict(self.small)}
+
+
+@dataclass(frozen=True, eq=False)
+class CompressResult:
+    """What :func:`compress` returns.
+
+    Attributes:
+        dense: the captured model, as it was given.
+        masked: the dense-shaped model with the trained weights and removed channels silenced; equal to ``small``.
+        small: the smaller model, best by validation; ``small.module()`` is an ``nn.Module``.
+        plan: which channels were kept.
+        target: the budget.
+        dense_cost, small_cost: what both cost.
+        val, test: both on the validation and the test part; ``test`` is None where the data has none.
+        equality: how closely ``small`` and ``masked`` agree.
+        history: one event for every epoch.
+    """
+
+    dense: CapturedGraph
+    masked: CapturedGraph
+    small: CapturedGraph
+    plan: KeepPlan
+    target: Target
+    dense_cost: Cost
+    small_cost: Cost
+    val: Scores
+    test: Scores | None
+    equality: Equality
+    history: tuple[ProgressEvent, ...]
+
+    @property
+    def limit(self) -> int:
+        """The most that the target allows, in its unit."""
+        return self.target.limit(self.dense_cost.get(self.target.unit))
+
+
+def compress(
+    model: Model,
+    data: Data | str,
+    *,
+    target: Mapping[str, float] | Target,
+    settings: FinetuneSettings | None = None,
+    on_event: OnEvent = ignore,
+) -> CompressResult:
+    """Compress a trained model to a budget. The model that is given stays as it is.
+
+    Args:
+        model: an ``nn.Module`` or an ``ExportedProgram``.
+        data: :class:`~l0compress.data.Data`, or its name as :func:`~l0compress.loading.load_data` takes it.
+        target: one unit and its number, ``{"macs": 0.5}`` (a fraction of dense) or ``{"params": 26500}`` (a count).
+        settings: how to train; the defaults are those of the command line.
+        on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way.
+
+    Raises:
+        InputError: model, data, target and settings do not fit together; nothing was computed.
+        NotEqualError: the small model does not compute what the masked dense model computes.
+        TargetMissedError: the small model is over its budget.
+
+    Example:
+        >>> import torch, l0compress as l0
+        >>> _ = torch.manual_seed(0)
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+        >>> x = torch.randn(64, 4)
+        >>> part = l0.Split((x,), (x[:, 0] > 0).long())
+        >>> few = l0.FinetuneSettings(epochs=3)
+        >>> result = l0.compress(net, l0.Data(train=part, val=part), target={"params": 0.5}, settings=few)
+        >>> result.dense_cost.params, result.small_cost.params <= 57
+        (114, True)
+    """
+    wanted = target if isinstance(target, Target) else make_target(target)
+    settings = FinetuneSettings() if settings is None else settings
+    check_device(settings.device)
+    prepared = prepare(model, data, loss=settings.loss)
+    result = finetune(prepared.graph, prepared.data, {wanted.unit: wanted.value}, settings=settings, on_event=on_event)
+    return _checked(result, prepared, wanted, settings)
+
+
+def check_device(device: str) -> None:
+    """Raises:
+    InputError: there is no such device here.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as reason:
+        lines = str(reason).splitlines()
+        raise InputError(
+            f"Device {device!r} cannot be used: {lines[0]} Nothing was changed. Say --device cpu."
+        ) from reason
+
+
+def _checked(result: FinetuneResult, prepared: Prepared, target: Target, settings: FinetuneSettings) -> CompressResult:
+    silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
+    equality = verify(result.small, silenced)
+    dense_cost, small_cost = cost(prepared.graph), cost(result.small)
+    limit, reached = target.limit(dense_cost.get(target.unit)), small_cost.get(target.unit)
+    if reached > limit:
+        raise TargetMissedError(
+            f"Target {target}: the small model has {reached:,} {target.unit}, and at most {limit:,} were asked for. "
+            "Nothing was written."
+        )
+    return CompressResult(
+        dense=result.dense,
+        masked=silenced,
+        small=result.small,
+        plan=result.plan,
+        target=target,
+        dense_cost=dense_cost,
+        small_cost=small_cost,
+        val=Scores(result.dense_evaluation, result.best_evaluation),
+        test=_test_scores(result, prepared, settings),
+        equality=equality,
+        history=result.history,
+    )
+
+
+def _test_scores(result: FinetuneResult, prepared: Prepared, settings: FinetuneSettings) -> Scores | None:
+    test = prepared.data.test
+    if test is None:
+        return None
+    course = course_of(prepared.graph, prepared.data, settings)
+    dense, small = (
+        evaluate(
+            graph.module().to(settings.device), test, course.objective, teacher=course.teacher, device=settings.device
+        )
+        for graph in (result.dense, result.small)
+    )
+    return Scores(dense, small)

@@ -1,0 +1,122 @@
+"""From what the user names to a captured graph and data that fits it, every check made before anything is computed."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from l0compress.data import Data, example_batch
+from l0compress.errors import InputError, ModelError, RunError
+from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.loading import Model, ModelSource, check_labels, check_values, fit_data, load_data, load_pt2
+from l0compress.training.losses import TaskLoss, class_last, logits_of, objective_for
+
+EXAMPLE_SAMPLES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A captured model, and data that it runs on."""
+
+    graph: CapturedGraph
+    data: Data
+
+
+def prepare(model: Model, data: Data | str, *, loss: str | TaskLoss = "auto") -> Prepared:
+    """Capture the model with the data's first samples as example, and check that data, model and loss fit together.
+
+    Raises:
+        DataError: the data cannot be read, holds values that are not finite, or does not fit the model or the loss.
+        CaptureError: the model cannot be captured.
+    """
+    data = fit_data(load_data(data) if isinstance(data, str) else data, model)
+    check_values(data)
+    graph = capture_with(model, data)
+    _check_targets(graph, data, loss)
+    return Prepared(graph, data)
+
+
+def capture_with(model: Model, data: Data) -> CapturedGraph:
+    """Capture the model; a module with the data's first samples as example, a program with its own.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    if isinstance(model, ExportedProgram):
+        return _captured_program(model)
+    batch = example_batch(data, EXAMPLE_SAMPLES)
+    with _silence():
+        return capture(model, batch.args, batch.kwargs)
+
+
+def open_graph(source: ModelSource, data: str | None = None) -> CapturedGraph:
+    """Load a model file and capture it; a module needs data for its example inputs.
+
+    Raises:
+        InputError: the model is a module and there is no data.
+        ModelError, DataError, CaptureError: as the stages say.
+    """
+    model = source.load()
+    if isinstance(model, nn.Module) and data is None:
+        raise InputError(
+            f"Model {str(source.path)!r} does not say what its inputs look like. Nothing was changed. Name data whose "
+            "first samples serve as example: --data DATA."
+        )
+    if data is None:
+        return _captured_program(model)
+    return capture_with(model, fit_data(load_data(data), model))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What torch.export cannot capture it also prints, graph and all, before it raises: the message is enough."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _captured_program(program: ExportedProgram) -> CapturedGraph:
+    """The program's graph with copies of its example inputs: those of a file are often views into a whole data set."""
+    graph = capture(program)
+    args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (graph.example_args, graph.example_kwargs))
+    return replace(graph, example_args=args, example_kwargs=kwargs)
+
+
+def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> None:
+    """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
+    batch = example_batch(data, EXAMPLE_SAMPLES)
+    with torch.no_grad():
+        outputs = graph.module()(*batch.args, **batch.kwargs)
+    objective = objective_for(loss, batch.targets, outputs)
+    if batch.targets is None or objective.custom:
+        return
+    if objective.kind == "classes":
+        num_classes = class_last(logits_of(outputs), batch.targets).shape[-1]
+        check_labels(data, num_classes)
+    else:
+        objective.task(outputs, batch.targets)
+
+
+def captured_pt2(path: Path) -> CapturedGraph:
+    """A ``.pt2`` archive as a captured graph, with its own example inputs.
+
+    Raises:
+        RunError: the file is missing or unreadable.
+    """
+    try:
+        return capture(load_pt2(path))
+    except ModelError as reason:
+        raise RunError(str(reason)) from reason

@@ -1,0 +1,173 @@
+"""Results as tables: plain values, which the command line draws and a README quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from l0compress.graph.cost import Cost
+
+if TYPE_CHECKING:
+    from l0compress.bench import BenchReport, Timing
+    from l0compress.verify import Equality
+
+ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+        title: what it shows.
+        columns: headings.
+        rows: cells, one text a column.
+        notes: sentences to print below.
+
+    Example:
+        >>> print(Table("Sizes", ("model", "bytes"), (("dense", "40"), ("small", "8"))).to_markdown())
+        **Sizes**
+        <BLANKLINE>
+        | model | bytes |
+        |---|---:|
+        | dense | 40 |
+        | small | 8 |
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    def to_markdown(self) -> str:
+        """The table in GitHub's Markdown, its first column flush left and the others flush right."""
+        rule = "|".join(["---", *["---:"] * (len(self.columns) - 1)])
+        lines = [_markdown_row(self.columns), f"|{rule}|", *(_markdown_row(row) for row in self.rows)]
+        heading = [f"**{self.title}**", ""] if self.title else []
+        notes = ["", *self.notes] if self.notes else []
+        return "\n".join([*heading, *lines, *notes])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``: each row as an object by column."""
+        rows = [dict(zip(self.columns, row, strict=True)) for row in self.rows]
+        return {"title": self.title, "columns": list(self.columns), "rows": rows, "notes": list(self.notes)}
+
+
+def _markdown_row(cells: tuple[str, ...]) -> str:
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(escaped)} |"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one model; None where it was not measured.
+
+    Attributes:
+        name: heading of its column, and its name in the bench report.
+        cost: parameters, multiply-accumulates and bytes of weights.
+        metric: the task's metric on held-out data, such as accuracy between 0 and 1.
+        file_bytes: size of its artifact.
+    """
+
+    name: str
+    cost: Cost | None = None
+    metric: float | None = None
+    file_bytes: int | None = None
+
+
+def comparison_table(
+    dense: Measured,
+    small: Measured,
+    *,
+    metric_name: str = "accuracy",
+    bench: BenchReport | None = None,
+    title: str = "",
+) -> Table:
+    """Dense against small: the metric, what each costs, and how long each takes.
+
+    The last column is small as a share of dense. Latencies are those of the candidates of the same names in ``bench``.
+
+    Example:
+        >>> dense, small = Measured("dense", Cost(1000, 2000, 4000)), Measured("small", Cost(250, 500, 1000))
+        >>> comparison_table(dense, small).rows[0]
+        ('parameters', '1,000', '250', '25.0 %')
+    """
+    rows: list[tuple[str, ...]] = []
+    if dense.metric is not None or small.metric is not None:
+        rows.append((metric_name, *(ABSENT if m is None else f"{m:.4f}" for m in (dense.metric, small.metric)), ""))
+    counts: tuple[tuple[str, Callable[[Measured], int | None]], ...] = (
+        ("parameters", lambda model: model.cost.params if model.cost else None),
+        ("MACs per sample", lambda model: model.cost.macs if model.cost else None),
+        ("weight bytes", lambda model: model.cost.size_bytes if model.cost else None),
+        ("file bytes", lambda model: model.file_bytes),
+    )
+    for label, count in counts:
+        a, b = count(dense), count(small)
+        if a is not None or b is not None:
+            rows.append((label, _count(a), _count(b), _share(b, a)))
+    if bench is None:
+        return Table(title, ("", dense.name, small.name, "share"), tuple(rows))
+    rows += [row for size in bench.batch_sizes for row in _latency_rows(bench, dense.name, small.name, size)]
+    return Table(title, ("", dense.name, small.name, "share"), tuple(rows), (_thread_note(bench),))
+
+
+def _latency_rows(bench: BenchReport, dense: str, small: str, batch_size: int) -> list[tuple[str, ...]]:
+    a, b = bench.timing(dense, batch_size), bench.timing(small, batch_size)
+    return [
+        (f"latency median, batch {batch_size} (ms)", *_shared(a.median_ms, b.median_ms)),
+        (f"latency p95, batch {batch_size} (ms)", *_shared(a.p95_ms, b.p95_ms)),
+    ]
+
+
+def _shared(dense_ms: float, small_ms: float) -> tuple[str, str, str]:
+    return _milliseconds(dense_ms), _milliseconds(small_ms), _share(small_ms, dense_ms)
+
+
+def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
+    """Every timing of a report: artifact, file size, batch size, median, p95, throughput."""
+
+    def row(timing: Timing) -> tuple[str, ...]:
+        return (
+            timing.name,
+            _count(report.file_bytes.get(timing.name)),
+            str(timing.batch_size),
+            _milliseconds(timing.median_ms),
+            _milliseconds(timing.p95_ms),
+            f"{timing.samples_per_second:,.0f}",
+        )
+
+    columns = ("model", "file bytes", "batch", "median ms", "p95 ms", "samples/s")
+    ordered = [timing for size in report.batch_sizes for timing in report.timings if timing.batch_size == size]
+    return Table(title, columns, tuple(row(timing) for timing in ordered), (_thread_note(report),))
+
+
+def equality_table(equality: Equality, *, title: str = "Equality") -> Table:
+    """How closely each output agreed."""
+    rows = tuple(
+        (output.name, f"{output.max_absolute:.1e}", f"{output.max_relative:.1e}", f"{output.tolerance:.0e}")
+        for output in equality.outputs
+    )
+    notes = [f"Compared at batch sizes {', '.join(str(size) for size in equality.batch_sizes)}."]
+    if equality.zero_outputs:
+        names = ", ".join(equality.zero_outputs)
+        notes.append(f"Zero everywhere in the reference, so that equality says little: {names}.")
+    return Table(title, ("output", "max absolute", "max relative", "allowed relative"), rows, tuple(notes))
+
+
+def _thread_note(report: BenchReport) -> str:
+    fewest = min(timing.num_calls for timing in report.timings)
+    threads = f"{report.threads} thread{'s' if report.threads != 1 else ''}"
+    return f"Latency of whole calls with {threads}, {fewest} or more timed calls each, models taking turns."
+
+
+def _count(value: int | None) -> str:
+    return ABSENT if value is None else f"{value:,}"
+
+
+def _share(part: float | None, whole: float | None) -> str:
+    return ABSENT if part is None or not whole else f"{100 * part / whole:.1f} %"
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"

@@ -1,0 +1,169 @@
+"""What every phase of training shares: batches, teacher, loss, one epoch of steps, evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l0compress.data import AnySplit, Batch, Data
+from l0compress.errors import DataError, L0Error
+from l0compress.training.losses import Objective
+from l0compress.training.settings import FinetuneSettings
+
+_EPOCH_STRIDE = 1_000_003
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and metric of a model on one part of the data. ``metric`` is what choices are made by."""
+
+    loss: float
+    metric: float
+    metric_name: str
+    num_samples: int
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """The part of a run that no phase changes. ``teacher`` is the dense model in eval mode, or None."""
+
+    data: Data
+    objective: Objective
+    teacher: nn.Module | None
+    settings: FinetuneSettings
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size_for(len(self.data.train))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch, a last small one left out."""
+        first = next(iter(self.data.train.batches(self.batch_size)))
+        return max(1, len(self.data.train) // len(first))
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """The training batches of an epoch, shuffled and augmented by seed and epoch."""
+        seed = self.settings.seed * _EPOCH_STRIDE + epoch
+        generator = torch.Generator().manual_seed(seed)
+        # A last batch of one sample would break batch norm.
+        for batch in self.data.train.batches(self.batch_size, seed=seed, drop_last=True):
+            if self.data.augment is not None:
+                batch = self.data.augment(batch, generator)
+            yield batch.to(self.settings.device)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        device_type = torch.device(self.settings.device).type
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.settings.bf16)
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The training loss of one batch."""
+        with self.autocast():
+            teacher_outputs = None if self.teacher is None else outputs_of(self.teacher, batch)
+            noisy = drop_inputs(batch, self.settings.input_dropout)
+            outputs = network(*noisy.args, **noisy.kwargs)
+        return self.objective.loss(outputs, batch.targets, teacher_outputs)
+
+
+def outputs_of(module: nn.Module, batch: Batch) -> Any:
+    """The outputs on a batch, without gradients."""
+    with torch.no_grad():
+        return module(*batch.args, **batch.kwargs)
+
+
+def drop_inputs(batch: Batch, probability: float) -> Batch:
+    """Dropout on flat floating inputs ``(n, features)``; other inputs are left alone. Draws from the global generator."""
+    if probability == 0:
+        return batch
+
+    def drop(tensor: Tensor) -> Tensor:
+        flat = tensor.dim() == 2 and tensor.is_floating_point()
+        return dropout(tensor, probability) if flat else tensor
+
+    args = tuple(drop(tensor) for tensor in batch.args)
+    return Batch(args, {name: drop(tensor) for name, tensor in batch.kwargs.items()}, batch.targets)
+
+
+def dropout(tensor: Tensor, probability: float) -> Tensor:
+    """``tensor`` with elements zeroed at random and the rest scaled up; the probability is rounded to 1/256.
+
+    >>> dropout(torch.ones(2), 0.001)
+    tensor([1., 1.])
+    """
+    # One random byte an element: several times faster on a CPU than torch's own dropout, which would take half of a small
+    # network's step.
+    threshold = round(probability * 256)
+    words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64, device=tensor.device)
+    random_bytes = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint8)[: tensor.numel()]
+    return tensor * (random_bytes.view(tensor.shape) >= threshold) * (256 / (256 - threshold))
+
+
+def train_epoch(
+    course: Course,
+    network: nn.Module,
+    epoch: int,
+    *,
+    penalty: Callable[[], Tensor] | None = None,
+    step: Callable[[int, float], None],
+) -> float:
+    """One pass over the training data; returns the mean loss without the penalty.
+
+    ``step`` is called with the batch's position and loss once gradients are there; it updates what is trained and clears gradients.
+
+    Raises:
+        L0Error: the loss is NaN or infinite; the message names the step.
+    """
+    network.train()
+    total, count = 0.0, 0
+    for position, batch in enumerate(course.batches(epoch)):
+        loss = course.loss(network, batch)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise L0Error(
+                f"The loss became {value} at step {position + 1} of epoch {epoch + 1}. Training stopped and nothing was written. "
+                "Lower the learning rate, or look for non-finite values in the data."
+            )
+        (loss if penalty is None else loss + penalty()).backward()
+        step(position, value)
+        total, count = total + value, count + 1
+    if count == 0:
+        raise DataError("The training data yields no batch. Nothing was changed.")
+    return total / count
+
+
+def evaluate(
+    network: nn.Module,
+    split: AnySplit,
+    objective: Objective,
+    *,
+    teacher: nn.Module | None = None,
+    batch_size: int = 256,
+    device: str = "cpu",
+) -> Evaluation:
+    """Loss and metric of ``network`` in eval mode on a part of the data; the mode is restored afterwards.
+
+    Without labels, outputs are compared with the teacher's.
+    """
+    was_training = network.training
+    network.eval()
+    loss, hits, counted, num_samples = 0.0, 0, 0, 0
+    with torch.no_grad():
+        for batch in split.batches(batch_size):
+            batch = batch.to(device)
+            outputs = network(*batch.args, **batch.kwargs)
+            teacher_outputs = outputs_of(teacher, batch) if teacher is not None and batch.targets is None else None
+            loss += float(objective.loss(outputs, batch.targets, teacher_outputs)) * len(batch)
+            num_samples += len(batch)
+            if objective.metric_name == "accuracy":
+                right, seen = objective.hits(outputs, batch.targets, teacher_outputs)
+                hits, counted = hits + right, counted + seen
+    network.train(was_training)
+    mean_loss = loss / num_samples
+    metric = hits / max(counted, 1) if objective.metric_name == "accuracy" else mean_loss
+    return Evaluation(mean_loss, metric, objective.metric_name, num_samples)

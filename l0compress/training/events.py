@@ -1,0 +1,53 @@
+"""What a training run tells while it runs: frozen events, handed to a callback."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """One report of a run.
+
+    ``stage`` is "dense", "gates", "harden" or "finetune". An event with ``epoch_done`` closes an epoch and carries the
+    validation metric; the others come in between, for a live display. ``density`` is (expected) cost after removal over dense
+    cost in the budget's unit, ``violation`` is ``log E[cost] - log target_now`` (<= 0 is feasible).
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    epoch_done: bool = True
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    metric: float | None = None
+    metric_name: str = "accuracy"
+    density: float = 1.0
+    violation: float = 0.0
+    multiplier: float = 0.0
+    learning_rate: float = 0.0
+    num_moves: int = 0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+
+    def row(self) -> dict[str, Any]:
+        """The event as a dict that JSON can hold; a number that is not finite becomes None.
+
+        >>> ProgressEvent("gates", 1, 4, loss=float("inf")).row()["loss"] is None
+        True
+        """
+        return {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+OnEvent = Callable[[ProgressEvent], None]
+
+
+def ignore(event: ProgressEvent) -> None:
+    """The callback of those who do not listen."""

@@ -1,0 +1,223 @@
+"""The whole loop: dense teacher, gates under a budget, hardening, surgery, and the small model's fine-tuning.
+
+requires: a captured graph of a trained model, data, a budget.
+ensures:  a smaller graph within the budget, checked equal to the masked dense model that carries the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from l0compress.data import Data
+from l0compress.errors import DataError, TargetError
+from l0compress.gates.attach import GatedNetwork, fold, gate
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cost import cost
+from l0compress.graph.groups import Groups
+from l0compress.graph.masked import masked
+from l0compress.graph.plan import KeepPlan, unshrink_state
+from l0compress.graph.shrink import shrink
+from l0compress.training.budget import AscentSettings, Budget, FixedPenalty, Penalty
+from l0compress.training.course import Course, Evaluation, outputs_of
+from l0compress.training.equality import check_equal
+from l0compress.training.events import OnEvent, ProgressEvent, ignore
+from l0compress.training.harden import harden
+from l0compress.training.losses import objective_for
+from l0compress.training.phases import Gated, Journal, evaluate_on, train_gates, train_small
+from l0compress.training.recalibrate import recalibrate
+from l0compress.training.settings import FinetuneSettings
+
+_RECALIBRATION_BATCHES = 100
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneResult:
+    """What a run returns.
+
+    Attributes:
+        dense: the graph that went in.
+        plan: what stays of it, on the groups of ``dense``.
+        folded: the dense-shaped graph with the final weights scattered back; ``masked(folded, plan)`` equals ``small``.
+        small: the shrunk graph with the best weights by validation.
+        last: the shrunk graph with the weights of the last epoch.
+        dense_evaluation: validation result of the dense model.
+        best_evaluation: validation result of ``small``, reached ``best_epoch`` epochs after hardening.
+        last_evaluation: validation result of ``last``.
+        history: the events that closed an epoch, in order.
+    """
+
+    dense: CapturedGraph
+    plan: KeepPlan
+    folded: CapturedGraph
+    small: CapturedGraph
+    last: CapturedGraph
+    dense_evaluation: Evaluation
+    best_evaluation: Evaluation
+    best_epoch: int
+    last_evaluation: Evaluation
+    history: tuple[ProgressEvent, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run starts from, whatever method decides what is removed."""
+
+    graph: CapturedGraph
+    course: Course
+    journal: Journal
+    dense_evaluation: Evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class Hardened:
+    """A decision on the dense graph's groups, and the weights that go with it, as the small model has them."""
+
+    plan: KeepPlan
+    state: dict[str, Tensor]
+
+
+def finetune(
+    graph: CapturedGraph,
+    data: Data,
+    target: Mapping[str, float],
+    *,
+    settings: FinetuneSettings | None = None,
+    on_event: OnEvent = ignore,
+) -> FinetuneResult:
+    """Compress a trained model to a budget.
+
+    ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the dense cost
+    (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per
+    parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on a CPU, and the global
+    random state is left as it was.
+
+    Raises:
+        NothingToPruneError: no channel can be removed.
+        TargetError: the target is malformed or out of reach.
+        DataError: data and model do not fit together.
+        L0Error: the loss became NaN; the message names the step.
+        NotEqualError: the shrunk model differs from the masked one.
+    """
+    settings = FinetuneSettings() if settings is None else settings
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        gated = gate(graph, log_alpha=settings.gates.log_alpha, temperature=settings.gates.temperature)
+        gated = gated.to(settings.device)
+        groups = gated.groups
+        course = course_of(graph, data, settings)
+        budget = penalty_for(gated, target, course)
+        run = start(graph, course, on_event)
+        trained = train_gates(course, gated, budget, run.journal)
+        return finish(run, harden_gates(groups, trained, budget), unit=budget.unit, first_epoch=settings.gated_epochs)
+
+
+def start(graph: CapturedGraph, course: Course, on_event: OnEvent) -> Run:
+    """Measure the dense model and tell it."""
+    journal = Journal(on_event, course.settings.epochs)
+    dense = evaluate_on(course, graph.module().to(course.settings.device))
+    on_event(
+        ProgressEvent("dense", 0, journal.epochs, loss=dense.loss, metric=dense.metric, metric_name=dense.metric_name)
+    )
+    return Run(graph, course, journal, dense)
+
+
+def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> Course:
+    """The teacher and the objective that a run on ``graph`` and ``data`` has.
+
+    Raises:
+        DataError: there are neither labels nor a teacher.
+    """
+    dense = graph.module().to(settings.device)
+    first = next(iter(data.train.batches(settings.batch_size_for(len(data.train))))).to(settings.device)
+    if not settings.distill and first.targets is None:
+        raise DataError(
+            "Distillation is off and the data has no labels: there is nothing to learn from. Nothing was changed. "
+            "Give data with labels, or leave distillation on."
+        )
+    objective = objective_for(
+        settings.loss,
+        first.targets,
+        outputs_of(dense, first),
+        temperature=settings.distill_temperature,
+        task_share=settings.task_share,
+    )
+    return Course(data, objective, dense if settings.distill else None, settings)
+
+
+def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course) -> Penalty:
+    """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
+    unit, value = the_one(target)
+    num_samples = len(course.data.train)
+    if unit == "aic":
+        return FixedPenalty.aic(gated, num_samples)
+    if unit == "bic":
+        return FixedPenalty.bic(gated, num_samples)
+    if unit == "penalty":
+        return FixedPenalty(gated, value)
+    gates = course.settings.gates
+    ramp_steps = round(course.settings.gated_epochs * course.steps_per_epoch * gates.ramp_share)
+    ascent = AscentSettings(learning_rate=gates.multiplier_rate)
+    keyword = {"params": "params", "macs": "macs", "bytes": "size_bytes"}.get(unit)
+    if keyword is None:
+        raise TargetError(
+            f"Unknown target {unit!r}: expected params, macs, bytes, penalty, aic or bic. Nothing was changed. "
+            "Example: macs=0.5."
+        )
+    return Budget(gated, ramp_steps=ramp_steps, ascent=ascent, **{keyword: value})
+
+
+def the_one(target: Mapping[str, float]) -> tuple[str, float]:
+    """The one unit that ``target`` names, and its number."""
+    if len(target) != 1:
+        raise TargetError(
+            f"A target names exactly one unit; given: {', '.join(target) or 'none'}. Nothing was changed. Example: macs=0.5."
+        )
+    return next(iter(target.items()))
+
+
+def harden_gates(groups: Groups, trained: Gated, budget: Penalty) -> Hardened:
+    """Decide on the network that is left, fold its gates, and carry both back to the dense graph's ``groups``."""
+    plan = harden(trained.network, budget)
+    small = shrink(fold(trained.network, plan), plan)
+    keep = torch.zeros(groups.num_moves, dtype=torch.bool)
+    keep[trained.moves[plan.keep]] = True
+    return Hardened(KeepPlan.from_keep(groups, keep), small.state())
+
+
+def finish(run: Run, hardened: Hardened, *, unit: str, first_epoch: int) -> FinetuneResult:
+    """From a decision to a result: surgery, its check, BatchNorm statistics, and the epochs from ``first_epoch`` on."""
+    course, plan = run.course, hardened.plan
+    small = _shrunk(run.graph, hardened, course)
+    density = cost(small).get(unit) / cost(run.graph).get(unit)
+    batches = islice(course.batches(first_epoch), _RECALIBRATION_BATCHES)
+    small = recalibrate(small, batches, device=course.settings.device)
+    objective = replace(course.objective, temperature=course.settings.final_temperature)
+    final = replace(course, objective=objective)
+    finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch)
+    return FinetuneResult(
+        dense=run.graph,
+        plan=plan,
+        folded=run.graph.with_state(unshrink_state(plan, finished.best.state())),
+        small=finished.best,
+        last=finished.last,
+        dense_evaluation=run.dense_evaluation,
+        best_evaluation=finished.best_evaluation,
+        best_epoch=finished.best_epoch,
+        last_evaluation=finished.last_evaluation,
+        history=tuple(run.journal.rows),
+    )
+
+
+def _shrunk(graph: CapturedGraph, hardened: Hardened, course: Course) -> CapturedGraph:
+    """The small graph with the decision's weights, checked equal to the masked dense one on a validation batch."""
+    plan = hardened.plan
+    folded = graph.with_state(unshrink_state(plan, hardened.state))
+    small = shrink(folded, plan)
+    batch = next(iter(course.data.val.batches(course.batch_size)))
+    check_equal(small.module(), masked(folded, plan), batch)
+    return small

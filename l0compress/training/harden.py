@@ -1,0 +1,119 @@
+"""Hardening: learned gates become a decision, and the decision keeps to the exact integer budget.
+
+requires: gates that were trained.
+ensures:  a closed :class:`KeepPlan` whose true cost is at most the target, and above 97 % of it wherever the costs of single
+          moves are fine enough to allow that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l0compress.errors import TargetMissedError
+from l0compress.gates.reach import best_moves, smallest_keep
+from l0compress.graph.groups import Groups
+from l0compress.graph.plan import KeepPlan
+from l0compress.training.budget import Penalty
+
+if TYPE_CHECKING:
+    from l0compress.gates.attach import GatedNetwork
+
+CLOSE_ENOUGH = 0.97
+
+
+def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
+    """Decide which moves of ``gated`` stay: those of highest log_alpha that fit the budget together.
+
+    Without a target (a fixed penalty), those that are kept with probability above one half stay. Every group keeps its best
+    move. ``gated`` is not changed.
+
+    Raises:
+        TargetMissedError: not even the smallest choice fits the budget.
+    """
+    scores = gated.gates.log_alpha.detach().cpu()
+    if budget.target is None:
+        likely = gated.gates.probability_nonzero().detach().cpu() > 0.5
+        return KeepPlan.from_keep(gated.groups, gated.groups.close(likely | best_moves(gated.groups, scores)))
+    return round_to_budget(gated.groups, scores, target=budget.target, unit=budget.unit)
+
+
+def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
+    """Remove moves from the lowest score upwards until the true cost is at most ``target``, then fill what room is left.
+
+    ``scores`` is a float tensor of shape ``(num_moves,)``. The shortest such run of removals is found by bisection. Removed moves
+    that still fit then return, best first. Where the result stays under 97 % of the target because one expensive move was the
+    last to go, that move is spared and cheaper ones go instead.
+
+    Raises:
+        TargetMissedError: with all but the best move of every group removed, the cost is still above ``target``.
+    """
+    best = smallest_keep(groups, scores)
+    order = [move for move in torch.argsort(scores, stable=True).tolist() if not best[move]]
+
+    def cost(keep: Tensor) -> int:
+        return groups.cost_of(keep).get(unit)
+
+    smallest = cost(best)
+    if smallest > target:
+        raise TargetMissedError(
+            f"No choice of what to remove reaches {target:,} {unit}: with all but the best of every group removed, "
+            f"{smallest:,} stay. Nothing was written. Ask for a larger target."
+        )
+    chosen = keep = _fill(groups, order, lambda keep: cost(keep) <= target)
+    while order and cost(chosen) <= CLOSE_ENOUGH * target:
+        order = _sparing_last(groups, order, keep)
+        keep = _fill(groups, order, lambda keep: cost(keep) <= target)
+        if cost(keep) > target:
+            break
+        chosen = max(chosen, keep, key=cost)
+    return KeepPlan.from_keep(groups, chosen)
+
+
+def _fill(groups: Groups, order: list[int], fits: Callable[[Tensor], bool]) -> Tensor:
+    """Remove the shortest prefix of ``order`` that fits (all of it if none does), then take back what still fits; closed."""
+    low, high = 0, len(order)
+    while low < high:
+        middle = (low + high) // 2
+        if fits(_without(groups, order[:middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return _take_back(groups, groups.close(_without(groups, order[:low])), order[:low][::-1], fits)
+
+
+def _take_back(groups: Groups, keep: Tensor, candidates: list[int], fits: Callable[[Tensor], bool]) -> Tensor:
+    group_of = groups.group_of_move.tolist()
+    full: set[int] = set()
+    for move in candidates:
+        # Adding only makes the next addition dearer, so a group whose move did not fit is done.
+        if keep[move] or group_of[move] in full:
+            continue
+        trial = keep.clone()
+        trial[move] = True
+        trial = groups.close(trial)
+        if fits(trial):
+            keep = trial
+        else:
+            full.add(group_of[move])
+    return keep
+
+
+def _sparing_last(groups: Groups, order: list[int], keep: Tensor) -> list[int]:
+    """``order`` without the last move that was removed, and without those of its group that would have been next."""
+    group_of = groups.group_of_move.tolist()
+    position = max((index for index, move in enumerate(order) if not keep[move]), default=-1)
+    return [
+        move
+        for index, move in enumerate(order)
+        if index < position or (index > position and group_of[move] != group_of[order[position]])
+    ]
+
+
+def _without(groups: Groups, removed: list[int]) -> Tensor:
+    keep = torch.ones(groups.num_moves, dtype=torch.bool)
+    keep[removed] = False
+    return keep

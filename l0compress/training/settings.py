@@ -1,0 +1,100 @@
+"""Every constant of a fine-tuning run, in one frozen value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from l0compress.errors import InputError
+from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, TEMPERATURE
+from l0compress.training.optim import OPTIMIZERS
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """Constants of the gated phase, the first ``share`` of the epochs.
+
+    ``weight_rate_share`` and ``weight_rate_floor`` are the weights' rate at its start and end, as shares of the run's learning rate
+    and of that start. ``ramp_share`` of the phase is the time in which the target falls to the budget.
+    """
+
+    share: float = 1 / 3
+    log_alpha: float = OPEN_LOG_ALPHA
+    temperature: float = TEMPERATURE
+    learning_rate: float = 0.03
+    multiplier_rate: float = 0.05
+    ramp_share: float = 0.6
+    weight_rate_share: float = 2 / 3
+    weight_rate_floor: float = 0.3
+    compact_below: float = 0.01
+
+
+@dataclass(frozen=True)
+class FinetuneSettings:
+    """How a run trains; the defaults are what the command line uses.
+
+    Attributes:
+        epochs: epochs of both phases together.
+        batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
+        learning_rate: the highest rate of the weights, reached at the start of the phase after hardening.
+        optimizer: "adamw" or "sgd".
+        clip: largest norm of the weights' gradient; None does not clip.
+        loss: "auto", "cross-entropy", "mse", or a function of (outputs, targets) that returns a scalar.
+        distill: learn from the dense model's outputs beside the labels.
+        input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training; images,
+            sequences and token ids are left alone.
+        bf16: run forward passes under bfloat16 autocast.
+    """
+
+    epochs: int = 48
+    batch_size: int | None = None
+    learning_rate: float = 6e-3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    loss: str | Callable[[Any, Tensor], Tensor] = "auto"
+    distill: bool = True
+    distill_temperature: float = 2.0
+    final_temperature: float = 1.0
+    task_share: float = 0.5
+    input_dropout: float = 0.1
+    seed: int = 0
+    device: str = "cpu"
+    bf16: bool = False
+    gates: GateSettings = GateSettings()
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("epochs", self.epochs >= 1, "at least 1"),
+            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
+            ("learning_rate", math.isfinite(self.learning_rate) and self.learning_rate > 0, "above 0"),
+            ("optimizer", self.optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS)),
+            ("weight_decay", self.weight_decay >= 0, "0 or more"),
+            ("clip", self.clip is None or self.clip > 0, "above 0"),
+            ("task_share", 0 <= self.task_share <= 1, "between 0 and 1"),
+            ("input_dropout", 0 <= self.input_dropout < 1, "0 or more and below 1"),
+        ):
+            if not ok:
+                raise InputError(f"{name}={getattr(self, name)}: expected {wanted}. Nothing was changed.")
+
+    @property
+    def gated_epochs(self) -> int:
+        """Epochs in which gates are learned; at least one."""
+        return max(1, round(self.epochs * self.gates.share))
+
+    @property
+    def final_epochs(self) -> int:
+        """Epochs after hardening."""
+        return self.epochs - self.gated_epochs
+
+    def batch_size_for(self, num_samples: int) -> int:
+        """The batch size asked for, or the default for that many training samples.
+
+        >>> FinetuneSettings().batch_size_for(60000), FinetuneSettings().batch_size_for(1000)
+        (128, 31)
+        """
+        return self.batch_size or min(128, max(16, num_samples // 32))

@@ -1,0 +1,66 @@
+"""Models and data that are small enough to read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from l0compress.cli.app import app
+
+torch.set_num_threads(1)
+
+
+def run_cli(*arguments: str | Path) -> Result:
+    """The command line in this process: exit code, standard output, standard error."""
+    outcome = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome
+
+
+def tiny_mlp() -> nn.Module:
+    """8 inputs, 6 hidden units, 3 classes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+@pytest.fixture
+def mlp() -> nn.Module:
+    return tiny_mlp()
+
+
+@pytest.fixture
+def mlp_pt2(tmp_path: Path) -> Path:
+    """The tiny MLP as an archive of ``torch.export.save``, with a free batch."""
+    path = tmp_path / "mlp.pt2"
+    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), path)
+    return path
+
+
+@pytest.fixture
+def blobs_npz(tmp_path: Path) -> Path:
+    """Three well separated clouds in eight dimensions, 120 samples for training and 60 for test."""
+    path = tmp_path / "blobs.npz"
+    save_blobs(path)
+    return path
+
+
+def save_pt2(model: nn.Module, args: tuple[torch.Tensor, ...], path: Path) -> None:
+    free = tuple({0: torch.export.Dim.DYNAMIC} for _ in args)
+    torch.export.save(torch.export.export(model.eval(), args, dynamic_shapes=free, strict=False), path)
+
+
+def save_blobs(path: Path, **changes: np.ndarray) -> None:
+    """Write the clouds, with some arrays replaced."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(3, 8)) * 3
+    labels = {"train": np.arange(120) % 3, "test": np.arange(60) % 3}
+    arrays = {f"y_{part}": values for part, values in labels.items()}
+    for part, values in labels.items():
+        arrays[f"x_{part}"] = (centres[values] + random.normal(size=(len(values), 8))).astype(np.float32)
+    np.savez(path, **{**arrays, **changes})

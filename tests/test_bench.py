@@ -1,0 +1,121 @@
+"""Timings: who was timed, how often, with what; never how long it took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from l0compress.bench import CALLS_A_ROUND, FEWEST_ROUNDS, BenchReport, Timing, bench
+from l0compress.calls import Call
+from l0compress.errors import InputError, RunError
+from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import export_pt2
+from l0compress.graph import CapturedGraph, capture
+
+
+@pytest.fixture
+def graph() -> CapturedGraph:
+    return capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, graph: CapturedGraph) -> dict[str, Path]:
+    paths = {"onnx": tmp_path / "model.onnx", "pt2": tmp_path / "model.pt2"}
+    export_onnx(graph, paths["onnx"])
+    export_pt2(graph, paths["pt2"])
+    return paths
+
+
+def test_files_graphs_and_modules_are_timed_side_by_side(artifacts, graph):
+    report = bench({**artifacts, "graph": graph, "eager": graph.module()}, batch_sizes=(1, 3), threads=1, rounds=4)
+    assert [(timing.name, timing.batch_size) for timing in report.timings] == [
+        (name, size) for size in (1, 3) for name in ("onnx", "pt2", "graph", "eager")
+    ]
+    assert {timing.num_calls for timing in report.timings} == {4 * CALLS_A_ROUND}
+    assert report.threads == 1 and report.batch_sizes == (1, 3)
+    assert report.file_bytes == {
+        "onnx": artifacts["onnx"].stat().st_size,
+        "pt2": artifacts["pt2"].stat().st_size,
+        "graph": None,
+        "eager": None,
+    }
+
+
+def test_every_candidate_sees_the_batch_size(graph):
+    seen: list[int] = []
+
+    def recording(x: torch.Tensor) -> torch.Tensor:
+        seen.append(len(x))
+        return x
+
+    bench({"recording": recording}, graph, batch_sizes=(2, 7), rounds=1)
+    assert sorted(set(seen)) == [2, 7]
+
+
+def test_candidates_take_turns_and_the_order_rotates():
+    calls: list[str] = []
+    candidates = {name: lambda _, name=name: calls.append(name) for name in "ab"}
+    bench(candidates, Call((torch.ones(2, 1),)), batch_sizes=(1,), rounds=3)
+    turns = [calls[i] for i in range(len(calls)) if i == 0 or calls[i] != calls[i - 1]]
+    # The warm-up is a, b; then a, b | b, a | a, b, where neighbours of one name melt together.
+    assert turns == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_an_onnx_file_alone_says_what_it_takes(artifacts):
+    assert bench({"onnx": artifacts["onnx"]}, batch_sizes=(4,), rounds=1).timing("onnx", 4).num_calls == CALLS_A_ROUND
+
+
+def test_a_slow_model_gets_the_fewest_rounds():
+    report = bench({"f": torch.relu}, Call((torch.ones(2),)), batch_sizes=(1,), rounds=50, max_seconds=0)
+    assert report.timing("f", 1).num_calls == FEWEST_ROUNDS * CALLS_A_ROUND
+
+
+def test_the_number_of_threads_is_restored(graph):
+    before, inside = torch.get_num_threads(), []
+    bench({"f": lambda _: inside.append(torch.get_num_threads())}, graph, batch_sizes=(1,), threads=2, rounds=1)
+    assert set(inside) == {2} and torch.get_num_threads() == before
+
+
+def test_medians_percentiles_and_throughput():
+    report = BenchReport(2, (Timing("dense", 8, 100, 4.0, 5.0, 2000.0), Timing("small", 8, 100, 1.0, 2.0, 8000.0)), {})
+    assert report.speedup("small", "dense", 8) == 4.0
+
+
+def test_the_report_is_json(artifacts):
+    written = json.loads(json.dumps(bench(artifacts, batch_sizes=(1,), rounds=1).to_json()))
+    assert written["threads"] == 2
+    assert [entry["name"] for entry in written["candidates"]] == ["onnx", "pt2"]
+    assert written["timings"][0].keys() == {
+        "name", "batch_size", "num_calls", "median_ms", "p95_ms", "samples_per_second"
+    }  # fmt: skip
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("wrong", [{"batch_sizes": (0,)}, {"batch_sizes": ()}, {"threads": 0}, {"rounds": 0}])
+    def test_counts_below_one(self, wrong):
+        with pytest.raises(InputError, match="batch sizes, threads and rounds of at least 1"):
+            bench({"f": torch.relu}, Call((torch.ones(2),)), **wrong)
+
+    def test_no_candidates(self):
+        with pytest.raises(InputError, match="a timing needs at least one candidate"):
+            bench({})
+
+    def test_nobody_knows_the_inputs(self):
+        with pytest.raises(InputError, match="no candidate says what inputs it takes"):
+            bench({"f": torch.relu})
+
+    def test_a_module_in_training_mode(self):
+        with pytest.raises(InputError, match="Linear is in training mode"):
+            bench({"f": nn.Linear(2, 2)}, Call((torch.ones(2, 2),)))
+
+    def test_inputs_that_an_artifact_does_not_take(self, artifacts):
+        with pytest.raises(InputError, match="cannot run on these inputs"):
+            bench({"onnx": artifacts["onnx"]}, Call((torch.ones(2, 5),)))
+
+    def test_a_file_of_another_kind(self, tmp_path):
+        with pytest.raises(RunError, match=r"it is neither an \.onnx nor a \.pt2 file"):
+            bench({"f": tmp_path / "model.txt"})

@@ -1,0 +1,295 @@
+"""The command line as its users meet it: from a model file to a table, exit codes, and what is on which stream."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
+from torch import nn
+
+from l0compress.cli.progress import ProgressDisplay
+from l0compress.cli.render import messages
+from l0compress.export.session import OnnxSession
+from l0compress.loading import load_pt2
+from l0compress.training.events import ProgressEvent
+
+COMMANDS = ("inspect", "finetune", "export", "verify", "bench")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its data, and a run at half its parameters that was exported to both formats."""
+    folder = tmp_path_factory.mktemp("finished")
+    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), folder / "mlp.pt2")
+    save_blobs(folder / "blobs.npz")
+    arguments = ("--data", folder / "blobs.npz", "--target", "params=0.6", "--epochs", "3", "-o", folder / "run")
+    assert run_cli("finetune", folder / "mlp.pt2", *arguments).exit_code == 0
+    for format in ("onnx", "pt2"):
+        assert run_cli("export", folder / "run", "--format", format).exit_code == 0
+    return folder
+
+
+def printed_json(*arguments: str | Path) -> dict:
+    outcome = run_cli(*arguments, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    return json.loads(outcome.stdout)
+
+
+def x(num_samples: int) -> torch.Tensor:
+    return torch.randn(num_samples, 8, generator=torch.Generator().manual_seed(1))
+
+
+class TestInspect:
+    def test_it_lists_groups_costs_and_what_is_frozen(self, finished: Path) -> None:
+        found = printed_json("inspect", finished / "mlp.pt2")
+        assert found["cost"] == {"params": 8 * 6 + 6 + 6 * 3 + 3, "macs": 8 * 6 + 6 * 3, "size_bytes": 4 * 75}
+        assert {(group["name"], group["kind"], group["moves"]) for group in found["groups"]} == {
+            ("0", "inputs", 8),
+            ("0", "channels", 6),
+        }
+        assert {(place["where"], place["dim"]) for place in found["frozen"]} == {("2.weight", 0), ("2.bias", 0)}
+        assert found["smallest"]["params"] == 1 + 1 + 3 + 3
+
+    def test_for_people_it_names_reason_and_next_step(self, finished: Path) -> None:
+        printed = run_cli("inspect", finished / "mlp.pt2").stdout
+        assert "2 groups with 14 moves: what can be removed" in printed
+        assert "it is part of the model's output" in printed
+        assert "l0compress finetune MODEL" in printed
+
+    def test_weights_are_inspected_with_a_factory_and_data(self, finished: Path, tmp_path: Path) -> None:
+        torch.save(tiny_mlp().state_dict(), tmp_path / "mlp.pt")
+        how = ("--factory", "conftest:tiny_mlp", "--data", finished / "blobs.npz")
+        by_factory = printed_json("inspect", tmp_path / "mlp.pt", *how)
+        assert by_factory["groups"] == printed_json("inspect", finished / "mlp.pt2")["groups"]
+
+
+class TestFinetune:
+    def test_it_leaves_a_complete_run_folder_and_nothing_beside_it(self, finished: Path) -> None:
+        assert {path.name for path in finished.iterdir()} == {"mlp.pt2", "blobs.npz", "run"}
+        assert {path.name for path in (finished / "run").iterdir()} == {
+            "config.json", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl", "result.json",
+            "model.onnx", "model.pt2",
+        }  # fmt: skip
+
+    def test_the_budget_is_kept(self, finished: Path) -> None:
+        result = json.loads((finished / "run/result.json").read_text())
+        assert result["target"]["limit"] == int(0.6 * 75)
+        assert result["small"]["params"] == result["target"]["reached"] <= result["target"]["limit"]
+        weights = load_pt2(finished / "run/small.pt2").parameters()
+        assert sum(weight.numel() for weight in weights) == result["small"]["params"]
+
+    def test_the_dense_model_is_kept_as_it_was_given(self, finished: Path) -> None:
+        kept, given = (load_pt2(finished / name).module() for name in ("run/dense.pt2", "mlp.pt2"))
+        assert torch.equal(kept(x(4)), given(x(4)))
+
+    def test_the_small_model_is_the_masked_one(self, finished: Path) -> None:
+        small, masked = (load_pt2(finished / f"run/{name}.pt2").module() for name in ("small", "masked"))
+        torch.testing.assert_close(small(x(7)), masked(x(7)), rtol=1e-5, atol=1e-6)
+
+    def test_metrics_have_a_line_an_epoch(self, finished: Path) -> None:
+        rows = [json.loads(line) for line in (finished / "run/metrics.jsonl").read_text().splitlines()]
+        assert [(row["stage"], row["epoch"]) for row in rows] == [
+            ("dense", 0),
+            ("gates", 1),
+            ("finetune", 2),
+            ("finetune", 3),
+        ]
+
+    def test_the_example_inputs_do_not_carry_the_training_data_along(self, finished: Path) -> None:
+        for name in ("dense", "masked", "small", "model"):
+            args, _ = load_pt2(finished / f"run/{name}.pt2").example_inputs
+            assert args[0].untyped_storage().nbytes() == args[0].numel() * 4 == 2 * 8 * 4
+
+    def test_the_same_seed_gives_the_same_run(self, finished: Path, tmp_path: Path) -> None:
+        arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "3")
+        again = printed_json("finetune", finished / "mlp.pt2", *arguments, "-o", tmp_path / "again")
+        assert {**again, "run": ""} == {**json.loads((finished / "run/result.json").read_text()), "run": ""}
+        states = [load_pt2(folder / "small.pt2").state_dict for folder in (finished / "run", tmp_path / "again")]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    def test_progress_goes_to_standard_error_and_the_table_to_standard_output(
+        self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "3")
+        outcome = run_cli("finetune", finished / "mlp.pt2", *arguments)
+        assert re.search(r"^gates +1/3 +\d", outcome.stderr, re.MULTILINE)
+        assert re.search(r"^finetune +3/3 +\d", outcome.stderr, re.MULTILINE)
+        assert "Dense against small" in outcome.stdout and "test accuracy" in outcome.stdout
+        assert re.search(r"Budget: at most 45 params; \d\d were used \(\d+\.\d%\)\.", outcome.stdout)
+        (run,) = Path("runs").iterdir()
+        assert re.fullmatch(r"\d{8}-\d{6}-mlp", run.name)
+        assert run_cli("export").exit_code == 0
+        assert (run / "model.onnx").is_file()
+
+    def test_a_loss_of_the_user_and_regression(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        save_blobs(Path("blobs.npz"), y_train=torch.linspace(0, 1, 120).numpy(), y_test=torch.zeros(60).numpy())
+        save_pt2(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1)), (torch.zeros(2, 8),), Path("net.pt2"))
+        Path("losses.py").write_text(
+            "def absolute(outputs, targets):\n    return (outputs[:, 0] - targets).abs().mean()\n"
+        )
+        for loss in ("mse", "losses:absolute"):
+            arguments = ("--data", "blobs.npz", "--target", "macs=0.6", "--epochs", "3", "--loss", loss)
+            result = printed_json("finetune", "net.pt2", *arguments, "-o", f"run-{loss[:3]}")
+            assert result["test"]["small"]["metric_name"] == "loss"
+
+    @pytest.mark.parametrize(
+        "flags", [("--optimizer", "sgd"), ("--clip", "0"), ("--batch-size", "16", "--lr", "0.001")]
+    )
+    def test_training_flags_arrive(self, finished: Path, tmp_path: Path, flags: tuple[str, ...]) -> None:
+        arguments = (
+            "--data",
+            finished / "blobs.npz",
+            "--target",
+            "params=0.6",
+            "--epochs",
+            "2",
+            "-o",
+            tmp_path / "run",
+        )
+        printed_json("finetune", finished / "mlp.pt2", *arguments, *flags)
+        settings = json.loads((tmp_path / "run/config.json").read_text())["settings"]
+        names = {"--optimizer": "optimizer", "--clip": "clip", "--batch-size": "batch_size", "--lr": "learning_rate"}
+        for flag, value in zip(flags[::2], flags[1::2], strict=True):
+            assert str(settings[names[flag]]) == {"0": "None"}.get(value, value)
+
+
+class TestExport:
+    @pytest.mark.parametrize("format", ["onnx", "pt2"])
+    def test_the_artifact_computes_what_the_masked_model_computes(self, finished: Path, format: str) -> None:
+        masked = load_pt2(finished / "run/masked.pt2").module()
+        path = finished / f"run/model.{format}"
+        artifact = OnnxSession(path) if format == "onnx" else load_pt2(path).module()
+        answer = artifact(x(5))
+        answer = answer["output_0"] if format == "onnx" else answer
+        torch.testing.assert_close(answer, masked(x(5)), rtol=1e-5, atol=1e-6)
+
+    def test_it_goes_where_it_is_told(self, finished: Path, tmp_path: Path) -> None:
+        exported = printed_json("export", finished / "run", "-o", tmp_path / "net.onnx")
+        assert exported["path"] == str(tmp_path / "net.onnx")
+        assert exported["size_bytes"] == (tmp_path / "net.onnx").stat().st_size
+        assert exported["equality"]["equal"] is True
+
+    def test_a_small_model_that_is_not_equal_is_refused_and_nothing_is_written(
+        self, finished: Path, tmp_path: Path
+    ) -> None:
+        shutil.copytree(finished / "run", tmp_path / "run")
+        save_pt2(
+            nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), (torch.zeros(2, 8),), tmp_path / "run/small.pt2"
+        )
+        before = sorted(tmp_path.rglob("*"))
+        outcome = run_cli("export", tmp_path / "run", "-o", tmp_path / "net.onnx")
+        assert outcome.exit_code == 1 and outcome.stdout == ""
+        assert outcome.stderr.startswith("Error: The two models are not equal: output 'output_0' differs at index ")
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+class TestVerify:
+    @pytest.mark.parametrize("name", ["model.onnx", "model.pt2", "masked.pt2"])
+    def test_equal_models_pass(self, finished: Path, name: str) -> None:
+        verified = printed_json("verify", finished / "run" / name, "--against", finished / "run")
+        assert verified["equal"] is True and verified["max_relative"] < 1e-5
+
+    def test_another_model_fails_with_exit_code_1(self, finished: Path) -> None:
+        outcome = run_cli("verify", finished / "mlp.pt2", "--against", finished / "run", "--json")
+        assert outcome.exit_code == 1 and outcome.stdout == ""
+        assert outcome.stderr.startswith("Error: The two models are not equal: ")
+
+
+class TestBench:
+    def test_against_the_run(self, finished: Path) -> None:
+        arguments = ("bench", finished / "run/model.onnx", "--against", finished / "run", "--batch", "1,2")
+        measured = printed_json(*arguments)
+        assert {(timing["name"], timing["batch_size"]) for timing in measured["bench"]["timings"]} == {
+            ("dense", 1), ("dense", 2), ("small", 1), ("small", 2),
+        }  # fmt: skip
+        assert measured["bench"]["threads"] == 2
+        printed = run_cli(*arguments).stdout
+        for row in ("test accuracy", "parameters", "MACs per sample", "file bytes", "latency median, batch 2 (ms)"):
+            assert row in printed
+        assert "2 threads" in printed and "Small equals the masked dense model within" in printed
+
+    def test_alone_and_against_another_artifact(self, finished: Path) -> None:
+        assert "model.onnx" in run_cli("bench", finished / "run/model.onnx", "--batch", "1").stdout
+        arguments = (
+            "bench",
+            finished / "run/model.pt2",
+            "--against",
+            finished / "mlp.pt2",
+            "--batch",
+            "1",
+            "--threads",
+            "1",
+        )
+        names = {candidate["name"] for candidate in printed_json(*arguments)["bench"]["candidates"]}
+        assert names == {str(finished / "run/model.pt2"), str(finished / "mlp.pt2")}
+
+    def test_an_artifact_of_another_run_is_refused(self, finished: Path) -> None:
+        outcome = run_cli("bench", finished / "mlp.pt2", "--against", finished / "run")
+        assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: The two models are not equal: ")
+
+
+def l0compress(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "l0compress", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=-1, stderr=-1, text=True)
+
+
+class TestProcess:
+    def test_help_and_version(self, tmp_path: Path) -> None:
+        process = l0compress("--version", cwd=tmp_path)
+        assert process.communicate() == ("l0compress 0.1.0\n", "") and process.returncode == 0
+        helped = run_cli("--help").stdout
+        assert all(command in helped for command in COMMANDS)
+        for command in COMMANDS:
+            assert run_cli(command, "--help").exit_code == 0
+
+    def test_json_is_all_that_is_on_standard_output(self, finished: Path) -> None:
+        process = l0compress("export", "run", "-o", "again.onnx", "--json", cwd=finished)
+        out, err = process.communicate()
+        (finished / "again.onnx").unlink()
+        assert json.loads(out)["path"] == "again.onnx"
+        assert err == "" and process.returncode == 0
+
+    def test_unknown_flags_and_formats_exit_with_2(self) -> None:
+        for arguments in (("finetune", "--fast"), ("export", "--format", "tflite"), ("compress",)):
+            outcome = run_cli(*arguments)
+            assert outcome.exit_code == 2 and outcome.stdout == ""
+
+    def test_ctrl_c_exits_with_130_and_leaves_nothing(self, finished: Path, tmp_path: Path) -> None:
+        arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "100000")
+        process = l0compress("finetune", finished / "mlp.pt2", *arguments, "-o", "some/run", cwd=tmp_path)
+        while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+        assert process.returncode == 130, err
+        assert out == "" and err.splitlines()[-1] == "Error: interrupted; nothing half-written is left."
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_that_nobody_watches_is_one_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay(messages()) as display:
+        display.show(ProgressEvent("gates", 1, 4, epoch_done=False, loss=9.0))
+        display.show(
+            ProgressEvent(
+                "gates", 1, 4, loss=0.5, metric=0.9, density=0.75, violation=0.25, multiplier=1.5, seconds_left=3725.0
+            )
+        )
+        display.show(ProgressEvent("finetune", 2, 4, loss=0.25, metric=None, density=0.5, seconds_left=65.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "stage       epoch      loss  accuracy  density  violation  multiplier     left",
+        "gates         1/4    0.5000    0.9000    0.750     +0.250       1.500  1:02:05",
+        "finetune      2/4    0.2500         -    0.500          -           -     1:05",
+    ]

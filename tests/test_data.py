@@ -1,0 +1,123 @@
+"""Splits yield batches: in memory or streamed, in order or shuffled by a seed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
+
+from l0compress.data import Batch, Data, Split, StreamSplit, as_batch, example_batch
+from l0compress.errors import DataError
+
+
+def numbered(num_samples: int) -> Split:
+    """Sample i holds the number i, and so does its target."""
+    return Split((torch.arange(float(num_samples)).view(-1, 1),), torch.arange(num_samples))
+
+
+def seen(batches) -> list[int]:
+    return [int(value) for batch in batches for value in batch.targets]
+
+
+@given(num_samples=st.integers(1, 40), batch_size=st.integers(1, 12), seed=st.none() | st.integers(0, 2**32))
+def test_an_epoch_yields_every_sample_once_with_its_own_target(num_samples, batch_size, seed):
+    batches = list(numbered(num_samples).batches(batch_size, seed=seed))
+    assert sorted(seen(batches)) == list(range(num_samples))
+    assert all(torch.equal(batch.args[0].flatten().long(), batch.targets) for batch in batches)
+    assert all(len(batch) == batch_size for batch in batches[:-1])
+
+
+def test_without_a_seed_the_order_is_kept():
+    assert seen(numbered(7).batches(3)) == list(range(7))
+
+
+def test_a_seed_fixes_the_order_and_another_seed_changes_it():
+    split = numbered(50)
+    assert seen(split.batches(8, seed=1)) == seen(split.batches(8, seed=1))
+    assert seen(split.batches(8, seed=1)) != seen(split.batches(8, seed=2))
+
+
+def test_shuffling_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    list(numbered(20).batches(4, seed=3))
+    list(StreamSplit(DataLoader(TensorDataset(torch.zeros(20, 1)), batch_size=4)).batches(4, seed=3))
+    assert torch.equal(torch.get_rng_state(), before) is True
+
+
+@given(num_samples=st.integers(1, 40), batch_size=st.integers(1, 12))
+def test_drop_last_leaves_only_whole_batches_unless_there_is_but_one(num_samples, batch_size):
+    lengths = [len(batch) for batch in numbered(num_samples).batches(batch_size, drop_last=True)]
+    assert lengths == [batch_size] * (num_samples // batch_size) or lengths == [num_samples]
+
+
+def test_keyword_inputs_stay_keywords():
+    split = Split({"ids": torch.arange(6).view(3, 2), "mask": torch.ones(3, 2)}, torch.arange(3))
+    (batch,) = split.batches(3)
+    assert batch.args == () and set(batch.kwargs) == {"ids", "mask"} and len(batch) == 3
+
+
+def test_inputs_and_targets_of_different_lengths_are_refused():
+    message = "Inputs and targets have different numbers of samples (input 0: 3, the targets: 4)."
+    with pytest.raises(DataError, match=re.escape(message)):
+        Split((torch.zeros(3, 2),), torch.zeros(4))
+
+
+def test_no_samples_are_refused():
+    with pytest.raises(DataError, match=r"^The data has no samples\.$"):
+        Split((torch.zeros(0, 2),))
+
+
+def loader(**options) -> DataLoader:
+    return DataLoader(TensorDataset(torch.arange(10.0).view(-1, 1), torch.arange(10)), batch_size=4, **options)
+
+
+def test_a_stream_keeps_its_own_batches_and_counts_its_samples():
+    split = StreamSplit(loader())
+    assert len(split) == 10
+    assert [len(batch) for batch in split.batches(64)] == [4, 4, 2]
+    assert [len(batch) for batch in split.batches(64, drop_last=True)] == [4, 4]
+
+
+def test_a_shuffling_loader_follows_the_seed():
+    split = StreamSplit(loader(shuffle=True))
+    first, again, other = (seen(split.batches(4, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert sorted(first) == list(range(10))
+
+
+def test_a_one_shot_iterator_is_refused():
+    message = "The data is an iterator that is used up after one epoch. Give a DataLoader or a list of batches."
+    with pytest.raises(DataError, match=re.escape(message)):
+        StreamSplit(iter([(torch.zeros(1), torch.zeros(1))]))
+
+
+@pytest.mark.parametrize("key", ["labels", "label", "targets", "target", "y"])
+def test_targets_of_a_dict_are_found_by_name(key):
+    batch = as_batch({"x": torch.zeros(2, 3), key: torch.tensor([1, 0])})
+    assert list(batch.kwargs) == ["x"] and batch.targets is not None and batch.targets.tolist() == [1, 0]
+
+
+def test_several_inputs_come_before_the_target():
+    batch = as_batch((torch.zeros(2, 3), torch.ones(2, 4), torch.tensor([1, 0])))
+    assert [tensor.shape[1] for tensor in batch.args] == [3, 4]
+
+
+def test_what_is_no_batch_is_refused():
+    message = "The data yields str, which is no batch. Yield (x, y), a tensor, or a dict of tensors."
+    with pytest.raises(DataError, match=re.escape(message)):
+        as_batch("x")
+
+
+def test_the_example_is_the_first_samples_in_order():
+    data = Data(numbered(9), numbered(3))
+    assert example_batch(data).targets.tolist() == [0, 1]
+    assert example_batch(Data(StreamSplit(loader()), numbered(3))).targets.tolist() == [0, 1]
+
+
+def test_a_batch_moves_to_a_device_whole():
+    batch = Batch((torch.zeros(2),), {"m": torch.zeros(2)}, torch.zeros(2)).to("meta")
+    assert {batch.args[0].device.type, batch.kwargs["m"].device.type, batch.targets.device.type} == {"meta"}

@@ -1,0 +1,317 @@
+"""An artifact is equal to its reference and complete, or it is not there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from l0compress.calls import Call
+from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
+from l0compress.export.files import staged
+from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import export_pt2, exported_program
+from l0compress.export.session import OnnxSession
+from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
+
+EXPORTERS = pytest.mark.parametrize("export, name", [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
+
+
+class ConvNet(nn.Module):
+    """Two convolutions with batch norm, dropout and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.GELU(), nn.Conv2d(6, 8, 3), nn.GELU(), nn.Dropout(0.5)
+        )
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(image).mean((2, 3)))
+
+
+class Awkward(nn.Module):
+    """Every name clashes: a parameter, an input and an output are called alike; outputs are nested, repeated, None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image = nn.Parameter(torch.randn(8))
+        self.linear = nn.Linear(8, 10)
+
+    def forward(self, image, extra, *, flag=True):
+        hidden = torch.relu(self.linear(image * self.image)) if flag else image
+        total = hidden + extra["a"] + extra["pair"][1]
+        return {
+            "image": total,
+            "linear": hidden + 1,
+            "again": hidden,
+            "twice": hidden,
+            "input": image,
+            "nothing": None,
+            "number": 3,
+            "nested": (hidden.argmax(-1), [hidden > 0]),
+        }
+
+
+def convnet_graph() -> CapturedGraph:
+    torch.manual_seed(0)
+    return capture(ConvNet(), (torch.randn(2, 1, 8, 8),))
+
+
+def awkward_graph() -> CapturedGraph:
+    torch.manual_seed(0)
+    extra = {"a": torch.randn(2, 1), "pair": (torch.randn(2, 1), torch.randn(2, 1))}
+    return capture(Awkward(), (torch.randn(2, 8),), {"extra": extra, "flag": True})
+
+
+class TestEveryFormat:
+    @EXPORTERS
+    @pytest.mark.parametrize("density", [0.4, 0.7])
+    def test_a_shrunk_model_equals_the_masked_dense_model(self, tmp_path, export, name, density):
+        graph = convnet_graph()
+        plan = KeepPlan.random(find_groups(graph), density=density, seed=0)
+        exported = export(shrink(graph, plan), tmp_path / name, reference=masked(graph, plan))
+        assert exported.equality.max_relative < 1e-5
+        assert exported.equality.batch_sizes == (2, 1, 5)
+        assert exported.size_bytes == (tmp_path / name).stat().st_size
+
+    @EXPORTERS
+    def test_a_model_that_is_not_equal_is_refused_and_leaves_nothing(self, tmp_path, export, name):
+        graph = convnet_graph()
+        plan = KeepPlan.random(find_groups(graph), density=0.5, seed=0)
+        with pytest.raises(NotEqualError, match="output 'output_0' differs at index"):
+            export(shrink(graph, plan), tmp_path / name, reference=graph)
+        assert list(tmp_path.iterdir()) == []
+
+    @EXPORTERS
+    def test_a_refused_model_leaves_the_file_that_was_there(self, tmp_path, export, name):
+        graph = convnet_graph()
+        export(graph, tmp_path / name)
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(NotEqualError):
+            export(graph, tmp_path / name, reference=lambda image: graph.module()(image) + 1)
+        assert (tmp_path / name).read_bytes() == before
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    @EXPORTERS
+    def test_the_same_graph_gives_the_same_bytes(self, tmp_path, export, name):
+        graph = convnet_graph()
+        first, second = (export(graph, tmp_path / name) and (tmp_path / name).read_bytes() for _ in range(2))
+        assert first == second
+
+    @EXPORTERS
+    def test_nothing_in_the_file_speaks_of_this_machine(self, tmp_path, export, name):
+        export(awkward_graph(), tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        for secret in (str(Path(__file__).parent), str(Path(torch.__file__).parent), "stack_trace", str(tmp_path)):
+            assert secret.encode() not in content
+
+    @EXPORTERS
+    def test_names_that_clash(self, tmp_path, export, name):
+        exported = export(awkward_graph(), tmp_path / name)
+        names = [output.name for output in exported.equality.outputs]
+        tensors = ["image", "linear", "again", "twice", "input", "nested_0", "nested_1_0"]
+        assert [name for name in names if name != "number"] == tensors
+
+    @EXPORTERS
+    def test_a_folder_that_does_not_exist(self, tmp_path, export, name):
+        with pytest.raises(RunError, match=r"cannot write .*: No such file or directory .*Create that folder"):
+            export(convnet_graph(), tmp_path / "missing" / name)
+
+    @EXPORTERS
+    def test_a_destination_that_is_a_folder(self, tmp_path, export, name):
+        (tmp_path / name).mkdir()
+        with pytest.raises(RunError, match=re.escape(f"{tmp_path / name} is a folder. Nothing was written.")):
+            export(convnet_graph(), tmp_path / name)
+
+
+class TestOnnx:
+    def test_onnxruntime_alone_agrees_with_the_eager_model(self, tmp_path):
+        torch.manual_seed(0)
+        model = ConvNet().eval()
+        export_onnx(capture(model, (torch.randn(2, 1, 8, 8),)), tmp_path / "model.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+        for batch_size in (1, 2, 7):
+            x = torch.randn(batch_size, 1, 8, 8)
+            (got,) = session.run(None, {"image": x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(got), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+    def test_inputs_and_outputs_bear_the_users_names(self, tmp_path):
+        export_onnx(awkward_graph(), tmp_path / "model.onnx")
+        graph = onnx.load(tmp_path / "model.onnx").graph
+        assert [value.name for value in graph.input] == ["image", "extra_a", "extra_pair_0", "extra_pair_1"]
+        assert [value.name for value in graph.output][1:4] == ["linear", "again", "twice"]
+        sizes = {value.name: value.type.tensor_type.shape.dim[0].dim_param for value in graph.input}
+        # Nothing reads the first of the pair, so that nothing ties its size to the others'.
+        assert sizes == {"image": "batch", "extra_a": "batch", "extra_pair_0": "batch_2", "extra_pair_1": "batch"}
+
+    def test_the_file_says_what_it_costs(self, tmp_path):
+        graph = convnet_graph()
+        export_onnx(graph, tmp_path / "model.onnx")
+        properties = {entry.key: entry.value for entry in onnx.load(tmp_path / "model.onnx").metadata_props}
+        assert properties["l0compress.params"] == str(cost(graph).params)
+        assert properties["l0compress.macs"] == str(cost(graph).macs)
+
+    def test_a_free_sequence_length(self, tmp_path):
+        class Mean(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.embedding = nn.Embedding(11, 4)
+
+            def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+                return self.embedding(input_ids).mean(1)
+
+        graph = capture(Mean(), (torch.randint(0, 11, (2, 8)),), dynamic="batch+sequence")
+        export_onnx(graph, tmp_path / "model.onnx")
+        session = OnnxSession(tmp_path / "model.onnx")
+        assert session.inputs[0].shape == (None, None)
+        assert session(torch.zeros(3, 5, dtype=torch.long))["output_0"].shape == (3, 4)
+
+    def test_weights_beyond_the_limit_go_beside_the_file(self, tmp_path):
+        graph = convnet_graph()
+        exported = export_onnx(graph, tmp_path / "model.onnx", largest_file_bytes=100)
+        written = sorted(path.name for path in tmp_path.iterdir())
+        assert written == ["model.onnx", "model.onnx.data"]
+        assert exported.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+        x = torch.randn(3, 1, 8, 8)
+        got = OnnxSession(tmp_path / "model.onnx")(x)["output_0"]
+        torch.testing.assert_close(got, graph.module()(x).detach(), rtol=1e-5, atol=1e-5)
+
+    def test_an_operator_that_onnx_does_not_have(self, tmp_path):
+        class Bessel(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return torch.special.bessel_j0(x)
+
+        message = r"the graph cannot be converted to ONNX: .*bessel_j0.* Nothing was written\. Export it as pt2"
+        with pytest.raises(SurgeryError, match=message):
+            export_onnx(capture(Bessel(), (torch.randn(2, 4),)), tmp_path / "model.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_dtype_that_onnxruntime_has_no_kernels_for(self, tmp_path):
+        message = "ONNX Runtime cannot run the converted graph: Could not find an implementation for Conv"
+        with pytest.raises(SurgeryError, match=message):
+            export_onnx(convnet_graph().to(torch.float64), tmp_path / "model.onnx")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_model_that_is_random_is_refused(self, tmp_path):
+        class Noise(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x + torch.rand(())
+
+        with pytest.raises(NotEqualError):
+            export_onnx(capture(Noise(), (torch.randn(2, 4),)), tmp_path / "model.onnx")
+
+    def test_the_converters_print_nothing(self, tmp_path, capfd):
+        export_onnx(convnet_graph(), tmp_path / "model.onnx")
+        assert capfd.readouterr() == ("", "")
+
+
+class TestSession:
+    @pytest.fixture
+    def session(self, tmp_path) -> OnnxSession:
+        export_onnx(convnet_graph(), tmp_path / "model.onnx")
+        return OnnxSession(tmp_path / "model.onnx", threads=1)
+
+    def test_positional_and_keyword_inputs(self, session):
+        x = torch.randn(3, 1, 8, 8)
+        assert torch.equal(session(x)["output_0"], session(image=x)["output_0"])
+
+    def test_nested_inputs_fill_the_names_of_the_export(self, tmp_path):
+        graph = awkward_graph()
+        export_onnx(graph, tmp_path / "model.onnx")
+        outputs = OnnxSession(tmp_path / "model.onnx")(*graph.example_args, **graph.example_kwargs)
+        expected = graph.module()(*graph.example_args, **graph.example_kwargs)
+        torch.testing.assert_close(outputs["image"], expected["image"].detach())
+        torch.testing.assert_close(outputs["nested_1_0"], expected["nested"][1][0])
+
+    def test_an_example_call_has_the_shapes_of_the_file(self, session):
+        assert session.example_call(4).kwargs["image"].shape == (4, 1, 8, 8)
+        assert session(**session.example_call(4).kwargs)["output_0"].shape == (4, 10)
+
+    def test_inputs_that_do_not_fit(self, session):
+        with pytest.raises(InputError, match=r"takes the inputs image; missing image, unexpected none"):
+            session()
+        with pytest.raises(InputError, match=r"takes the inputs image; missing none, unexpected positional input 1"):
+            session(torch.ones(1), torch.ones(1))
+        with pytest.raises(InputError, match=r"It takes image float32 \(any, 1, 8, 8\)\."):
+            session(torch.ones(2, 3, 8, 8))
+        with pytest.raises(InputError, match=r"Unexpected input data type"):
+            session(torch.ones(2, 1, 8, 8, dtype=torch.float64))
+
+    def test_a_missing_file(self, tmp_path):
+        with pytest.raises(RunError, match=r"ONNX Runtime cannot load .*File doesn't exist\. Nothing was changed\."):
+            OnnxSession(tmp_path / "missing.onnx")
+
+    def test_a_file_that_is_no_model(self, tmp_path):
+        (tmp_path / "text.onnx").write_text("no model")
+        with pytest.raises(RunError, match=r"ONNX Runtime cannot load .*Protobuf parsing failed"):
+            OnnxSession(tmp_path / "text.onnx")
+
+
+class TestPt2:
+    def test_it_runs_where_the_models_code_is_unknown(self, tmp_path):
+        export_pt2(awkward_graph(), tmp_path / "model.pt2")
+        program = (
+            f"import torch; module = torch.export.load({str(tmp_path / 'model.pt2')!r}).module();"
+            "x, e = torch.ones(3, 8), torch.ones(3, 1);"
+            "print(tuple(module(x, extra={'a': e, 'pair': (e, e)}, flag=True)['image'].shape))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+        assert done.stdout.strip() == "(3, 10)"
+
+    def test_output_classes_become_plain_dicts(self, tmp_path):
+        modeling_outputs = pytest.importorskip("transformers.modeling_outputs")
+
+        class Model(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.linear = nn.Linear(4, 3)
+
+            def forward(self, x: torch.Tensor):
+                return modeling_outputs.SequenceClassifierOutput(logits=self.linear(x))
+
+        graph = capture(Model(), (torch.randn(2, 4),))
+        export_pt2(graph, tmp_path / "model.pt2")
+        assert type(graph.module()(torch.ones(1, 4))) is modeling_outputs.SequenceClassifierOutput
+        assert type(torch.export.load(tmp_path / "model.pt2").module()(torch.ones(1, 4))) is dict
+
+    def test_a_captured_archive_is_the_same_graph(self, tmp_path):
+        graph = convnet_graph()
+        export_pt2(graph, tmp_path / "model.pt2")
+        again = capture(torch.export.load(tmp_path / "model.pt2"))
+        assert again.state().keys() == graph.state().keys()
+        assert cost(again) == cost(graph)
+
+    def test_another_suffix(self, tmp_path):
+        with pytest.raises(RunError, match=re.escape("model.zip does not end in .pt2")):
+            export_pt2(convnet_graph(), tmp_path / "model.zip")
+
+    def test_the_batch_stays_free(self):
+        assert exported_program(convnet_graph()).module()(torch.ones(9, 1, 8, 8)).shape == (9, 10)
+
+
+class TestStaging:
+    def test_an_interrupted_write_leaves_nothing(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt), staged(tmp_path / "artifact") as path:
+            path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []
+
+    def test_everything_staged_moves(self, tmp_path):
+        with staged(tmp_path / "artifact") as path:
+            path.write_bytes(b"one")
+            path.with_name("artifact.data").write_bytes(b"two")
+        assert sorted(entry.name for entry in tmp_path.iterdir()) == ["artifact", "artifact.data"]
+
+
+def test_a_call_is_what_the_model_takes():
+    call = Call((torch.ones(3, 2),), {"scale": torch.ones(3)})
+    assert call.batch_size == 3

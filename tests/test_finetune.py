@@ -1,0 +1,474 @@
+"""The training loop on problems small enough to read: what it promises, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l0compress.data import Batch, Data, Split, StreamSplit
+from l0compress.errors import DataError, InputError, L0Error, NotEqualError, TargetError
+from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.cost import cost
+from l0compress.graph.masked import masked
+from l0compress.training.course import drop_inputs, dropout, evaluate
+from l0compress.training.equality import check_equal
+from l0compress.training.finetune import FinetuneResult, course_of, finetune
+from l0compress.training.losses import cross_entropy, kl_divergence, logits_of, mse, objective_for
+from l0compress.training.methods.magnitude import magnitude, magnitude_scores
+from l0compress.training.optim import carry_state_, cosine, weight_optimizer
+from l0compress.training.recalibrate import recalibrate
+from l0compress.training.settings import FinetuneSettings, GateSettings
+
+QUICK = FinetuneSettings(epochs=6, batch_size=32, gates=GateSettings(learning_rate=0.1, multiplier_rate=0.2))
+
+
+def blobs(num_samples: int = 256, *, labels: bool = True, seed: int = 0) -> Split:
+    """Three clouds in 8 dimensions, of which the last 4 are noise."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(3, (num_samples,), generator=generator)
+    centres = torch.zeros(3, 8)
+    centres[:, :3] = 3 * torch.eye(3)
+    inputs = centres[targets] + torch.randn(num_samples, 8, generator=generator)
+    return Split((inputs,), targets if labels else None)
+
+
+def trained_mlp(split: Split, out: int = 3) -> nn.Module:
+    """16 hidden units, fitted by full-batch Adam."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, out))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    targets = split.targets
+    for _ in range(100):
+        predicted = model(split.inputs[0])
+        loss = (
+            F.mse_loss(predicted[:, 0], targets) if targets.is_floating_point() else F.cross_entropy(predicted, targets)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return Data(blobs(), blobs(seed=1), blobs(seed=2))
+
+
+@pytest.fixture(scope="module")
+def graph(data: Data) -> CapturedGraph:
+    return capture(trained_mlp(data.train), (data.train.inputs[0][:2],))
+
+
+@pytest.fixture(scope="module")
+def result(graph: CapturedGraph, data: Data) -> FinetuneResult:
+    return finetune(graph, data, {"params": 0.4}, settings=QUICK)
+
+
+def state_of(graph: CapturedGraph) -> dict[str, Tensor]:
+    return graph.state()
+
+
+def test_the_small_model_is_within_the_budget_and_uses_it(graph, result):
+    dense, small = cost(graph).params, cost(result.small).params
+    assert 0.9 * 0.4 * dense < small <= 0.4 * dense
+    assert small == sum(parameter.numel() for parameter in result.small.module().parameters())
+
+
+def test_the_small_model_still_knows_the_task(result):
+    assert result.dense_evaluation.metric > 0.9
+    assert result.best_evaluation.metric > result.dense_evaluation.metric - 0.05
+
+
+def test_the_small_model_equals_the_masked_dense_one_with_the_same_weights(result, data):
+    batch = data.test.take(slice(0, 50))
+    assert check_equal(result.small.module(), masked(result.folded, result.plan), batch) < 1e-6
+
+
+def test_the_plan_speaks_of_the_dense_graph(graph, result):
+    assert result.plan.groups.graph is graph or set(result.plan.parameter_keeps()) == set(graph.state())
+    assert result.plan.cost == cost(result.small)
+
+
+def test_the_model_that_went_in_is_unchanged(data):
+    model = trained_mlp(data.train)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    graph = capture(model, (data.train.inputs[0][:2],))
+    finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, epochs=2))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in graph.state().items())
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(graph, data, result):
+    torch.manual_seed(123)
+    again = finetune(graph, data, {"params": 0.4}, settings=QUICK)
+    other = finetune(graph, data, {"params": 0.4}, settings=replace(QUICK, seed=1))
+    first = result.small.state()
+    assert all(torch.equal(tensor, first[name]) for name, tensor in again.small.state().items())
+    assert torch.equal(again.plan.keep, result.plan.keep)
+    assert any(not torch.equal(tensor, again.last.state()[name]) for name, tensor in other.last.state().items()
+               if tensor.shape == again.last.state()[name].shape)  # fmt: skip
+
+
+def test_the_global_random_state_is_left_as_it_was(graph, data):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, epochs=2))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_events_close_every_epoch_once_and_can_be_written_as_json(graph, data):
+    events = []
+    result = finetune(graph, data, {"macs": 0.5}, settings=QUICK, on_event=events.append)
+    closed = [event for event in events if event.epoch_done]
+    assert [(event.stage, event.epoch) for event in closed] == [
+        ("dense", 0), ("gates", 1), ("gates", 2), ("finetune", 3), ("finetune", 4), ("finetune", 5), ("finetune", 6)
+    ]  # fmt: skip
+    assert result.history == tuple(closed[1:])
+    assert all(event.metric is not None and event.metric_name == "accuracy" for event in closed)
+    assert closed[-1].seconds_left == pytest.approx(0, abs=1e-6)
+    assert closed[-1].density == pytest.approx(cost(result.small).macs / cost(graph).macs)
+    for event in closed:
+        assert json.loads(json.dumps(event.row(), allow_nan=False)) == event.row()
+
+
+def test_best_is_the_latest_of_the_best_validation_epochs(result):
+    final = [event for event in result.history if event.stage == "finetune"]
+    best = max(event.metric for event in final)
+    if result.best_epoch:
+        latest = max(index for index, event in enumerate(final, 1) if event.metric == best)
+        assert (result.best_epoch, result.best_evaluation.metric) == (latest, best)
+    assert result.last_evaluation.metric == final[-1].metric
+
+
+@pytest.mark.parametrize("unit", ["params", "macs", "bytes"])
+def test_every_unit_is_kept(graph, data, unit):
+    result = finetune(graph, data, {unit: 0.5}, settings=replace(QUICK, epochs=3))
+    assert cost(result.small).get(unit) <= 0.5 * cost(graph).get(unit)
+
+
+@pytest.mark.parametrize("target", [{"penalty": 1e-3}, {"aic": 1}, {"bic": 1}])
+def test_fixed_penalties_need_no_target(graph, data, target):
+    fast = replace(QUICK, epochs=12, gates=GateSettings(learning_rate=0.3))
+    result = finetune(graph, data, target, settings=fast)
+    assert cost(result.small).params < cost(graph).params
+    assert all(event.violation == 0 for event in result.history)
+
+
+@pytest.mark.parametrize("changes", [{"optimizer": "sgd", "learning_rate": 0.05}, {"bf16": True}, {"clip": None}])
+def test_other_ways_to_train_reach_the_budget_too(graph, data, changes):
+    result = finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, **changes))
+    assert cost(result.small).params <= 0.5 * cost(graph).params
+    assert result.last_evaluation.metric > 0.8
+    assert all(parameter.dtype == torch.float32 for parameter in result.small.module().parameters())
+
+
+def test_without_labels_the_dense_model_is_the_only_teacher(graph):
+    data = Data(blobs(labels=False), blobs(labels=False, seed=1))
+    result = finetune(graph, data, {"params": 0.5}, settings=QUICK)
+    # Agreement with the dense model's classes.
+    assert result.dense_evaluation.metric == 1
+    assert result.last_evaluation.metric > 0.9
+
+
+def test_without_labels_and_without_a_teacher_there_is_nothing_to_learn_from(graph):
+    data = Data(blobs(labels=False), blobs(labels=False, seed=1))
+    with pytest.raises(DataError) as error:
+        finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, distill=False))
+    assert str(error.value) == (
+        "Distillation is off and the data has no labels: there is nothing to learn from. Nothing was changed. "
+        "Give data with labels, or leave distillation on."
+    )
+
+
+def test_a_regression_is_compressed_whatever_the_scale_of_its_targets():
+    inputs = blobs().inputs[0]
+    plain = Split((inputs,), inputs[:, 0] - 2 * inputs[:, 1])
+    model = trained_mlp(plain, out=1)
+    scaled = nn.Sequential(model, Scaled(1e5))
+    plain_errors = []
+    for network, split in ((model, plain), (scaled, Split((inputs,), plain.targets * 1e5))):
+        graph = capture(network, (inputs[:2],))
+        result = finetune(graph, Data(split, split), {"params": 0.5}, settings=replace(QUICK, epochs=12))
+        assert result.last_evaluation.metric_name == "loss"
+        plain_errors.append(result.last_evaluation.metric)
+    # The metric is the share of the variance left unexplained.
+    assert plain_errors[0] < 0.1
+    assert plain_errors[1] == pytest.approx(plain_errors[0], rel=0.5, abs=0.02)
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def test_a_loss_of_the_users_own_is_called_with_outputs_and_targets(graph, data):
+    def smoothed(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+    result = finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, loss=smoothed))
+    assert result.last_evaluation.metric_name == "loss"
+    assert result.last_evaluation.loss < 1
+
+
+def test_streamed_batches_train_too(graph, data):
+    inputs, targets = data.train.inputs[0], data.train.targets
+    stream = StreamSplit([(inputs[i : i + 32], targets[i : i + 32]) for i in range(0, 256, 32)])
+    result = finetune(graph, Data(stream, data.val), {"params": 0.5}, settings=QUICK)
+    assert cost(result.small).params <= 0.5 * cost(graph).params
+
+
+def test_augmentation_sees_training_batches_only_and_the_same_ones_for_the_same_seed(graph, data):
+    seen: list[list[float]] = [[], []]
+
+    def jitter(log: list[float]):
+        def apply(batch: Batch, generator: torch.Generator) -> Batch:
+            noise = torch.randn(batch.args[0].shape, generator=generator) / 10
+            log.append(float(noise.sum()))
+            return Batch((batch.args[0] + noise,), {}, batch.targets)
+
+        return apply
+
+    for log in seen:
+        finetune(graph, replace(data, augment=jitter(log)), {"params": 0.5}, settings=replace(QUICK, epochs=2))
+    assert seen[0] == seen[1]
+    # 8 batches an epoch, two epochs, and the batches that BatchNorm statistics would be measured on.
+    assert len(seen[0]) >= 16
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(graph, data):
+    targets = data.train.targets.float()
+
+    def diverging(outputs: Tensor, targets: Tensor) -> Tensor:
+        return outputs.sum() * math.nan
+
+    with pytest.raises(L0Error) as error:
+        finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, loss=diverging))
+    assert targets.isfinite().all()
+    assert str(error.value) == (
+        "The loss became nan at step 1 of epoch 1. Training stopped and nothing was written. Lower the learning rate, or "
+        "look for non-finite values in the data."
+    )
+
+
+def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data):
+    events = []
+    with pytest.raises(TargetError, match="cannot be reached"):
+        finetune(graph, data, {"params": 0.001}, settings=QUICK, on_event=events.append)
+    with pytest.raises(TargetError, match="Unknown target 'flops': expected params, macs, bytes, penalty, aic or bic"):
+        finetune(graph, data, {"flops": 0.5}, settings=QUICK, on_event=events.append)
+    with pytest.raises(TargetError, match="A target names exactly one unit; given: params, macs"):
+        finetune(graph, data, {"params": 0.5, "macs": 0.5}, settings=QUICK, on_event=events.append)
+    assert events == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs=0: expected at least 1. Nothing was changed."),
+        ({"batch_size": 0}, "batch_size=0: expected at least 1. Nothing was changed."),
+        ({"learning_rate": math.nan}, "learning_rate=nan: expected above 0. Nothing was changed."),
+        ({"optimizer": "lion"}, "optimizer=lion: expected one of adamw, sgd. Nothing was changed."),
+        ({"clip": 0.0}, "clip=0.0: expected above 0. Nothing was changed."),
+        ({"input_dropout": 1.0}, "input_dropout=1.0: expected 0 or more and below 1. Nothing was changed."),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes, message):
+    with pytest.raises(InputError) as error:
+        FinetuneSettings(**changes)
+    assert str(error.value) == message
+
+
+class TestMagnitude:
+    def test_it_meets_the_same_budget_in_the_same_number_of_epochs(self, graph, data):
+        result = magnitude(graph, data, {"params": 0.4}, settings=QUICK)
+        assert 0.9 * 0.4 * cost(graph).params < cost(result.small).params <= 0.4 * cost(graph).params
+        assert len(result.history) == QUICK.epochs
+
+    def test_it_removes_the_smallest_norms_of_each_group(self, graph):
+        from l0compress.graph.groups import find_groups
+
+        groups = find_groups(graph)
+        scores = magnitude_scores(groups)
+        state = graph.state()
+        (hidden,) = [group for group in groups.groups if group.kind == "channels"]
+        norms = (
+            state["0.weight"].square().sum(1) + state["0.bias"].square() + state["2.weight"].square().sum(0)
+        ).sqrt()
+        assert torch.allclose(scores[list(hidden.moves)].float(), norms / norms.mean(), rtol=1e-5)
+
+
+class TestLosses:
+    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
+    teacher = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 1.0]])
+
+    def test_kl_divergence_is_the_textbook_sum(self):
+        for temperature in (1.0, 2.0):
+            p = torch.softmax(self.teacher / temperature, -1)
+            q = torch.softmax(self.logits / temperature, -1)
+            expected = temperature**2 * (p * (p / q).log()).sum(-1).mean()
+            assert kl_divergence(self.logits, self.teacher, temperature=temperature).item() == pytest.approx(
+                expected.item(), rel=1e-5
+            )
+
+    def test_ignored_labels_count_for_neither_loss(self):
+        targets = torch.tensor([0, -100])
+        assert torch.isclose(cross_entropy(self.logits, targets), F.cross_entropy(self.logits[:1], targets[:1]))
+        both = kl_divergence(self.logits, self.teacher, temperature=2.0, targets=targets)
+        assert torch.isclose(both, kl_divergence(self.logits[:1], self.teacher[:1], temperature=2.0))
+
+    def test_sequences_and_pixels_are_classified_position_by_position(self):
+        sequence, targets = torch.randn(2, 5, 4), torch.randint(4, (2, 5))
+        expected = F.cross_entropy(sequence.reshape(10, 4), targets.reshape(10))
+        assert torch.isclose(cross_entropy(sequence, targets), expected)
+        assert torch.isclose(cross_entropy(sequence.movedim(-1, 1), targets), expected)
+
+    def test_outputs_may_be_a_tensor_a_tuple_or_a_mapping(self):
+        for outputs in (self.logits, (self.logits, None), [self.logits], {"hidden": None, "logits": self.logits}):
+            assert logits_of(outputs) is self.logits
+
+    def test_outputs_without_a_tensor_are_refused(self):
+        with pytest.raises(DataError, match="The model returns dict with no tensor in it, so no loss can be computed"):
+            logits_of({"hidden": None})
+
+    def test_shapes_that_do_not_fit_are_refused_with_both_shapes(self):
+        with pytest.raises(DataError, match=r"output of shape \(2, 3\) does not fit class labels of shape \(3,\)"):
+            cross_entropy(self.logits, torch.tensor([0, 1, 2]))
+        with pytest.raises(DataError, match=r"predicts values of shape \(2, 3\) and the targets have shape \(2,\)"):
+            mse(self.logits, torch.tensor([0.0, 1.0]))
+
+    def test_the_loss_is_half_task_and_half_distillation(self):
+        targets = torch.tensor([0, 1])
+        objective = objective_for("auto", targets, self.teacher)
+        expected = 0.5 * F.cross_entropy(self.logits, targets) + 0.5 * kl_divergence(
+            self.logits, self.teacher, temperature=2.0
+        )
+        assert torch.isclose(objective.loss(self.logits, targets, self.teacher), expected)
+
+    def test_auto_chooses_by_targets_and_outputs(self):
+        assert objective_for("auto", torch.tensor([0, 1]), self.logits).kind == "classes"
+        assert objective_for("auto", torch.tensor([0.0, 1.0]), torch.zeros(2, 1)).kind == "values"
+        assert objective_for("auto", None, {"logits": self.logits}).kind == "classes"
+        assert objective_for("auto", None, {"last_hidden_state": torch.zeros(2, 4, 8)}).kind == "values"
+
+    def test_an_unknown_loss_is_refused(self):
+        with pytest.raises(InputError) as error:
+            objective_for("hinge", None, self.logits)
+        assert str(error.value) == (
+            "Unknown loss 'hinge': expected one of auto, cross-entropy, mse, or a function of (outputs, targets). "
+            "Nothing was changed."
+        )
+
+
+class TestOptimizer:
+    def test_sliced_state_continues_as_if_the_rest_had_never_been_there(self):
+        """Adam is elementwise: training a whole matrix and cutting it equals training the cut one all along."""
+        torch.manual_seed(0)
+        keep = (torch.tensor([0, 2]), torch.tensor([1, 3, 4]))
+        whole = nn.Parameter(torch.randn(4, 5))
+        part = nn.Parameter(whole.detach()[keep[0]][:, keep[1]].clone())
+        settings = {"learning_rate": 0.01, "weight_decay": 0.1}
+        whole_optimizer, part_optimizer = (weight_optimizer({"w": p}, "adamw", **settings) for p in (whole, part))
+        gradients = torch.randn(6, 4, 5)
+        for gradient in gradients[:3]:
+            whole.grad, part.grad = gradient, gradient[keep[0]][:, keep[1]]
+            whole_optimizer.step()
+            part_optimizer.step()
+        cut = nn.Parameter(whole.detach()[keep[0]][:, keep[1]].clone())
+        cut_optimizer = weight_optimizer({"w": cut}, "adamw", **settings)
+        carry_state_(cut_optimizer, whole_optimizer, {"w": (whole, cut)}, {"w": keep})
+        for gradient in gradients[3:]:
+            cut.grad, part.grad = gradient[keep[0]][:, keep[1]], gradient[keep[0]][:, keep[1]].clone()
+            cut_optimizer.step()
+            part_optimizer.step()
+        assert torch.equal(cut, part)
+
+    def test_vectors_are_not_decayed(self):
+        matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+        optimizer = weight_optimizer({"m": matrix, "v": vector}, "sgd", learning_rate=0.1, weight_decay=0.5)
+        matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(2)
+        optimizer.step()
+        assert torch.equal(vector, torch.ones(2)) and (matrix < 1).all()
+
+    def test_the_schedule_is_a_cosine_after_a_linear_warmup(self):
+        assert cosine(0.55, floor=0.2, warmup=0.1) == pytest.approx(0.2 + 0.8 * 0.5)
+        assert (cosine(0.0, warmup=0.1), cosine(1.0), cosine(1.5)) == (0.0, 0.0, 0.0)
+
+
+class TestBatchNorm:
+    def graph(self) -> CapturedGraph:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 3, 3))
+        return capture(model, (torch.zeros(2, 2, 8, 8),))
+
+    def test_statistics_become_the_means_over_the_batches(self):
+        graph = self.graph()
+        batches = [Batch((torch.randn(16, 2, 8, 8) * scale + 1,), {}) for scale in (1.0, 2.0, 3.0)]
+        state = recalibrate(graph, batches).state()
+        conv = [F.conv2d(batch.args[0], graph.state()["0.weight"], graph.state()["0.bias"]) for batch in batches]
+        means = torch.stack([out.mean((0, 2, 3)) for out in conv]).mean(0)
+        variances = torch.stack([out.var((0, 2, 3)) for out in conv]).mean(0)
+        assert torch.allclose(state["1.running_mean"], means, atol=1e-5)
+        assert torch.allclose(state["1.running_var"], variances, atol=1e-4)
+
+    def test_everything_else_stays(self):
+        graph = self.graph()
+        before = {name: tensor.clone() for name, tensor in graph.state().items()}
+        after = recalibrate(graph, [Batch((torch.randn(4, 2, 8, 8),), {})]).state()
+        assert {name for name in before if not torch.equal(before[name], after[name])} == {
+            "1.running_mean", "1.running_var"
+        }  # fmt: skip
+        assert all(torch.equal(tensor, before[name]) for name, tensor in graph.state().items())
+
+    def test_a_graph_without_statistics_is_returned_as_it_is(self, graph):
+        assert recalibrate(graph, [Batch((torch.zeros(2, 8),), {})]) is graph
+
+
+class TestEvaluation:
+    def test_accuracy_and_loss_are_exact_over_uneven_batches(self, graph, data):
+        course = course_of(graph, data, QUICK)
+        network = graph.module()
+        with torch.no_grad():
+            logits = network(data.val.inputs[0])
+        measured = evaluate(network, data.val, replace(course.objective, task_share=1.0), batch_size=100)
+        assert measured.metric == (logits.argmax(-1) == data.val.targets).float().mean().item()
+        assert measured.loss == pytest.approx(F.cross_entropy(logits, data.val.targets).item(), rel=1e-5)
+        assert measured.num_samples == len(data.val)
+
+    def test_the_mode_is_restored(self, graph, data):
+        network = graph.module().train()
+        evaluate(network, data.val, course_of(graph, data, QUICK).objective)
+        assert network.training
+
+    def test_models_that_differ_are_refused(self, data):
+        torch.manual_seed(0)
+        one, other = nn.Linear(8, 3), nn.Linear(8, 3)
+        with pytest.raises(NotEqualError, match="After surgery, output 0 differs from the masked dense model's by"):
+            check_equal(one, other, data.val.take(slice(0, 4)))
+        broken = nn.Sequential(one, Scaled(math.nan))
+        with pytest.raises(NotEqualError, match="differs"):
+            check_equal(broken, one, data.val.take(slice(0, 4)))
+
+
+class TestInputDropout:
+    def test_the_share_dropped_and_the_mean_are_right(self):
+        torch.manual_seed(0)
+        dropped = dropout(torch.ones(400, 500), 0.25)
+        assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.005)
+        assert torch.allclose(dropped.unique(), torch.tensor([0.0, 4 / 3]))
+
+    def test_only_flat_floating_inputs_are_touched(self):
+        image, tokens, flat = torch.ones(2, 1, 4, 4), torch.ones(2, 50, dtype=torch.long), torch.ones(2, 500)
+        batch = drop_inputs(Batch((image, tokens), {"features": flat}), 0.5)
+        assert torch.equal(batch.args[0], image) and torch.equal(batch.args[1], tokens)
+        assert (batch.kwargs["features"] == 0).any()
