@@ -17,38 +17,40 @@ The verbs, each documented where it is defined::
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from l0compress.data import Batch as Batch, Data as Data, Split as Split, StreamSplit as StreamSplit
-    from l0compress.errors import L0Error as L0Error
-    from l0compress.export.onnx import export_onnx as export_onnx
-    from l0compress.export.pt2 import export_pt2 as export_pt2
-    from l0compress.gates.attach import fold as fold, gate as gate
+    from l0compress.data import Batch, Data, Split, StreamSplit
+    from l0compress.errors import L0Error
+    from l0compress.export.onnx import export_onnx
+    from l0compress.export.pt2 import export_pt2
+    from l0compress.gates.attach import fold, gate
     from l0compress.graph import (
-        CapturedGraph as CapturedGraph,
-        Cost as Cost,
-        KeepPlan as KeepPlan,
-        capture as capture,
-        cost as cost,
-        find_groups as find_groups,
-        masked as masked,
-        shrink as shrink,
-        unshrink_state as unshrink_state,
+        CapturedGraph,
+        Cost,
+        KeepPlan,
+        capture,
+        cost,
+        find_groups,
+        masked,
+        shrink,
+        unshrink_state,
     )
-    from l0compress.loading import load_data as load_data, load_model as load_model
-    from l0compress.pipeline.artifacts import load as load
-    from l0compress.pipeline.compress import compress as compress
-    from l0compress.training.budget import Budget as Budget
-    from l0compress.training.finetune import finetune as finetune
-    from l0compress.training.harden import harden as harden
-    from l0compress.training.settings import FinetuneSettings as FinetuneSettings
-    from l0compress.verify import verify as verify
+    from l0compress.loading import load_data, load_model
+    from l0compress.pipeline.artifacts import load
+    from l0compress.pipeline.compress import compress
+    from l0compress.training.budget import Budget
+    from l0compress.training.finetune import finetune
+    from l0compress.training.harden import harden
+    from l0compress.training.settings import FinetuneSettings
+    from l0compress.verify import verify
 
 __version__ = "0.1.0"
 
 # Resolved on first use: importing the package alone loads neither torch nor onnx.
-_EXPORTS = {
+_HOMES = {
     "Batch": "l0compress.data",
     "Budget": "l0compress.training.budget",
     "CapturedGraph": "l0compress.graph",
@@ -78,16 +80,56 @@ _EXPORTS = {
     "verify": "l0compress.verify",
 }
 
-__all__ = ["__version__", *_EXPORTS]
+__all__ = [
+    "Batch",
+    "Budget",
+    "CapturedGraph",
+    "Cost",
+    "Data",
+    "FinetuneSettings",
+    "KeepPlan",
+    "L0Error",
+    "Split",
+    "StreamSplit",
+    "__version__",
+    "capture",
+    "compress",
+    "cost",
+    "export_onnx",
+    "export_pt2",
+    "find_groups",
+    "finetune",
+    "fold",
+    "gate",
+    "harden",
+    "load",
+    "load_data",
+    "load_model",
+    "masked",
+    "shrink",
+    "unshrink_state",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'l0compress' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    value = getattr(importlib.import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds it in its package; that must not hide a verb of the same name (``verify``)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

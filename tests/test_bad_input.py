@@ -55,7 +55,10 @@ CASES = {
     "a pickled model": (finetune("pickled.pt"), "Model 'pickled.pt' is a pickled object, and loading it runs code"),
     "weights without a factory": (finetune("wanderer.pt"), "Model 'wanderer.pt' holds weights, not a module. Say what"),
     "missing data": (finetune(data="none.npz"), "Cannot read data 'none.npz': no such file."),
-    "unreadable data": (finetune(data="noise.npz"), "Cannot read data 'noise.npz' as an .npz file (it is no zip archive)."),
+    "unreadable data": (
+        finetune(data="noise.npz"),
+        "Cannot read data 'noise.npz' as an .npz file (it is no zip archive).",
+    ),
     "unknown data": (finetune(data="table.xls"), "Cannot read data 'table.xls': data is 'digits', an .npz file, or"),
     "a wrong shape": (
         finetune(data="shape.npz"),

@@ -148,8 +148,8 @@ def test_a_malformed_target_is_refused(wanted, shown):
     with pytest.raises(TargetError) as error:
         resolve_target(wanted, 1000, "macs")
     assert str(error.value) == (
-        f"Target macs={shown}: expected a fraction above 0 and below 1, or a whole number of MACs. Nothing was changed. "
-        "Example: macs=0.5 halves the model."
+        f"Target macs={shown}: expected a fraction above 0 and below 1, or a whole number of MACs. Nothing was "
+        "changed. Example: macs=0.5 halves the model."
     )
 
 
@@ -157,8 +157,8 @@ def test_a_target_above_the_dense_cost_is_refused():
     with pytest.raises(TargetError) as error:
         Budget(small_network(), params=58)
     assert str(error.value) == (
-        "Target params=58: the model already has only 58 parameters, so there is nothing to remove. Nothing was changed. "
-        "Ask for fewer than 58, or for a fraction such as params=0.5."
+        "Target params=58: the model already has only 58 parameters, so there is nothing to remove. Nothing was "
+        "changed. Ask for fewer than 58, or for a fraction such as params=0.5."
     )
 
 
@@ -167,8 +167,8 @@ def test_an_unreachable_target_names_the_smallest_share():
         Budget(small_network(), params=0.05)
     # One input, one hidden unit: 1 + 1 + 2 + 2 parameters.
     assert str(error.value) == (
-        "Target params=0.05: at most 2 parameters cannot be reached. With everything removed that can be removed, 6 of 58 "
-        "stay (0.1034). Nothing was changed. Ask for params=0.105 or more."
+        "Target params=0.05: at most 2 parameters cannot be reached. With everything removed that can be removed, 6 "
+        "of 58 stay (0.1034). Nothing was changed. Ask for params=0.105 or more."
     )
     assert Budget(small_network(), params=0.105).target == 6
 
@@ -178,7 +178,8 @@ def test_a_budget_names_exactly_one_unit(given_units, shown):
     with pytest.raises(TargetError) as error:
         Budget(small_network(), **given_units)
     assert str(error.value) == (
-        f"A budget names exactly one of params, macs and size_bytes; given: {shown}. Nothing was changed. Example: macs=0.5."
+        f"A budget names exactly one of params, macs and size_bytes; given: {shown}. Nothing was changed. Example: "
+        "macs=0.5."
     )
 
 

@@ -1,8 +1,8 @@
 """Gates in a network: every read of a gated channel is multiplied by its gates' value.
 
 requires: a :class:`Groups`, that is a graph, its closed removals (moves) and where channels are read.
-ensures:  a trainable module with one gate a move, shared by all readers of its channels; with gates of 0 and 1 it computes what
-          the masked dense model computes.
+ensures:  a trainable module with one gate a move, shared by all readers of its channels; with gates of 0 and 1 it
+          computes what the masked dense model computes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE, HardConcrete, Stretch
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups import Groups, Read, find_groups
+from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.matching import match_moves
 from l0compress.graph.network import GraphNetwork, network_of
 from l0compress.graph.plan import KeepPlan
@@ -62,8 +62,8 @@ def product_of(z: Tensor, moves: Tensor) -> Tensor:
 class GatedNetwork(nn.Module):
     """A captured network whose channels carry gates; made by :func:`gate`.
 
-    ``forward`` takes and returns what the user's model does. In training mode the gates are sampled, one draw a call; in
-    evaluation mode they are at their median.
+    ``forward`` takes and returns what the user's model does. In training mode the gates are sampled, one draw a call;
+    in evaluation mode they are at their median.
 
     Attributes:
         groups: the moves that the gates stand for, in order.
@@ -148,8 +148,9 @@ def _multiply_(node: fx.Node, argument: int, factors: fx.Node, position: int) ->
 def fold(gated: GatedNetwork, plan: KeepPlan) -> CapturedGraph:
     """The network without gates, the kept gates' values multiplied into the parameters that are read.
 
-    A kept gate counts with its median. Where a read cannot be folded into a parameter of its own, it becomes exactly 1, and so
-    does every read of a channel that ``plan`` drops. The shapes are those of ``gated``: :func:`~l0compress.shrink` comes next.
+    A kept gate counts with its median. Where a read cannot be folded into a parameter of its own, it becomes exactly
+    1, and so does every read of a channel that ``plan`` drops. The shapes are those of ``gated``:
+    :func:`~l0compress.shrink` comes next.
     """
     graph = gated.graph()
     state = graph.state()
@@ -170,8 +171,9 @@ def fold(gated: GatedNetwork, plan: KeepPlan) -> CapturedGraph:
 class Compacted:
     """What physical removal during training leaves.
 
-    ``parameter_keeps`` says which indices of each dimension of each old parameter stay (None = all), so that an optimizer's state
-    can be sliced along. ``kept_moves`` is int64 ``(new num_moves,)``: the old index of each new move.
+    ``parameter_keeps`` says which indices of each dimension of each old parameter stay (None = all), so that an
+    optimizer's state can be sliced along. ``kept_moves`` is int64 ``(new num_moves,)``: the old index of each new
+    move.
     """
 
     gated: GatedNetwork
@@ -208,7 +210,8 @@ def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:
     keep = probability >= threshold
     for group in gated.groups.groups:
         members = torch.tensor(group.moves)
-        # The first layer reads the model's input as it is; choosing among its columns at every step would cost, not save.
+        # The first layer reads the model's input as it is; choosing among its columns at every step would cost, not
+        # save.
         stay = len(members) if group.kind == "inputs" else min(2, len(members))
         keep[members[probability[members].topk(stay).indices]] = True
     return keep

@@ -59,9 +59,24 @@ class GraphNetwork(fx.GraphModule):
 
 
 def network_of(graph_module: fx.GraphModule) -> GraphNetwork:
-    """A :class:`GraphNetwork` over a deep copy of the graph, the parameters and the buffers (ties are kept)."""
-    duplicate = copy.deepcopy(graph_module)
-    return GraphNetwork(duplicate, duplicate.graph)
+    """A :class:`GraphNetwork` over a copy of the graph, the parameters and the buffers (ties are kept)."""
+    copied: dict[int, Any] = {}
+    attributes: dict[str, Any] = {}
+    for node in graph_module.graph.nodes:
+        if node.op in ("get_attr", "call_module"):
+            original = attribute(graph_module, str(node.target))
+            if id(original) not in copied:
+                copied[id(original)] = copy.deepcopy(original)
+            attributes[str(node.target)] = copied[id(original)]
+    return GraphNetwork(attributes, copied_graph(graph_module.graph))
+
+
+def copied_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph under the same node names; how inputs and outputs are packed is shared, not copied."""
+    copied = fx.Graph(tracer_cls=graph._tracer_cls)
+    copied.output(copied.graph_copy(graph, {}))
+    copied._codegen = graph._codegen
+    return copied
 
 
 def attribute(module: nn.Module, name: str) -> Any:

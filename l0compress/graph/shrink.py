@@ -7,7 +7,6 @@ ensures:  a smaller :class:`CapturedGraph` that computes what the masked dense m
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from l0compress.errors import SurgeryError
 from l0compress.graph.capture import CapturedGraph, propagate_shapes
 from l0compress.graph.labels import concrete, shape_of
 from l0compress.graph.masked import check_same
-from l0compress.graph.network import GraphNetwork, attribute, delete_unused_, op_name
+from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_, op_name
 from l0compress.graph.plan import KeepPlan, cut
 from l0compress.graph.rules.registry import REARRANGING
 from l0compress.graph.surgery import Cut, Kept, kept_of, rewrite_
@@ -49,7 +48,7 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
         name: tuple(kept_of(value, plan) for value in (entry if isinstance(entry, tuple) else (entry,)) if value)
         for name, entry in plan.groups.labelled.values.items()
     }
-    network = GraphNetwork(_cut_attributes(graph, plan), copy.deepcopy(graph.graph_module.graph))
+    network = GraphNetwork(_cut_attributes(graph, plan), copied_graph(graph.graph_module.graph))
     copies = {node.name: node for node in network.graph.nodes}
     for node in graph.nodes():
         if node.op == "call_function" and node.name in kept:

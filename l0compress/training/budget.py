@@ -7,8 +7,8 @@ everything is. :class:`Budget` instead descends on weights and gates and ascends
 
 The multiplier grows while the budget is violated and restarts at 0 once it is met, as in Gallego-Posada et al.,
 "Controlled Sparsity via Constrained Optimization or: How I Learned to Stop Tuning Penalties and Love Constraints",
-NeurIPS 2022, section 3.3. The target starts at the model's own cost and falls cubically (Zhu and Gupta, "To prune, or not
-to prune", 2017, equation 1).
+NeurIPS 2022, section 3.3. The target starts at the model's own cost and falls cubically (Zhu and Gupta, "To prune, or
+not to prune", 2017, equation 1).
 """
 
 from __future__ import annotations
@@ -254,7 +254,8 @@ def reachable_target(groups: Groups, wanted: float, unit: str) -> int:
     """The absolute target that ``wanted`` stands for; see :func:`resolve_target`.
 
     Raises:
-        TargetError: it is malformed, or below the smallest model that removal can reach; the message names that one's share.
+        TargetError: it is malformed, or below the smallest model that removal can reach; the message names that one's
+            share.
     """
     dense = dense_cost(groups, unit)
     target = resolve_target(wanted, dense, unit)
@@ -262,9 +263,9 @@ def reachable_target(groups: Groups, wanted: float, unit: str) -> int:
     if smallest > target:
         share = smallest / dense
         raise TargetError(
-            f"Target {unit}={wanted}: at most {target:,} {_UNIT_NAMES[unit]} cannot be reached. With everything removed that "
-            f"can be removed, {smallest:,} of {dense:,} stay ({share:.4f}). Nothing was changed. "
-            f"Ask for {unit}={math.ceil(share * 1000 + 1) / 1000} or more."
+            f"Target {unit}={wanted}: at most {target:,} {_UNIT_NAMES[unit]} cannot be reached. With everything "
+            f"removed that can be removed, {smallest:,} of {dense:,} stay ({share:.4f}). Nothing was changed. Ask for "
+            f"{unit}={math.ceil(share * 1000 + 1) / 1000} or more."
         )
     return target
 
@@ -278,14 +279,15 @@ def resolve_target(wanted: float, dense: int, unit: str) -> int:
     if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
         if wanted >= dense:
             raise TargetError(
-                f"Target {unit}={wanted}: the model already has only {dense:,} {_UNIT_NAMES[unit]}, so there is nothing to remove. "
-                f"Nothing was changed. Ask for fewer than {dense}, or for a fraction such as {unit}=0.5."
+                f"Target {unit}={wanted}: the model already has only {dense:,} {_UNIT_NAMES[unit]}, so there is "
+                f"nothing to remove. Nothing was changed. Ask for fewer than {dense}, or for a fraction such as "
+                f"{unit}=0.5."
             )
         return wanted
     if not (isinstance(wanted, float) and 0 < wanted < 1):
         raise TargetError(
-            f"Target {unit}={wanted}: expected a fraction above 0 and below 1, or a whole number of {_UNIT_NAMES[unit]}. Nothing was "
-            f"changed. Example: {unit}=0.5 halves the model."
+            f"Target {unit}={wanted}: expected a fraction above 0 and below 1, or a whole number of "
+            f"{_UNIT_NAMES[unit]}. Nothing was changed. Example: {unit}=0.5 halves the model."
         )
     return math.floor(wanted * dense)
 
@@ -295,6 +297,7 @@ def _the_one(wanted: dict[str, float | None]) -> tuple[str, float]:
     if len(given) != 1:
         names = " and ".join(given) or "none"
         raise TargetError(
-            f"A budget names exactly one of params, macs and size_bytes; given: {names}. Nothing was changed. Example: macs=0.5."
+            f"A budget names exactly one of params, macs and size_bytes; given: {names}. Nothing was changed. "
+            "Example: macs=0.5."
         )
     return next(iter(given.items()))

@@ -96,8 +96,8 @@ def dropout(tensor: Tensor, probability: float) -> Tensor:
     >>> dropout(torch.ones(2), 0.001)
     tensor([1., 1.])
     """
-    # One random byte an element: several times faster on a CPU than torch's own dropout, which would take half of a small
-    # network's step.
+    # One random byte an element: several times faster on a CPU than torch's own dropout, which would take half of a
+    # small network's step.
     threshold = round(probability * 256)
     words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64, device=tensor.device)
     random_bytes = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint8)[: tensor.numel()]
@@ -114,7 +114,8 @@ def train_epoch(
 ) -> float:
     """One pass over the training data; returns the mean loss without the penalty.
 
-    ``step`` is called with the batch's position and loss once gradients are there; it updates what is trained and clears gradients.
+    ``step`` is called with the batch's position and loss once gradients are there; it updates what is trained and
+    clears gradients.
 
     Raises:
         L0Error: the loss is NaN or infinite; the message names the step.
@@ -126,8 +127,8 @@ def train_epoch(
         value = float(loss.detach())
         if not math.isfinite(value):
             raise L0Error(
-                f"The loss became {value} at step {position + 1} of epoch {epoch + 1}. Training stopped and nothing was written. "
-                "Lower the learning rate, or look for non-finite values in the data."
+                f"The loss became {value} at step {position + 1} of epoch {epoch + 1}. Training stopped and nothing "
+                "was written. Lower the learning rate, or look for non-finite values in the data."
             )
         (loss if penalty is None else loss + penalty()).backward()
         step(position, value)

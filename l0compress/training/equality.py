@@ -32,8 +32,9 @@ def check_equal(small: nn.Module, dense: nn.Module, batch: Batch) -> float:
         # Written so that NaN fails too.
         if not difference <= limit:
             raise NotEqualError(
-                f"After surgery, output {position} differs from the masked dense model's by {difference:.2e} of its largest value "
-                f"(allowed {limit:.0e}). Nothing was written. This is a defect of l0compress: please report the model."
+                f"After surgery, output {position} differs from the masked dense model's by {difference:.2e} of its "
+                f"largest value (allowed {limit:.0e}). Nothing was written. This is a defect of l0compress: please "
+                "report the model."
             )
         worst = max(worst, difference)
     return worst

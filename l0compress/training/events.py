@@ -13,8 +13,8 @@ class ProgressEvent:
     """One report of a run.
 
     ``stage`` is "dense", "gates", "harden" or "finetune". An event with ``epoch_done`` closes an epoch and carries the
-    validation metric; the others come in between, for a live display. ``density`` is (expected) cost after removal over dense
-    cost in the budget's unit, ``violation`` is ``log E[cost] - log target_now`` (<= 0 is feasible).
+    validation metric; the others come in between, for a live display. ``density`` is (expected) cost after removal
+    over dense cost in the budget's unit, ``violation`` is ``log E[cost] - log target_now`` (<= 0 is feasible).
     """
 
     stage: str

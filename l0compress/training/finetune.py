@@ -91,10 +91,10 @@ def finetune(
 ) -> FinetuneResult:
     """Compress a trained model to a budget.
 
-    ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the dense cost
-    (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per
-    parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on a CPU, and the global
-    random state is left as it was.
+    ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the
+    dense cost (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty":
+    1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
+    a CPU, and the global random state is left as it was.
 
     Raises:
         NothingToPruneError: no channel can be removed.
@@ -175,7 +175,8 @@ def the_one(target: Mapping[str, float]) -> tuple[str, float]:
     """The one unit that ``target`` names, and its number."""
     if len(target) != 1:
         raise TargetError(
-            f"A target names exactly one unit; given: {', '.join(target) or 'none'}. Nothing was changed. Example: macs=0.5."
+            f"A target names exactly one unit; given: {', '.join(target) or 'none'}. Nothing was changed. Example: "
+            "macs=0.5."
         )
     return next(iter(target.items()))
 

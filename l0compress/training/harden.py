@@ -1,8 +1,8 @@
 """Hardening: learned gates become a decision, and the decision keeps to the exact integer budget.
 
 requires: gates that were trained.
-ensures:  a closed :class:`KeepPlan` whose true cost is at most the target, and above 97 % of it wherever the costs of single
-          moves are fine enough to allow that.
+ensures:  a closed :class:`KeepPlan` whose true cost is at most the target, and above 97 % of it wherever the costs of
+          single moves are fine enough to allow that.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ CLOSE_ENOUGH = 0.97
 def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     """Decide which moves of ``gated`` stay: those of highest log_alpha that fit the budget together.
 
-    Without a target (a fixed penalty), those that are kept with probability above one half stay. Every group keeps its best
-    move. ``gated`` is not changed.
+    Without a target (a fixed penalty), those that are kept with probability above one half stay. Every group keeps its
+    best move. ``gated`` is not changed.
 
     Raises:
         TargetMissedError: not even the smallest choice fits the budget.
@@ -44,9 +44,9 @@ def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
 def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
     """Remove moves from the lowest score upwards until the true cost is at most ``target``, then fill what room is left.
 
-    ``scores`` is a float tensor of shape ``(num_moves,)``. The shortest such run of removals is found by bisection. Removed moves
-    that still fit then return, best first. Where the result stays under 97 % of the target because one expensive move was the
-    last to go, that move is spared and cheaper ones go instead.
+    ``scores`` is a float tensor of shape ``(num_moves,)``. The shortest such run of removals is found by bisection.
+    Removed moves that still fit then return, best first. Where the result stays under 97 % of the target because one
+    expensive move was the last to go, that move is spared and cheaper ones go instead.
 
     Raises:
         TargetMissedError: with all but the best move of every group removed, the cost is still above ``target``.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,8 +40,8 @@ def logits_of(outputs: Any) -> Tensor:
         if isinstance(item, Tensor):
             return item
     raise DataError(
-        f"The model returns {type(outputs).__name__} with no tensor in it, so no loss can be computed. Nothing was changed. "
-        "Return a tensor, a tuple that starts with one, or a mapping with the key 'logits'."
+        f"The model returns {type(outputs).__name__} with no tensor in it, so no loss can be computed. Nothing was "
+        "changed. Return a tensor, a tuple that starts with one, or a mapping with the key 'logits'."
     )
 
 
@@ -69,8 +68,8 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
     predictions = logits_of(outputs)
     if predictions.numel() != targets.numel():
         raise DataError(
-            f"The model predicts values of shape {tuple(predictions.shape)} and the targets have shape {tuple(targets.shape)}. "
-            "Nothing was changed. Give one target for each predicted value."
+            f"The model predicts values of shape {tuple(predictions.shape)} and the targets have shape "
+            f"{tuple(targets.shape)}. Nothing was changed. Give one target for each predicted value."
         )
     return F.mse_loss(predictions.float().flatten(), targets.float().flatten())
 
@@ -78,8 +77,8 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
 def kl_divergence(outputs: Any, teacher_outputs: Any, *, temperature: float, targets: Tensor | None = None) -> Tensor:
     """``T^2 * KL(teacher || student)`` of the class distributions at temperature T (Hinton et al. 2015), mean over positions.
 
-    Where ``targets`` are given, positions of -100 do not count and the class dimension is found from their shape; otherwise it
-    is the last one.
+    Where ``targets`` are given, positions of -100 do not count and the class dimension is found from their shape;
+    otherwise it is the last one.
 
     >>> kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3), temperature=2.0)
     tensor(0.)
@@ -106,8 +105,9 @@ def class_last(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.dim() > 2 and (logits.shape[0], *logits.shape[2:]) == tuple(targets.shape):
         return logits.movedim(1, -1)
     raise DataError(
-        f"The model's output of shape {tuple(logits.shape)} does not fit class labels of shape {tuple(targets.shape)}. Nothing was "
-        "changed. Give one integer label for each row of class scores, or use the loss 'mse' for regression."
+        f"The model's output of shape {tuple(logits.shape)} does not fit class labels of shape "
+        f"{tuple(targets.shape)}. Nothing was changed. Give one integer label for each row of class scores, or use "
+        "the loss 'mse' for regression."
     )
 
 
@@ -115,8 +115,8 @@ def class_last(logits: Tensor, targets: Tensor) -> Tensor:
 class Objective:
     """What is minimised and what is measured.
 
-    ``kind`` is "classes" or "values" and decides how outputs are compared with the teacher's. ``scale`` divides squared errors:
-    the variance of the targets, so that a loss means the same whatever unit the targets are in.
+    ``kind`` is "classes" or "values" and decides how outputs are compared with the teacher's. ``scale`` divides
+    squared errors: the variance of the targets, so that a loss means the same whatever unit the targets are in.
     """
 
     kind: str
@@ -172,8 +172,9 @@ def objective_for(
 ) -> Objective:
     """Choose what is minimised from the loss asked for, some targets and the dense model's outputs on the same batch.
 
-    ``"auto"`` is cross-entropy for integer targets and mean squared error for floating ones. Without targets it compares class
-    distributions where the outputs have an entry ``"logits"`` or are a matrix of at least two columns, else values.
+    ``"auto"`` is cross-entropy for integer targets and mean squared error for floating ones. Without targets it
+    compares class distributions where the outputs have an entry ``"logits"`` or are a matrix of at least two columns,
+    else values.
 
     >>> objective_for("auto", torch.tensor([0, 1]), torch.zeros(2, 3)).kind
     'classes'
@@ -189,7 +190,8 @@ def objective_for(
         return Objective(kind, loss, custom=True, scale=scale, temperature=temperature, task_share=task_share)
     if loss not in LOSSES:
         raise InputError(
-            f"Unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, or a function of (outputs, targets). Nothing was changed."
+            f"Unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, or a function of (outputs, targets). "
+            "Nothing was changed."
         )
     if loss == "mse" or (loss == "auto" and not _are_classes(targets, outputs)):
         return Objective("values", mse, scale=_variance(outputs), temperature=temperature, task_share=task_share)

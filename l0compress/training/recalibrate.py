@@ -18,8 +18,8 @@ def recalibrate(graph: CapturedGraph, batches: Iterable[Batch], *, device: torch
     """The same graph with running means and variances averaged over ``batches``; other weights stay.
 
     Layers that normalise by stored statistics see batch statistics while measuring, as in training; dropout stays off.
-    A graph without such layers is returned as it is. Source: cumulative averages as in Wu and Johnson, "Rethinking 'Batch' in
-    BatchNorm", 2021, section 3 (PreciseBN).
+    A graph without such layers is returned as it is. Source: cumulative averages as in Wu and Johnson, "Rethinking
+    'Batch' in BatchNorm", 2021, section 3 (PreciseBN).
     """
     network = graph.module().to(device)
     names: list[str] = []

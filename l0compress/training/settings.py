@@ -18,8 +18,8 @@ from l0compress.training.optim import OPTIMIZERS
 class GateSettings:
     """Constants of the gated phase, the first ``share`` of the epochs.
 
-    ``weight_rate_share`` and ``weight_rate_floor`` are the weights' rate at its start and end, as shares of the run's learning rate
-    and of that start. ``ramp_share`` of the phase is the time in which the target falls to the budget.
+    ``weight_rate_share`` and ``weight_rate_floor`` are the weights' rate at its start and end, as shares of the run's
+    learning rate and of that start. ``ramp_share`` of the phase is the time in which the target falls to the budget.
     """
 
     share: float = 1 / 3
@@ -45,8 +45,8 @@ class FinetuneSettings:
         clip: largest norm of the weights' gradient; None does not clip.
         loss: "auto", "cross-entropy", "mse", or a function of (outputs, targets) that returns a scalar.
         distill: learn from the dense model's outputs beside the labels.
-        input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training; images,
-            sequences and token ids are left alone.
+        input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
+            images, sequences and token ids are left alone.
         bf16: run forward passes under bfloat16 autocast.
     """
 

@@ -1,8 +1,9 @@
 """One-shot group magnitude: the baseline that learned gates have to beat.
 
-What is removed is decided at once, from the dense weights alone; teacher, distillation, budget, rounding and number of epochs are
-those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Li et al., "Pruning Filters for Efficient ConvNets",
-ICLR 2017, section 3.1, with the L2 norm over everything that a removal takes, normalised by group.
+What is removed is decided at once, from the dense weights alone; teacher, distillation, budget, rounding and number of
+epochs are those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Li et al., "Pruning Filters
+for Efficient ConvNets", ICLR 2017, section 3.1, with the L2 norm over everything that a removal takes, normalised by
+group.
 """
 
 from __future__ import annotations

@@ -1,0 +1,183 @@
+"""LeNet-300-100 on MNIST: learned gates against one-shot group magnitude, at the same parameters, teacher and epochs.
+
+    python benchmarks/mnist.py [--seeds 3] [--epochs 48]
+
+For every seed a network is trained dense without augmentation, then compressed to each budget by both methods with the
+package's default settings. All parameters count, the first layer's too: a pixel that nobody reads leaves it. Choices
+are made on 5,000 validation images; the test part is read once a model, for the number printed, after the last epoch.
+MNIST is read from ``$L0COMPRESS_DATA/mnist/mnist.npz``, by default under ``../shared/data``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l0compress.data import Data, Split
+from l0compress.errors import TargetMissedError
+from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.cost import cost
+from l0compress.training.finetune import FinetuneResult, finetune
+from l0compress.training.methods.magnitude import magnitude
+from l0compress.training.settings import FinetuneSettings
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BUDGETS = {26_500: 1.45, 13_900: 1.80}
+METHODS: dict[str, Callable[..., FinetuneResult]] = {"L0": finetune, "magnitude": magnitude}
+NUM_VALIDATION = 5_000
+DENSE_EPOCHS = 40
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compressed model: its size and its error on the test part, in percent, after the last epoch."""
+
+    budget: int
+    method: str
+    seed: int
+    params: int
+    error: float
+
+
+class LeNet(nn.Module):
+    """784 pixels, 300 and 100 hidden units, 10 classes: 266,610 parameters. Dropout while it is trained dense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(784, 300)
+        self.second = nn.Linear(300, 100)
+        self.third = nn.Linear(100, 10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 784) pixels in [0, 1] to (n, 10) logits."""
+        return self.third(F.relu(self.second(F.relu(self.first(pixels)))))
+
+
+def load_mnist() -> Data:
+    """MNIST as flat pixels in [0, 1]; the last training images by a fixed permutation are the validation part."""
+    folder = Path(os.environ.get("L0COMPRESS_DATA", REPOSITORY.parent / "shared" / "data"))
+    path = folder / "mnist" / "mnist.npz"
+    if not path.exists():
+        sys.exit(f"{path} does not exist: set L0COMPRESS_DATA to the folder that holds mnist/mnist.npz")
+    with np.load(path) as arrays:
+        parts = {name: (_pixels(arrays[f"x_{name}"]), _labels(arrays[f"y_{name}"])) for name in ("train", "test")}
+    inputs, targets = parts["train"]
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    train, val = order[:-NUM_VALIDATION], order[-NUM_VALIDATION:]
+    test_inputs, test_targets = parts["test"]
+    return Data(
+        train=Split((inputs[train],), targets[train]),
+        val=Split((inputs[val],), targets[val]),
+        test=Split((test_inputs,), test_targets),
+    )
+
+
+def _pixels(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).flatten(1).float() / 255
+
+
+def _labels(labels: np.ndarray) -> Tensor:
+    return torch.from_numpy(labels).long()
+
+
+def train_dense(data: Data, seed: int) -> LeNet:
+    """AdamW with a cosine, input dropout 0.2 and label noise of none; no augmentation."""
+    torch.manual_seed(seed)
+    network = LeNet()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.05, fused=True)
+    steps = DENSE_EPOCHS * (len(data.train) // 128)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for epoch in range(DENSE_EPOCHS):
+        for batch in data.train.batches(128, seed=seed * 1000 + epoch, drop_last=True):
+            loss = F.cross_entropy(network(F.dropout(batch.args[0], 0.2)), batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def error_percent(network: nn.Module, split: Split) -> float:
+    """The share of wrong classes, in percent."""
+    with torch.no_grad():
+        predicted = network(*split.inputs).argmax(-1)
+    return 100 * float((predicted != split.targets).float().mean())
+
+
+def run_one(graph: CapturedGraph, data: Data, budget: int, method: str, settings: FinetuneSettings) -> Row:
+    """Compress by one method; the test part is read here, once."""
+    started = time.perf_counter()
+    result = METHODS[method](graph, data, {"params": budget}, settings=settings)
+    params = cost(result.last).params
+    if not 0.97 * budget < params <= budget:
+        raise TargetMissedError(f"{method}, seed {settings.seed}: {params:,} parameters for a budget of {budget:,}")
+    row = Row(budget, method, settings.seed, params, error_percent(result.last.module(), data.test))
+    seconds = time.perf_counter() - started
+    print(
+        f"seed {row.seed}  {budget:>6,}  {method:<9} {params:>6,} parameters  validation "
+        f"{100 * (1 - result.last_evaluation.metric):.2f} %  test {row.error:.2f} %  {seconds:.0f} s",
+        flush=True,
+    )
+    return row
+
+
+def table(rows: list[Row], dense_errors: list[float]) -> str:
+    """Mean and spread of the test error by budget and method, as Markdown."""
+    lines = [
+        f"Dense: 266,610 parameters, test error {_spread(dense_errors)} %",
+        "",
+        "| budget | method | parameters | test error, mean (min-max), % |",
+        "|---|---|---|---|",
+    ]
+    for budget in BUDGETS:
+        for method in METHODS:
+            chosen = [row for row in rows if (row.budget, row.method) == (budget, method)]
+            sizes = ", ".join(f"{row.params:,}" for row in chosen)
+            lines.append(f"| {budget:,} | {method} | {sizes} | {_spread([row.error for row in chosen])} |")
+    return "\n".join(lines)
+
+
+def _spread(errors: list[float]) -> str:
+    return f"{mean(errors):.2f} ({min(errors):.2f}-{max(errors):.2f})"
+
+
+def main() -> int:
+    """Print the table; 0 where the gates' mean error is within the bound of every budget and below magnitude's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=FinetuneSettings().epochs)
+    arguments = parser.parse_args()
+    data = load_mnist()
+    rows: list[Row] = []
+    dense_errors: list[float] = []
+    for seed in range(arguments.seeds):
+        network = train_dense(data, seed)
+        dense_errors.append(error_percent(network, data.test))
+        print(f"seed {seed}  dense  test {dense_errors[-1]:.2f} %", flush=True)
+        graph = capture(network, (data.train.inputs[0][:2],))
+        settings = FinetuneSettings(epochs=arguments.epochs, seed=seed)
+        rows += [run_one(graph, data, budget, method, settings) for budget in BUDGETS for method in METHODS]
+    print(f"\n{table(rows, dense_errors)}")
+    return 0 if all(_passes(rows, budget) for budget in BUDGETS) else 1
+
+
+def _passes(rows: list[Row], budget: int) -> bool:
+    errors = {method: mean(row.error for row in rows if (row.budget, row.method) == (budget, method)) for method in METHODS}
+    passed = errors["L0"] <= BUDGETS[budget] and errors["L0"] < errors["magnitude"]
+    print(f"{budget:,}: L0 {errors['L0']:.2f} %, wanted at most {BUDGETS[budget]:.2f} %: {'ok' if passed else
+    'MISSED'}") return passed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Compression inside a training loop of your own: gate, two budget lines, harden, shrink.
+
+    python examples/own_training_loop.py
+
+The five lines that l0compress adds are marked. Everything else is a loop that you may already have.
+"""
+
+from __future__ import annotations
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+from torch.nn import functional as F
+
+import l0compress as l0
+
+EPOCHS, BATCH_SIZE = 30, 32
+
+
+def main(epochs: int = EPOCHS) -> l0.CapturedGraph:
+    """Train, compress to 30 % of the multiply-accumulates, and return the small model."""
+    torch.manual_seed(0)
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
+    x, y, x_test, y_test = x[:1437], y[:1437], x[1437:], y[1437:]
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
+    fit(model, torch.optim.AdamW(model.parameters(), lr=2e-3), x, y, epochs)
+
+    graph = l0.capture(model, (x[:2],))
+    steps = epochs * (len(x) // BATCH_SIZE)
+    gated = l0.gate(graph)  # 1
+    budget = l0.Budget(gated, macs=0.3, ramp_steps=steps // 2)  # 2
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": gated.weights().values(), "lr": 2e-3},
+            {"params": [gated.gates.log_alpha], "lr": 0.05, "weight_decay": 0},
+        ]
+    )
+    fit(gated, optimizer, x, y, epochs, budget)  # 3, 4: budget.penalty() and budget.step(), below
+    small = l0.shrink(l0.fold(gated, plan := l0.harden(gated, budget)), plan)  # 5
+
+    network = small.module()
+    fit(network, torch.optim.AdamW(network.parameters(), lr=2e-3), x, y, epochs)
+    for name, tested in (("dense", model), ("small", network)):
+        with torch.no_grad():
+            accuracy = (tested.eval()(x_test).argmax(1) == y_test).float().mean()
+        print(f"{name}: {l0.cost(graph if name == 'dense' else small)}, test accuracy {accuracy:.3f}")
+    return small
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    epochs: int,
+    budget: l0.Budget | None = None,
+) -> None:
+    """The user's own loop."""
+    model.train()
+    for _ in range(epochs):
+        for index in torch.randperm(len(x)).split(BATCH_SIZE):
+            loss = F.cross_entropy(model(x[index]), y[index])
+            if budget is not None:
+                loss = loss + budget.penalty()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if budget is not None:
+                budget.step()
+
+
+if __name__ == "__main__":
+    main()

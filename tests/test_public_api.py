@@ -1,0 +1,50 @@
+"""The public names: all there, documented, and loaded only when they are used."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import l0compress as l0
+
+PUBLIC = [name for name in l0.__all__ if name != "__version__"]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_public_name_resolves_and_is_documented(name: str) -> None:
+    value = getattr(l0, name)
+    assert value.__name__ == name
+    assert inspect.getdoc(value)
+
+
+def test_a_verb_is_not_hidden_by_the_module_that_it_comes_from() -> None:
+    code = "import l0compress.verify, l0compress as l0; print(l0.verify.__qualname__, callable(l0.verify))"
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "verify True\n"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'l0compress' has no attribute 'compres'$"):
+        _ = l0.compres
+
+
+def test_importing_the_package_or_its_command_line_loads_neither_torch_nor_onnx() -> None:
+    code = (
+        "import sys, l0compress, l0compress.cli.app; "
+        "print([m for m in ('torch', 'onnx', 'onnxruntime', 'sklearn') if m in sys.modules])"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "[]\n"
+
+
+def test_the_graph_layer_loads_no_training_and_no_onnx() -> None:
+    code = (
+        "import sys, l0compress.graph; "
+        "print([m for m in sys.modules if m.split('.')[0] in ('onnx', 'onnxruntime', 'typer', 'rich') "
+        "or m.startswith(('l0compress.gates', 'l0compress.training'))])"
+    )
+    outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert outcome.stdout == "[]\n"
