@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision_without_ops  # noqa: F401  must precede torchvision
 import torchvision
+import torchvision_without_ops  # noqa: F401  must precede torchvision
 
 import l0compress as l0
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision_without_ops  # noqa: F401  transformers imports torchvision where it is installed
+from resnet20 import ResNet20
 from torch import Tensor, nn
 
 
@@ -28,7 +29,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def lenet_300_100() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
 
 
 class LeNet5(nn.Module):
@@ -43,41 +46,6 @@ class LeNet5(nn.Module):
         x = F.max_pool2d(self.conv1(x), 2)
         x = F.max_pool2d(self.conv2(x), 2)
         return self.fc2(torch.relu(self.fc1(x.view(x.size(0), -1))))
-
-
-class PaddedBlock(nn.Module):
-    """A residual block of ResNet-20: where the width doubles, the shortcut is strided and padded with zero channels."""
-
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.padding = (width - width_in) // 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.padding:
-            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.padding, self.padding))
-        return F.relu(x + y)
-
-
-class ResNet20(nn.Module):
-    """ResNet-20 for CIFAR with parameter-free shortcuts (He et al. 2016, option A)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(*(PaddedBlock(16, 16, 1) for _ in range(3)))
-        self.layer2 = nn.Sequential(PaddedBlock(16, 32, 2), PaddedBlock(32, 32, 1), PaddedBlock(32, 32, 1))
-        self.layer3 = nn.Sequential(PaddedBlock(32, 64, 2), PaddedBlock(64, 64, 1), PaddedBlock(64, 64, 1))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
-        return self.linear(F.avg_pool2d(x, x.size(3)).view(x.size(0), -1))
 
 
 def _unit(width_in: int, width: int, kernel: int, stride: int = 1, conv_groups: int = 1) -> nn.Sequential:
@@ -126,7 +94,9 @@ class DenseNet(nn.Module):
         for _ in range(2):
             block = nn.ModuleList()
             for _ in range(layers):
-                block.append(nn.Sequential(nn.BatchNorm2d(width), nn.GELU(), nn.Conv2d(width, growth, 3, 1, 1, bias=False)))
+                block.append(
+                    nn.Sequential(nn.BatchNorm2d(width), nn.GELU(), nn.Conv2d(width, growth, 3, 1, 1, bias=False))
+                )
                 width += growth
             self.blocks.append(block)
             self.transitions.append(nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width // 2, 1)))
@@ -159,12 +129,16 @@ class ShuffleUnit(nn.Module):
 
 
 def shufflenet() -> nn.Module:
-    return nn.Sequential(_unit(3, 16, 3), ShuffleUnit(16), ShuffleUnit(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10))
+    return nn.Sequential(
+        _unit(3, 16, 3), ShuffleUnit(16), ShuffleUnit(16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)
+    )
 
 
 def resnext() -> nn.Module:
     """A convolution in four groups of five channels each."""
-    return nn.Sequential(_unit(3, 20, 3), _unit(20, 20, 3, 1, 4), _unit(20, 12, 1), nn.Flatten(), nn.Linear(12 * 64, 10))
+    return nn.Sequential(
+        _unit(3, 20, 3), _unit(20, 20, 3, 1, 4), _unit(20, 12, 1), nn.Flatten(), nn.Linear(12 * 64, 10)
+    )
 
 
 class SqueezeExcite(nn.Module):
@@ -197,7 +171,11 @@ def bert() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
         vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
     tokens = _tokens()
-    return transformers.BertForSequenceClassification(config), (), {"input_ids": tokens, "attention_mask": tokens.ge(5).long()}
+    return (
+        transformers.BertForSequenceClassification(config),
+        (),
+        {"input_ids": tokens, "attention_mask": tokens.ge(5).long()},
+    )
 
 
 def gpt2() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:

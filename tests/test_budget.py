@@ -1,4 +1,4 @@
-"""The constraint: against closed-form optima, against torch's own Adam, and the errors for targets that make no sense."""
+"""The constraint: against closed-form optima, against torch's own Adam, and errors for targets that make no sense."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DENSE = 4 * HIDDEN + HIDDEN + 2 * HIDDEN + 2
 
 
 def small_network() -> GatedNetwork:
-    """4 inputs, 8 hidden units, 2 outputs: 58 parameters, of which a hidden unit owns 7 and two biases belong to nobody."""
+    """4 inputs, 8 hidden units, 2 outputs: 58 parameters; a hidden unit owns 7, two biases belong to nobody."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2))
     return gate(capture(model, (torch.zeros(2, 4),)))
@@ -62,7 +62,7 @@ def test_the_multiplier_is_never_negative(violations):
 
 
 def test_a_constrained_quadratic_reaches_its_closed_form_solution():
-    """Minimise sum (p - a)^2 / 2 subject to 2 + 7 sum p <= 30, that is sum p <= 4: the projection of a onto a half-space."""
+    """Minimise sum (p - a)^2 / 2 subject to 2 + 7 sum p <= 30, so sum p <= 4: a projection onto a half-space."""
     gated = small_network()
     wanted = torch.linspace(0.4, 0.9, HIDDEN)
     expected = wanted - (wanted.sum() - 4) / HIDDEN
@@ -196,5 +196,5 @@ def test_information_criteria_are_fixed_penalties_on_the_expected_parameters():
 
 
 def test_a_negative_penalty_is_refused():
-    with pytest.raises(TargetError, match="Penalty -1.0: a multiplier is a finite number, 0 or more"):
+    with pytest.raises(TargetError, match=r"Penalty -1\.0: a multiplier is a finite number, 0 or more"):
         FixedPenalty(small_network(), -1.0)

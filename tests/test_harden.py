@@ -40,7 +40,7 @@ def wide() -> Groups:
 
 @cache
 def uneven() -> Groups:
-    """One narrow expensive layer beside a wide cheap one: a channel of the first costs far more than 3 % of the model."""
+    """A narrow expensive layer beside a wide cheap one: a channel of the first costs far more than 3 % of the model."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 5, padding=2), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.ReLU(), nn.Conv2d(2, 30, 1),
                           nn.ReLU(), nn.Conv2d(30, 1, 1))  # fmt: skip
@@ -80,7 +80,7 @@ def test_the_result_fits_exactly_and_leaves_out_nothing_that_would_still_fit(see
     assert is_closed(groups, plan.keep)
     assert costs[kept] <= target
     for move in range(groups.num_moves):
-        with_it = tuple(kept[:move] + (True,) + kept[move + 1 :])
+        with_it = (*kept[:move], True, *kept[move + 1 :])
         assert kept[move] or costs[with_it] > target or not is_closed(groups, torch.tensor(with_it))
 
 
@@ -105,7 +105,7 @@ def test_fine_moves_end_above_97_percent_of_the_budget(seed, share, unit):
 
 
 def test_one_expensive_move_does_not_leave_the_budget_unused():
-    """Removing the last channel of the 5x5 convolution would overshoot; sparing it and removing cheap ones lands close."""
+    """Removing a channel of the 5x5 convolution would overshoot; sparing it and removing cheap ones lands close."""
     groups = uneven()
     order = {group.name: group for group in groups.groups if group.kind == "channels"}
     scores = torch.full((groups.num_moves,), 5.0)
@@ -134,7 +134,7 @@ def test_moves_go_in_the_order_of_their_scores():
 
 def test_every_group_keeps_its_best_move():
     groups = tiny()
-    scores = torch.tensor([0.1, 0.9, 0.5] + [-5.0, -3.0, -4.0, -6.0] + [2.0, 3.0, 4.0])
+    scores = torch.tensor([0.1, 0.9, 0.5, -5.0, -3.0, -4.0, -6.0, 2.0, 3.0, 4.0])
     smallest = min(every_cost(groups, "params").values())
     keep = round_to_budget(groups, scores, target=smallest, unit="params").keep
     for group in groups.groups:

@@ -66,14 +66,14 @@ def open_graph(source: ModelSource, data: str | None = None) -> CapturedGraph:
         ModelError, DataError, CaptureError: as the stages say.
     """
     model = source.load()
-    if isinstance(model, nn.Module) and data is None:
+    if data is not None:
+        return capture_with(model, fit_data(load_data(data), model))
+    if isinstance(model, nn.Module):
         raise InputError(
             f"Model {str(source.path)!r} does not say what its inputs look like. Nothing was changed. Name data whose "
             "first samples serve as example: --data DATA."
         )
-    if data is None:
-        return _captured_program(model)
-    return capture_with(model, fit_data(load_data(data), model))
+    return _captured_program(model)
 
 
 @contextmanager

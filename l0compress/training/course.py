@@ -78,7 +78,10 @@ def outputs_of(module: nn.Module, batch: Batch) -> Any:
 
 
 def drop_inputs(batch: Batch, probability: float) -> Batch:
-    """Dropout on flat floating inputs ``(n, features)``; other inputs are left alone. Draws from the global generator."""
+    """Dropout on flat floating inputs ``(n, features)``; other inputs are left alone.
+
+    Draws from the global generator.
+    """
     if probability == 0:
         return batch
 

@@ -16,7 +16,7 @@ _RELATIVE_DEFAULT = 1e-5
 
 
 def check_equal(small: nn.Module, dense: nn.Module, batch: Batch) -> float:
-    """The largest difference of the two models' outputs on ``batch``, relative to the largest magnitude of the dense one's.
+    """The largest difference of two models' outputs on ``batch``, relative to the dense one's largest magnitude.
 
     Raises:
         NotEqualError: it is above 1e-5 (1e-10 in float64), or the outputs differ in structure or shape.

@@ -42,7 +42,7 @@ def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
 
 
 def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
-    """Remove moves from the lowest score upwards until the true cost is at most ``target``, then fill what room is left.
+    """Remove moves from the lowest score upwards until the true cost is at most ``target``, then fill the room left.
 
     ``scores`` is a float tensor of shape ``(num_moves,)``. The shortest such run of removals is found by bisection.
     Removed moves that still fit then return, best first. Where the result stays under 97 % of the target because one
@@ -74,7 +74,10 @@ def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -
 
 
 def _fill(groups: Groups, order: list[int], fits: Callable[[Tensor], bool]) -> Tensor:
-    """Remove the shortest prefix of ``order`` that fits (all of it if none does), then take back what still fits; closed."""
+    """Remove the shortest prefix of ``order`` that fits, all of it if none does; then take back what still fits.
+
+    The result is closed.
+    """
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2

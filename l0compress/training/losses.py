@@ -46,8 +46,9 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats. Logits ``(n, C)`` with targets ``(n,)``, ``(n, seq, C)`` with ``(n, seq)``, or ``(n, C, ...)``
-    with ``(n, ...)``; targets of -100 do not count.
+    """Mean cross-entropy in nats; targets of -100 do not count.
+
+    Logits ``(n, C)`` with targets ``(n,)``, ``(n, seq, C)`` with ``(n, seq)``, or ``(n, C, ...)`` with ``(n, ...)``.
 
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -100]))
     tensor(1.3863)
@@ -75,7 +76,9 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
 
 
 def kl_divergence(outputs: Any, teacher_outputs: Any, *, temperature: float, targets: Tensor | None = None) -> Tensor:
-    """``T^2 * KL(teacher || student)`` of the class distributions at temperature T (Hinton et al. 2015), mean over positions.
+    """``T^2 * KL(teacher || student)`` of the class distributions at temperature T, mean over positions.
+
+    Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, section 2.
 
     Where ``targets`` are given, positions of -100 do not count and the class dimension is found from their shape;
     otherwise it is the last one.
@@ -127,7 +130,7 @@ class Objective:
     task_share: float = 0.5
 
     def loss(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> Tensor:
-        """Scalar to minimise: ``task_share`` task loss and the rest distillation; one alone where the other is absent."""
+        """Scalar to minimise: ``task_share`` task loss, the rest distillation; one alone where the other is absent."""
         if teacher_outputs is None and targets is None:
             raise DataError(
                 "There are neither labels nor a teacher, so there is nothing to learn from. Nothing was changed. "
@@ -158,7 +161,7 @@ class Objective:
         return self.metric_name == "accuracy"
 
     def hits(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> tuple[int, int]:
-        """How many predicted classes are right, and of how many; against the teacher's classes where there are no labels."""
+        """How many predicted classes are right, and of how many; the teacher's classes stand in for missing labels."""
         logits = logits_of(outputs)
         if targets is None:
             targets = logits_of(teacher_outputs).argmax(-1)

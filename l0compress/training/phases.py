@@ -69,13 +69,7 @@ def train_gates(course: Course, gated: GatedNetwork, budget: Penalty, journal: J
     moves = torch.arange(gated.groups.num_moves)
     optimizers = _Optimizers.of(gated, course)
     for epoch in range(epochs):
-
-        def step(position: int, loss: float, epoch: int = epoch) -> None:
-            progress = (epoch + position / steps) / epochs
-            optimizers.step_(gated, progress, course)
-            budget.step()
-            journal.step_(lambda: _gate_event(epoch, budget, gated, loss, position + 1, steps))
-
+        step = _gate_step(course, optimizers, gated, budget, journal, epoch)
         loss = train_epoch(course, gated, epoch, penalty=budget.penalty, step=step)
         compacted = compact(gated, threshold=settings.gates.compact_below)
         if compacted.gated is not gated:
@@ -86,6 +80,19 @@ def train_gates(course: Course, gated: GatedNetwork, budget: Penalty, journal: J
         event = _gate_event(epoch, budget, gated, loss, steps, steps)
         journal.epoch_(replace(event, metric=measured.metric, metric_name=measured.metric_name))
     return Gated(gated, moves)
+
+
+def _gate_step(
+    course: Course, optimizers: _Optimizers, gated: GatedNetwork, budget: Penalty, journal: Journal, epoch: int
+) -> Callable[[int, float], None]:
+    epochs, steps = course.settings.gated_epochs, course.steps_per_epoch
+
+    def step(position: int, loss: float) -> None:
+        optimizers.step_(gated, (epoch + position / steps) / epochs, course)
+        budget.step()
+        journal.step_(lambda: _gate_event(epoch, budget, gated, loss, position + 1, steps))
+
+    return step
 
 
 def evaluate_on(course: Course, network: nn.Module) -> Evaluation:

@@ -1,4 +1,4 @@
-"""BatchNorm statistics measured anew: removal changes the distribution of activations, the stored statistics do not follow."""
+"""BatchNorm statistics measured anew: removal changes the activations, and stored statistics do not follow."""
 
 from __future__ import annotations
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import models
 import pytest
 import torch
 
-import models
 from l0compress.calls import BATCH_SIZES, example_calls, named_leaves
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession

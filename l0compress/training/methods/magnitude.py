@@ -34,7 +34,7 @@ def magnitude(
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
 ) -> FinetuneResult:
-    """Compress a trained model to a budget by one-shot group magnitude; arguments, result and errors as for ``finetune``."""
+    """Compress a trained model by one-shot group magnitude; arguments, result and errors as for ``finetune``."""
     settings = FinetuneSettings() if settings is None else settings
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
