@@ -23,6 +23,7 @@ TaskLoss = Callable[[Any, Tensor], Tensor]
 def logits_of(outputs: Any) -> Tensor:
     """The tensor that a loss is computed on: ``outputs`` itself, its entry ``"logits"``, or its first tensor.
 
+    >>> import torch
     >>> logits_of({"hidden": torch.zeros(1), "logits": torch.ones(2)})
     tensor([1., 1.])
     >>> logits_of((torch.ones(1), torch.zeros(1)))
@@ -50,6 +51,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 
     Logits ``(n, C)`` with targets ``(n,)``, ``(n, seq, C)`` with ``(n, seq)``, or ``(n, C, ...)`` with ``(n, ...)``.
 
+    >>> import torch
     >>> cross_entropy(torch.zeros(2, 4), torch.tensor([1, -100]))
     tensor(1.3863)
     """
@@ -60,6 +62,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
 def mse(outputs: Any, targets: Tensor) -> Tensor:
     """Mean squared error; predictions ``(n, 1)`` fit targets ``(n,)``.
 
+    >>> import torch
     >>> mse(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
     tensor(2.)
 
@@ -83,6 +86,7 @@ def kl_divergence(outputs: Any, teacher_outputs: Any, *, temperature: float, tar
     Where ``targets`` are given, positions of -100 do not count and the class dimension is found from their shape;
     otherwise it is the last one.
 
+    >>> import torch
     >>> kl_divergence(torch.zeros(2, 3), torch.zeros(2, 3), temperature=2.0)
     tensor(0.)
     """
@@ -179,6 +183,7 @@ def objective_for(
     compares class distributions where the outputs have an entry ``"logits"`` or are a matrix of at least two columns,
     else values.
 
+    >>> import torch
     >>> objective_for("auto", torch.tensor([0, 1]), torch.zeros(2, 3)).kind
     'classes'
     >>> objective_for("auto", torch.tensor([0.5, 1.5]), torch.zeros(2, 1)).kind

@@ -1,4 +1,4 @@
-"""Shrunk equals masked dense: in float64, in float32 and under ONNX Runtime, at three densities, for every architecture."""
+"""Shrunk equals masked dense: in float64, in float32 and under ONNX Runtime, at three densities, for every network."""
 
 from __future__ import annotations
 
