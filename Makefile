@@ -6,13 +6,14 @@ STAMP := $(VENV)/.installed
 ZOO_STAMP := $(VENV)/.installed-zoo
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-mnist bench-resnet20 bench-capture clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
 	@echo "make test            lint, types, layers, tests and doctests"
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
+	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
@@ -48,10 +49,13 @@ demo: $(STAMP)
 	rm -rf build/demo
 	$(BIN)/python examples/digits_train.py build/demo
 	$(BIN)/l0compress inspect build/demo/digits.pt2
-	$(BIN)/l0compress finetune build/demo/digits.pt2 --data digits --target macs=0.25 -o build/demo/run
+	$(BIN)/l0compress finetune build/demo/digits.pt2 --data digits --target macs=0.25 --threads 1 -o build/demo/run
 	$(BIN)/l0compress export build/demo/run --format onnx
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
 	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
+
+bench-equality: $(STAMP)
+	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/equality.py
 
 bench-mnist: $(STAMP)
 	$(BIN)/python benchmarks/mnist.py

@@ -48,6 +48,11 @@ class Course:
         first = next(iter(self.data.train.batches(self.batch_size)))
         return max(1, len(self.data.train) // len(first))
 
+    @property
+    def gated_steps(self) -> int:
+        """Steps in which gates are learned."""
+        return self.settings.gated_epochs * self.steps_per_epoch
+
     def batches(self, epoch: int) -> Iterator[Batch]:
         """The training batches of an epoch, shuffled and augmented by seed and epoch."""
         seed = self.settings.seed * _EPOCH_STRIDE + epoch

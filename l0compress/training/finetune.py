@@ -160,8 +160,8 @@ def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course
     if unit == "penalty":
         return FixedPenalty(gated, value)
     gates = course.settings.gates
-    ramp_steps = round(course.settings.gated_epochs * course.steps_per_epoch * gates.ramp_share)
-    ascent = AscentSettings(learning_rate=gates.multiplier_rate)
+    ramp_steps = round(course.gated_steps * gates.ramp_share)
+    ascent = AscentSettings(learning_rate=gates.multiplier_rate * gates.pace(course.gated_steps))
     keyword = {"params": "params", "macs": "macs", "bytes": "size_bytes"}.get(unit)
     if keyword is None:
         raise TargetError(

@@ -130,7 +130,8 @@ class _Optimizers:
             weight_decay=settings.weight_decay,
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
-        return cls(weights, torch.optim.Adam([gated.gates.log_alpha], lr=settings.gates.learning_rate, fused=True))
+        rate = settings.gates.learning_rate * settings.gates.pace(course.gated_steps)
+        return cls(weights, torch.optim.Adam([gated.gates.log_alpha], lr=rate, fused=True))
 
     def step_(self, gated: GatedNetwork, progress: float, course: Course) -> None:
         settings = course.settings

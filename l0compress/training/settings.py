@@ -16,10 +16,20 @@ from l0compress.training.optim import OPTIMIZERS
 
 @dataclass(frozen=True)
 class GateSettings:
-    """Constants of the gated phase, the first ``share`` of the epochs.
+    """Constants of the gated phase.
 
-    ``weight_rate_share`` and ``weight_rate_floor`` are the weights' rate at its start and end, as shares of the run's
-    learning rate and of that start. ``ramp_share`` of the phase is the time in which the target falls to the budget.
+    Attributes:
+        share: the phase's part of the epochs, from the first on.
+        log_alpha: where gates start; 2.94 is open with a probability of 98 %.
+        temperature: beta of the hard concrete distribution.
+        learning_rate: Adam's rate for log_alpha in a phase of ``full_steps`` steps or more.
+        multiplier_rate: Adam's rate for the multiplier, likewise.
+        ramp_share: the part of the phase in which the target falls to the budget.
+        weight_rate_share: the weights' rate at the start, as a share of the run's learning rate.
+        weight_rate_floor: the weights' rate at the end, as a share of that start.
+        compact_below: moves that are open with a lower probability are removed after every epoch.
+        full_steps: a phase of fewer steps has higher rates, see :meth:`pace`.
+        highest_rate: the highest that the gates' rate becomes by that.
     """
 
     share: float = 1 / 3
@@ -31,6 +41,16 @@ class GateSettings:
     weight_rate_share: float = 2 / 3
     weight_rate_floor: float = 0.3
     compact_below: float = 0.01
+    full_steps: int = 1000
+    highest_rate: float = 0.5
+
+    def pace(self, num_steps: int) -> float:
+        """The factor on both rates in a phase of ``num_steps`` steps, so that gates travel as far as in a long one.
+
+        >>> GateSettings().pace(6000), GateSettings().pace(500)
+        (1.0, 2.0)
+        """
+        return max(1.0, min(self.full_steps / num_steps, self.highest_rate / self.learning_rate))
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import equality
 import models
 import pytest
 import torch
+from resnet20 import WEIGHTS
 
 from l0compress.calls import BATCH_SIZES, example_calls, named_leaves
 from l0compress.export.onnx import export_onnx
@@ -28,8 +30,8 @@ def test_shrunk_equals_masked_in_float64(name: str) -> None:
     groups = find_groups(graph)
     for seed, density in enumerate(DENSITIES):
         plan = KeepPlan.random(groups, density, seed)
-        equality = verify(shrink(graph, plan), masked(graph, plan), tolerance=1e-10)
-        assert not any(output.is_zero for output in equality.outputs)
+        found = verify(shrink(graph, plan), masked(graph, plan), tolerance=1e-10)
+        assert not found.zero_outputs
 
 
 @pytest.mark.parametrize("name", models.ZOO)
@@ -64,3 +66,13 @@ def test_onnx_runtime_equals_masked_in_float32(name: str, tmp_path: Path) -> Non
         export_onnx(small, tmp_path / "small.onnx", reference=reference, tolerance=1e-5)
         session = OnnxSession(tmp_path / "small.onnx", threads=1)
         verify(session, reference, inputs=example_calls(graph, BATCH_SIZES), tolerance=1e-5)
+
+
+@pytest.mark.skipif(not WEIGHTS.exists(), reason=f"{WEIGHTS} does not exist; set L0COMPRESS_DATA")
+def test_a_pretrained_resnet20_is_equal_too() -> None:
+    """Real weights have channels that are nearly or wholly dead; random ones do not."""
+    graph = capture(*equality.pretrained_resnet20()).to(torch.float64)
+    groups = find_groups(graph)
+    for seed, density in enumerate(DENSITIES):
+        plan = KeepPlan.random(groups, density, seed)
+        verify(shrink(graph, plan), masked(graph, plan), tolerance=1e-10)

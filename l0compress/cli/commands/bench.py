@@ -27,7 +27,6 @@ def bench(
         batch_sizes = _batch_sizes(batch)
         from l0compress.pipeline.benching import bench_artifact
 
-        options.use_threads(threads)
         measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
         if as_json:
             print_json(measured.to_json())
