@@ -29,7 +29,7 @@ COLUMNS = ("network", "density", "parameters", "float64", "float32", "ONNX Runti
 def pretrained_resnet20() -> models.Built:
     """ResNet-20 with the weights that were trained on CIFAR-10."""
     model = ResNet20()
-    state = torch.load(WEIGHTS, weights_only=True)["state_dict"]
+    state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)["state_dict"]
     model.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     return model.eval(), (torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)),), {}
 

@@ -153,7 +153,7 @@ def dense_accuracy(arguments: argparse.Namespace) -> float:
     settings, parts = FinetuneSettings(epochs=arguments.epochs, seed=arguments.seed), data()
     torch.manual_seed(arguments.seed)
     network = model()
-    state = torch.load(WEIGHTS, weights_only=True)["state_dict"]
+    state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     batch_size = settings.batch_size_for(len(parts.train))
