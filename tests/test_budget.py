@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from l0compress.errors import TargetError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph.capture import capture
+from l0compress.graph.cost import cost
 from l0compress.training.budget import AscentSettings, Budget, FixedPenalty, Multiplier, cubic_ramp, resolve_target
 
 HIDDEN = 8
@@ -198,3 +201,11 @@ def test_information_criteria_are_fixed_penalties_on_the_expected_parameters():
 def test_a_negative_penalty_is_refused():
     with pytest.raises(TargetError, match=r"Penalty -1\.0: a multiplier is a finite number, 0 or more"):
         FixedPenalty(small_network(), -1.0)
+
+
+def test_five_lines_in_a_loop_of_ones_own_reach_the_budget(capsys):
+    example = runpy.run_path(str(Path(__file__).parent.parent / "examples" / "own_training_loop.py"))
+    small = example["main"](epochs=4)
+    dense_macs = 64 * 128 + 128 * 64 + 64 * 10
+    assert 0.97 * 0.3 * dense_macs < cost(small).macs <= 0.3 * dense_macs
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["dense", "small"]

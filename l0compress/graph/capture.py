@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import Dim, ExportedProgram
 from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
@@ -277,6 +278,7 @@ def propagate_shapes(graph: CapturedGraph) -> CapturedGraph:
             torch.empty(value.shape, dtype=leaf.dtype, device=value.device) if isinstance(value, Tensor) else value
             for value, leaf in zip(values, leaves, strict=True)
         ]
-    with torch.no_grad():
+    # Without the Python dispatcher some operators ask symbolic tensors for concrete sizes.
+    with torch.no_grad(), enable_python_dispatcher():
         FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)
     return graph

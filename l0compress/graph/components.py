@@ -19,9 +19,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from l0compress.graph.islands import islands
 from l0compress.graph.labels import Labelled
-from l0compress.graph.network import op_name
-from l0compress.graph.rules.registry import REARRANGING
 from l0compress.graph.space import FROZEN
 from l0compress.graph.values import Value, core, flattened, varying
 
@@ -158,7 +157,7 @@ def _distinct_grids(of_label: Array, tables: list[Tensor]) -> tuple[Array, ...]:
 
 def _layout_grids(labelled: Labelled) -> list[Tensor]:
     """Planes over several dimensions of a tensor that an operator really sees in that layout."""
-    inside = _islands(labelled)
+    inside = islands(labelled)
     tables: list[Tensor] = []
     for name, entry in labelled.values.items():
         if name in inside:
@@ -174,37 +173,6 @@ def _faces(plane: Tensor) -> list[Tensor]:
     small, dims = core(plane), sorted(varying(plane))
     chosen = dims if len(dims) > 2 else dims[:1] if len(dims) == 2 else []
     return [small.movedim(dim, 0).reshape(small.shape[dim], -1) for dim in chosen]
-
-
-def _islands(labelled: Labelled) -> set[str]:
-    """Nodes that only rearrange between two one-dimensional layouts: their own layout need not be a rectangle.
-
-    A channel shuffle is such an island; surgery replaces it by one ``index_select``.
-    """
-    nodes = {node.name: node for node in labelled.graph.nodes()}
-
-    def flat(name: str) -> bool:
-        value = labelled.values.get(name)
-        return isinstance(value, Value) and len(value.planes) == 1 and len(varying(value.planes[0])) == 1
-
-    def rearranges(name: str) -> bool:
-        return op_name(nodes[name]) in REARRANGING
-
-    inside = {
-        name
-        for name, value in labelled.values.items()
-        if isinstance(value, Value) and len(value.planes) == 1 and not flat(name) and rearranges(name)
-    }
-    while True:
-        leaking = {
-            name
-            for name in inside
-            if not all(user.name in inside or (flat(user.name) and rearranges(user.name)) for user in nodes[name].users)
-            or not all(source.name in inside or flat(source.name) for source in nodes[name].all_input_nodes[:1])
-        }
-        if not leaking:
-            return inside
-        inside -= leaking
 
 
 def _reasons(labelled: Labelled, of_label: Array, count: int) -> Array:

@@ -18,6 +18,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.rules.registry import sized_by_data
 from l0compress.graph.values import core, flattened
 
 Unit = Literal["params", "macs", "bytes"]
@@ -69,7 +70,7 @@ def cost(graph: CapturedGraph) -> Cost:
 
 def _node_macs(node: fx.Node) -> int:
     """Multiply-accumulates of one node over the whole example batch."""
-    if node.op != "call_function":
+    if node.op != "call_function" or sized_by_data(node):  # there is no number to count where the data decides
         return 0
     name = op_name(node)
     if name == "scaled_dot_product_attention":

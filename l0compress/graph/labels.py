@@ -15,7 +15,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import attribute, op_name
+from l0compress.graph.mutation import exposed_by
+from l0compress.graph.network import attribute
 from l0compress.graph.rules import Step, apply_rule
 from l0compress.graph.space import LabelSpace
 from l0compress.graph.values import Shape, Value, along, flattened, varying
@@ -42,8 +43,10 @@ class Labelled:
 
 
 def concrete(size: Any) -> Any:
-    """A symbolic size as the number that it has in the example."""
-    return int(size.node.hint) if isinstance(size, torch.SymInt) else size
+    """A symbolic size as the number that it has in the example; one that hangs on the data counts as 1."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    return 1 if size.node.hint is None else int(size.node.hint)
 
 
 def shape_of(tensor: Tensor) -> Shape:
@@ -127,7 +130,9 @@ class _Walk:
             return
         shapes = tuple(shape_of(tensor) if isinstance(tensor, Tensor) else () for tensor in tensors)
         step = self._step(node, shapes)
-        self._guard_mutation_(node)
+        for alias in exposed_by(node):
+            for seen in self._entries(alias):
+                self.space.freeze_value_(seen, node, "it is written in place and seen through another view")
         result = self._without_single_channels(node, apply_rule(step))
         if isinstance(value, (tuple, list)):
             self.values[node.name] = result if isinstance(result, tuple) else (result,)
@@ -146,16 +151,6 @@ class _Walk:
                 self.space.freeze_(plane, node, "a single channel of it is picked out here")
         return Value(value.shape, tuple(plane for plane in value.planes if varying(plane)))
 
-    def _guard_mutation_(self, node: fx.Node) -> None:
-        """Writing into a view changes another tensor too; surgery may have turned the view into a copy."""
-        source = node.args[0] if node.args else None
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.is_mutable or not isinstance(source, fx.Node):
-            return
-        if source.op == "call_function" and op_name(source) not in _FRESH and _is_view(source):
-            for value in self._entries(source):
-                self.space.freeze_value_(value, node, "it is written in place through a view")
-
     def _step(self, node: fx.Node, shapes: tuple[Shape, ...]) -> Step:
         def resolve(argument: Any) -> Any:
             if not isinstance(argument, fx.Node):
@@ -167,11 +162,3 @@ class _Walk:
         args = map_aggregate(node.args, resolve)
         kwargs = map_aggregate(node.kwargs, resolve)
         return Step(self.space, node, tuple(args), dict(kwargs), shapes, self.graph.batch_size)
-
-
-_FRESH = frozenset({"clone", "contiguous"})
-
-
-def _is_view(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(argument.alias_info is not None for argument in schema.arguments)

@@ -98,13 +98,13 @@ def find_moves(labelled: Labelled, components: Components, lines: Lines) -> Foun
 
 
 def _seeds(components: Components, eligible: np.ndarray) -> Iterator[tuple[tuple[int, ...], str]]:
-    """Single components outside grids, then rows and columns of grids that hold a parameter."""
-    for component in np.flatnonzero(eligible).tolist():
-        if component not in components.grids_of:
-            yield (component,), "channels"
+    """Rows and columns of grids that hold a parameter, then single components outside grids."""
     for grid in components.grids:
         for kind, face in (("blocks", grid), ("width", grid.T)):
             for row in face:
                 seed = tuple(np.unique(row).tolist())
                 if eligible[list(seed)].any():
                     yield seed, kind
+    for component in np.flatnonzero(eligible).tolist():
+        if component not in components.grids_of:
+            yield (component,), "channels"

@@ -15,13 +15,12 @@ from torch.fx.node import map_aggregate
 
 from l0compress.errors import SurgeryError
 from l0compress.graph.capture import CapturedGraph, propagate_shapes
-from l0compress.graph.labels import concrete, shape_of
+from l0compress.graph.islands import Crossing, crossing, is_flat
+from l0compress.graph.labels import Entry, concrete, shape_of
 from l0compress.graph.masked import check_same
 from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_, op_name
 from l0compress.graph.plan import KeepPlan, cut
-from l0compress.graph.rules.registry import REARRANGING
 from l0compress.graph.surgery import Cut, Kept, kept_of, rewrite_
-from l0compress.graph.values import Value, compressed, core
 
 
 def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
@@ -50,9 +49,12 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     }
     network = GraphNetwork(_cut_attributes(graph, plan), copied_graph(graph.graph_module.graph))
     copies = {node.name: node for node in network.graph.nodes}
+    values = plan.groups.labelled.values
+    torn = _torn(graph, kept, values)
     for node in graph.nodes():
-        if node.op == "call_function" and node.name in kept:
-            _rewrite_node_(node, copies, kept, network, plan)
+        if node.op == "call_function" and node.name in kept and node.name not in torn:
+            behind = any(source.name in torn for source in node.all_input_nodes[:1])
+            _rewrite_node_(node, copies, kept, network, crossing(node, values) if behind else None)
     network.graph.eliminate_dead_code()
     delete_unused_(network)
     network.graph.lint()
@@ -86,12 +88,24 @@ def _cut_one(old: Any, keeps: tuple[Tensor | None, ...]) -> Any:
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
+def _torn(graph: CapturedGraph, kept: dict[str, tuple[Kept, ...]], values: dict[str, Entry]) -> set[str]:
+    """Nodes of islands that are no rectangle any more, and what follows them inside; nobody will need them."""
+    torn: set[str] = set()
+    for node in graph.nodes():
+        if node.op != "call_function" or not kept.get(node.name):
+            continue
+        behind = any(source.name in torn for source in node.all_input_nodes[:1])
+        if kept[node.name][0].ragged or (behind and not is_flat(values[node.name])):
+            torn.add(node.name)
+    return torn
+
+
 def _rewrite_node_(
     node: fx.Node,
     copies: dict[str, fx.Node],
     kept: dict[str, tuple[Kept, ...]],
     network: GraphNetwork,
-    plan: KeepPlan,
+    way: Crossing | None,
 ) -> None:
     results = kept[node.name]
     operands = {
@@ -99,12 +113,12 @@ def _rewrite_node_(
         for position, source in enumerate(node.args)
         if isinstance(source, fx.Node) and kept.get(source.name)
     }
-    if all(part.whole for part in (*results, *operands.values())) or results[0].ragged:
+    if all(part.whole for part in (*results, *operands.values())):
         return
     arguments = map_aggregate(node.args, lambda arg: _number(arg))
     cut_node = Cut(network, copies[node.name], results, operands, tuple(arguments))
-    if operands.get(0) is not None and operands[0].ragged:
-        _bridge_island_(node, cut_node, copies, kept, plan)
+    if way is not None:
+        _cross_(cut_node, way, copies[way.start.name], kept[way.start.name][0])
     else:
         rewrite_(cut_node)
 
@@ -115,42 +129,11 @@ def _number(argument: Any) -> Any:
     return argument
 
 
-def _bridge_island_(
-    node: fx.Node,
-    cut_node: Cut,
-    copies: dict[str, fx.Node],
-    kept: dict[str, tuple[Kept, ...]],
-    plan: KeepPlan,
-) -> None:
+def _cross_(cut_node: Cut, way: Crossing, start: fx.Node, kept: Kept) -> None:
     """A rearrangement that is a rectangle at both ends but not inside becomes one ``index_select``."""
-    chain = [node]
-    while kept[chain[-1].name][0].ragged or chain[-1] is node:
-        source = chain[-1].args[0]
-        if not isinstance(source, fx.Node) or op_name(chain[-1]) not in REARRANGING:
-            raise SurgeryError(f"{node.name} cannot be rewritten exactly. Nothing was changed.")
-        chain.append(source)
-        if not kept[source.name][0].ragged:
-            break
-    start, whole = chain[-1], kept[chain[-1].name][0]
-    (dim,) = [d for d, keep in enumerate(whole.indices) if keep is not None]
-    position = torch.arange(whole.dense[dim]).view([-1 if d == dim else 1 for d in range(len(whole.dense))])
-    position = position.expand(whole.dense)
-    for step in reversed(chain[:-1]):
-        position = compressed(_replayed(step, position, plan))
-    wanted = core(position).reshape(-1)[cut_node.result.along(dim)]
-    index = cut_node.constant(torch.searchsorted(whole.along(dim), wanted), "index")
-    cut_node.become(torch.ops.aten.index_select.default, copies[start.name], dim, index)
-
-
-def _replayed(step: fx.Node, position: Tensor, plan: KeepPlan) -> Tensor:
-    """Run one rearrangement on a tensor of positions, as it ran in the dense model."""
-    value = plan.groups.labelled.values[step.name]
-    if not isinstance(value, Value):
-        raise SurgeryError(f"{step.name} returns several tensors inside a rearrangement. Nothing was changed.")
-    if op_name(step) in ("permute", "transpose", "t"):
-        target: Any = step.target
-        return target(position, *step.args[1:])
-    return position.reshape(value.shape)
+    wanted = way.order[cut_node.result.along(way.dim)]
+    index = cut_node.constant(torch.searchsorted(kept.along(way.dim), wanted), "index")
+    cut_node.become(torch.ops.aten.index_select.default, start, way.dim, index)
 
 
 def _checked(small: CapturedGraph, kept: dict[str, tuple[Kept, ...]]) -> CapturedGraph:

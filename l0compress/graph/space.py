@@ -97,8 +97,9 @@ class LabelSpace:
             self.unite_(flattened(part), matrix[:, 0])
             return
         self.ties.append((flattened(part), matrix))
-        if rows:
-            self.grids.append(matrix)
+        if rows:  # outer dimensions are rows, as in a tensor's own layout
+            outer = min(rows) < min(varying(whole) - rows)
+            self.grids.append(matrix if outer else matrix.T)
 
     def merge(self, values: list[Value], shape: Shape, node: fx.Node) -> Value:
         """The planes of an elementwise result: operands lose the same elements, stretched dimensions follow.
@@ -122,7 +123,7 @@ class LabelSpace:
                     if varying(plane) <= free:
                         kept.append(plane)
                     else:
-                        self.freeze_(plane, node, "meets a dimension that no channel of the other operand covers")
+                        self.freeze_(plane, node, "the tensor that it meets here stays whole")
             elif len(mine) == 1 and len(theirs) == 1 and varying(mine[0]) == varying(theirs[0]):
                 self.unite_(mine[0], theirs[0])
                 kept.append(mine[0])

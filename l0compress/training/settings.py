@@ -74,7 +74,7 @@ class FinetuneSettings:
     batch_size: int | None = None
     learning_rate: float = 6e-3
     optimizer: str = "adamw"
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     clip: float | None = 1.0
     loss: str | Callable[[Any, Tensor], Tensor] = "auto"
     distill: bool = True

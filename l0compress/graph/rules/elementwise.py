@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l0compress.graph.rules.registry import Result, Step, rule
+from l0compress.graph.rules.registry import Result, Step, one_or_many, rule
 from l0compress.graph.values import Value
 
 
@@ -43,7 +43,8 @@ from l0compress.graph.values import Value
     "addcdiv",
 )
 def elementwise(step: Step) -> Result:
-    return step.space.merge(step.tensors(), step.shape, step.node)
+    merged = step.space.merge(step.tensors(), step.shape, step.node)
+    return one_or_many(tuple(merged for _ in step.shapes))
 
 
 @rule(

@@ -7,10 +7,13 @@ import torch
 from l0compress.graph.rules.registry import Result, Step, rule
 from l0compress.graph.values import Value, along, flattened, varying
 
+_INDEX = "its values are used as indices"
+
 
 @rule("embedding")
 def embedding(step: Step) -> Result:
     table = step.args[0]
+    step.freeze(step.args[1], _INDEX)
     planes = step.passed(table, frozenset({0}), "its rows are chosen by index at run time")
     return Value(
         step.shape,
@@ -22,6 +25,9 @@ def embedding(step: Step) -> Result:
 def index(step: Step) -> Result:
     """Indexed dimensions freeze; the others keep their channels, wherever advanced indexing moves them."""
     value, indices = step.args[0], step.args[1]
+    for part in indices:
+        if isinstance(part, Value):
+            step.freeze(part, _INDEX)
     indexed = frozenset(d for d, part in enumerate(indices) if isinstance(part, Value))
     planes = step.passed(value, indexed, "it is indexed at run time")
     return _moved(Value(value.shape, planes), indices, step)
@@ -35,6 +41,7 @@ def _moved(value: Value, indices: list[Value | None], step: Step) -> Value:
 @rule("index_select", "gather")
 def index_select(step: Step) -> Result:
     value, dim = step.args[0], step.args[1] % max(len(step.args[0].shape), 1)
+    step.freeze(step.args[2], _INDEX)
     if step.name == "gather":
         step.freeze(value, "it is gathered at run time")
         return Value(step.shape)

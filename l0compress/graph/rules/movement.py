@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 
 from l0compress.graph.rules.registry import Result, Step, rule
 from l0compress.graph.values import Value
@@ -23,17 +25,6 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze
     "swapaxes",
     "swapdims",
     "movedim",
-    "select",
-    "slice",
-    "narrow",
-    "chunk",
-    "split",
-    "split_with_sizes",
-    "unsafe_split",
-    "unsafe_chunk",
-    "tensor_split",
-    "unbind",
-    "roll",
     "flip",
     "repeat",
     "tile",
@@ -41,11 +32,69 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze
     "pixel_shuffle",
     "pixel_unshuffle",
     "channel_shuffle",
-    "unfold",
-    "diagonal",
 )
 def movement(step: Step) -> Result:
-    value = step.args[0]
+    value: Value = step.args[0]
+    if step.node.target is torch.ops.aten.view.dtype:  # the same bits as other numbers, perhaps more or fewer of them
+        step.freeze(value, "its bits are read as another type")
+        return Value(step.shape)
+    return _moved(step, value)
+
+
+# Where operators that pick elements by position say along which dimension.
+_DIM_POSITION = {
+    "slice": 1,
+    "narrow": 1,
+    "select": 1,
+    "unbind": 1,
+    "unfold": 1,
+    "split": 2,
+    "split_with_sizes": 2,
+    "unsafe_split": 2,
+    "chunk": 2,
+    "unsafe_chunk": 2,
+    "tensor_split": 2,
+    "roll": 2,
+    "diagonal": 2,
+}
+
+
+@rule(*_DIM_POSITION)
+def by_position(step: Step) -> Result:
+    """Positions that overlap, or that are known only at run time, are no channels: nothing may go along them."""
+    value: Value = step.args[0]
+    dims = frozenset(dim for dim in _picked(step, len(value.shape)) if _is_bound(step, dim))
+    planes = step.passed(value, dims, f"{step.name} picks positions of it that a smaller tensor does not have")
+    return _moved(step, Value(value.shape, planes))
+
+
+def _picked(step: Step, rank: int) -> list[int]:
+    """The dimensions along which an operator picks."""
+    given = step.get(_DIM_POSITION[step.name], "dims" if step.name == "roll" else "dim", 0)
+    if step.name == "diagonal":
+        given = [step.get(2, "dim1", 0), step.get(3, "dim2", 1)]
+    if step.name == "roll" and not given:  # over the flattened tensor
+        given = list(range(rank))
+    return [dim % max(rank, 1) for dim in (given if isinstance(given, (list, tuple)) else [given])]
+
+
+def _is_bound(step: Step, dim: int) -> bool:
+    """Whether what is picked along ``dim`` hangs on more than literal positions of channels."""
+    if step.name in ("unfold", "diagonal") or (step.name == "roll" and not step.get(2, "dims")):
+        return True
+    source, *rest = step.node.args
+    if step.name == "slice" and [*step.args[2:], None, None][0] in (None, 0) and _to_the_end(step):
+        return False
+    sizes = source.meta["val"].shape if isinstance(source, fx.Node) else ()
+    return isinstance(sizes[dim], torch.SymInt) or any(isinstance(argument, fx.Node) for argument in rest)
+
+
+def _to_the_end(step: Step) -> bool:
+    end, stride = [*step.args[3:], None, None][:2]
+    return (end is None or end == sys.maxsize) and stride in (None, 1)
+
+
+def _moved(step: Step, value: Value) -> Result:
     move = _mover(step)
     if len(step.shapes) == 1 and not step.returns_list:
         return step.space.disjoint(value.mapped(move, step.shape), step.node)
@@ -68,13 +117,18 @@ def _mover(step: Step) -> Callable[[Tensor], Any]:
     return lambda plane: target(plane, *rest, **kwargs)
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@rule("expand_as")
+def expand_as(step: Step) -> Result:
+    """Elements are repeated along the other operand's dimensions, so they go when the other operand's do."""
+    value, other = step.args[:2]
+    return step.space.merge([value, other], step.shape, step.node)
+
+
+@rule("expand", "broadcast_to")
 def expand(step: Step) -> Result:
     """A stretched dimension of literal size holds equal elements, so it may follow the channels that it meets."""
     value = step.args[0]
     moved = value.mapped(lambda plane: plane.expand(step.shape), step.shape)
-    if step.name != "expand":
-        return moved
     offset = len(step.shape) - len(value.shape)
     sizes: Any = step.node.args[1]
     planes = list(moved.planes)

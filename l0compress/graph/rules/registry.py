@@ -151,8 +151,18 @@ def apply_rule(step: Step) -> Result:
     found = _RULES.get(step.name)
     if found is None and is_pointwise(step.node):
         found = _RULES["pointwise"]
-    if found is None:
-        for value in step.tensors():
-            step.freeze(value, f"no rule for {step.node.target}")
-        return tuple(Value(shape) for shape in step.shapes)
-    return found(step)
+    if sized_by_data(step.node):
+        return _frozen(step, "the size of the result depends on the data")
+    return found(step) if found is not None else _frozen(step, f"no rule for {step.node.target}")
+
+
+def _frozen(step: Step, reason: str) -> Result:
+    for value in step.tensors():
+        step.freeze(value, reason)
+    return tuple(Value(shape) for shape in step.shapes)
+
+
+def sized_by_data(node: fx.Node) -> bool:
+    """Whether the node returns a tensor whose size no input shape determines, as ``x[x > 0]`` does."""
+    sizes = [size for tensor in pytree.tree_leaves(node.meta.get("val")) for size in getattr(tensor, "shape", ())]
+    return any(isinstance(size, torch.SymInt) and size.node.hint is None for size in sizes)

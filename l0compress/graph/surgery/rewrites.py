@@ -80,11 +80,11 @@ def rewrite_(cut: Cut) -> None:
         function(cut)
 
 
-def _sizes(cut: Cut, sizes: list[Any]) -> list[Any]:
-    """Literal and symbolic sizes of a result whose dimensions have been cut."""
+def _sizes(cut: Cut, sizes: list[Any], first: int = 0) -> list[Any]:
+    """Literal and symbolic sizes of a result whose dimensions, from ``first`` on, have been cut."""
     kept, free = list(sizes), -1 not in sizes
     for dim, size in enumerate(sizes):
-        dense, small = cut.result.dense[dim], cut.result.shape[dim]
+        dense, small = cut.result.dense[first + dim], cut.result.shape[first + dim]
         if small == dense or (isinstance(size, int) and size == -1):
             continue
         if isinstance(size, int):
@@ -104,7 +104,15 @@ def reshape(cut: Cut) -> None:
     cut.become(aten.reshape.default, cut.node.args[0], _sizes(cut, list(cut.argument(1))))
 
 
-@rewrites("expand")
+@rewrites("squeeze")
+def squeeze(cut: Cut) -> None:
+    """A dimension that the plan leaves one channel of is no dimension to drop."""
+    if len(cut.arguments) == 1:
+        dims = [dim for dim, size in enumerate(cut.operands[0].dense) if size == 1]
+        cut.become(aten.squeeze.dims, cut.node.args[0], dims)
+
+
+@rewrites("expand", "broadcast_to")
 def expand(cut: Cut) -> None:
     cut.node.update_arg(1, _sizes(cut, list(cut.argument(1))))
 
@@ -112,8 +120,7 @@ def expand(cut: Cut) -> None:
 @rewrites("unflatten")
 def unflatten(cut: Cut) -> None:
     dim = cut.arguments[1] % len(cut.operands[0].dense)
-    sizes = [cut.result.shape[dim + offset] for offset in range(len(cut.arguments[2]))]
-    cut.node.update_arg(2, sizes)
+    cut.node.update_arg(2, _sizes(cut, list(cut.argument(2)), first=dim))
 
 
 @rewrites("zeros", "ones", "full", "empty")
@@ -172,25 +179,33 @@ def split(cut: Cut) -> None:
         cut.become(aten.split_with_sizes.default, cut.node.args[0], sizes, dim)
 
 
-@rewrites("roll", "channel_shuffle")
-def permuted_channels(cut: Cut) -> None:
-    """Operators that move channels by position: on fewer channels the positions are other ones."""
-    source = cut.operands[0]
-    for dim, keep in enumerate(source.indices):
-        if keep is not None:
-            shape = [size if d == dim else 1 for d, size in enumerate(source.dense)]
-            position = torch.arange(source.dense[dim]).view(shape).expand(source.dense)
-            target: Any = cut.node.target
-            moved = target(position, *cut.arguments[1:]).movedim(dim, 0).reshape(source.dense[dim], -1)[:, 0]
-            _refuse_elsewhere(cut, dim)
-            _select(cut, dim, moved[torch.isin(moved, keep)], keep)
-            return
+@rewrites("channel_shuffle")
+def channel_shuffle(cut: Cut) -> None:
+    """On fewer channels the positions are other ones, so the shuffle becomes a selection."""
+    keep, count = cut.operands[0].indices[1], cut.operands[0].dense[1]
+    if keep is not None:
+        order = torch.arange(count).view(cut.arguments[1], -1).t().reshape(-1)
+        _select(cut, 1, order[torch.isin(order, keep)], keep)
 
 
-def _refuse_elsewhere(cut: Cut, dim: int) -> None:
-    dims = cut.arguments[2] if op_name(cut.node) == "roll" and len(cut.arguments) > 2 else [dim]
-    if list(dims) != [dim] and dim in [d % len(cut.result.dense) for d in dims]:
-        raise SurgeryError(f"{cut.node.name} rolls channels together with positions. Nothing was changed.")
+@rewrites("roll")
+def roll(cut: Cut) -> None:
+    """Channels roll by selection, since their positions are other ones now; whole dimensions roll as before."""
+    source, taken, rest = cut.operands[0], cut.node.args[0], []
+    for shift, given in zip(*cut.arguments[1:3], strict=True):
+        dim = given % len(source.dense)
+        keep = source.indices[dim]
+        if keep is None:
+            rest.append((shift, dim))
+            continue
+        order = torch.arange(source.dense[dim]).roll(shift)
+        index = cut.constant(torch.searchsorted(keep, order[torch.isin(order, keep)]), "index")
+        with cut.network.graph.inserting_before(cut.node):
+            taken = cut.network.graph.call_function(aten.index_select.default, (taken, dim, index))
+    if rest:
+        cut.become(aten.roll.default, taken, *(list(column) for column in zip(*rest, strict=True)))
+    else:
+        cut.become(aten.alias.default, taken)
 
 
 def _select(cut: Cut, dim: int, wanted: Tensor, keep: Tensor) -> None:

@@ -1,0 +1,61 @@
+"""In-place writes: which tensors share memory, and whether a write through one can be seen through another.
+
+Surgery may turn a view into a copy, and a write must not notice. It does where the written tensor is looked at again
+through another view, so what such tensors hold stays whole.
+"""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx
+
+
+def exposed_by(node: fx.Node) -> list[fx.Node]:
+    """The tensors that share memory with what ``node`` writes in place, if a later node can tell by looking at another view.
+
+    Examples:
+        >>> import torch
+        >>> graph = fx.Graph()
+        >>> x = graph.placeholder("x")
+        >>> view = graph.call_function(torch.ops.aten.view.default, (x, [-1]))
+        >>> write = graph.call_function(torch.ops.aten.relu_.default, (view,))
+        >>> exposed_by(write)
+        []
+        >>> _ = graph.output((x,))
+        >>> exposed_by(write)
+        [x, view]
+    """
+    written = node.args[0] if node.args else None
+    if not _writes(node) or not isinstance(written, fx.Node):
+        return []
+    base = written
+    while _shares(base):
+        base = base.all_input_nodes[0]
+    aliases = [base]
+    for alias in aliases:
+        aliases.extend(user for user in alias.users if user < node and _shares(user) and user.all_input_nodes[0] is alias)
+    same = _original(written)
+    seen = any(user > node for alias in aliases if _original(alias) is not same for user in alias.users)
+    return aliases if seen else []
+
+
+def _original(node: fx.Node) -> fx.Node:
+    """In-place operators return the very tensor that they write."""
+    while _writes(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return node.op == "call_function" and schema is not None and schema.is_mutable
+
+
+def _shares(node: fx.Node) -> bool:
+    """Whether the result may be memory of the first operand: views, in-place operators and items of split lists."""
+    if node.op != "call_function":
+        return False
+    schema = getattr(node.target, "_schema", None)
+    aliasing = schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
+    return aliasing or node.target is operator.getitem
