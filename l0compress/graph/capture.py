@@ -242,7 +242,13 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     module.graph.eliminate_dead_code()
     delete_unused_(module)
     module.recompile()
+    args, kwargs = pytree.tree_map_only(Tensor, _owned, (args, kwargs))
     return CapturedGraph(network_of(module), args, kwargs, shapes)
+
+
+def _owned(example: Tensor) -> Tensor:
+    """A copy of an example input: saving a view would write the whole data set behind it into every file."""
+    return example.detach().clone()
 
 
 def _check_dynamic(module: fx.GraphModule, shapes: Any) -> None:

@@ -72,10 +72,10 @@ def network_of(graph_module: fx.GraphModule) -> GraphNetwork:
 
 
 def copied_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph under the same node names; how inputs and outputs are packed is shared, not copied."""
+    """A copy of a graph under the same node names; the specs of inputs and outputs are shared."""
     copied = fx.Graph(tracer_cls=graph._tracer_cls)
     copied.output(copied.graph_copy(graph, {}))
-    copied._codegen = graph._codegen
+    copied._codegen = copy.copy(graph._codegen)
     return copied
 
 
