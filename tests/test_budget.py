@@ -16,7 +16,9 @@ from l0compress.errors import TargetError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph.capture import capture
 from l0compress.graph.cost import cost
-from l0compress.training.budget import AscentSettings, Budget, FixedPenalty, Multiplier, cubic_ramp, resolve_target
+from l0compress.training.budget import Budget, FixedPenalty
+from l0compress.training.multiplier import AscentSettings, Multiplier, cubic_ramp
+from l0compress.training.targets import resolve_target
 
 HIDDEN = 8
 DENSE = 4 * HIDDEN + HIDDEN + 2 * HIDDEN + 2
@@ -181,7 +183,7 @@ def test_a_budget_names_exactly_one_unit(given_units, shown):
     with pytest.raises(TargetError) as error:
         Budget(small_network(), **given_units)
     assert str(error.value) == (
-        f"A budget names exactly one of params, macs and size_bytes; given: {shown}. Nothing was changed. Example: "
+        f"A target names exactly one of params, macs and size_bytes; given: {shown}. Nothing was changed. Example: "
         "macs=0.5."
     )
 

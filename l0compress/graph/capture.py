@@ -17,6 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -97,6 +98,12 @@ def retype_node_(node: fx.Node, dtype: torch.dtype) -> None:
 
     node.args = map_aggregate(node.args, swap)
     node.kwargs = map_aggregate(node.kwargs, swap)
+    value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+    if schema is None or not isinstance(value, Tensor) or value.dtype is not torch.float32:
+        return
+    reads = any(isinstance(source.meta.get("val"), Tensor) for source in node.all_input_nodes)
+    if any(argument.name == "dtype" for argument in schema.arguments) and not reads:
+        node.kwargs = {**node.kwargs, "dtype": dtype}
 
 
 def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -216,7 +223,7 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
     named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
     vals = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     leaf_shapes = [
-        {d: Dim.AUTO for d, size in enumerate(vals[name].shape) if isinstance(size, torch.SymInt)} or None
+        {d: Dim.AUTO for d, size in enumerate(vals[name].shape) if not is_concrete_int(size)} or None
         if isinstance(vals[name], Tensor)
         else None
         for name in named
@@ -260,7 +267,7 @@ def _check_dynamic(module: fx.GraphModule, shapes: Any) -> None:
     for node, dims in zip(placeholders, wanted, strict=True):
         value = node.meta.get("val")
         for dim in dims or ():
-            if isinstance(value, Tensor) and not isinstance(value.shape[dim], torch.SymInt) and node.users:
+            if isinstance(value, Tensor) and is_concrete_int(value.shape[dim]) and node.users:
                 raise CaptureError(
                     f"the model's own code fixes dimension {dim} of input {node.name!r} to {int(value.shape[dim])}, so "
                     "the batch size cannot be dynamic. Nothing was changed. Use x.shape[0] or -1 instead of a literal "

@@ -55,14 +55,14 @@ class Components:
     def constrained(self, component: int) -> bool:
         return component in self.ties_of or component in self.grids_of
 
-    def close(self, seed: Iterable[int], dead: frozenset[int] | set[int] = frozenset()) -> tuple[set[int], int | None]:
-        """Everything that dies with ``seed`` where ``dead`` is gone already.
+    def close(self, seed: Iterable[int]) -> tuple[set[int], int | None]:
+        """Everything that dies with ``seed``.
 
         Returns:
-            The newly dead components, and the frozen component that the removal ran into (None if it did not).
+            The dead components, and the frozen component that the removal ran into (None if it did not).
         """
-        gone: set[int] = set(dead)
-        new: set[int] = set()
+        gone: set[int] = set()
+        mask: Array | None = None  # the same as an array, made when a grid asks for it
         pending, touched = list(seed), set()
         while pending or touched:
             while pending:
@@ -70,18 +70,23 @@ class Components:
                 if component in gone:
                     continue
                 if self.reasons[component] >= 0:
-                    return new, component
+                    return gone, component
                 gone.add(component)
-                new.add(component)
-                pending.extend(self._through_ties(component, gone))
+                if mask is not None:
+                    mask[component] = True
+                if component in self.ties_of:
+                    pending.extend(self._through_ties(component, gone))
                 touched.update(self.grids_of.get(component, ()))
             if touched:
-                pending.extend(_ragged(self.grids[touched.pop()], gone))
-        return new, None
+                if mask is None:
+                    mask = np.zeros(self.count, dtype=bool)
+                    mask[list(gone)] = True
+                pending.extend(_ragged(self.grids[touched.pop()], mask))
+        return gone, None
 
     def _through_ties(self, component: int, gone: set[int]) -> list[int]:
         found: list[int] = []
-        for index in self.ties_of.get(component, ()):
+        for index in self.ties_of[component]:
             part, wholes = self.ties[index]
             if part == component:
                 found.extend(wholes)
@@ -90,14 +95,12 @@ class Components:
         return found
 
 
-def _ragged(grid: Array, gone: set[int]) -> list[int]:
+def _ragged(grid: Array, gone: Array) -> list[int]:
     """What must follow so that whole rows and columns are left: the columns of stray dead cells."""
-    dead = np.isin(grid, np.fromiter(gone, dtype=np.int64, count=len(gone)))
-    rows, columns = np.all(dead, axis=1, keepdims=True), np.all(dead, axis=0, keepdims=True)
-    stray = dead & ~rows & ~columns
-    if not stray.any():
-        return []
-    return [int(component) for component in np.unique(grid[:, stray.any(0)])]
+    dead = gone[grid]
+    rows, columns = dead.all(1), dead.all(0)
+    stray = dead[~rows].any(0) & ~columns
+    return np.unique(grid[:, stray]).tolist() if stray.any() else []
 
 
 def solve(labelled: Labelled) -> Components:

@@ -6,10 +6,10 @@ ensures:  :class:`Groups`, in which a plan is one bool a move.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -149,14 +149,13 @@ def find_groups(graph: CapturedGraph) -> Groups:
 
 def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:
     """int64 (count, K): the moves that remove each component, padded with ``len(removals)``."""
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for index, removal in enumerate(removals):
-        for component in removal.components:
-            members[component].append(index)
-    width = max((len(found) for found in members.values()), default=1)
-    table = torch.full((count, width), len(removals), dtype=torch.long)
-    for component, found in members.items():
-        table[component, : len(found)] = torch.tensor(found)
+    sizes = [len(removal.components) for removal in removals]
+    members = np.fromiter((c for removal in removals for c in removal.components), dtype=np.int64, count=sum(sizes))
+    order = np.argsort(members, kind="stable")
+    members, moves = members[order], np.repeat(np.arange(len(removals)), sizes)[order]
+    column = np.arange(len(members)) - np.searchsorted(members, members)
+    table = torch.full((count, int(column.max(initial=0)) + 1), len(removals), dtype=torch.long)
+    table[torch.from_numpy(members), torch.from_numpy(column)] = torch.from_numpy(moves)
     return table
 
 

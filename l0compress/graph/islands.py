@@ -1,8 +1,8 @@
 """Islands: rearrangements that are rectangles at both ends but not inside, as a channel shuffle is.
 
 requires: the values of the label pass.
-ensures:  the layout of the nodes that :func:`islands` names need not stay a rectangle: the way across is a permutation of
-          channels and nothing else, so surgery can replace it by one ``index_select``.
+ensures:  the layout of the nodes that :func:`islands` names need not stay a rectangle: the way across is a permutation
+          of channels and nothing else, so surgery can replace it by one ``index_select``.
 """
 
 from __future__ import annotations

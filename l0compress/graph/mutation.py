@@ -12,7 +12,7 @@ from torch import fx
 
 
 def exposed_by(node: fx.Node) -> list[fx.Node]:
-    """The tensors that share memory with what ``node`` writes in place, if a later node can tell by looking at another view.
+    """The tensors that share memory with what ``node`` writes in place, if a later node looks at it through another.
 
     Examples:
         >>> import torch
@@ -24,7 +24,7 @@ def exposed_by(node: fx.Node) -> list[fx.Node]:
         []
         >>> _ = graph.output((x,))
         >>> exposed_by(write)
-        [x, view]
+        [x, view_default]
     """
     written = node.args[0] if node.args else None
     if not _writes(node) or not isinstance(written, fx.Node):
@@ -34,7 +34,9 @@ def exposed_by(node: fx.Node) -> list[fx.Node]:
         base = base.all_input_nodes[0]
     aliases = [base]
     for alias in aliases:
-        aliases.extend(user for user in alias.users if user < node and _shares(user) and user.all_input_nodes[0] is alias)
+        aliases.extend(
+            user for user in alias.users if user < node and _shares(user) and user.all_input_nodes[0] is alias
+        )
     same = _original(written)
     seen = any(user > node for alias in aliases if _original(alias) is not same for user in alias.users)
     return aliases if seen else []

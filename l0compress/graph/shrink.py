@@ -18,7 +18,7 @@ from l0compress.graph.capture import CapturedGraph, propagate_shapes
 from l0compress.graph.islands import Crossing, crossing, is_flat
 from l0compress.graph.labels import Entry, concrete, shape_of
 from l0compress.graph.masked import check_same
-from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_, op_name
+from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_
 from l0compress.graph.plan import KeepPlan, cut
 from l0compress.graph.surgery import Cut, Kept, kept_of, rewrite_
 

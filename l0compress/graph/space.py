@@ -105,7 +105,8 @@ class LabelSpace:
         """The planes of an elementwise result: operands lose the same elements, stretched dimensions follow.
 
         Planes that meet with the same dimensions are united. A plane that covers several smaller ones stays a
-        rectangle and the small ones are tied to it. What meets a dimension without labels is frozen.
+        rectangle and the small ones are tied to it. Of two planes that share some dimensions (heads x width of one
+        kind against heads x width of another) only whole shares go. What meets a dimension without labels is frozen.
         """
         result, stretched = lifted(values[0], shape)
         for value in values[1:]:
@@ -131,10 +132,22 @@ class LabelSpace:
                 kept.append(mine[0])
             elif len(theirs) == 1 and self._covers(theirs[0], mine, a_free):
                 kept.append(theirs[0])
+            elif len(mine) == 1 and len(theirs) == 1:
+                kept.append(self._collapsed(mine[0], theirs[0]))
             else:
                 for plane in (*mine, *theirs):
                     self.freeze_(plane, node, "its channels are laid out differently in the two operands")
         return Value(a.shape, tuple(kept))
+
+    def _collapsed(self, a: Tensor, b: Tensor) -> Tensor:
+        """Along what only one of two planes varies over, the other stays whole: what they share goes as a whole."""
+        first = a
+        for dim in varying(a) - varying(b):
+            first = first.narrow(dim, 0, 1)
+        first = first.expand(a.shape)
+        self.unite_(a, first)
+        self.unite_(b, first)
+        return first
 
     def _covers(self, whole: Tensor, parts: list[Tensor], free: frozenset[int]) -> bool:
         dims = varying(whole)

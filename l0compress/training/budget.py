@@ -14,20 +14,17 @@ not to prune", 2017, equation 1).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from l0compress.errors import TargetError
-from l0compress.gates.reach import smallest_cost
-from l0compress.graph.groups import Groups
+from l0compress.gates.attach import GatedNetwork
+from l0compress.training.multiplier import AscentSettings, Multiplier, cubic_ramp
+from l0compress.training.targets import dense_cost, reachable_target, the_one
 
-if TYPE_CHECKING:
-    from l0compress.gates.attach import GatedNetwork
-
-_UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
+_ASCENT = AscentSettings()
 
 
 class Penalty(Protocol):
@@ -55,56 +52,6 @@ class Penalty(Protocol):
     def follow_(self, gated: GatedNetwork) -> None: ...
 
 
-@dataclass(frozen=True)
-class AscentSettings:
-    """Constants of the multiplier's ascent: Adam's rate and decay factors."""
-
-    learning_rate: float = 0.05
-    beta1: float = 0.9
-    beta2: float = 0.999
-    epsilon: float = 1e-8
-
-
-class Multiplier:
-    """A Lagrange multiplier ``value >= 0``, raised by Adam while its constraint is violated, 0 as soon as it is met.
-
-    >>> multiplier = Multiplier(AscentSettings(learning_rate=0.05))
-    >>> multiplier.ascend_(violation=0.7); round(multiplier.value, 6)
-    0.05
-    >>> multiplier.ascend_(violation=-0.1); multiplier.value
-    0.0
-    """
-
-    def __init__(self, settings: AscentSettings) -> None:
-        self.settings = settings
-        self._restart_()
-
-    def _restart_(self) -> None:
-        self.value, self._mean, self._square, self._steps = 0.0, 0.0, 0.0, 0
-
-    def ascend_(self, violation: float) -> None:
-        """One step of ascent on ``value * violation``, or a restart where the constraint is met."""
-        if violation <= 0:
-            self._restart_()
-            return
-        s = self.settings
-        self._steps += 1
-        self._mean += (1 - s.beta1) * (violation - self._mean)
-        self._square += (1 - s.beta2) * (violation**2 - self._square)
-        mean = self._mean / (1 - s.beta1**self._steps)
-        square = self._square / (1 - s.beta2**self._steps)
-        self.value += s.learning_rate * mean / (math.sqrt(square) + s.epsilon)
-
-
-def cubic_ramp(start: float, target: float, progress: float) -> float:
-    """The target in force after ``progress`` in [0, 1] of the ramp: ``target + (start - target) * (1 - progress)^3``.
-
-    >>> cubic_ramp(100.0, 20.0, 0.0), cubic_ramp(100.0, 20.0, 0.5), cubic_ramp(100.0, 20.0, 1.0)
-    (100.0, 30.0, 20.0)
-    """
-    return target + (start - target) * (1 - min(max(progress, 0.0), 1.0)) ** 3
-
-
 class Budget:
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs or bytes.
 
@@ -130,9 +77,10 @@ class Budget:
         macs: float | None = None,
         size_bytes: float | None = None,
         ramp_steps: int = 0,
-        ascent: AscentSettings = AscentSettings(),
+        ascent: AscentSettings = _ASCENT,
     ) -> None:
-        self.unit, wanted = _the_one({"params": params, "macs": macs, "bytes": size_bytes})
+        named = {"params": params, "macs": macs, "bytes": size_bytes}
+        self.unit, wanted = the_one(named, names="params, macs and size_bytes")
         self.dense: int = dense_cost(gated.groups, self.unit)
         self.target: int = reachable_target(gated.groups, wanted, self.unit)
         self.ramp_steps = ramp_steps
@@ -243,61 +191,3 @@ class FixedPenalty:
     def follow_(self, gated: GatedNetwork) -> None:
         """Go on with ``gated``, what compaction made of the network so far."""
         self._gated = gated
-
-
-def dense_cost(groups: Groups, unit: str) -> int:
-    """The cost, in ``unit``, with nothing removed."""
-    return groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).get(unit)
-
-
-def reachable_target(groups: Groups, wanted: float, unit: str) -> int:
-    """The absolute target that ``wanted`` stands for; see :func:`resolve_target`.
-
-    Raises:
-        TargetError: it is malformed, or below the smallest model that removal can reach; the message names that one's
-            share.
-    """
-    dense = dense_cost(groups, unit)
-    target = resolve_target(wanted, dense, unit)
-    smallest = smallest_cost(groups, unit)
-    if smallest > target:
-        share = smallest / dense
-        raise TargetError(
-            f"Target {unit}={wanted}: at most {target:,} {_UNIT_NAMES[unit]} cannot be reached. With everything "
-            f"removed that can be removed, {smallest:,} of {dense:,} stay ({share:.4f}). Nothing was changed. Ask for "
-            f"{unit}={math.ceil(share * 1000 + 1) / 1000} or more."
-        )
-    return target
-
-
-def resolve_target(wanted: float, dense: int, unit: str) -> int:
-    """An absolute target from a fraction of ``dense`` (a float in (0, 1)) or from an absolute number (an int).
-
-    >>> resolve_target(0.25, 1000, "macs"), resolve_target(400, 1000, "macs")
-    (250, 400)
-    """
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
-        if wanted >= dense:
-            raise TargetError(
-                f"Target {unit}={wanted}: the model already has only {dense:,} {_UNIT_NAMES[unit]}, so there is "
-                f"nothing to remove. Nothing was changed. Ask for fewer than {dense}, or for a fraction such as "
-                f"{unit}=0.5."
-            )
-        return wanted
-    if not (isinstance(wanted, float) and 0 < wanted < 1):
-        raise TargetError(
-            f"Target {unit}={wanted}: expected a fraction above 0 and below 1, or a whole number of "
-            f"{_UNIT_NAMES[unit]}. Nothing was changed. Example: {unit}=0.5 halves the model."
-        )
-    return math.floor(wanted * dense)
-
-
-def _the_one(wanted: dict[str, float | None]) -> tuple[str, float]:
-    given = {unit: value for unit, value in wanted.items() if value is not None}
-    if len(given) != 1:
-        names = " and ".join(given) or "none"
-        raise TargetError(
-            f"A budget names exactly one of params, macs and size_bytes; given: {names}. Nothing was changed. "
-            "Example: macs=0.5."
-        )
-    return next(iter(given.items()))

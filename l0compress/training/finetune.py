@@ -22,16 +22,19 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
 from l0compress.graph.shrink import shrink
-from l0compress.training.budget import AscentSettings, Budget, FixedPenalty, Penalty
+from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course, Evaluation, outputs_of
 from l0compress.training.equality import check_equal
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
 from l0compress.training.harden import harden
 from l0compress.training.losses import objective_for
+from l0compress.training.multiplier import AscentSettings
 from l0compress.training.phases import Gated, Journal, evaluate_on, train_gates, train_small
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.targets import the_one
 
+TARGETS = "params, macs, bytes, penalty, aic and bic"
 _RECALIBRATION_BATCHES = 100
 
 
@@ -146,12 +149,12 @@ def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> C
         temperature=settings.distill_temperature,
         task_share=settings.task_share,
     )
-    return Course(data, objective, dense if settings.distill else None, settings)
+    return Course(data, objective, dense if settings.distill else None, settings.settled(graph))
 
 
 def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course) -> Penalty:
     """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
-    unit, value = the_one(target)
+    unit, value = the_one(target, names=TARGETS)
     num_samples = len(course.data.train)
     if unit == "aic":
         return FixedPenalty.aic(gated, num_samples)
@@ -165,20 +168,9 @@ def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course
     keyword = {"params": "params", "macs": "macs", "bytes": "size_bytes"}.get(unit)
     if keyword is None:
         raise TargetError(
-            f"Unknown target {unit!r}: expected params, macs, bytes, penalty, aic or bic. Nothing was changed. "
-            "Example: macs=0.5."
+            f"Unknown target {unit!r}: expected one of {TARGETS}. Nothing was changed. Example: macs=0.5."
         )
     return Budget(gated, ramp_steps=ramp_steps, ascent=ascent, **{keyword: value})
-
-
-def the_one(target: Mapping[str, float]) -> tuple[str, float]:
-    """The one unit that ``target`` names, and its number."""
-    if len(target) != 1:
-        raise TargetError(
-            f"A target names exactly one unit; given: {', '.join(target) or 'none'}. Nothing was changed. Example: "
-            "macs=0.5."
-        )
-    return next(iter(target.items()))
 
 
 def harden_gates(groups: Groups, trained: Gated, budget: Penalty) -> Hardened:

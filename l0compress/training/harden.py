@@ -8,19 +8,17 @@ ensures:  a closed :class:`KeepPlan` whose true cost is at most the target, and 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from l0compress.errors import TargetMissedError
+from l0compress.gates.attach import GatedNetwork
 from l0compress.gates.reach import best_moves, smallest_keep
 from l0compress.graph.groups import Groups
 from l0compress.graph.plan import KeepPlan
+from l0compress.training.alignment import align
 from l0compress.training.budget import Penalty
-
-if TYPE_CHECKING:
-    from l0compress.gates.attach import GatedNetwork
 
 CLOSE_ENOUGH = 0.97
 
@@ -38,7 +36,18 @@ def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     if budget.target is None:
         likely = gated.gates.probability_nonzero().detach().cpu() > 0.5
         return KeepPlan.from_keep(gated.groups, gated.groups.close(likely | best_moves(gated.groups, scores)))
-    return round_to_budget(gated.groups, scores, target=budget.target, unit=budget.unit)
+    return decide(gated.groups, scores, target=budget.target, unit=budget.unit)
+
+
+def decide(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
+    """Round scores to a budget, with convolution widths in whole vector blocks where the budget allows it.
+
+    Raises:
+        TargetMissedError: as :func:`round_to_budget`.
+    """
+    plan = round_to_budget(groups, scores, target=target, unit=unit)
+    keep = align(groups, plan.keep, scores, cost=lambda keep: groups.cost_of(keep).get(unit), target=target)
+    return KeepPlan.from_keep(groups, keep)
 
 
 def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:

@@ -126,7 +126,7 @@ class _Optimizers:
         weights = weight_optimizer(
             gated.weights(),
             settings.optimizer,
-            learning_rate=settings.learning_rate * settings.gates.weight_rate_share,
+            learning_rate=settings.rate * settings.gates.weight_rate_share,
             weight_decay=settings.weight_decay,
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
@@ -135,7 +135,7 @@ class _Optimizers:
 
     def step_(self, gated: GatedNetwork, progress: float, course: Course) -> None:
         settings = course.settings
-        base = settings.learning_rate * settings.gates.weight_rate_share
+        base = settings.rate * settings.gates.weight_rate_share
         set_learning_rate_(self.weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
         if settings.clip is not None:
             nn.utils.clip_grad_norm_(gated.weights().values(), settings.clip)
@@ -176,7 +176,7 @@ def train_small(
     network = small.module().to(settings.device)
     parameters = dict(network.named_parameters())
     optimizer = weight_optimizer(
-        parameters, settings.optimizer, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay
+        parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
     )
     epochs, steps = settings.epochs - first_epoch, course.steps_per_epoch
     last = best = evaluate_on(course, network)
@@ -185,7 +185,7 @@ def train_small(
 
         def step(position: int, loss: float, epoch: int = epoch) -> None:
             progress = (epoch + position / steps) / epochs
-            set_learning_rate_(optimizer, settings.learning_rate * cosine(progress))
+            set_learning_rate_(optimizer, settings.rate * cosine(progress))
             if settings.clip is not None:
                 nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
             optimizer.step()
@@ -193,7 +193,7 @@ def train_small(
             journal.step_(lambda: event(epoch, loss, position + 1))
 
         def event(epoch: int, loss: float, position: int) -> ProgressEvent:
-            rate = settings.learning_rate * cosine((epoch + position / steps) / epochs)
+            rate = settings.rate * cosine((epoch + position / steps) / epochs)
             number = first_epoch + epoch + 1
             return ProgressEvent(
                 "finetune", number, 0, step=position, steps=steps, loss=loss, density=density, learning_rate=rate

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from l0compress.errors import InputError
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, TEMPERATURE
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.network import op_name
 from l0compress.training.optim import OPTIMIZERS
+
+PLAIN_RATE = 6e-3
+ATTENTION_RATE = 5e-4
+_ATTENTION_OPS = ("scaled_dot_product_attention", "layer_norm", "rms_norm")
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ class FinetuneSettings:
     Attributes:
         epochs: epochs of both phases together.
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
-        learning_rate: the highest rate of the weights, reached at the start of the phase after hardening.
+        learning_rate: the highest rate of the weights, reached at the start of the phase after hardening; None chooses
+            by the network, see :meth:`settled`.
         optimizer: "adamw" or "sgd".
         clip: largest norm of the weights' gradient; None does not clip.
         loss: "auto", "cross-entropy", "mse", or a function of (outputs, targets) that returns a scalar.
@@ -72,7 +79,7 @@ class FinetuneSettings:
 
     epochs: int = 48
     batch_size: int | None = None
-    learning_rate: float = 6e-3
+    learning_rate: float | None = None
     optimizer: str = "adamw"
     weight_decay: float = 0.1
     clip: float | None = 1.0
@@ -88,10 +95,11 @@ class FinetuneSettings:
     gates: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
+        rate = self.learning_rate
         for name, ok, wanted in (
             ("epochs", self.epochs >= 1, "at least 1"),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
-            ("learning_rate", math.isfinite(self.learning_rate) and self.learning_rate > 0, "above 0"),
+            ("learning_rate", rate is None or (math.isfinite(rate) and rate > 0), "above 0"),
             ("optimizer", self.optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS)),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("clip", self.clip is None or self.clip > 0, "above 0"),
@@ -100,6 +108,28 @@ class FinetuneSettings:
         ):
             if not ok:
                 raise InputError(f"{name}={getattr(self, name)}: expected {wanted}. Nothing was changed.")
+
+    def settled(self, graph: CapturedGraph) -> FinetuneSettings:
+        """The same settings with a learning rate, where none was chosen.
+
+        Networks of convolutions and linear layers bear :data:`PLAIN_RATE`; those that attend or normalise layers lose
+        what they know at such a rate and get :data:`ATTENTION_RATE`.
+
+        >>> from torch import nn, zeros
+        >>> from l0compress.graph.capture import capture
+        >>> plain, normed = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+        >>> [FinetuneSettings().settled(capture(net, (zeros(2, 4),))).learning_rate for net in (plain, normed)]
+        [0.006, 0.0005]
+        """
+        if self.learning_rate is not None:
+            return self
+        attends = any(op_name(node) in _ATTENTION_OPS for node in graph.nodes())
+        return replace(self, learning_rate=ATTENTION_RATE if attends else PLAIN_RATE)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in force."""
+        return PLAIN_RATE if self.learning_rate is None else self.learning_rate
 
     @property
     def gated_epochs(self) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from l0compress.errors import SurgeryError
 from l0compress.graph.network import GraphNetwork, attribute, op_name
 from l0compress.graph.surgery.keeps import Kept
 

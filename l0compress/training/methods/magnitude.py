@@ -19,11 +19,11 @@ from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.network import attribute
 from l0compress.graph.shrink import shrink
 from l0compress.graph.values import flattened, varying
-from l0compress.training.budget import reachable_target
 from l0compress.training.events import OnEvent, ignore
-from l0compress.training.finetune import FinetuneResult, Hardened, course_of, finish, start, the_one
-from l0compress.training.harden import round_to_budget
+from l0compress.training.finetune import FinetuneResult, Hardened, course_of, finish, start
+from l0compress.training.harden import decide
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.targets import reachable_target, the_one
 
 
 def magnitude(
@@ -38,11 +38,11 @@ def magnitude(
     settings = FinetuneSettings() if settings is None else settings
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        unit, wanted = the_one(target)
+        unit, wanted = the_one(target, names="params, macs and bytes")
         groups = find_groups(graph)
         reachable = reachable_target(groups, wanted, unit)
         run = start(graph, course_of(graph, data, settings), on_event)
-        plan = round_to_budget(groups, magnitude_scores(groups), target=reachable, unit=unit)
+        plan = decide(groups, magnitude_scores(groups), target=reachable, unit=unit)
         return finish(run, Hardened(plan, shrink(graph, plan).state()), unit=unit, first_epoch=0)
 
 

@@ -1,0 +1,79 @@
+"""What a target stands for: an absolute number in a unit, checked against what a network can be reduced to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from l0compress.errors import TargetError
+from l0compress.gates.reach import smallest_cost
+from l0compress.graph.groups import Groups
+
+UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
+
+
+def dense_cost(groups: Groups, unit: str) -> int:
+    """The cost, in ``unit``, with nothing removed."""
+    return groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).get(unit)
+
+
+def reachable_target(groups: Groups, wanted: float, unit: str) -> int:
+    """The absolute target that ``wanted`` stands for; see :func:`resolve_target`.
+
+    Raises:
+        TargetError: it is malformed, or below the smallest model that removal can reach; the message names that one's
+            share.
+    """
+    dense = dense_cost(groups, unit)
+    target = resolve_target(wanted, dense, unit)
+    smallest = smallest_cost(groups, unit)
+    if smallest > target:
+        share = smallest / dense
+        raise TargetError(
+            f"Target {unit}={wanted}: at most {target:,} {UNIT_NAMES[unit]} cannot be reached. With everything "
+            f"removed that can be removed, {smallest:,} of {dense:,} stay ({share:.4f}). Nothing was changed. Ask for "
+            f"{unit}={math.ceil(share * 1000 + 1) / 1000} or more."
+        )
+    return target
+
+
+def resolve_target(wanted: float, dense: int, unit: str) -> int:
+    """An absolute target from a fraction of ``dense`` (a float in (0, 1)) or from an absolute number (an int).
+
+    >>> resolve_target(0.25, 1000, "macs"), resolve_target(400, 1000, "macs")
+    (250, 400)
+    """
+    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
+        if wanted >= dense:
+            raise TargetError(
+                f"Target {unit}={wanted}: the model already has only {dense:,} {UNIT_NAMES[unit]}, so there is "
+                f"nothing to remove. Nothing was changed. Ask for fewer than {dense}, or for a fraction such as "
+                f"{unit}=0.5."
+            )
+        return wanted
+    if not (isinstance(wanted, float) and 0 < wanted < 1):
+        raise TargetError(
+            f"Target {unit}={wanted}: expected a fraction above 0 and below 1, or a whole number of "
+            f"{UNIT_NAMES[unit]}. Nothing was changed. Example: {unit}=0.5 halves the model."
+        )
+    return math.floor(wanted * dense)
+
+
+def the_one(target: Mapping[str, float | None], *, names: str) -> tuple[str, float]:
+    """The one unit that ``target`` gives a number for, and the number; ``names`` says what may be given.
+
+    >>> the_one({"params": None, "macs": 0.5}, names="params and macs")
+    ('macs', 0.5)
+
+    Raises:
+        TargetError: none or several are given.
+    """
+    given = {unit: value for unit, value in target.items() if value is not None}
+    if len(given) != 1:
+        raise TargetError(
+            f"A target names exactly one of {names}; given: {' and '.join(given) or 'none'}. Nothing was changed. "
+            "Example: macs=0.5."
+        )
+    return next(iter(given.items()))
