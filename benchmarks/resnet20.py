@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split
+from l0compress.graph import capture
+from l0compress.training.settings import FinetuneSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("L0COMPRESS_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -148,16 +150,16 @@ def _l0(*words: object) -> None:
 
 def dense_accuracy(arguments: argparse.Namespace) -> float:
     """Test accuracy of the pretrained model after plain fine-tuning: same data, epochs, batch size, optimizer, seed."""
-    from l0compress.training.settings import FinetuneSettings
-
-    settings, parts = FinetuneSettings(epochs=arguments.epochs, seed=arguments.seed), data()
+    parts = data()
+    settings = FinetuneSettings(epochs=arguments.epochs, seed=arguments.seed)
+    batch_size = settings.batch_size_for(len(parts.train))
+    steps = settings.epochs * (len(parts.train) // batch_size)
     torch.manual_seed(arguments.seed)
     network = model()
     state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    batch_size = settings.batch_size_for(len(parts.train))
-    steps = settings.epochs * (len(parts.train) // batch_size)
+    rate = settings.settled(capture(network, (torch.zeros(2, 3, 32, 32),)), steps).rate
+    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(arguments.seed)
     network.train()

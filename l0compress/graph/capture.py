@@ -7,10 +7,9 @@ ensures:  a :class:`CapturedGraph` in eval mode with the model's own parameter n
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -22,10 +21,9 @@ from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError
+from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
-
-Dynamic = Literal["batch", "batch+sequence"] | Mapping[str, Mapping[int, Any]] | None
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
@@ -106,17 +104,6 @@ def retype_node_(node: fx.Node, dtype: torch.dtype) -> None:
         node.kwargs = {**node.kwargs, "dtype": dtype}
 
 
-def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
-    """The leading size of the first tensor input that has a dimension; 1 where there is none.
-
-    Examples:
-        >>> batch_of((torch.zeros(()),), {"x": torch.zeros(4, 3)})
-        4
-    """
-    leaves = [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.dim()]
-    return int(leaves[0].shape[0]) if leaves else 1
-
-
 def capture(
     model: nn.Module | ExportedProgram,
     args: tuple[Any, ...] = (),
@@ -147,8 +134,8 @@ def capture(
         return _from_program(model)
     args, kwargs = tuple(args), dict(kwargs or {})
     if dynamic is not None and batch_of(args, kwargs) == 1:
-        args, kwargs = _doubled(args, kwargs)
-    shapes = _dynamic_shapes(model, args, kwargs, dynamic)
+        args, kwargs = doubled(args, kwargs)
+    shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
     training = {name: module.training for name, module in model.named_modules()}
     try:
         program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -157,7 +144,7 @@ def capture(
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
-    return _finish(program, args, kwargs, shapes)
+    return _finish(program, args, kwargs, by_graph_name(model, shapes))
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
@@ -170,47 +157,6 @@ def _capture_message(model: nn.Module, error: BaseException) -> str:
         "forward free of data-dependent Python control flow, or check that the example inputs have the shape, dtype "
         "and keywords that it expects."
     )
-
-
-def _doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    def double(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 1 else leaf
-
-    return pytree.tree_map(double, (args, kwargs))
-
-
-def _dynamic_shapes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Any:
-    if dynamic is None:
-        return None
-    values = _named_inputs(model, args, kwargs)
-    if not isinstance(dynamic, str):
-        return {name: dict(dynamic.get(name, {})) or None for name in values}
-    size = batch_of(args, kwargs)
-
-    def free(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != size:
-            return None
-        tokens = dynamic == "batch+sequence" and leaf.dim() >= 2 and (leaf.dim() == 2 and not leaf.is_floating_point())
-        return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
-
-    return pytree.tree_map(free, values)
-
-
-def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(model.forward)
-    try:
-        bound = signature.bind(*args, **kwargs).arguments
-    except TypeError as error:
-        raise CaptureError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. Nothing was changed."
-        ) from error
-    named: dict[str, Any] = {}
-    for name, value in bound.items():
-        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        else:
-            named[name] = value
-    return named
 
 
 def _from_program(program: ExportedProgram) -> CapturedGraph:
@@ -243,7 +189,7 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
-    _check_dynamic(module, shapes)
+    check_dynamic(module, shapes)
     drop_checks_(module)
     inline_regions_(module)
     module.graph.eliminate_dead_code()
@@ -256,27 +202,6 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
 def _owned(example: Tensor) -> Tensor:
     """A copy of an example input: saving a view would write the whole data set behind it into every file."""
     return example.detach().clone()
-
-
-def _check_dynamic(module: fx.GraphModule, shapes: Any) -> None:
-    """torch.export quietly turns an AUTO dimension into a constant when the model's code fixes it; that is an error."""
-    wanted = [leaf for leaf in pytree.tree_leaves(shapes, is_leaf=_is_dim_map) if shapes is not None]
-    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
-    if len(wanted) != len(placeholders):
-        return
-    for node, dims in zip(placeholders, wanted, strict=True):
-        value = node.meta.get("val")
-        for dim in dims or ():
-            if isinstance(value, Tensor) and is_concrete_int(value.shape[dim]) and node.users:
-                raise CaptureError(
-                    f"the model's own code fixes dimension {dim} of input {node.name!r} to {int(value.shape[dim])}, so "
-                    "the batch size cannot be dynamic. Nothing was changed. Use x.shape[0] or -1 instead of a literal "
-                    "in the model's forward, or capture with dynamic=None for this one batch size."
-                )
-
-
-def _is_dim_map(value: Any) -> bool:
-    return value is None or (isinstance(value, dict) and bool(value) and all(isinstance(key, int) for key in value))
 
 
 def propagate_shapes(graph: CapturedGraph) -> CapturedGraph:

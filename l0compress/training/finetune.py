@@ -149,7 +149,8 @@ def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> C
         temperature=settings.distill_temperature,
         task_share=settings.task_share,
     )
-    return Course(data, objective, dense if settings.distill else None, settings.settled(graph))
+    num_steps = settings.epochs * max(1, len(data.train) // settings.batch_size_for(len(data.train)))
+    return Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps))
 
 
 def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course) -> Penalty:
@@ -164,7 +165,7 @@ def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course
         return FixedPenalty(gated, value)
     gates = course.settings.gates
     ramp_steps = round(course.gated_steps * gates.ramp_share)
-    ascent = AscentSettings(learning_rate=gates.multiplier_rate * gates.pace(course.gated_steps))
+    ascent = AscentSettings(learning_rate=gates.multiplier_rate_for(course.gated_steps))
     keyword = {"params": "params", "macs": "macs", "bytes": "size_bytes"}.get(unit)
     if keyword is None:
         raise TargetError(

@@ -130,7 +130,7 @@ class _Optimizers:
             weight_decay=settings.weight_decay,
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
-        rate = settings.gates.learning_rate * settings.gates.pace(course.gated_steps)
+        rate = settings.gates.rate_for(course.gated_steps)
         return cls(weights, torch.optim.Adam([gated.gates.log_alpha], lr=rate, fused=True))
 
     def step_(self, gated: GatedNetwork, progress: float, course: Course) -> None:

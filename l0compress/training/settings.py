@@ -15,8 +15,9 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.network import op_name
 from l0compress.training.optim import OPTIMIZERS
 
-PLAIN_RATE = 6e-3
+PLAIN_RATE = 1e-2
 ATTENTION_RATE = 5e-4
+FULL_STEPS = 20_000
 _ATTENTION_OPS = ("scaled_dot_product_attention", "layer_norm", "rms_norm")
 
 
@@ -28,35 +29,47 @@ class GateSettings:
         share: the phase's part of the epochs, from the first on.
         log_alpha: where gates start; 2.94 is open with a probability of 98 %.
         temperature: beta of the hard concrete distribution.
-        learning_rate: Adam's rate for log_alpha in a phase of ``full_steps`` steps or more.
-        multiplier_rate: Adam's rate for the multiplier, likewise.
+        learning_rate: Adam's rate for log_alpha in a phase of ``full_steps`` steps or more, see :meth:`rate_for`.
+        multiplier_rate: Adam's rate for the multiplier in a phase of ``full_multiplier_steps`` steps or more.
         ramp_share: the part of the phase in which the target falls to the budget.
         weight_rate_share: the weights' rate at the start, as a share of the run's learning rate.
         weight_rate_floor: the weights' rate at the end, as a share of that start.
         compact_below: moves that are open with a lower probability are removed after every epoch.
-        full_steps: a phase of fewer steps has higher rates, see :meth:`pace`.
-        highest_rate: the highest that the gates' rate becomes by that.
+        highest_rate, highest_multiplier_rate: how far the two rates are raised in a short phase. Faster gates close at
+            random; where they are too slow to arrive, hardening still has their order.
     """
 
     share: float = 1 / 3
     log_alpha: float = OPEN_LOG_ALPHA
     temperature: float = TEMPERATURE
-    learning_rate: float = 0.03
+    learning_rate: float = 0.015
     multiplier_rate: float = 0.05
     ramp_share: float = 0.6
     weight_rate_share: float = 2 / 3
     weight_rate_floor: float = 0.3
     compact_below: float = 0.01
-    full_steps: int = 1000
-    highest_rate: float = 0.5
+    full_steps: int = 2000
+    full_multiplier_steps: int = 1000
+    highest_rate: float = 0.1
+    highest_multiplier_rate: float = 0.5
 
-    def pace(self, num_steps: int) -> float:
-        """The factor on both rates in a phase of ``num_steps`` steps, so that gates travel as far as in a long one.
+    def rate_for(self, num_steps: int) -> float:
+        """The gates' rate in a phase of ``num_steps`` steps: in a short one they travel as far as in a long one.
 
-        >>> GateSettings().pace(6000), GateSettings().pace(500)
-        (1.0, 2.0)
+        >>> GateSettings().rate_for(6000), GateSettings().rate_for(1000)
+        (0.015, 0.03)
         """
-        return max(1.0, min(self.full_steps / num_steps, self.highest_rate / self.learning_rate))
+        raised = min(self.learning_rate * self.full_steps / num_steps, self.highest_rate)
+        return max(self.learning_rate, raised)
+
+    def multiplier_rate_for(self, num_steps: int) -> float:
+        """The multiplier's rate in a phase of ``num_steps`` steps.
+
+        >>> GateSettings().multiplier_rate_for(6000), GateSettings().multiplier_rate_for(500)
+        (0.05, 0.1)
+        """
+        raised = min(self.multiplier_rate * self.full_multiplier_steps / num_steps, self.highest_multiplier_rate)
+        return max(self.multiplier_rate, raised)
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class FinetuneSettings:
         epochs: epochs of both phases together.
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
         learning_rate: the highest rate of the weights, reached at the start of the phase after hardening; None chooses
-            by the network, see :meth:`settled`.
+            by the network and the length of the run, see :meth:`settled`.
         optimizer: "adamw" or "sgd".
         clip: largest norm of the weights' gradient; None does not clip.
         loss: "auto", "cross-entropy", "mse", or a function of (outputs, targets) that returns a scalar.
@@ -81,7 +94,7 @@ class FinetuneSettings:
     batch_size: int | None = None
     learning_rate: float | None = None
     optimizer: str = "adamw"
-    weight_decay: float = 0.1
+    weight_decay: float = 0.05
     clip: float | None = 1.0
     loss: str | Callable[[Any, Tensor], Tensor] = "auto"
     distill: bool = True
@@ -109,22 +122,27 @@ class FinetuneSettings:
             if not ok:
                 raise InputError(f"{name}={getattr(self, name)}: expected {wanted}. Nothing was changed.")
 
-    def settled(self, graph: CapturedGraph) -> FinetuneSettings:
+    def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
         """The same settings with a learning rate, where none was chosen.
 
         Networks of convolutions and linear layers bear :data:`PLAIN_RATE`; those that attend or normalise layers lose
-        what they know at such a rate and get :data:`ATTENTION_RATE`.
+        what they know at such a rate and get :data:`ATTENTION_RATE`. A run of fewer than :data:`FULL_STEPS` steps has
+        less time to make up for large ones: its rate is lower by the square root of the share, down to a quarter.
 
         >>> from torch import nn, zeros
         >>> from l0compress.graph.capture import capture
         >>> plain, normed = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-        >>> [FinetuneSettings().settled(capture(net, (zeros(2, 4),))).learning_rate for net in (plain, normed)]
-        [0.006, 0.0005]
+        >>> graphs = [capture(net, (zeros(2, 4),)) for net in (plain, normed)]
+        >>> [FinetuneSettings().settled(graph, 20_000).learning_rate for graph in graphs]
+        [0.01, 0.0005]
+        >>> FinetuneSettings().settled(graphs[0], 1_250).learning_rate
+        0.0025
         """
         if self.learning_rate is not None:
             return self
         attends = any(op_name(node) in _ATTENTION_OPS for node in graph.nodes())
-        return replace(self, learning_rate=ATTENTION_RATE if attends else PLAIN_RATE)
+        highest = ATTENTION_RATE if attends else PLAIN_RATE
+        return replace(self, learning_rate=highest * min(1.0, max(0.25, math.sqrt(num_steps / FULL_STEPS))))
 
     @property
     def rate(self) -> float:

@@ -104,9 +104,9 @@ def test_a_model_that_fixes_its_batch_is_refused() -> None:
     with pytest.raises(CaptureError) as caught:
         capture(FixedBatch(), (x(),))
     assert str(caught.value) == (
-        "the model's own code fixes dimension 0 of input 'x' to 2, so the batch size cannot be dynamic. Nothing was "
-        "changed. Use x.shape[0] or -1 instead of a literal in the model's forward, or capture with dynamic=None for "
-        "this one batch size."
+        "the model's own code fixes dimension 0 of input 'x' to 2, so that size cannot be dynamic. Nothing was "
+        "changed. Use x.shape[0] or -1 instead of a literal or len(x) in the model's forward, or capture with "
+        "dynamic=None for this one size."
     )
     assert cost(capture(FixedBatch(), (x(),), dynamic=None)).params == 58
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import models
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import Net, captured, changes, image, tokens, vector, worst_error
 from torch import Tensor, fx, nn
 
-import models
 from l0compress.errors import PlanError
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.graph.network import op_name
@@ -49,9 +49,13 @@ def test_a_network_of_convolutions_is_the_dense_one_with_zeroed_readers() -> Non
     x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     assert close(small.module()(x), model(x))
     assert {name: tuple(tensor.shape) for name, tensor in small.state().items() if tensor.dim()} == {
-        **{"a.weight": (4, 3, 3, 3), "a.bias": (4,)},
+        "a.weight": (4, 3, 3, 3),
+        "a.bias": (4,),
         **{f"n.{name}": (4,) for name in ("weight", "bias", "running_mean", "running_var")},
-        **{"b.weight": (2, 4, 3, 3), "b.bias": (2,), "c.weight": (4, 32), "c.bias": (4,)},
+        "b.weight": (2, 4, 3, 3),
+        "b.bias": (2,),
+        "c.weight": (4, 32),
+        "c.bias": (4,),
     }
 
 
@@ -77,8 +81,8 @@ def test_a_concatenation_is_read_at_shifted_positions() -> None:
 
 
 def attention(s: nn.Module, x: Tensor) -> Tensor:
-    query, key, value = (layer(x).view(len(x), -1, 4, 4).transpose(1, 2) for layer in (s.q, s.k, s.v))
-    return s.o(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(len(x), -1, 16))
+    query, key, value = (layer(x).view(x.shape[0], -1, 4, 4).transpose(1, 2) for layer in (s.q, s.k, s.v))
+    return s.o(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(x.shape[0], -1, 16))
 
 
 def test_attention_keeps_the_scale_of_the_dense_head() -> None:
@@ -114,7 +118,8 @@ def test_split_sizes_follow_their_parts() -> None:
     graph = captured(
         lambda s, x: s.b(torch.cat([(parts := s.a(x).split([3, 5], 1))[1], parts[0] ** 2], 1)),
         vector(),
-        **{"a": nn.Linear(6, 8), "b": nn.Linear(8, 3)},
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 3),
     )
     groups = find_groups(graph)
     keep = torch.ones(groups.num_moves, dtype=torch.bool)
@@ -131,7 +136,9 @@ def test_padded_shortcuts_pad_by_what_is_left_of_the_padding() -> None:
     graph = captured(
         lambda s, x: s.c(F.gelu(F.pad((h := s.a(x))[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2)) + s.b(h))),
         image(),
-        **{"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 8, 1, 2), "c": nn.Conv2d(8, 3, 1)},
+        a=nn.Conv2d(3, 4, 1),
+        b=nn.Conv2d(4, 8, 1, 2),
+        c=nn.Conv2d(8, 3, 1),
     )
     groups = find_groups(graph)
     whole = {name: torch.arange(size) for name, size in (("b.weight", 8), ("a.weight", 4))}
@@ -209,8 +216,7 @@ def test_the_dense_graph_is_left_alone() -> None:
 def test_a_shrunk_module_can_be_exported_saved_and_captured_again(tmp_path: Path) -> None:
     graph = captured(attention, tokens(), **{name: nn.Linear(12, 16) for name in "qkv"}, o=nn.Linear(16, 3))
     small = shrink(graph, KeepPlan.random(find_groups(graph), 0.5))
-    free = {"args": ({0: torch.export.Dim.AUTO},)}
-    program = torch.export.export(small.module(), small.example_args, dynamic_shapes=(free["args"],), strict=False)
+    program = torch.export.export(small.module(), small.example_args, dynamic_shapes=small.dynamic_shapes, strict=False)
     torch.export.save(program, tmp_path / "small.pt2")
     again = capture(torch.export.load(tmp_path / "small.pt2"))
     x = torch.randn(5, 5, 12, dtype=torch.float64)

@@ -82,7 +82,6 @@ def _grouped(
     alive = space.fresh(conv_groups).view(conv_groups, 1)
     space.tie_any_(alive.expand_as(inputs), inputs)
     space.tie_any_(alive.expand_as(outputs), outputs)
-    space.grids.extend(table for table in (inputs, outputs) if table.shape[1] > 1)
     if columns is not None:
         space.tie_any_(columns.view(1, -1).expand_as(inputs), inputs)
     elif inputs.shape[1] > 1:

@@ -1,0 +1,111 @@
+"""Which sizes of the example inputs are free, in the form that ``torch.export`` wants, and whether they stayed so."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import Dim
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from l0compress.errors import CaptureError
+
+Dynamic = Literal["batch", "batch+sequence"] | Mapping[str, Mapping[int, Any]] | None
+
+
+def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """The leading size of the first tensor input that has a dimension; 1 where there is none.
+
+    Examples:
+        >>> batch_of((torch.zeros(()),), {"x": torch.zeros(4, 3)})
+        4
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor) and leaf.dim()]
+    return int(leaves[0].shape[0]) if leaves else 1
+
+
+def doubled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch of one as a batch of two: a size of 1 cannot be captured as dynamic."""
+
+    def double(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == 1 else leaf
+
+    return pytree.tree_map(double, (args, kwargs))
+
+
+def dynamic_shapes_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic: Dynamic) -> Any:
+    """What ``torch.export.export`` takes as ``dynamic_shapes``.
+
+    Raises:
+        CaptureError: the inputs do not fit the model's forward.
+    """
+    if dynamic is None:
+        return None
+    values = _named_inputs(model, args, kwargs)
+    if not isinstance(dynamic, str):
+        return {name: dict(dynamic.get(name, {})) or None for name in values}
+    size = batch_of(args, kwargs)
+
+    def free(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or leaf.shape[0] != size:
+            return None
+        tokens = dynamic == "batch+sequence" and leaf.dim() >= 2 and (leaf.dim() == 2 and not leaf.is_floating_point())
+        return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
+
+    return pytree.tree_map(free, values)
+
+
+def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(model.forward)
+    try:
+        bound = signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise CaptureError(
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. Nothing was changed."
+        ) from error
+    named: dict[str, Any] = {}
+    for name, value in bound.items():
+        if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        else:
+            named[name] = value
+    return named
+
+
+def by_graph_name(model: nn.Module, shapes: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The graph names each of ``*args`` by itself, as ``args_0``, ``args_1``."""
+    if shapes is None:
+        return None
+    parameters = inspect.signature(model.forward).parameters
+    named: dict[str, Any] = {}
+    for name, entry in shapes.items():
+        if name in parameters and parameters[name].kind is inspect.Parameter.VAR_POSITIONAL:
+            named.update({f"{name}_{i}": part for i, part in enumerate(entry or ())})
+        else:
+            named[name] = entry
+    return named
+
+
+def check_dynamic(module: fx.GraphModule, shapes: Any) -> None:
+    """torch.export quietly turns an AUTO dimension into a constant when the model's code fixes it; that is an error."""
+    wanted = [leaf for leaf in pytree.tree_leaves(shapes, is_leaf=_is_dim_map) if shapes is not None]
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    if len(wanted) != len(placeholders):
+        return
+    for node, dims in zip(placeholders, wanted, strict=True):
+        value = node.meta.get("val")
+        for dim in dims or ():
+            if isinstance(value, Tensor) and is_concrete_int(value.shape[dim]) and node.users:
+                raise CaptureError(
+                    f"the model's own code fixes dimension {dim} of input {node.name!r} to {int(value.shape[dim])}, so "
+                    f"that size cannot be dynamic. Nothing was changed. Use x.shape[{dim}] or -1 instead of a literal "
+                    "or len(x) in the model's forward, or capture with dynamic=None for this one size."
+                )
+
+
+def _is_dim_map(value: Any) -> bool:
+    return value is None or (isinstance(value, dict) and bool(value) and all(isinstance(key, int) for key in value))

@@ -1,0 +1,291 @@
+"""Which channels go together, and which stay for which reason."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Net, captured, grouped, image, reasons, table, tokens, vector
+from torch import Tensor, nn
+
+from l0compress.errors import NothingToPruneError
+from l0compress.graph import capture, find_groups
+
+BY_POSITION = "picks positions of it that a smaller tensor does not have"
+BY_NEIGHBOURS = "it is padded by values that depend on its neighbours"
+
+
+def conv(width_in: int, width: int, kernel: int = 1, conv_groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(width_in, width, kernel, padding=kernel // 2, groups=conv_groups)
+
+
+def test_the_inputs_of_a_first_linear_can_go_one_by_one() -> None:
+    groups = grouped(lambda s, x: s.b(F.relu(s.a(x))), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert table(groups) == {"a channels": 8, "a inputs": 6}
+    assert groups.groups[0].where == ("a.weight:0", "a.bias:0", "b.weight:1")
+    assert groups.groups[1].where == ("a.weight:1",)
+    assert groups.moves[9].label == "a inputs[1]"
+
+
+def test_the_inputs_of_a_first_convolution_stay() -> None:
+    groups = grouped(lambda s, x: s.b(F.relu(s.a(x))), image(), a=conv(3, 8), b=conv(8, 4))
+    assert table(groups) == {"a channels": 8}
+    assert reasons(groups, "a.weight") == [(1, "conv2d", "it reads the model's input")]
+
+
+def test_a_residual_sum_unites_what_it_adds() -> None:
+    groups = grouped(
+        lambda s, x: s.c((h := s.a(x)) + s.b(F.relu(h))), image(), a=conv(3, 8), b=conv(8, 8, 3), c=conv(8, 4)
+    )
+    assert table(groups) == {"a channels": 8}
+    assert groups.groups[0].where == ("a.weight:0", "a.bias:0", "b.weight:0", "b.weight:1", "b.bias:0", "c.weight:1")
+
+
+def test_a_concatenation_keeps_its_parts_apart() -> None:
+    groups = grouped(
+        lambda s, x: s.c(torch.cat([s.a(x), s.b(x)], 1)), image(), a=conv(3, 8), b=conv(3, 5), c=conv(13, 4)
+    )
+    assert table(groups) == {"a channels": 8, "b channels": 5}
+
+
+def test_a_grouped_convolution_loses_whole_groups_or_the_same_channels_of_each() -> None:
+    groups = grouped(lambda s, x: s.c(F.relu(s.b(s.a(x)))), image(), a=conv(3, 12), b=conv(12, 8, 3, 4), c=conv(8, 4))
+    assert table(groups) == {"a blocks": 4, "a width": 3, "b width": 2}
+    assert groups.groups[0].where == ("a.weight:0", "a.bias:0", "b.weight:0", "b.bias:0", "c.weight:1")
+
+
+def test_a_depthwise_convolution_follows_its_channels() -> None:
+    groups = grouped(lambda s, x: s.c(s.b(F.relu(s.a(x)))), image(), a=conv(3, 8), b=conv(8, 8, 3, 8), c=conv(8, 4))
+    assert table(groups) == {"a channels": 8}
+
+
+def attention(s: nn.Module, x: Tensor, **options: bool) -> Tensor:
+    """Four query heads; as many key and value heads as their layers are wide."""
+    query, key, value = (
+        layer(x).unflatten(-1, (-1, width)).transpose(1, 2) for layer, width in ((s.q, 4), (s.k, 4), (s.v, 6))
+    )
+    return s.o(F.scaled_dot_product_attention(query, key, value, **options).transpose(1, 2).flatten(2))
+
+
+def test_attention_loses_heads_and_widths_of_queries_and_of_values() -> None:
+    groups = grouped(
+        attention, tokens(), q=nn.Linear(12, 16), k=nn.Linear(12, 16), v=nn.Linear(12, 24), o=nn.Linear(24, 3)
+    )
+    assert {name: size for name, size in table(groups).items() if "inputs" not in name} == {
+        "q blocks": 4,
+        "q width": 4,
+        "v width": 6,
+    }
+    heads = next(group for group in groups.groups if group.kind == "blocks")
+    assert heads.where == (
+        *("q.weight:0", "q.bias:0", "k.weight:0", "k.bias:0", "v.weight:0", "v.bias:0"),
+        "o.weight:1",
+    )
+
+
+def test_query_heads_that_share_a_key_head_go_with_it() -> None:
+    groups = grouped(
+        lambda s, x: attention(s, x, enable_gqa=True),
+        tokens(),
+        q=nn.Linear(12, 16),
+        k=nn.Linear(12, 8),
+        v=nn.Linear(12, 12),
+        o=nn.Linear(24, 3),
+    )
+    kinds = {name: size for name, size in table(groups).items() if "inputs" not in name}
+    assert sorted(kinds.values()) == [2, 4, 6]
+    assert [len(group.moves) for group in groups.groups if group.kind == "blocks"] == [2]
+
+
+def test_a_norm_over_the_width_of_heads_still_lets_heads_go() -> None:
+    def normed(s: nn.Module, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).unflatten(-1, (4, 4)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        return s.o(F.scaled_dot_product_attention(s.norm(query), key, value).transpose(1, 2).flatten(2))
+
+    layers = {name: nn.Linear(12, 16) for name in "qkv"}
+    groups = grouped(normed, tokens(), **layers, o=nn.Linear(16, 3), norm=nn.RMSNorm(4))
+    kinds = {name: size for name, size in table(groups).items() if "inputs" not in name}
+    assert kinds == {"q blocks": 4, "v width": 4}
+    assert reasons(groups, "norm.weight") == [(0, "rms_norm", "rms_norm mixes all of it")]
+
+
+def test_linear_attention_loses_whole_heads() -> None:
+    def linear_attention(s: nn.Module, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).unflatten(-1, (4, -1)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        return s.o((query @ (key.transpose(-1, -2) @ value)).transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(12, 16), "k": nn.Linear(12, 16), "v": nn.Linear(12, 24), "o": nn.Linear(24, 3)}
+    assert "q blocks" in table(grouped(linear_attention, tokens(), **layers))
+
+
+def test_rotary_embeddings_pair_the_halves_of_every_head() -> None:
+    def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return x * cos + torch.cat([-x[..., 3:], x[..., :3]], -1) * sin
+
+    def rotary(s: nn.Module, x: Tensor) -> Tensor:
+        query, key, value = (layer(x).unflatten(-1, (4, 6)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        cos, sin = torch.cat([s.cos, s.cos], -1), torch.cat([s.sin, s.sin], -1)
+        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        return s.o(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+    layers = {name: nn.Linear(12, 24) for name in "qkv"}
+    groups = grouped(rotary, tokens(), **layers, o=nn.Linear(24, 3), cos=torch.rand(5, 3), sin=torch.rand(5, 3))
+    assert {name: size for name, size in table(groups).items() if "inputs" not in name} == {
+        "q blocks": 4,
+        "q width": 3,
+        "v width": 6,
+    }
+
+
+def test_a_channel_shuffle_keeps_every_channel_free() -> None:
+    def shuffled(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x)
+        return s.b(h.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(h.shape))
+
+    assert table(grouped(shuffled, image(), a=conv(3, 8), b=conv(8, 4))) == {"a channels": 8}
+
+
+def test_a_shuffle_that_also_moves_positions_stays_a_rectangle() -> None:
+    def shuffled(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x)
+        return s.b(h.view(-1, 2, 4, 8, 8).permute(0, 2, 1, 4, 3).reshape(h.shape))
+
+    assert table(grouped(shuffled, image(), a=conv(3, 8), b=conv(8, 4))) == {"a blocks": 2, "a width": 4}
+
+
+def test_a_gate_written_by_hand_unites_the_halves() -> None:
+    def gated(s: nn.Module, x: Tensor) -> Tensor:
+        value, gate = s.a(x).chunk(2, -1)
+        return s.b(value * torch.sigmoid(gate))
+
+    groups = grouped(gated, tokens(), a=nn.Linear(12, 16), b=nn.Linear(8, 3))
+    assert table(groups) == {"a channels": 8, "a inputs": 12}
+
+
+def test_squeeze_and_excite_follows_its_channels_and_frees_its_bottleneck() -> None:
+    def squeezed(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x)
+        return s.b(h * torch.sigmoid(s.up(F.relu(s.down(h.mean((2, 3), keepdim=True))))))
+
+    groups = grouped(squeezed, image(), a=conv(3, 8), down=conv(8, 3), up=conv(3, 8), b=conv(8, 4))
+    assert table(groups) == {"a channels": 8, "down channels": 3}
+
+
+def test_a_tied_embedding_is_cut_where_both_its_uses_are() -> None:
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    groups = grouped(
+        lambda s, t: F.linear(s.p(F.gelu(s.e(t))), s.e.weight), ids, e=nn.Embedding(9, 4), p=nn.Linear(4, 4)
+    )
+    assert table(groups) == {"p channels": 4}
+    assert "e.weight:1" in groups.groups[0].where
+    assert reasons(groups, "e.weight") == [(0, "embedding", "its rows are chosen by index at run time")]
+
+
+def test_a_layer_that_is_used_twice_is_cut_once() -> None:
+    groups = grouped(
+        lambda s, x: s.b(s.m(F.gelu(s.m(F.gelu(s.a(x)))))),
+        vector(),
+        a=nn.Linear(6, 8),
+        m=nn.Linear(8, 8),
+        b=nn.Linear(8, 3),
+    )
+    assert table(groups) == {"a channels": 8, "a inputs": 6}
+
+
+@pytest.mark.parametrize(
+    ("mix", "op", "reason"),
+    [
+        (lambda h: F.layer_norm(h, (8,)), "layer_norm", "layer_norm mixes all of it"),
+        (lambda h: h.softmax(-1), "softmax", "softmax is taken over it"),
+        (lambda h: h - h.mean(-1, keepdim=True), "mean", "mean is taken over it"),
+        (lambda h: h / h.norm(dim=-1, keepdim=True), "linalg_vector_norm", "linalg_vector_norm is taken over it"),
+        (lambda h: torch.fft.fft(h).real, "fft_fft", "no rule for aten.fft_fft.default"),
+        (lambda h: h.cumsum(-1), "cumsum", "cumsum is taken over it"),
+        (lambda h: h[:, torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])], "index", "it is indexed at run time"),
+        (lambda h: h.unfold(1, 1, 1).squeeze(-1), "unfold", f"unfold {BY_POSITION}"),
+        (lambda h: h.roll(1), "roll", f"roll {BY_POSITION}"),
+        (lambda h: F.pad(h[:, None], (1, 0), mode="circular")[:, 0, 1:], "pad", BY_NEIGHBOURS),
+    ],
+)
+def test_what_mixes_channels_freezes_them(mix: Callable[[Tensor], Tensor], op: str, reason: str) -> None:
+    groups = grouped(lambda s, x: s.b(mix(s.a(x))), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert table(groups) == {"a inputs": 6}
+    assert reasons(groups, "a.weight") == [(0, op, reason)]
+
+
+def test_a_frozen_place_says_which_line_of_the_model_is_the_reason() -> None:
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.a(x)
+            hidden = F.layer_norm(hidden, (8,))
+            return self.b(hidden)
+
+    place = find_groups(capture(Normed(), (vector(),))).frozen[0]
+    assert (place.where, place.dim, place.channels) == ("a.weight", 0, 8)
+    assert place.source == f"test_groups.py:{Normed.forward.__code__.co_firstlineno + 2}"
+
+
+def test_the_model_s_output_stays() -> None:
+    groups = grouped(lambda s, x: s.b(s.a(x)), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert reasons(groups, "b.weight") == [(0, "linear", "it is part of the model's output")]
+
+
+def test_a_channel_that_is_looked_at_by_itself_stays() -> None:
+    groups = grouped(lambda s, x: s.b((h := s.a(x)) * h[:, 3:4]), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert table(groups) == {"a channels": 7, "a inputs": 6}
+    assert reasons(groups, "a.weight") == [(0, "slice", "a single channel of it is picked out here")]
+
+
+def test_what_is_written_through_a_view_stays() -> None:
+    def written(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x) * 2
+        h[:, ::2].zero_()
+        return s.b(h)
+
+    groups = grouped(written, vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert table(groups) == {"a inputs": 6}
+    assert reasons(groups, "a.weight")[0][2] == "it is written in place and seen through another view"
+
+
+def test_in_place_activations_do_not_freeze_anything() -> None:
+    groups = grouped(
+        lambda s, x: s.b(s.a(x).relu_().view(-1, 2, 4).mul_(2).flatten(1)),
+        vector(),
+        a=nn.Linear(6, 8),
+        b=nn.Linear(8, 3),
+    )
+    assert table(groups) == {"a blocks": 2, "a width": 4, "a inputs": 6}
+
+
+def test_a_table_that_is_cut_to_the_sequence_at_run_time_keeps_its_rows() -> None:
+    net = Net(
+        lambda s, t: s.b(s.e(t) + s.p[: t.shape[1]]),
+        e=nn.Embedding(9, 4),
+        p=nn.Parameter(torch.randn(12, 4)),
+        b=nn.Linear(4, 3),
+    )
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    assert table(find_groups(capture(net, (ids,)))) == {"p channels": 7, "p #2 channels": 4}
+    assert table(find_groups(capture(net, (ids,), dynamic="batch+sequence"))) == {"p channels": 4}
+
+
+def test_a_tensor_sized_by_the_data_freezes_what_it_came_from() -> None:
+    groups = grouped(lambda s, x: s.b(s.a(x)[x[:, 0] > 0]).sum(0), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert reasons(groups, "a.weight") == [(0, "index", "the size of the result depends on the data")]
+
+
+def test_a_model_without_anything_to_prune_says_why() -> None:
+    graph = captured(lambda s, x: F.layer_norm(x, (8, 8)) + s.g, image(), g=nn.Parameter(torch.ones(3, 1, 1)))
+    with pytest.raises(NothingToPruneError) as caught:
+        find_groups(graph)
+    assert str(caught.value) == (
+        "no channel of this model can be removed. Nothing was changed. Reasons: g dim 0: the tensor that it meets here "
+        "stays whole. A model needs at least one layer between its input and its output whose width only other layers "
+        "see."
+    )
