@@ -243,7 +243,14 @@ class TestBench:
 def l0compress(*arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "l0compress", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=-1, stderr=-1, text=True)
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, stdout=-1, stderr=-1, text=True, preexec_fn=_restore_interrupt
+    )
+
+
+def _restore_interrupt() -> None:
+    """A shell starts its background jobs with SIGINT ignored, and they hand that on; at a terminal it is not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class TestProcess:
@@ -273,7 +280,7 @@ class TestProcess:
         while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")):
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
         assert out == "" and err.splitlines()[-1] == "Error: interrupted; nothing half-written is left."
         assert list(tmp_path.iterdir()) == []
