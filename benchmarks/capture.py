@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
-import torchvision_without_ops  # noqa: F401  must precede torchvision
+import torchvision_without_ops
 
 import l0compress as l0
 
@@ -37,7 +36,7 @@ SECONDS: list[float] = []
 
 
 def main(name: str = "resnet50") -> None:
-    model = torchvision.models.get_model(name, weights=None).eval()
+    model = torchvision_without_ops.load().models.get_model(name, weights=None).eval()
     example = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         model(example)

@@ -6,7 +6,9 @@ registration must find them declared.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from types import ModuleType
 
 import torch
 
@@ -30,3 +32,8 @@ LIBRARY = torch.library.Library("torchvision", "DEF") if importlib.util.find_spe
 if LIBRARY is not None:
     for declaration in _DECLARATIONS:
         LIBRARY.define(declaration)
+
+
+def load() -> ModuleType:
+    """torchvision, imported after its operators have been declared."""
+    return importlib.import_module("torchvision")
