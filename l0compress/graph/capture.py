@@ -190,8 +190,8 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
     check_dynamic(module, shapes)
-    drop_checks_(module)
     inline_regions_(module)
+    drop_checks_(module)
     module.graph.eliminate_dead_code()
     delete_unused_(module)
     module.recompile()

@@ -20,7 +20,7 @@ from l0compress.graph.labels import Entry, concrete, shape_of
 from l0compress.graph.masked import check_same
 from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_
 from l0compress.graph.plan import KeepPlan, cut
-from l0compress.graph.surgery import Cut, Kept, kept_of, rewrite_
+from l0compress.graph.surgery import Cut, Kept, kept_of, remove_vanished_, rewrite_
 
 
 def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
@@ -51,10 +51,12 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     copies = {node.name: node for node in network.graph.nodes}
     values = plan.groups.labelled.values
     torn = _torn(graph, kept, values)
+    fate = plan.groups.fate_of(plan.alive)
     for node in graph.nodes():
-        if node.op == "call_function" and node.name in kept and node.name not in torn:
+        if node.op == "call_function" and node.name in kept and node.name not in torn | fate.hollow | fate.constants:
             behind = any(source.name in torn for source in node.all_input_nodes[:1])
             _rewrite_node_(node, copies, kept, network, crossing(node, values) if behind else None)
+    remove_vanished_(network, graph.nodes(), fate, kept)
     network.graph.eliminate_dead_code()
     delete_unused_(network)
     network.graph.lint()
@@ -62,7 +64,8 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     small = CapturedGraph(
         GraphNetwork(network, network.graph), graph.example_args, graph.example_kwargs, graph.dynamic_shapes
     )
-    return _checked(propagate_shapes(small), kept)
+    whole = {name: parts for name, parts in kept.items() if name not in fate.constants}
+    return _checked(propagate_shapes(small), whole)
 
 
 def _cut_attributes(graph: CapturedGraph, plan: KeepPlan) -> dict[str, Any]:
