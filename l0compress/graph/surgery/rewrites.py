@@ -226,9 +226,9 @@ def pad(cut: Cut) -> None:
     cut.node.update_arg(1, widths)
 
 
-@rewrites("conv1d", "conv2d", "conv3d")
+@rewrites("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolution(cut: Cut) -> None:
-    """A grouped convolution keeps the groups that still have outputs."""
+    """A grouped convolution keeps the groups that still have rows: outputs, or inputs where it is transposed."""
     conv_groups = cut.arguments[6] if len(cut.arguments) > 6 else 1
     weight = cut.operands[1]
     if conv_groups > 1 and not weight.whole:
