@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import models
 import torch
-from networks import captured, changes, scattered, table, worst_error
+from networks import Net, changes, scattered, table, worst_error
 from torch import Tensor
 
 from l0compress.export.onnx import export_onnx
 from l0compress.gates.attach import gate
-from l0compress.graph import CapturedGraph, Groups, KeepPlan, cost, find_groups, masked, shrink
+from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
 
 
 def plans_of(groups: Groups) -> list[KeepPlan]:
@@ -28,10 +29,10 @@ def assert_exact(graph: CapturedGraph, expected: dict[str, int]) -> None:
         expected: how many moves each group has, by ``"<name> <kind>"``.
     """
     groups = find_groups(graph)
-    assert table(groups) == expected
+    assert table(groups) == expected, table(groups)
     assert groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)) == cost(graph)
     for plan in plans_of(groups):
-        assert worst_error(graph, plan) < 1e-10
+        assert worst_error(graph, plan) < 1e-10, plan.kept()
         assert cost(shrink(graph, plan)) == plan.cost
     assert any(changes(graph, plan) for plan in plans_of(groups))
     assert_gates_mask(graph)
@@ -47,14 +48,18 @@ def assert_gates_mask(graph: CapturedGraph) -> None:
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def check(function: Callable[..., Any], x: Tensor, expected: dict[str, int], **layers: Any) -> CapturedGraph:
-    graph = captured(function, x, **layers)
-    assert_exact(graph, expected)
-    return graph
+def check(
+    function: Callable[..., Any], x: Tensor, expected: dict[str, int], *, onnx: Path | None = None, **layers: Any
+) -> CapturedGraph:
+    """Check a network in float64; with ``onnx``, a folder, in ONNX Runtime too."""
+    single = capture(models.randomise(Net(function, **layers)), (x,))
+    assert_exact(single.to(torch.float64), expected)
+    if onnx is not None:
+        assert_same_in_onnx(single, onnx)
+    return single
 
 
-def assert_same_in_onnx(graph: CapturedGraph, path: Path) -> None:
-    """What is left after a plan computes the same in ONNX Runtime, at several batch sizes."""
-    single = graph.to(torch.float32)
+def assert_same_in_onnx(single: CapturedGraph, folder: Path) -> None:
+    """What a plan leaves computes the same in ONNX Runtime, at several batch sizes."""
     plan = KeepPlan.random(find_groups(single), 0.5, 1)
-    export_onnx(shrink(single, plan), path / "small.onnx", reference=masked(single, plan))
+    export_onnx(shrink(single, plan), folder / "small.onnx", reference=masked(single, plan))

@@ -6,10 +6,10 @@ from math import prod
 
 from torch import Tensor
 
-from l0compress.graph.rules.normalization import channel_vector
+from l0compress.graph.rules.normalization import channel_vector, channels_along
 from l0compress.graph.rules.registry import Result, Step, rule
 from l0compress.graph.space import MacsFact, ReadFact
-from l0compress.graph.values import Value, along, core, flattened, varying
+from l0compress.graph.values import Value, along, flattened, varying
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -18,7 +18,7 @@ def convolution(step: Step) -> Result:
     num_spatial = len(weight.shape) - 2
     conv_groups = int(step.get(6, "groups", 1))
     channel_dim = len(x.shape) - num_spatial - 1
-    channels = channels_along(step, x, channel_dim)
+    channels = channels_along(step, x, channel_dim, "a convolution slides over it")
     rows, columns = _weight_labels(step, weight)
     if conv_groups == 1:
         _plain(step, channels, columns, weight, reading=1)
@@ -35,7 +35,7 @@ def transposed_convolution(step: Step) -> Result:
     x, weight = step.args[0], step.args[1]
     channel_dim = len(x.shape) - (len(weight.shape) - 2) - 1
     conv_groups = int(step.get(6, "groups", 1))
-    channels = channels_along(step, x, channel_dim)
+    channels = channels_along(step, x, channel_dim, "a convolution slides over it")
     rows, columns = _weight_labels(step, weight)
     if conv_groups == 1:
         _plain(step, channels, rows, weight, reading=0)
@@ -46,20 +46,6 @@ def transposed_convolution(step: Step) -> Result:
     _record_macs(step, rows, columns, weight, prod(x.shape) // x.shape[channel_dim])
     planes = () if outputs is None else (along(outputs, channel_dim, step.shape),)
     return channel_vector(step, Value(step.shape, planes), step.get(2, "bias"), channel_dim)
-
-
-def channels_along(step: Step, value: Value, dim: int) -> Tensor | None:
-    """One label a channel; a channel whose label varies over positions is alive as one."""
-    found = value.plane_along(dim)
-    for plane in value.planes:
-        if plane is not found:
-            step.space.freeze_(plane, step.node, "a convolution slides over it")
-    if found is None:
-        return None
-    table = core(found).movedim(dim, 0).reshape(value.shape[dim], -1)
-    if table.shape[1] > 1:
-        step.space.unite_(table, table[:, :1])
-    return table[:, 0]
 
 
 def _weight_labels(step: Step, weight: Value) -> tuple[Tensor | None, Tensor | None]:

@@ -21,6 +21,18 @@ def embedding(step: Step) -> Result:
     )
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(step: Step) -> Result:
+    """Bags of rows are summed, averaged or maximised inside each channel of the table."""
+    table = step.args[0]
+    for operand in step.tensors():
+        if operand is not table:
+            step.freeze(operand, _INDEX)
+    planes = step.passed(table, frozenset({0}), "its rows are chosen by index at run time")
+    bags = Value(step.shape, tuple(along(flattened(plane), 1, step.shape) for plane in planes if varying(plane)))
+    return (bags, *(Value(shape) for shape in step.shapes[1:]))
+
+
 @rule("index")
 def index(step: Step) -> Result:
     """Indexed dimensions freeze; the others keep their channels, wherever advanced indexing moves them."""

@@ -93,6 +93,11 @@ class Step:
         source = self.node.args[position]
         return isinstance(source, fx.Node) and source.op == "get_attr"
 
+    def is_dynamic(self, position: int, dim: int) -> bool:
+        """Whether the size of a tensor argument along ``dim`` is free."""
+        source = self.node.args[position]
+        return isinstance(source, fx.Node) and isinstance(source.meta["val"].shape[dim], torch.SymInt)
+
     def reads_input(self, source: object) -> bool:
         """Whether a node is the model's own input, merely rearranged or rescaled on the way."""
         while isinstance(source, fx.Node) and source.op == "call_function":

@@ -25,6 +25,28 @@ def convolution(cut: Cut) -> None:
         cut.node.update_arg(6, live)
 
 
+@rewrites("group_norm")
+def group_norm(cut: Cut) -> None:
+    """Whole norm groups go, and those that are left keep their width."""
+    source = cut.operands[0]
+    if source.indices[1] is not None:
+        cut.node.update_arg(1, source.shape[1] * cut.arguments[1] // source.dense[1])
+
+
+@rewrites("mean")
+def mean(cut: Cut) -> None:
+    """A mean over channels still divides by how many the dense model had."""
+    source = cut.operands[0]
+    given: Any = cut.arguments[1] if len(cut.arguments) > 1 else cut.node.kwargs.get("dim")
+    listed = given if isinstance(given, (list, tuple)) else [given] if isinstance(given, int) else []
+    dims = [dim % len(source.dense) for dim in listed] or range(len(source.dense))
+    share = math.prod(source.shape[dim] / source.dense[dim] for dim in dims)
+    if share != 1:
+        with cut.network.graph.inserting_before(cut.node):
+            smaller = cut.network.graph.node_copy(cut.node)
+        cut.become(aten.mul.Tensor, smaller, share)
+
+
 @rewrites("linear")
 def linear(cut: Cut) -> None:
     """A weight that has dropped some of the model's raw inputs picks the rest."""
