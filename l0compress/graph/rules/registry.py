@@ -10,6 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.constants import constant_index
 from l0compress.graph.network import op_name
 from l0compress.graph.space import LabelSpace
 from l0compress.graph.values import Shape, Value, varying
@@ -54,7 +56,7 @@ class Step:
         args, kwargs: the node's own, with every tensor replaced by its :class:`Value` and every symbolic size by the
             number it has in the example.
         shapes: the shape of each tensor that the node returns.
-        batch_size: the example's batch, by which multiply-accumulates are divided.
+        graph: the graph that is walked.
     """
 
     space: LabelSpace
@@ -62,11 +64,20 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shapes: tuple[Shape, ...]
-    batch_size: int
+    graph: CapturedGraph
 
     @property
     def name(self) -> str:
         return op_name(self.node)
+
+    @property
+    def batch_size(self) -> int:
+        """The example's batch, by which multiply-accumulates are divided."""
+        return self.graph.batch_size
+
+    def constant_index(self, argument: object) -> torch.Tensor | None:
+        """The values of an index argument of the node, where they are known before the model runs."""
+        return constant_index(self.graph.graph_module, argument)
 
     @property
     def shape(self) -> Shape:

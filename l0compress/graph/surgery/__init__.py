@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from l0compress.graph.surgery import layers, positions, sizes
+from l0compress.graph.surgery import indexing, layers, positions, sizes
 from l0compress.graph.surgery.keeps import Kept, kept_of
 from l0compress.graph.surgery.registry import Cut, rewrite_
 
-__all__ = ["Cut", "Kept", "kept_of", "layers", "positions", "rewrite_", "sizes"]
+__all__ = ["Cut", "Kept", "indexing", "kept_of", "layers", "positions", "rewrite_", "sizes"]

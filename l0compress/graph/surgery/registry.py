@@ -11,7 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.constants import constant_index
+from l0compress.graph.labels import concrete
 from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.surgery.keeps import Kept
 
@@ -24,14 +28,26 @@ class Cut:
         node: the node to rewrite, in the copied graph.
         results: what is kept of each tensor that it returns.
         operands: what is kept of each tensor argument, by position (keyword tensors are not listed).
-        arguments: the dense node's positional arguments with symbolic sizes as numbers.
+        dense: the node as it is in the dense graph.
+        source: the dense graph.
     """
 
     network: GraphNetwork
     node: fx.Node
     results: tuple[Kept, ...]
     operands: dict[int, Kept]
-    arguments: tuple[Any, ...]
+    dense: fx.Node
+    source: CapturedGraph
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The dense node's positional arguments with symbolic sizes as numbers."""
+        return tuple(map_aggregate(self.dense.args, _number))
+
+    def constant_index(self, argument: object, size: int) -> Tensor | None:
+        """Where an index argument of the dense node points, along a dimension of ``size``."""
+        found = constant_index(self.source.graph_module, argument)
+        return None if found is None else found % size
 
     @property
     def result(self) -> Kept:
@@ -57,6 +73,12 @@ class Cut:
 
     def become(self, target: Any, *args: Any) -> None:
         self.node.target, self.node.args, self.node.kwargs = target, args, {}
+
+
+def _number(argument: Any) -> Any:
+    if isinstance(argument, fx.Node) and not isinstance(argument.meta.get("val"), Tensor):
+        return concrete(argument.meta.get("val"))
+    return argument
 
 
 _REWRITES: dict[str, Callable[[Cut], None]] = {}
