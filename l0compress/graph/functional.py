@@ -14,12 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_arg
 
+from l0compress.graph.emit import Emitter
 from l0compress.graph.mutation import base_of, exposed_by, shares, writes
 from l0compress.graph.network import op_name
 
@@ -171,12 +170,12 @@ class _Rewriting:
         self.family = family
         self.version = 0
         self.held: dict[tuple[fx.Node, int], fx.Node] = {(family.root, 0): family.root}
-        self.at = family.root
+        self.emit = Emitter(family.graph, family.root)
 
     def run_(self) -> None:
         nodes = list(self.family.graph.nodes)
         for node in nodes[nodes.index(self.family.root) + 1 :]:
-            self.at = node
+            self.emit.at = node
             if writes(node) and node in self.family:
                 self._write_(node)
                 continue
@@ -194,11 +193,11 @@ class _Rewriting:
         args = [map_arg(argument, self._current) for argument in node.args[1:]]
         kwargs = {key: map_arg(argument, self._current) for key, argument in node.kwargs.items()}
         held = self._current(target)
-        value = function(self._emit, held, *args, **kwargs) if function is not None else held
+        value = function(self.emit, held, *args, **kwargs) if function is not None else held
         pieces = [(target, value)]
         for view in self.family.chain(target):
             whole = self._view_of(view)
-            value = _INVERSES[op_name(view)](self._emit, view, self._current(whole), value)
+            value = _INVERSES[op_name(view)](self.emit, view, self._current(whole), value)
             pieces.append((whole, value))
         self.version += 1
         for view, piece in pieces:
@@ -220,16 +219,5 @@ class _Rewriting:
         if key not in self.held:
             whole = self._current(self._view_of(node))
             target: Any = node.target
-            self.held[key] = self._emit(target, whole, *node.args[1:], **node.kwargs)
+            self.held[key] = self.emit(target, whole, *node.args[1:], **node.kwargs)
         return self.held[key]
-
-    def _emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """A new node in front of the current one, with its shape."""
-        with self.family.graph.inserting_before(self.at):
-            node = self.family.graph.call_function(target, args, kwargs)
-        values = pytree.tree_map(lambda leaf: leaf.meta["val"] if isinstance(leaf, fx.Node) else leaf, (args, kwargs))
-        mode = next(v.fake_mode for v in pytree.tree_leaves(values) if isinstance(v, torch._subclasses.FakeTensor))
-        with mode, torch.no_grad(), enable_python_dispatcher():
-            node.meta["val"] = target(*values[0], **values[1])
-        node.meta["stack_trace"] = self.at.meta.get("stack_trace")
-        return node

@@ -60,8 +60,9 @@ def test_an_index_of_another_plan_is_refused() -> None:
 
 def test_an_index_that_is_written_is_not_constant() -> None:
     def moving(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x)[:, s.i]
         s.i.copy_((s.i + 1) % 8)
-        return s.b(F.gelu(s.a(x)[:, s.i]))
+        return s.b(F.gelu(h))
 
     layers = {"a": nn.Linear(6, 8), "i": torch.tensor(ORDER), "b": nn.Linear(8, 4)}
     assert table(grouped(moving, vector(), **layers)) == {"a inputs": 6}
@@ -150,6 +151,11 @@ def through_a_view(buffer: Tensor, h: Tensor) -> None:
     view.transpose(1, 2)[..., 0].copy_(torch.tanh(h) + buffer[:, 8:])
 
 
+def through_a_permuted_view(buffer: Tensor, h: Tensor) -> None:
+    buffer.view(-1, 2, 8).permute(1, 2, 0)[1] = h.t()
+    buffer[:, :8] = 2 * h
+
+
 def seen_through_an_earlier_view(buffer: Tensor, h: Tensor) -> None:
     earlier = buffer[:, :8]
     buffer[:, :8] = h
@@ -162,6 +168,7 @@ WRITTEN: dict[str, tuple[int, Callable[[Tensor, Tensor], object], dict[str, int]
     "every other": (16, to_every_other, {"a channels": 8, "a inputs": 6}),
     "one channel": (8, to_one, {"a channels": 7, "a inputs": 6, "b inputs": 1}),
     "a view of a view": (16, through_a_view, {"a width": 8, "a inputs": 6}),
+    "a permuted view": (16, through_a_permuted_view, {"a width": 8, "a inputs": 6}),
     "an earlier view": (12, seen_through_an_earlier_view, {"a channels": 8, "a inputs": 6}),
 }
 
