@@ -157,6 +157,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def known_rule(name: str) -> Rule | None:
+    """The rule of an operator, by the name that :func:`op_name` gives it."""
+    return _RULES.get(name)
+
+
+def add_rule(name: str, function: Rule) -> None:
+    _RULES[name] = function
+
+
 def is_pointwise(node: fx.Node) -> bool:
     """Whether PyTorch itself tags the operator as pointwise."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
@@ -169,7 +178,10 @@ def apply_rule(step: Step) -> Result:
         found = _RULES["pointwise"]
     if sized_by_data(step.node):
         return _frozen(step, "the size of the result depends on the data")
-    return found(step) if found is not None else _frozen(step, f"no rule for {step.node.target}")
+    if found is not None:
+        return found(step)
+    hint = "; l0compress.register_rule can teach one" if "::" in step.name else ""
+    return _frozen(step, f"no rule for {step.node.target}{hint}")
 
 
 def _frozen(step: Step, reason: str) -> Result:

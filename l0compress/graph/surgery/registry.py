@@ -95,6 +95,18 @@ def rewrites(*names: str) -> Callable[[Callable[[Cut], None]], Callable[[Cut], N
     return register
 
 
+def known_rewrite(name: str) -> Callable[[Cut], None] | None:
+    """The rewrite of an operator, by the name that :func:`op_name` gives it."""
+    return _REWRITES.get(name)
+
+
+def set_rewrite(name: str, function: Callable[[Cut], None] | None) -> None:
+    """Register a rewrite, or drop the one that is there."""
+    _REWRITES.pop(name, None)
+    if function is not None:
+        _REWRITES[name] = function
+
+
 def rewrite_(cut: Cut) -> None:
     """Adapt one node of the copied graph to its smaller operands."""
     function = _REWRITES.get(op_name(cut.node))
