@@ -49,7 +49,8 @@ replace=True to put another in its place.
     key = _key(operator)
     if known_rule(key) is not None and not replace:
         raise InputError(
-            f"there is a rule for {operator} already. Nothing was changed. Pass replace=True to put another in its place."
+            f"there is a rule for {operator} already. Nothing was changed. Pass replace=True to put another in its "
+            "place."
         )
     if isinstance(rule, str):
         found = known_rule(rule)
