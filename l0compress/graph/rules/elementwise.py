@@ -47,6 +47,19 @@ from l0compress.graph.values import Value
     "addcdiv",
     "copy",
     "floor_divide",
+    "divide",
+    "multiply",
+    "subtract",
+    "true_divide",
+    "greater",
+    "greater_equal",
+    "less",
+    "less_equal",
+    "not_equal",
+    "absolute",
+    "negative",
+    "clip",
+    "isclose",
 )
 def elementwise(step: Step) -> Result:
     merged = step.space.merge(step.tensors(), step.shape, step.node)

@@ -25,6 +25,7 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze
     "swapaxes",
     "swapdims",
     "movedim",
+    "moveaxis",
     "flip",
     "repeat",
     "tile",
@@ -131,6 +132,14 @@ def _mover(step: Step) -> Callable[[Tensor], Any]:
         return lambda plane: plane.new_zeros(()).expand(step.shape)
     kwargs = {key: argument for key, argument in step.kwargs.items() if key not in ("memory_format", "output_size")}
     return lambda plane: target(plane, *rest, **kwargs)
+
+
+@rule("view_as", "reshape_as")
+def reshape_as(step: Step) -> Result:
+    """The other operand gives the shape, so both have to lose the same elements."""
+    value, other = step.args[:2]
+    moved = step.space.disjoint(value.mapped(lambda plane: plane.reshape(step.shape), step.shape), step.node)
+    return step.space.merge([moved, other], step.shape, step.node)
 
 
 @rule("expand_as")
