@@ -30,7 +30,7 @@ def constant_index(module: nn.Module, node: object) -> Tensor | None:
 
 
 def _evaluated(module: nn.Module, node: fx.Node) -> Tensor | None:
-    if _is_written(node):
+    if is_written(node):
         return None
     if node.op == "get_attr":
         found = attribute(module, str(node.target))
@@ -51,5 +51,6 @@ def _evaluated(module: nn.Module, node: fx.Node) -> Tensor | None:
     return result if isinstance(result, Tensor) and not result.is_floating_point() else None
 
 
-def _is_written(node: fx.Node) -> bool:
-    return any((writes(user) and user.args[0] is node) or (shares(user) and _is_written(user)) for user in node.users)
+def is_written(node: fx.Node) -> bool:
+    """Whether an in-place operator writes a tensor, be it through a view."""
+    return any((writes(user) and user.args[0] is node) or (shares(user) and is_written(user)) for user in node.users)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from l0compress.graph.constants import is_written
 from l0compress.graph.mutation import writes
 from l0compress.graph.network import attribute, op_name
 
@@ -51,15 +52,22 @@ def fold_parametrisations_(module: fx.GraphModule) -> None:
     """Replace each reparametrised weight by a parameter that holds its value."""
     constant: set[fx.Node] = set()
     mixed: list[fx.Node] = []
-    for node in module.graph.nodes:
+    seen: dict[str, fx.Node] = {}
+    for node in list(module.graph.nodes):
         if _is_constant(module, node, constant):
+            same = seen.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
+            if same is not node:  # a layer that is used twice computes its weight twice
+                node.replace_all_uses_with(same)
+                module.graph.erase_node(node)
+                continue
             constant.add(node)
             if op_name(node) in _MIXING or any(source in mixed for source in node.all_input_nodes):
                 mixed.append(node)
     for node in mixed:
         outside = [user for user in node.users if user not in constant]
-        sources = _sources(module, node)
-        if outside and sources:
+        region = _region(node)
+        sources = [source for source in region if _is_parameter(module, source)]
+        if outside and sources and not _used_elsewhere(module, region, outside):
             value = _computed(module, node, {})
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
                 _replace_(module, node, value, sources, outside)
@@ -68,7 +76,7 @@ def fold_parametrisations_(module: fx.GraphModule) -> None:
 def _is_constant(module: fx.GraphModule, node: fx.Node, constant: set[fx.Node]) -> bool:
     """Whether a node hangs on parameters, buffers and literals alone, and nobody writes it."""
     target: Any = node.target
-    if any(writes(user) and user.args[0] is node for user in node.users):
+    if is_written(node):
         return False
     if node.op == "get_attr":
         return isinstance(attribute(module, str(target)), Tensor)
@@ -91,18 +99,29 @@ def _computed(module: fx.GraphModule, node: fx.Node, known: dict[fx.Node, Any]) 
     return known[node]
 
 
-def _sources(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """The parameters that a node is computed from, in order."""
-    found, pending, seen = [], [node], set()
+def _region(node: fx.Node) -> list[fx.Node]:
+    """A node and all that it is computed from, the nearest first."""
+    found, pending = [], [node]
     while pending:
         current = pending.pop(0)
-        if current in seen:
-            continue
-        seen.add(current)
-        if current.op == "get_attr" and isinstance(attribute(module, str(current.target)), nn.Parameter):
+        if current not in found:
             found.append(current)
-        pending.extend(current.all_input_nodes)
+            pending.extend(current.all_input_nodes)
     return found
+
+
+def _is_parameter(module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "get_attr" and isinstance(attribute(module, str(node.target)), nn.Parameter)
+
+
+def _used_elsewhere(module: fx.GraphModule, region: list[fx.Node], outside: list[fx.Node]) -> bool:
+    """Whether a parameter of the region serves another purpose as well; folding would untie the two."""
+    return any(
+        user not in region and user not in outside
+        for node in region
+        if any(_is_parameter(module, source) for source in _region(node))
+        for user in node.users
+    ) or any(user in outside for node in region[1:] for user in node.users)
 
 
 def _replace_(

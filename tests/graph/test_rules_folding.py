@@ -91,3 +91,24 @@ def test_a_low_rank_adapter_keeps_its_factors() -> None:
 
     graph = check(adapted, tokens(), expected, **layers)
     assert {"up", "down", "a.weight"} <= set(graph.state())
+
+
+def test_a_layer_that_is_used_twice_stays_one() -> None:
+    layers = {"a": nn.Linear(6, 8), "m": parametrizations.weight_norm(nn.Linear(8, 8)), "b": nn.Linear(8, 4)}
+    graph = check(
+        lambda s, x: s.b(F.gelu(s.m(F.gelu(s.m(F.gelu(s.a(x))))))),
+        vector(),
+        {"a channels": 8, "a inputs": 6},
+        **layers,
+    )
+    assert sorted(graph.state()) == ["a.bias", "a.weight", "b.bias", "b.weight", "m.bias", "m.weight"]
+
+
+def test_a_parameter_with_another_use_stays_tied() -> None:
+    """Folding the normalised weight would leave two where the model has one."""
+
+    def tied(s: nn.Module, x: Tensor) -> Tensor:
+        return F.linear(F.gelu(F.linear(x, s.w)), F.normalize(s.w.T, dim=1))
+
+    graph = capture(models.randomise(Net(tied, w=nn.Parameter(torch.zeros(8, 6)))), (vector(),))
+    assert list(graph.state()) == ["w"]
