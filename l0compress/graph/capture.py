@@ -22,6 +22,9 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError
 from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
+from l0compress.graph.einsum import expand_einsums_
+from l0compress.graph.folding import fold_parametrisations_
+from l0compress.graph.functional import functionalise_
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
 
@@ -192,6 +195,9 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     check_dynamic(module, shapes)
     inline_regions_(module)
     drop_checks_(module)
+    functionalise_(module)
+    expand_einsums_(module)
+    fold_parametrisations_(module)
     module.graph.eliminate_dead_code()
     delete_unused_(module)
     module.recompile()

@@ -85,6 +85,10 @@ def _node_macs(node: fx.Node) -> int:
         return prod(_shape(node)) * _shape(node.args[1])[-1]
     if name in ("conv1d", "conv2d", "conv3d"):
         return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
+    if name == "bilinear":
+        return prod(_shape(node)[:-1]) * prod(_shape(node.args[2]))
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        return prod(_shape(node.args[0])) * prod(_shape(node.args[1])[1:])
     return 0
 
 

@@ -12,9 +12,13 @@ from torch import fx, nn
 # belongs to the model (batch norm without running statistics) and is left alone.
 _TRAINING_FLAG = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "instance_norm": 5}
 
+_OWN_NAMESPACES = ("aten", "prims")
+
 
 def op_name(node: fx.Node) -> str:
-    """The operator's name without namespace, overload and in-place underscore (``add`` for ``aten.add_.Tensor``).
+    """The operator's name without overload and in-place underscore (``add`` for ``aten.add_.Tensor``).
+
+    Operators from outside PyTorch keep their namespace: ``mylib::add`` may do anything.
 
     Examples:
         >>> graph = fx.Graph()
@@ -26,6 +30,8 @@ def op_name(node: fx.Node) -> str:
     """
     if node.op != "call_function":
         return node.op
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _OWN_NAMESPACES:
+        return node.target._schema.name
     name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
     return name.rstrip("_") if not name.startswith("__") else name
 

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from l0compress.errors import SurgeryError
 from l0compress.graph.capture import CapturedGraph, propagate_shapes
 from l0compress.graph.islands import Crossing, crossing, is_flat
-from l0compress.graph.labels import Entry, concrete, shape_of
+from l0compress.graph.labels import Entry, shape_of
 from l0compress.graph.masked import check_same
 from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_
 from l0compress.graph.plan import KeepPlan, cut
@@ -55,7 +54,7 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     for node in graph.nodes():
         if node.op == "call_function" and node.name in kept and node.name not in torn | fate.hollow | fate.constants:
             behind = any(source.name in torn for source in node.all_input_nodes[:1])
-            _rewrite_node_(node, copies, kept, network, crossing(node, values) if behind else None)
+            _rewrite_node_(node, copies, kept, network, graph, crossing(node, values) if behind else None)
     remove_vanished_(network, graph.nodes(), fate, kept)
     network.graph.eliminate_dead_code()
     delete_unused_(network)
@@ -108,6 +107,7 @@ def _rewrite_node_(
     copies: dict[str, fx.Node],
     kept: dict[str, tuple[Kept, ...]],
     network: GraphNetwork,
+    graph: CapturedGraph,
     way: Crossing | None,
 ) -> None:
     results = kept[node.name]
@@ -118,18 +118,11 @@ def _rewrite_node_(
     }
     if all(part.whole for part in (*results, *operands.values())):
         return
-    arguments = map_aggregate(node.args, lambda arg: _number(arg))
-    cut_node = Cut(network, copies[node.name], results, operands, tuple(arguments))
+    cut_node = Cut(network, copies[node.name], results, operands, node, graph)
     if way is not None:
         _cross_(cut_node, way, copies[way.start.name], kept[way.start.name][0])
     else:
         rewrite_(cut_node)
-
-
-def _number(argument: Any) -> Any:
-    if isinstance(argument, fx.Node) and not isinstance(argument.meta.get("val"), Tensor):
-        return concrete(argument.meta.get("val"))
-    return argument
 
 
 def _cross_(cut_node: Cut, way: Crossing, start: fx.Node, kept: Kept) -> None:

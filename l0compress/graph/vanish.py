@@ -30,6 +30,10 @@ SUMS: dict[str, int | None] = {
     "conv1d": 2,
     "conv2d": 2,
     "conv3d": 2,
+    "conv_transpose1d": 2,
+    "conv_transpose2d": 2,
+    "conv_transpose3d": 2,
+    "bilinear": 3,
     "addmm": 0,
     "baddbmm": 0,
     "matmul": None,
@@ -38,6 +42,9 @@ SUMS: dict[str, int | None] = {
     "mv": None,
     "dot": None,
     "scaled_dot_product_attention": None,
+    "sum": None,
+    "mean": None,
+    "linalg_vector_norm": None,
 }
 JOINS = ("cat", "concat", "concatenate")
 _CASTS = ("to", "_to_copy", "alias", "detach", "clone", "contiguous")
