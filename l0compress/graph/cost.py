@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.recurrent import is_recurrent
 from l0compress.graph.rules.registry import sized_by_data
 from l0compress.graph.values import core, flattened
 
@@ -31,7 +32,7 @@ class Cost:
 
     Attributes:
         params: elements of distinct parameters (tied ones count once).
-        macs: multiply-accumulates of linear, convolution, matrix product and attention nodes, a sample.
+        macs: multiply-accumulates of linear, convolution, recurrent, matrix product and attention nodes, a sample.
         size_bytes: bytes of parameters and floating-point buffers.
     """
 
@@ -82,6 +83,9 @@ def _node_macs(node: fx.Node) -> int:
         return prod(_shape(node)) * _shape(node.args[1])[-1]
     if name in ("conv1d", "conv2d", "conv3d"):
         return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
+    if is_recurrent(node):
+        weights: Any = node.args[2]
+        return prod(_shape(node.args[0])[:2]) * sum(prod(_shape(w)) for w in weights if len(_shape(w)) == 2)
     return 0
 
 

@@ -10,7 +10,20 @@ from torch import fx, nn
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
 # belongs to the model (batch norm without running statistics) and is left alone.
-_TRAINING_FLAG = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "instance_norm": 5}
+_TRAINING_FLAG = {
+    "batch_norm": 5,
+    "dropout": 2,
+    "feature_dropout": 2,
+    "alpha_dropout": 2,
+    "instance_norm": 5,
+    "lstm": 6,
+    "gru": 6,
+    "rnn_tanh": 6,
+    "rnn_relu": 6,
+}
+
+# Where a tensor stands among a node's arguments: a position, or a position and the place in the list found there.
+Place = int | tuple[int, int]
 
 
 def op_name(node: fx.Node) -> str:
@@ -77,6 +90,23 @@ def copied_graph(graph: fx.Graph) -> fx.Graph:
     copied.output(copied.graph_copy(graph, {}))
     copied._codegen = copy.copy(graph._codegen)
     return copied
+
+
+def argument_at(node: fx.Node, place: Place) -> Any:
+    """The argument of a node at a place."""
+    if isinstance(place, int):
+        return node.args[place]
+    listed: Any = node.args[place[0]]
+    return listed[place[1]]
+
+
+def put_argument_(node: fx.Node, place: Place, argument: Any) -> None:
+    """Put ``argument`` where another stands among a node's arguments."""
+    if isinstance(place, int):
+        node.update_arg(place, argument)
+        return
+    listed: Any = node.args[place[0]]
+    node.update_arg(place[0], [*listed[: place[1]], argument, *listed[place[1] + 1 :]])
 
 
 def attribute(module: nn.Module, name: str) -> Any:

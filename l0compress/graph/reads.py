@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled
 from l0compress.graph.moves import Removal
-from l0compress.graph.network import attribute
+from l0compress.graph.network import Place, argument_at, attribute
 from l0compress.graph.space import ReadFact
 from l0compress.graph.values import core, varying
 
@@ -27,7 +27,7 @@ class Read:
 
     Attributes:
         node: name of the node.
-        arg: position of the argument that is multiplied.
+        arg: place of the argument that is multiplied.
         shape: the factor's shape, which broadcasts against the argument.
         moves: int64 (prod(shape), K): the moves whose removal silences each channel, padded with ``num_moves``.
         components: int64 (prod(shape),).
@@ -36,7 +36,7 @@ class Read:
     """
 
     node: str
-    arg: int
+    arg: Place
     shape: tuple[int, ...]
     moves: Tensor
     components: Tensor
@@ -66,7 +66,7 @@ def find_reads(labelled: Labelled, components: Components, table: Tensor, paddin
         moves = torch.where(ends, padding, moves)
         if bool((moves == padding).all()):
             continue
-        source = fact.node.args[fact.arg]
+        source = argument_at(fact.node, fact.arg)
         name = str(source.target) if isinstance(source, fx.Node) and source.op == "get_attr" else None
         sole = name is not None and usage[name] == 1
         shape = tuple(core(fact.plane).shape)
@@ -110,7 +110,7 @@ def ungateable(labelled: Labelled, components: Components, removals: tuple[Remov
 
 
 def _varies_dynamically(fact: ReadFact) -> bool:
-    source = fact.node.args[fact.arg]
+    source = argument_at(fact.node, fact.arg)
     if not isinstance(source, fx.Node) or source.op == "get_attr":
         return False
     sizes = source.meta["val"].shape

@@ -15,6 +15,7 @@ from l0compress.graph.rules import (
     joining,
     movement,
     normalization,
+    recurrent,
     reduction,
     spatial,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "joining",
     "movement",
     "normalization",
+    "recurrent",
     "reduction",
     "spatial",
 ]
