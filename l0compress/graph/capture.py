@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dyn
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
 from l0compress.graph.recurrent import any_length, by_layer_
+from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
@@ -141,7 +143,7 @@ def capture(
     shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
     training = {name: module.training for name, module in model.named_modules()}
     try:
-        with any_length(), warnings.catch_warnings():
+        with any_length(), _unfused_attention(), warnings.catch_warnings():
             # Recurrent modules list their weights a second time; torch.export takes that for a change of state.
             warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
             program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -150,7 +152,20 @@ def capture(
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
-    return _finish(program, args, kwargs, by_graph_name(model, shapes))
+    graph = _finish(program, args, kwargs, by_graph_name(model, shapes))
+    note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
+    return replace(graph, graph_module=network_of(graph.graph_module))
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Without the operators that stand for a whole attention layer: they neither train nor show their heads."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
