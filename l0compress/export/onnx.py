@@ -29,6 +29,7 @@ from torch.onnx import OnnxExporterError, ONNXProgram
 
 from l0compress.calls import example_calls, free_dims, named_leaves
 from l0compress.errors import RunError, SurgeryError
+from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession, first_line
@@ -116,7 +117,7 @@ def _distinct(value: Any, seen: set[int]) -> Any:
 
 def _converted(graph: CapturedGraph) -> ONNXProgram:
     check_translatable(graph)
-    network = FlatNetwork(graph).eval()
+    network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **expert_translations(graph)}
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
     dims = [
@@ -128,7 +129,7 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
         with _quiet(), any_length():
             program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)
             converted = torch.onnx.export(
-                program, dynamo=True, verbose=False, optimize=True, custom_translation_table=TRANSLATIONS
+                program, dynamo=True, verbose=False, optimize=True, custom_translation_table=table
             )
     except (OnnxExporterError, UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,7 +142,7 @@ def capture(
     shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
     training = {name: module.training for name, module in model.named_modules()}
     try:
-        with any_length(), _unfused_attention(), warnings.catch_warnings():
+        with any_length(), warnings.catch_warnings():
             # Recurrent modules list their weights a second time; torch.export takes that for a change of state.
             warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
             program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -155,17 +154,6 @@ def capture(
     graph = _finish(program, args, kwargs, by_graph_name(model, shapes))
     note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
     return replace(graph, graph_module=network_of(graph.graph_module))
-
-
-@contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Without the operators that stand for a whole attention layer: they neither train nor show their heads."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
