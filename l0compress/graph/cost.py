@@ -79,7 +79,7 @@ def _node_macs(node: fx.Node) -> int:
         return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     if name in ("linear", "mm", "bmm", "matmul", "mv", "dot"):
         return prod(_shape(node)) * _shape(node.args[0])[-1]
-    if name in ("_grouped_mm", "grouped_mm", "grouped_mm_fallback"):
+    if name in ("_grouped_mm", "grouped_mm_fallback"):
         return prod(_shape(node)) * _shape(node.args[0])[-1]
     if name in ("addmm", "baddbmm"):
         return prod(_shape(node)) * _shape(node.args[1])[-1]

@@ -42,6 +42,12 @@ def exposed_by(node: fx.Node) -> list[fx.Node]:
     return aliases if seen else []
 
 
+def is_written(node: fx.Node) -> bool:
+    """Whether a later node writes in place into the memory of what ``node`` returns."""
+    first = [user for user in node.users if user.all_input_nodes[:1] == [node]]
+    return any(_writes(user) or (_shares(user) and is_written(user)) for user in first)
+
+
 def _original(node: fx.Node) -> fx.Node:
     """In-place operators return the very tensor that they write."""
     while _writes(node):

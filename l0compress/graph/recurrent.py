@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx
 from torch._C import DispatchKey
 
+from l0compress.graph.mutation import is_written
 from l0compress.graph.network import op_name
 
 aten = torch.ops.aten
@@ -148,7 +149,7 @@ def _initial(node: fx.Node, state: fx.Node, first: int, count: int) -> fx.Node:
     source = state
     while op_name(source) in _KEEPS_ZEROS:
         source = source.all_input_nodes[0]
-    if op_name(source) in ("zeros", "new_zeros"):
+    if op_name(source) in ("zeros", "new_zeros") and not is_written(source):
         sizes: Any = source.args[0 if op_name(source) == "zeros" else 1]
         return _call(node, aten.new_zeros.default, node.args[0], [count, *sizes[1:]])
     return _call(node, aten.slice.Tensor, state, 0, first, first + count)
@@ -179,7 +180,7 @@ def _replace_state_(state: fx.Node, layers: list[fx.Node]) -> None:
         return
     count = state.meta["val"].shape[0]
     sides = count // len(layers)
-    for user in list(state.users):
+    for user in [] if is_written(state) else list(state.users):
         if op_name(user) == "select" and user.args[1] == 0 and isinstance(user.args[2], int):
             layer, side = divmod(user.args[2] % count, sides)
             user.args = (layers[layer], 0, side)

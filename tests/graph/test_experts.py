@@ -14,8 +14,9 @@ from networks import Net, reasons, table
 from proofs import assert_exact, assert_exports, assert_gateable, graph_of, prunable_share
 from torch import Tensor, nn
 
-from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, shrink
+from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, masked, shrink
 from l0compress.graph.network import op_name
+from l0compress.verify import verify
 
 
 def tokens() -> Tensor:
@@ -161,24 +162,21 @@ def test_a_mask_over_channels_keeps_them() -> None:
     assert (0, "index", "the size of the result depends on the data") in reasons(groups, "a.weight")
 
 
-def test_pytorch_s_own_operator_has_the_same_rule() -> None:
-    """It computes in bfloat16 alone."""
+def test_pytorch_s_own_operator_keeps_its_widths() -> None:
+    """It computes in bfloat16 alone, and on widths of whole 16 bytes."""
 
     def products(s: Any, x: Tensor) -> Tensor:
         ends = torch.tensor([2, 7, 9, 15], dtype=torch.int32)
-        hidden = F.gelu(torch._grouped_mm(s.a(x).flatten(0, 1), s.up, ends))
+        hidden = F.gelu(torch._grouped_mm(s.b(F.gelu(s.a(x))).flatten(0, 1), s.up, ends))
         return s.o(torch._grouped_mm(hidden, s.down, ends).mean(0))
 
-    model = Net(
-        products,
-        a=nn.Linear(8, 16),
-        up=nn.Parameter(torch.zeros(4, 16, 24)),
-        down=nn.Parameter(torch.zeros(4, 24, 16)),
-        o=nn.Linear(16, 3),
-    )
+    up, down = nn.Parameter(torch.zeros(4, 16, 24)), nn.Parameter(torch.zeros(4, 24, 16))
+    model = Net(products, a=nn.Linear(8, 12), b=nn.Linear(12, 16), up=up, down=down, o=nn.Linear(16, 3))
     graph = graph_of(model.bfloat16(), tokens().bfloat16(), dynamic=None)
     groups = find_groups(graph)
-    assert table(groups)["up channels"] == 24
-    plan = KeepPlan.from_kept(groups, {"up channels": range(0, 24, 3)})
+    assert table(groups) == {"a channels": 12, "a inputs": 8}
+    assert (2, "_grouped_mm", "its kernel takes widths of whole 16 bytes alone") in reasons(groups, "up")
+    assert cost(graph).macs == round((15 * (8 * 12 + 12 * 16) + 2 * 15 * 16 * 24 + 16 * 3) / 3)
+    plan = KeepPlan.random(groups, 0.5)
     assert cost(shrink(graph, plan)) == plan.cost
-    assert cost(graph).macs == round((15 * 8 * 16 + 2 * 15 * 16 * 24 + 16 * 3) / 3)
+    verify(shrink(graph, plan), masked(graph, plan))

@@ -55,6 +55,18 @@ def from_zeros(s: Any, x: Tensor) -> Tensor:
     return s.o(s.r(s.a(x), torch.zeros(2, x.shape[0], 8).to(x.dtype))[0])
 
 
+def from_zeros_written_over(s: Any, x: Tensor) -> Tensor:
+    h = torch.zeros(2, x.shape[0], 8).to(x.dtype)
+    h[1] = 0.5
+    return s.o(s.r(s.a(x), h)[0])
+
+
+def with_states_written_over(s: Any, x: Tensor) -> Tensor:
+    y, h = s.r(s.a(x))
+    h[0].mul_(3)
+    return s.o(y) + s.o(h[0]).unsqueeze(1) + s.o(h.sum(0)).unsqueeze(1)
+
+
 def encoder_decoder(s: Any, x: Tensor) -> Tensor:
     h = s.a(x)
     return s.o(s.r(h, s.e(h.flip(1))[1])[0])
@@ -128,6 +140,12 @@ CELLS: dict[str, tuple[Callable[..., Any], nn.Module]] = {
 }
 
 
+WRITTEN: dict[str, Callable[[], nn.Module]] = {
+    "zeros written over": lambda: net(from_zeros_written_over, nn.GRU(5, 8, 2, batch_first=True)),
+    "states written over": lambda: net(with_states_written_over, nn.GRU(5, 8, 2, batch_first=True)),
+}
+
+
 def build(name: str) -> CapturedGraph:
     return graph_of(NETWORKS[name][0](), sequence(), dynamic=FREE)
 
@@ -172,12 +190,19 @@ def test_the_captured_length_is_free() -> None:
     assert graph.module()(torch.cat([sequence()] * 3, 1)).shape == (3, 21, 4)
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, *CELLS])
+@pytest.mark.parametrize("name", [*NETWORKS, *CELLS, *WRITTEN])
 def test_the_graph_computes_what_the_module_does(name: str) -> None:
-    model = models.randomise(NETWORKS[name][0]() if name in NETWORKS else net(*CELLS[name]))
+    made = {**{key: make for key, (make, _) in NETWORKS.items()}, **WRITTEN}
+    model = models.randomise(made[name]() if name in made else net(*CELLS[name]))
     with torch.no_grad():
         expected = model(sequence())
         assert torch.allclose(capture(model, (sequence(),)).module()(sequence()), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_states_that_are_written_in_place_keep_their_width(name: str) -> None:
+    groups = assert_exact(graph_of(WRITTEN[name](), sequence(), dynamic=FREE))
+    assert table(groups) == {"a channels": 5, "a inputs": 6}
 
 
 def test_dropout_between_layers_is_the_module_s_own() -> None:

@@ -13,14 +13,14 @@ from l0compress.graph.values import Value, along, flattened, varying
 _CHOSEN = "its experts are chosen at run time"
 
 
-@rule("_grouped_mm", "grouped_mm", "grouped_mm_fallback")
+@rule("_grouped_mm", "grouped_mm_fallback")
 def grouped_product(step: Step) -> Result:
     """``x [tokens, k]`` in runs of tokens by ``weight [experts, k, m]``: all experts lose the same channels."""
     x, weight = step.args[:2]
-    bias = step.get(3, "bias")
-    if len(x.shape) != 2 or len(weight.shape) != 3 or isinstance(bias, Value):
+    if step.name != "grouped_mm_fallback":
         for value in step.tensors():
-            step.freeze(value, "only runs of tokens by stacked weights without a bias have a rule")
+            step.freeze(value, "its kernel takes widths of whole 16 bytes alone")
+        step.space.macs.append(MacsFact(step.node, prod(step.shape) * x.shape[-1] / step.batch_size, ()))
         return Value(step.shape)
     channels, columns, rows = _line(step, x, 1), _line(step, weight, 1), _line(step, weight, 2)
     if channels is None or columns is None:
