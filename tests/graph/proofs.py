@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from l0compress.calls import example_calls, named_leaves
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
-from l0compress.gates.attach import attach, fold
+from l0compress.gates.attach import attach, compact, fold
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.graph.values import flattened, varying
@@ -77,11 +77,11 @@ def assert_exact(graph: CapturedGraph) -> Groups:
     return groups
 
 
-def assert_gateable(graph: CapturedGraph, *, density: float = 0.5) -> None:
-    """Gates of 0 and 1 compute what the masked model does, before folding and after; and they and the weights learn."""
+def assert_gateable(graph: CapturedGraph, *, compacts: bool = True) -> None:
+    """Gates of 0 and 1 compute what the masked model does, also folded or compacted; and they and the weights learn."""
     graph = graph.to(torch.float64)
     groups = find_groups(graph)
-    plan = KeepPlan.random(groups, density, 1)
+    plan = KeepPlan.random(groups, 0.5, 1)
     gates = HardConcrete(groups.num_moves)
     with torch.no_grad():
         gates.log_alpha.copy_(torch.where(plan.keep, OPEN, SHUT))
@@ -90,6 +90,9 @@ def assert_gateable(graph: CapturedGraph, *, density: float = 0.5) -> None:
     calls = example_calls(graph)
     verify(gated, reference, inputs=calls, tolerance=1e-10)
     verify(shrink(fold(gated, plan), plan), reference, inputs=calls, tolerance=1e-10)
+    small = compact(gated).gated
+    assert (small.groups.num_moves < groups.num_moves) == compacts
+    verify(small, reference, inputs=calls, tolerance=1e-10)
     _assert_learns(attach(groups, HardConcrete(groups.num_moves, log_alpha=0.5)), graph)
 
 

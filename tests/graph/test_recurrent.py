@@ -161,7 +161,8 @@ def test_hidden_units_go(name: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gates_stand_for_them(name: str) -> None:
-    assert_gateable(build(name))
+    # Fewer projections set hidden units free that had to stay before; compaction leaves such a network as it is.
+    assert_gateable(build(name), compacts=name != "LSTM with projections")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
