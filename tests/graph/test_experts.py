@@ -100,7 +100,7 @@ def transformer(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     if name == "Mixtral":
         model: nn.Module = transformers.MixtralForCausalLM(transformers.MixtralConfig(**sizes, num_local_experts=4))
     else:
-        more = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20}
+        more: dict[str, Any] = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 20}
         config = transformers.Qwen2MoeConfig(**sizes, **more, num_experts_per_tok=2)
         model = transformers.Qwen2MoeForCausalLM(config)
     return model, {"input_ids": torch.randint(0, 50, (2, 6), generator=torch.Generator().manual_seed(0))}
@@ -167,8 +167,8 @@ def test_pytorch_s_own_operator_keeps_its_widths() -> None:
 
     def products(s: Any, x: Tensor) -> Tensor:
         ends = torch.tensor([2, 7, 9, 15], dtype=torch.int32)
-        hidden = F.gelu(torch._grouped_mm(s.b(F.gelu(s.a(x))).flatten(0, 1), s.up, ends))
-        return s.o(torch._grouped_mm(hidden, s.down, ends).mean(0))
+        hidden = F.gelu(torch.ops.aten._grouped_mm.default(s.b(F.gelu(s.a(x))).flatten(0, 1), s.up, ends))
+        return s.o(torch.ops.aten._grouped_mm.default(hidden, s.down, ends).mean(0))
 
     up, down = nn.Parameter(torch.zeros(4, 16, 24)), nn.Parameter(torch.zeros(4, 24, 16))
     model = Net(products, a=nn.Linear(8, 12), b=nn.Linear(12, 16), up=up, down=down, o=nn.Linear(16, 3))
