@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.recurrent import is_recurrent
 from l0compress.graph.rules.registry import sized_by_data
 from l0compress.graph.values import core, flattened
 
@@ -34,7 +35,7 @@ class Cost:
 
     Attributes:
         params: elements of distinct parameters (tied ones count once).
-        macs: multiply-accumulates of linear, convolution, matrix product and attention nodes, a sample.
+        macs: multiply-accumulates of linear, convolution, recurrent, matrix product and attention nodes, a sample.
         size_bytes: bytes of parameters and floating-point buffers.
     """
 
@@ -81,6 +82,8 @@ def _node_macs(node: fx.Node) -> int:
         return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     if name in ("linear", "mm", "bmm", "matmul", "mv", "dot"):
         return prod(_shape(node)) * _shape(node.args[0])[-1]
+    if name in ("_grouped_mm", "transformers::grouped_mm_fallback"):
+        return prod(_shape(node)) * _shape(node.args[0])[-1]
     if name in ("addmm", "baddbmm"):
         return prod(_shape(node)) * _shape(node.args[1])[-1]
     if name in ("conv1d", "conv2d", "conv3d"):
@@ -89,6 +92,9 @@ def _node_macs(node: fx.Node) -> int:
         return prod(_shape(node)[:-1]) * prod(_shape(node.args[2]))
     if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
         return prod(_shape(node.args[0])) * prod(_shape(node.args[1])[1:])
+    if is_recurrent(node):
+        weights: Any = node.args[2]
+        return prod(_shape(node.args[0])[:2]) * sum(prod(_shape(w)) for w in weights if len(_shape(w)) == 2)
     return 0
 
 

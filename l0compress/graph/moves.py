@@ -99,19 +99,30 @@ def find_moves(
     eligible[components.of(labelled.seeds)] = True
     removals: dict[frozenset[int], Removal] = {}
     refused: dict[int, int] = {}
+    branches: dict[frozenset[int], Removal] = {}
     for seed, kind in _seeds(components, eligible):
         dead, obstacle = components.close(seed)
         members = frozenset(dead)
-        if members in removals:
+        if members in removals or members in branches:
             continue
-        if obstacle is not None or not bearable(lines.emptied(members)):
+        empty = lines.emptied(members)
+        if obstacle is not None or not bearable(empty):
             reason = int(components.reasons[obstacle]) if obstacle is not None else -1
             for component in seed:
                 refused.setdefault(component, reason)
             continue
         touched = sorted({line for component in members for line in lines.of_component.get(component, ())})
-        removals[members] = Removal(members, kind, tuple(touched))
+        (branches if empty else removals)[members] = Removal(members, kind, tuple(touched))
+    for members, branch in sorted(branches.items(), key=lambda item: len(item[0])):
+        if not _follows(members, removals, components):
+            removals[members] = branch
     return Found(tuple(removals.values()), refused)
+
+
+def _follows(members: frozenset[int], removals: dict[frozenset[int], Removal], components: Components) -> bool:
+    """Whether the removal of a whole branch is that of its parts, so that it needs no move of its own."""
+    parts = [part for part in removals if next(iter(part)) in members and part < members]
+    return components.close(frozenset().union(*parts))[0] == members
 
 
 def _seeds(components: Components, eligible: np.ndarray) -> Iterator[tuple[tuple[int, ...], str]]:

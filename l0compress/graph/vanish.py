@@ -42,6 +42,7 @@ SUMS: dict[str, int | None] = {
     "mv": None,
     "dot": None,
     "scaled_dot_product_attention": None,
+    "transformers::grouped_mm_fallback": None,
     "sum": None,
     "mean": None,
     "linalg_vector_norm": None,
@@ -70,6 +71,11 @@ class Vanished:
     passed: dict[str, str] = field(default_factory=dict)
     live: frozenset[str] | None = None
     obstacle: str | None = None
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Nodes that no rewrite for smaller operands is for."""
+        return self.hollow | self.constants
 
 
 NOTHING = Vanished()

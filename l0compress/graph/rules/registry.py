@@ -45,6 +45,9 @@ def one_or_many(values: tuple[Value, ...]) -> Result:
     return values if len(values) != 1 else values[0]
 
 
+# Operators that treat every row alike, however many the data selects.
+_ANY_ROWS = frozenset({"linear", "index", "getitem", "dropout", "to", "unsqueeze", "silu", "gelu", "relu"})
+
 _RULES: dict[str, Rule] = {}
 
 
@@ -177,11 +180,22 @@ def apply_rule(step: Step) -> Result:
     if found is None and is_pointwise(step.node):
         found = _RULES["pointwise"]
     if sized_by_data(step.node):
-        return _frozen(step, "the size of the result depends on the data")
+        if found is None or not _treats_rows_alike(step.node):
+            return _frozen(step, "the size of the result depends on the data")
+        counted = len(step.space.macs)
+        result = found(step)
+        del step.space.macs[counted:]  # there is no number to count
+        return result
     if found is not None:
         return found(step)
     hint = "; l0compress.register_rule can teach one" if "::" in step.name else ""
     return _frozen(step, f"no rule for {step.node.target}{hint}")
+
+
+def _treats_rows_alike(node: fx.Node) -> bool:
+    """Masks are left out: one may reach over several dimensions, of which labels know nothing."""
+    masked = any(getattr(source.meta.get("val"), "dtype", None) is torch.bool for source in node.all_input_nodes)
+    return is_pointwise(node) or (op_name(node) in _ANY_ROWS and not (op_name(node) == "index" and masked))
 
 
 def _frozen(step: Step, reason: str) -> Result:

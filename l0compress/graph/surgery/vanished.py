@@ -41,13 +41,16 @@ def remove_vanished_(
     network: GraphNetwork, originals: Iterable[fx.Node], fate: Vanished, kept: dict[str, tuple[Kept, ...]]
 ) -> None:
     """Rewrite ``network``, a copy of the graph of ``originals`` with cut weights, without what has vanished."""
+    if fate.live is None:
+        return
     surgeon = _Surgeon(network, fate, kept)
-    nodes = list(originals)
+    nodes = [node for node in originals if node.op in ("call_function", "output")]
     for node in nodes:
-        if node.op in ("call_function", "output") and node.name not in fate.hollow:
+        if node.name in fate.live:
             surgeon.visit_(node)
     for node in reversed(nodes):
-        if node.name in fate.hollow and node.op == "call_function":
+        # Dead code elimination would keep what draws random numbers or works in place.
+        if node.name not in fate.live:
             network.graph.erase_node(surgeon.copies[node.name])
 
 
