@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from zoo.catalogue import Entry, entries
+from zoo.processes import Limits, run_worker
 from zoo.table import FAILURES, verdict_of, written
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,67 +25,11 @@ CACHE = REPOSITORY / "build" / "zoo.jsonl"
 TABLE = REPOSITORY / "docs" / "zoo.md"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one worker may take."""
-
-    seconds: float
-    memory_gb: float
-
-
 def load() -> dict[str, dict[str, Any]]:
     """The latest result of each model; those of Torch-Pruning under ``rival:<name>``."""
     if not CACHE.exists():
         return {}
     return {row["key"]: row for line in CACHE.read_text().splitlines() if (row := json.loads(line))}
-
-
-def run_worker(module: str, name: str, limits: Limits, *options: str) -> dict[str, Any]:
-    """Start a worker, read its lines of JSON, and stop it when it takes too long or too much."""
-    reader, writer = os.pipe()
-    command = [sys.executable, "-m", module, name, str(writer), *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    started = time.monotonic()
-    process = subprocess.Popen(
-        command, pass_fds=(writer,), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=REPOSITORY
-    )
-    os.close(writer)
-    with ThreadPoolExecutor(2) as readers:
-        lines = readers.submit(lambda: os.fdopen(reader).read().splitlines())
-        noise = readers.submit(process.stderr.read) if process.stderr else None
-        stopped = _wait(process, started, limits)
-        found = [json.loads(line) for line in lines.result()]
-        complaint = noise.result().decode(errors="replace").strip().splitlines()[-1:] if noise else []
-    result: dict[str, Any] = found[-1] if found else {"name": name, "stage": "start"}
-    if stopped:
-        result["stopped"] = f"{stopped} in stage {result['stage']}"
-    elif process.returncode:
-        result["verdict"], result["reason"] = "crash", f"exit code {process.returncode}: {''.join(complaint)}"
-    result["wall"] = round(time.monotonic() - started, 1)
-    return result
-
-
-def _wait(process: subprocess.Popen[bytes], started: float, limits: Limits) -> str | None:
-    while process.poll() is None:
-        time.sleep(0.1)
-        reason = None
-        if time.monotonic() - started > limits.seconds:
-            reason = f"more than {limits.seconds:.0f} s"
-        elif _resident_gb(process.pid) > limits.memory_gb:
-            reason = f"more than {limits.memory_gb:g} GB"
-        if reason:
-            process.kill()
-            process.wait()
-            return reason
-    return None
-
-
-def _resident_gb(pid: int) -> float:
-    statm = Path(f"/proc/{pid}/statm")
-    try:
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
-    except (OSError, IndexError):
-        return 0.0
 
 
 def tasks(arguments: argparse.Namespace, done: dict[str, dict[str, Any]]) -> list[tuple[str, Entry]]:

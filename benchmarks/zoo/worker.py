@@ -1,15 +1,14 @@
 """One model in its own process: capture, group, shrink at a random plan, compare, export.
 
-    python -m zoo.worker NAME RESULTS_FD
+    python -m zoo.worker NAME
 
-A line of JSON is written after each stage, so that what a later stage costs (or a time limit) takes nothing away from
+A line of JSON is sent after each stage, so that what a later stage costs (or a time limit) takes nothing away from
 what is known already; the last line counts.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import tempfile
@@ -17,6 +16,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -43,14 +43,14 @@ WIDE_LIMIT = 400_000_000  # parameters beyond which one batch is enough
 class Report:
     """What is known so far; every stage is written out when it ends."""
 
-    def __init__(self, entry: Entry, stream: int) -> None:
+    def __init__(self, entry: Entry, send: Callable[[bytes], Any]) -> None:
         self.found: dict[str, Any] = {"name": entry.name, "kind": entry.kind, "seconds": {}, "stage": "build"}
-        self.stream = stream
+        self.send = send
 
     def write(self, **values: Any) -> None:
         self.found.update(values)
         self.found["peak_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        os.write(self.stream, (json.dumps(self.found) + "\n").encode())
+        self.send(json.dumps(self.found).encode())
 
     def timed(self, stage: str, function: Any, *args: Any) -> Any:
         self.found["stage"] = stage
@@ -209,11 +209,11 @@ def examine(entry: Entry, report: Report, *, with_onnx: bool) -> None:
         report.write(stage="done")
 
 
-def main(name: str, stream: str, with_onnx: str) -> None:
+def main(name: str, send: Callable[[bytes], Any], with_onnx: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     entry = find(name)
-    report = Report(entry, int(stream))
+    report = Report(entry, send)
     try:
         examine(entry, report, with_onnx=with_onnx == "1")
     except USER_CODE_ERRORS as error:
@@ -223,4 +223,4 @@ def main(name: str, stream: str, with_onnx: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], lambda line: print(line.decode()), "1")
