@@ -69,21 +69,21 @@ def pruned(model: nn.Module, example: Tensor) -> nn.Module:
 
 def kept_indices(dense: Tensor, small: Tensor) -> list[Tensor] | None:
     """Which index of each of the first two dimensions every slice of ``small`` is, None where numbers were changed."""
-    order = torch.argsort(dense.flatten())
-    ordered = dense.flatten()[order]
-    position = torch.searchsorted(ordered, small.flatten()).clamp(max=dense.numel() - 1)
-    if not torch.equal(ordered[position], small.flatten()):
+    first = (dense == small.flatten()[0]).nonzero()
+    if len(first) != 1 or dense.shape[2:] != small.shape[2:]:
         return None
-    place = order[position].view(small.shape)
-    found = []
-    for dim in range(min(small.dim(), 2)):
-        stride = dense.stride(dim)
-        first = place.movedim(dim, 0).reshape(small.shape[dim], -1)[:, 0]
-        found.append(first // stride % dense.shape[dim])
+    row, column = dense.select(0, int(first[0, 0])), dense.select(1, int(first[0, 1]))
+    found = [_looked_up(column, small.select(1, 0)), _looked_up(row, small.select(0, 0))]
     rebuilt = dense
     for dim, index in enumerate(found):
         rebuilt = rebuilt.index_select(dim, index)
     return found if rebuilt.shape == small.shape and torch.equal(rebuilt, small) else None
+
+
+def _looked_up(line: Tensor, part: Tensor) -> Tensor:
+    """Where the slices of ``part`` are in ``line``, by their first numbers."""
+    ordered, order = line.reshape(line.shape[0], -1)[:, 0].sort()
+    return order[torch.searchsorted(ordered, part.reshape(part.shape[0], -1)[:, 0].contiguous()).clamp(max=len(order) - 1)]
 
 
 def distinct_(model: nn.Module) -> nn.Module:
