@@ -260,7 +260,7 @@ def _llava() -> Built:
         "vision_feature_layer": -1,
     }
     ids = torch.cat([torch.full((2, 16), 99), tokens(8)], 1)
-    return _model(("LlavaForConditionalGeneration", "LlavaConfig", options)), (), {"input_ids": ids, "pixel_values": image(32), "use_cache": False}
+    return _model(("LlavaForConditionalGeneration", "LlavaConfig", options)), (), {"input_ids": ids, "pixel_values": image(32)}
 
 
 def _time_series() -> Built:

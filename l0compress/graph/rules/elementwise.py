@@ -41,6 +41,26 @@ from l0compress.graph.values import Value
     "lerp",
     "addcmul",
     "addcdiv",
+    # Other names of the same, which PyTorch does not tag as pointwise.
+    "multiply",
+    "divide",
+    "subtract",
+    "negative",
+    "absolute",
+    "floor_divide",
+    "greater",
+    "greater_equal",
+    "less",
+    "less_equal",
+    "not_equal",
+    "fix",
+    "arctan",
+    "arctan2",
+    "arcsin",
+    "arccos",
+    "special_expit",
+    "special_erf",
+    "__xor__",
 )
 def elementwise(step: Step) -> Result:
     merged = step.space.merge(step.tensors(), step.shape, step.node)

@@ -117,6 +117,13 @@ def _mover(step: Step) -> Callable[[Tensor], Any]:
     return lambda plane: target(plane, *rest, **kwargs)
 
 
+@rule("reshape_as", "view_as")
+def reshape_as(step: Step) -> Result:
+    """The sizes are the other operand's, so both lose the same elements."""
+    moved = step.space.disjoint(step.args[0].mapped(lambda plane: plane.reshape(step.shape), step.shape), step.node)
+    return step.space.merge([moved, step.args[1]], step.shape, step.node)
+
+
 @rule("expand_as")
 def expand_as(step: Step) -> Result:
     """Elements are repeated along the other operand's dimensions, so they go when the other operand's do."""

@@ -103,6 +103,11 @@ def reshape(cut: Cut) -> None:
     cut.become(aten.reshape.default, cut.node.args[0], _sizes(cut, list(cut.argument(1))))
 
 
+@rewrites("view_as")
+def view_as(cut: Cut) -> None:
+    cut.become(aten.reshape_as.default, *cut.node.args)
+
+
 @rewrites("squeeze")
 def squeeze(cut: Cut) -> None:
     """A dimension that the plan leaves one channel of is no dimension to drop."""
