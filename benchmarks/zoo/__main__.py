@@ -2,8 +2,8 @@
 
     PYTHONPATH=benchmarks python -m zoo [--only PATTERN ...] [--jobs 2] [--timeout 900] [--memory-gb 14] [--fresh]
 
-What is in the cache already is not run again unless ``--again`` (only what failed: ``--failed``) says so. Exit code 1 if
-any model came out wrong or crashed.
+What is in the cache already is not run again unless ``--again`` (only what failed: ``--failed``) says so. Exit code 1
+if any model came out wrong or crashed.
 """
 
 from __future__ import annotations

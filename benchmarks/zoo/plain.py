@@ -235,7 +235,11 @@ class Diffusion(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.time = nn.Sequential(nn.Linear(16, 32), nn.SiLU(), nn.Linear(32, 32))
-        self.stem, self.norm, self.conv = nn.Conv2d(3, 32, 3, padding=1), nn.GroupNorm(8, 32), nn.Conv2d(32, 32, 3, padding=1)
+        self.stem, self.norm, self.conv = (
+            nn.Conv2d(3, 32, 3, padding=1),
+            nn.GroupNorm(8, 32),
+            nn.Conv2d(32, 32, 3, padding=1),
+        )
         self.qkv, self.out, self.head = nn.Conv2d(32, 96, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(32, 3, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
@@ -249,7 +253,11 @@ class Diffusion(nn.Module):
 
 def _edges() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    return noise(10, 8), torch.randint(0, 10, (20,), generator=generator), torch.randint(0, 10, (20,), generator=generator)
+    return (
+        noise(10, 8),
+        torch.randint(0, 10, (20,), generator=generator),
+        torch.randint(0, 10, (20,), generator=generator),
+    )
 
 
 _NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], Callable[[], tuple[Tensor, ...]]]] = {

@@ -29,7 +29,9 @@ def silenced(graph: CapturedGraph, keeps: Mapping[str, Keeps]) -> GraphNetwork:
     network = graph.module()
     readers, quiet = reading_dims(network), _meeting_activations(network)
     generator = torch.Generator().manual_seed(11)
-    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(network.named_buffers(remove_duplicate=False))
+    tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(
+        network.named_buffers(remove_duplicate=False)
+    )
     with torch.no_grad():
         for name, kept in keeps.items():
             if name in tensors and any(keep is not None for keep in kept):

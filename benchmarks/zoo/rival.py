@@ -3,7 +3,8 @@
 What was kept is recovered from the weights: dense weights are distinct float64 numbers, so every number of the pruned
 model says which row and column of the dense weight it came from. The reference is the dense model in which the dropped
 columns of every layer that reads them are zero. A result can fail this for an honest reason: Torch-Pruning also cuts
-through normalisations over channels and through attention widths whose scale then changes, and leaves it to fine-tuning.
+through normalisations over channels and through attention widths whose scale then changes, and leaves the rest to
+fine-tuning.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def kept_indices(dense: Tensor, small: Tensor) -> list[Tensor] | None:
 def _looked_up(line: Tensor, part: Tensor) -> Tensor:
     """Where the slices of ``part`` are in ``line``, by their first numbers."""
     ordered, order = line.reshape(line.shape[0], -1)[:, 0].sort()
-    return order[torch.searchsorted(ordered, part.reshape(part.shape[0], -1)[:, 0].contiguous()).clamp(max=len(order) - 1)]
+    return order[
+        torch.searchsorted(ordered, part.reshape(part.shape[0], -1)[:, 0].contiguous()).clamp(max=len(order) - 1)
+    ]
 
 
 def distinct_(model: nn.Module) -> nn.Module:

@@ -21,14 +21,24 @@ INTRODUCTION = """# The zoo
 Written by `make bench-zoo` (`benchmarks/zoo/`). Every model has random weights, batch norms with statistics of the
 example varied by channel, and a random plan that keeps half the moves of every group.
 
-- **exact**: the shrunk model equals the masked dense one in float64 (at most 1e-10, relative to the largest output), equals a
-  reference that shares no code with masks, reads and surgery (weights' dropped columns zero, dropped rows filled with noise that
-  nothing may read), has the predicted cost, and its ONNX file equals the masked model under ONNX Runtime at batches 2, 1 and 5 (at
-  most 1e-5). Where the dense model does not export to ONNX either, that last part is left out and the reason is listed.
+- **exact**: the shrunk model equals the masked dense one in float64 (at most 1e-10, relative to the largest output),
+  equals a reference that shares no code with masks, reads and surgery (weights' dropped columns zero, dropped rows
+  filled with noise that nothing may read), has the predicted cost, and its ONNX file equals the masked model under ONNX
+  Runtime at batches 2, 1 and 5 (at most 1e-5). Where the dense model does not export to ONNX either, that last part is
+  left out and the reason is listed.
 - **frozen**: nothing can be cut, with the reason. **not captured**: `torch.export` refuses the model.
 - **no export**: the dense model exports, the shrunk one does not. **limit**: stopped by the time or memory limit.
-- *prunable* is the share of parameters that at least one move removes; *inner* the same without embedding tables and the layers whose
-  rows are the model's output. *removed* is what this one plan took. *change* is how far the masked model is from the dense one.
+- *prunable* is the share of parameters that at least one move removes; *inner* the same without embedding tables and
+  the layers whose rows are the model's output. *removed* is what this one plan took. *change* is how far the masked
+  model is from the dense one, so that equality means something.
+"""
+RIVAL = """## Torch-Pruning on torchvision's classifiers
+
+The same random weights in float64, `BasePruner` with magnitude importance, half of every layer, heads named, the
+classifier left alone. *equal* means: the result computes the dense model with the columns of every dropped channel
+zeroed. A result that does not may still be a fair start for fine-tuning, since it cuts through layer norms and rescales
+attention on purpose.
+
 """
 HEADER = (
     "model | verdict | parameters | prunable | inner | removed | float64 | independent | ONNX | change | "
@@ -90,7 +100,7 @@ def _totals(rows: Rows) -> str:
         + f" | {found['without ONNX']} | {found['bar']} |"
         for origin, found in sorted(counts.items(), key=lambda item: item[0] == "**all**")
     ]
-    note = "The bar: 90 % of the parameters of convolutional networks and 60 % of the inner ones of transformers prunable.\n"
+    note = "The bar: 90 % of the parameters of convolutional networks, 60 % of the inner ones of transformers.\n"
     return _table(header, lines) + "\n" + note
 
 
@@ -142,7 +152,9 @@ def _reasons(rows: Rows) -> str:
         if told:
             lines.append(f"| {name} | {verdict_of(row)} | {_flat(told)} |")
     frozen = [
-        f"| {name} | whole | {_frozen(row)} |" for name, row in rows.items() if row.get("frozen") and not row.get("reason")
+        f"| {name} | whole | {_frozen(row)} |"
+        for name, row in rows.items()
+        if row.get("frozen") and not row.get("reason")
     ]
     return "## Reasons\n\n" + _table("model | what | reason", [*lines, *frozen])
 
@@ -153,15 +165,8 @@ def _rival_totals(rivals: Rows, rows: Rows) -> str:
     counts = Counter(_outcome(row) for row in rivals.values())
     mine = Counter(verdict_of(rows[name]) for name in rivals)
     lines = [f"| {outcome} | {count} |" for outcome, count in counts.most_common()]
-    return (
-        "## Torch-Pruning on torchvision's classifiers\n\nThe same random weights in float64, `BasePruner` with magnitude "
-        "importance, half of every layer, heads named, the classifier left alone. *equal* means: the result computes the dense "
-        "model with the columns of every dropped channel zeroed. A result that does not may still be a fair start for fine-tuning "
-        f"(it cuts through layer norms and rescales attention). On the same {len(rivals)} models l0compress is: "
-        + ", ".join(f"{verdict} {count}" for verdict, count in mine.most_common())
-        + ".\n\n"
-        + _table("outcome | models", lines)
-    )
+    told = ", ".join(f"{verdict} {count}" for verdict, count in mine.most_common())
+    return RIVAL + f"On the same {len(rivals)} models l0compress is: {told}.\n\n" + _table("outcome | models", lines)
 
 
 def _outcome(row: Row) -> str:
@@ -169,9 +174,11 @@ def _outcome(row: Row) -> str:
 
 
 def _rival_reasons(rivals: Rows) -> str:
-    lines = [
-        f"| {name} | {_outcome(row)} | {_error(row.get('error'))} | {_percent(1 - row['left']) if 'left' in row else ''} | "
-        f"{_flat(row.get('reason') or row.get('stopped') or '')} |"
-        for name, row in rivals.items()
-    ]
-    return "## Torch-Pruning, by model\n\n" + _table("model | outcome | error | removed | reason", lines) if lines else ""
+    lines = []
+    for name, row in rivals.items():
+        left = _percent(1 - row["left"]) if "left" in row else ""
+        reason = _flat(row.get("reason") or row.get("stopped") or "")
+        lines.append(f"| {name} | {_outcome(row)} | {_error(row.get('error'))} | {left} | {reason} |")
+    return (
+        "## Torch-Pruning, by model\n\n" + _table("model | outcome | error | removed | reason", lines) if lines else ""
+    )

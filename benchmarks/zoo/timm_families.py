@@ -9,7 +9,7 @@ from zoo.catalogue import Built, Entry, image
 
 # Families that take any size: model and image size.
 _FREE = {
-    "byoanet/halonet_h1": 64,
+    "byoanet/halonet_h1": 256,
     "byobnet/mobileone_s1": 64,
     "convmixer/convmixer_768_32": 64,
     "convnext/convnext_atto": 64,
@@ -114,10 +114,50 @@ _FIXED: dict[str, int | None] = {
     "xcit/xcit_nano_12_p8_224": 64,
 }
 _CONVOLUTIONAL = frozenset(
-    "byobnet convmixer convnext cpubone cspnet cspnext densenet dla dpn efficientnet fasternet ghostnet hardcorenas "
-    "hgnet hrnet inception_next inception_resnet_v2 inception_v3 inception_v4 lcnetv2 mambaout mobilenetv3 nasnet "
-    "nfnet pnasnet rdnet regnet repghost repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet "
-    "tresnet vovnet xception xception_aligned".split()
+    [
+        "byobnet",
+        "convmixer",
+        "convnext",
+        "cpubone",
+        "cspnet",
+        "cspnext",
+        "densenet",
+        "dla",
+        "dpn",
+        "efficientnet",
+        "fasternet",
+        "ghostnet",
+        "hardcorenas",
+        "hgnet",
+        "hrnet",
+        "inception_next",
+        "inception_resnet_v2",
+        "inception_v3",
+        "inception_v4",
+        "lcnetv2",
+        "mambaout",
+        "mobilenetv3",
+        "nasnet",
+        "nfnet",
+        "pnasnet",
+        "rdnet",
+        "regnet",
+        "repghost",
+        "repvit",
+        "res2net",
+        "resnest",
+        "resnet",
+        "resnetv2",
+        "rexnet",
+        "selecsls",
+        "senet",
+        "sknet",
+        "starnet",
+        "tresnet",
+        "vovnet",
+        "xception",
+        "xception_aligned",
+    ]
 )
 
 

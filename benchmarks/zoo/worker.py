@@ -17,7 +17,6 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from l0compress.calls import Call, example_calls
-from l0compress.errors import CaptureError, NothingToPruneError, SurgeryError
+from l0compress.errors import CaptureError, NothingToPruneError
 from l0compress.export.onnx import export_onnx
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.graph.capture import USER_CODE_ERRORS
@@ -61,7 +60,9 @@ class Report:
 
 
 def floats(output: Any) -> list[Tensor]:
-    return [leaf.double() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [
+        leaf.double() for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()
+    ]
 
 
 def distance(got: list[Tensor], expected: list[Tensor]) -> float:
@@ -190,7 +191,7 @@ def examine(entry: Entry, report: Report, *, with_onnx: bool) -> None:
         return
     captured = answers(graph.module(), (Call(graph.example_args, graph.example_kwargs),))
     report.write(capture_error=distance(captured, eager), nodes=len(list(graph.nodes())))
-    del model, eager, captured
+    model = eager = captured = None  # a large model is there twice by now
     try:
         groups = report.timed("group", find_groups, graph)
     except NothingToPruneError as error:

@@ -176,6 +176,8 @@ ATTENTION_FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "einsum": lambda q, k, v: torch.einsum("bhnm,bhmd->bhnd", torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1), v),
     "positions by width": lambda q, k, v: F.scaled_dot_product_attention(q * rotary_table(), k * rotary_table(), v),
     "shared key": lambda q, k, v: (q @ k[:, :1].mT).softmax(-1) @ v,
+    "one key and value for all heads": lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1]),
+    "one key for all heads": lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v),
     "every head twice": lambda q, k, v: (q.repeat(1, 2, 1, 1) @ k.repeat(1, 2, 1, 1).mT)[:, :4].softmax(-1) @ v,
 }
 

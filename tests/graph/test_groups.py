@@ -105,6 +105,24 @@ def test_query_heads_that_share_a_key_head_go_with_it() -> None:
     assert [len(group.moves) for group in groups.groups if group.kind == "blocks"] == [2]
 
 
+def test_heads_that_share_one_key_and_value_go_by_themselves() -> None:
+    def attention(s: nn.Module, x: Tensor) -> Tensor:
+        q = s.q(x).unflatten(-1, (4, 3)).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, s.k(x).unsqueeze(1), s.v(x).unsqueeze(1))
+        return s.o(mixed.transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(12, 12), "k": nn.Linear(12, 3), "v": nn.Linear(12, 3)}
+    groups = grouped(attention, tokens(), **layers, o=nn.Linear(12, 2))
+    assert table(groups) == {
+        "q blocks": 4,
+        "q width": 3,
+        "v width": 3,
+        "q inputs": 12,
+        "k inputs": 12,
+        "v inputs": 12,
+    }
+
+
 def test_a_norm_over_the_width_of_heads_still_lets_heads_go() -> None:
     def normed(s: nn.Module, x: Tensor) -> Tensor:
         query, key, value = (layer(x).unflatten(-1, (4, 4)).transpose(1, 2) for layer in (s.q, s.k, s.v))
