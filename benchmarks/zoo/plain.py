@@ -26,7 +26,8 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(48 if options.get("bidirectional") else 24, 5)
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.cell(self.embed(ids))[0][:, -1])
+        steps, _ = self.cell(self.embed(ids))
+        return self.head(steps[:, -1])
 
 
 class Unrolled(nn.Module):
@@ -44,14 +45,10 @@ class Unrolled(nn.Module):
 
 
 def _twice(width_in: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(width_in, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
-        nn.ReLU(),
-    )
+    def unit(width_in: int) -> list[nn.Module]:
+        return [nn.Conv2d(width_in, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+
+    return nn.Sequential(*unit(width_in), *unit(width))
 
 
 class UNet(nn.Module):

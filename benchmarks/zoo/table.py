@@ -13,6 +13,7 @@ VERDICTS = ("exact", "frozen", "not captured", "wrong", "crash", "no export", "v
 FAILURES = ("wrong", "crash", "no export")
 TOLERANCE_64 = 1e-10
 TOLERANCE_ONNX = 1e-5
+NOISE_FACTOR = 5  # by how much two roundings of one model may differ
 LEAST_CHANGE = 1e-3
 BARS = {"conv": ("prunable", 0.9), "transformer": ("inner_prunable", 0.6)}
 
@@ -24,8 +25,9 @@ example varied by channel, and a random plan that keeps half the moves of every 
 - **exact**: the shrunk model equals the masked dense one in float64 (at most 1e-10, relative to the largest output),
   equals a reference that shares no code with masks, reads and surgery (weights' dropped columns zero, dropped rows
   filled with noise that nothing may read), has the predicted cost, and its ONNX file equals the masked model under ONNX
-  Runtime at batches 2, 1 and 5 (at most 1e-5). Where the dense model does not export to ONNX either, that last part is
-  left out and the reason is listed.
+  Runtime at batches 2, 1 and 5 (at most 1e-5, or five times what float32 itself does to the masked model in PyTorch,
+  where that is more). Where the dense model does not export to ONNX either, that last part is left out and the reason
+  is listed.
 - **frozen**: nothing can be cut, with the reason. **not captured**: `torch.export` refuses the model.
 - **no export**: the dense model exports, the shrunk one does not. **limit**: stopped by the time or memory limit.
 - *prunable* is the share of parameters that at least one move removes; *inner* the same without embedding tables and
@@ -54,7 +56,7 @@ def verdict_of(row: Row) -> str:
         return "limit"
     if not row["error64"] <= TOLERANCE_64 or not row["independent"] <= TOLERANCE_64 or not row["cost_exact"]:
         return "wrong"
-    if row.get("onnx", 0) > TOLERANCE_ONNX:
+    if row.get("onnx", 0) > max(TOLERANCE_ONNX, NOISE_FACTOR * row.get("noise", 0)):
         return "wrong"
     if row.get("onnx_error") and not row.get("dense_onnx_error"):
         return "no export"

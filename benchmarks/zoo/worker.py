@@ -140,7 +140,7 @@ def wide(graph: CapturedGraph) -> CapturedGraph:
 
 
 def compare_wide(report: Report, graph: CapturedGraph, plan: KeepPlan) -> None:
-    """float64: shrunk against masked, against the independent reference, and masked against dense."""
+    """float64: shrunk against masked, against the independent reference, and masked against float32 and dense."""
     double = report.timed("to float64", wide, graph)
     calls = example_calls(double, (3,) if report.found["params"] < WIDE_LIMIT else ())
     small = answers(shrink(double, plan).module(), calls)
@@ -148,6 +148,8 @@ def compare_wide(report: Report, graph: CapturedGraph, plan: KeepPlan) -> None:
     report.write(error64=distance(small, reference))
     independent = answers(silenced(double, plan.parameter_keeps()), calls)
     report.write(independent=distance(small, independent))
+    rounded = answers(masked(graph, plan), example_calls(graph, ()))
+    report.write(noise=distance(rounded, reference[: len(rounded)]))
     dense = answers(double.module(), calls)
     report.write(away=distance(reference, dense), largest=max(float(leaf.abs().max()) for leaf in dense))
 
