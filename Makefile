@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZOO_STAMP := $(VENV)/.installed-zoo
+RIVAL_STAMP := $(VENV)/.installed-rival
+ZOO_OPTIONS ?= --jobs 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -17,6 +19,8 @@ help:
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
+	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
+	@echo "make bench-growth    how label, group and shrink grow with the network"
 
 # torch comes first and exactly as constrained, so that the resolver never looks at another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -29,6 +33,11 @@ $(STAMP): pyproject.toml constraints.txt
 $(ZOO_STAMP): $(STAMP)
 	$(PIP) --no-deps torchvision timm
 	touch $(ZOO_STAMP)
+
+# Wanted by bench-zoo alone, to compare with.
+$(RIVAL_STAMP): $(ZOO_STAMP)
+	$(PIP) --no-deps torch-pruning
+	touch $(RIVAL_STAMP)
 
 install: $(STAMP)
 
@@ -65,6 +74,12 @@ bench-resnet20: $(STAMP)
 
 bench-capture: $(ZOO_STAMP)
 	$(BIN)/python benchmarks/capture.py
+
+bench-zoo: $(RIVAL_STAMP)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m zoo $(ZOO_OPTIONS)
+
+bench-growth: $(ZOO_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

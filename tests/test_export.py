@@ -38,6 +38,21 @@ class ConvNet(nn.Module):
         return self.head(self.features(image).mean((2, 3)))
 
 
+class BiasedAttention(nn.Module):
+    """Attention with a bias on its scores that differs by sample, as in T5, BEiT and Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 48), nn.Linear(16, 3)
+        self.bias = nn.Parameter(torch.randn(4, 5, 5))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(tokens).view(-1, 5, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        bias = self.bias + tokens[:, None, None, :, 0]
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return self.out(mixed.transpose(1, 2).contiguous().reshape(-1, 5, 16))
+
+
 class Awkward(nn.Module):
     """Every name clashes: a parameter, an input and an output are called alike; outputs are nested, repeated, None."""
 
@@ -174,6 +189,14 @@ class TestOnnx:
         session = OnnxSession(tmp_path / "model.onnx")
         assert session.inputs[0].shape == (None, None)
         assert session(torch.zeros(3, 5, dtype=torch.long))["output_0"].shape == (3, 4)
+
+    @pytest.mark.parametrize("density", [1.0, 0.5])
+    def test_attention_with_a_bias(self, tmp_path, density):
+        torch.manual_seed(0)
+        graph = capture(BiasedAttention(), (torch.randn(2, 5, 12),))
+        plan = KeepPlan.random(find_groups(graph), density)
+        exported = export_onnx(shrink(graph, plan), tmp_path / "model.onnx", reference=masked(graph, plan))
+        assert exported.equality.batch_sizes == (2, 1, 5)
 
     def test_weights_beyond_the_limit_go_beside_the_file(self, tmp_path):
         graph = convnet_graph()

@@ -22,7 +22,7 @@ import torch
 import torch.utils._pytree as pytree
 from onnx.checker import ValidationError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim
 from torch.onnx import OnnxExporterError, ONNXProgram
@@ -35,6 +35,7 @@ from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession, first_line
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
+from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.recurrent import any_length
 from l0compress.verify import Model, verify
 
@@ -97,6 +98,7 @@ class FlatNetwork(nn.Module):
     def __init__(self, graph: CapturedGraph) -> None:
         super().__init__()
         self.network = graph.module()
+        _lay_out_attention_(self.network)
         self._leaves, self._spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
@@ -106,6 +108,24 @@ class FlatNetwork(nn.Module):
         outputs = named_leaves(self.network(*args, **kwargs))
         seen: set[int] = {id(tensor) for tensor in tensors}
         return tuple(_distinct(value, seen) for value in outputs.values() if isinstance(value, Tensor))
+
+
+def _lay_out_attention_(network: GraphNetwork) -> None:
+    """Attention that is taken apart for ONNX leaves another memory layout behind, which may be no view of a shape."""
+    for node in list(network.graph.nodes):
+        if op_name(node) in ("view", "reshape", "_unsafe_view") and _follows_attention(node.args[0]):
+            with network.graph.inserting_before(node):
+                copy = network.graph.call_function(
+                    torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
+                )
+            node.replace_input_with(node.args[0], copy)
+    network.recompile()
+
+
+def _follows_attention(node: Any) -> bool:
+    while isinstance(node, fx.Node) and op_name(node) in ("transpose", "permute", "contiguous", "clone", "to"):
+        node = node.args[0]
+    return isinstance(node, fx.Node) and op_name(node) == "scaled_dot_product_attention"
 
 
 def _distinct(value: Any, seen: set[int]) -> Any:

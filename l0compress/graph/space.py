@@ -107,7 +107,8 @@ class LabelSpace:
 
         Planes that meet with the same dimensions are united. A plane that covers several smaller ones stays a
         rectangle and the small ones are tied to it. Of two planes that share some dimensions (heads x width of one
-        kind against heads x width of another) only whole shares go. What meets a dimension without labels is frozen.
+        kind against heads x width of another) only whole shares go, and so it is where the other operand has no labels
+        along the width and repeats itself over heads. What meets a dimension without labels is frozen.
         """
         result, stretched = lifted(values[0], shape)
         for value in values[1:]:
@@ -124,6 +125,8 @@ class LabelSpace:
                 for plane in mine or theirs:
                     if varying(plane) <= free:
                         kept.append(plane)
+                    elif varying(plane) & free:
+                        kept.append(self._united(plane, varying(plane) - free))
                     else:
                         self.freeze_(plane, node, "the tensor that it meets here stays whole")
             elif len(mine) == 1 and len(theirs) == 1 and varying(mine[0]) == varying(theirs[0]):
@@ -142,13 +145,17 @@ class LabelSpace:
 
     def _collapsed(self, a: Tensor, b: Tensor) -> Tensor:
         """Along what only one of two planes varies over, the other stays whole: what they share goes as a whole."""
-        first = a
-        for dim in varying(a) - varying(b):
-            first = first.narrow(dim, 0, 1)
-        first = first.expand(a.shape)
-        self.unite_(a, first)
+        first = self._united(a, varying(a) - varying(b))
         self.unite_(b, first)
         return first
+
+    def _united(self, plane: Tensor, dims: frozenset[int]) -> Tensor:
+        """The plane with its labels made one along ``dims``."""
+        first = plane
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        self.unite_(plane, first)
+        return first.expand(plane.shape)
 
     def _covers(self, whole: Tensor, parts: list[Tensor], free: frozenset[int]) -> bool:
         dims = varying(whole)

@@ -77,6 +77,9 @@ VECTOR_FORMS: dict[str, tuple[Form, int]] = {
     "written strided slice": (lambda h: overwritten(h, (slice(None), slice(None, None, 2))), 8),
     "written channel": (lambda h: overwritten(h, (slice(None), 2)), 8),
     "seen through a view": (seen_through_a_view, 8),
+    "reshaped as another": (lambda h: (h.flatten().reshape_as(h) * 2).reshape(-1, 4).view_as(h), 8),
+    "shaped as a constant": (lambda h: h.reshape(-1, 2, 4).reshape_as(h.new_ones(h.shape[0], 2, 4)).flatten(1), 8),
+    "by other names": (lambda h: torch.multiply(h, h).subtract(h).divide(3).negative().absolute(), 8),
     "in place": (lambda h: h.mul_(2).relu_().add_(1), 8),
     "mantissa and exponent": (lambda h: torch.frexp(h)[0], 8),
 }
@@ -116,6 +119,7 @@ IMAGE_FORMS: dict[str, tuple[Form, int]] = {
     "response norm": (lambda h: F.local_response_norm(h, 3), 8),
     "maximum over channels": (lambda h: h - h.amax(1, keepdim=True), 8),
     "padded by reflection": (lambda h: F.pad(h, (1, 1, 1, 1), mode="reflect"), 8),
+    "grouped": (lambda h: F.conv2d(h, h.new_ones(12, 2, 1, 1), groups=4), 12),
     "padded channels": (lambda h: F.pad(h, (0, 0, 0, 0, 1, 2)), 11),
 }
 
@@ -153,6 +157,11 @@ def test_pooled_channels_become_features(flatten: Form) -> None:
         assert density > 0 or small.state_dict()["a.weight"].shape[0] == 1
 
 
+def rotary_table() -> Tensor:
+    """A rotary table that no parameter is in: positions by width, the same for all heads."""
+    return torch.arange(1.0, 21.0).view(5, 4).cos()
+
+
 # What happens to queries, keys and values of shape (batch, head, position, width).
 ATTENTION_FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "by hand": lambda q, k, v: (q @ k.mT / 2).softmax(-1) @ v,
@@ -165,7 +174,10 @@ ATTENTION_FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "one normalised": lambda q, k, v: F.scaled_dot_product_attention(F.rms_norm(q, (4,)), k, v),
     "mixed heads": lambda q, k, v: (q @ k.mT).transpose(1, 3).roll(1, 3).transpose(1, 3).softmax(-1) @ v,
     "einsum": lambda q, k, v: torch.einsum("bhnm,bhmd->bhnd", torch.einsum("bhnd,bhmd->bhnm", q, k).softmax(-1), v),
+    "positions by width": lambda q, k, v: F.scaled_dot_product_attention(q * rotary_table(), k * rotary_table(), v),
     "shared key": lambda q, k, v: (q @ k[:, :1].mT).softmax(-1) @ v,
+    "one key and value for all heads": lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v[:, :1]),
+    "one key for all heads": lambda q, k, v: F.scaled_dot_product_attention(q, k[:, :1], v),
     "every head twice": lambda q, k, v: (q.repeat(1, 2, 1, 1) @ k.repeat(1, 2, 1, 1).mT)[:, :4].softmax(-1) @ v,
 }
 

@@ -56,6 +56,12 @@ def test_a_grouped_convolution_loses_whole_groups_or_the_same_channels_of_each()
     assert groups.groups[0].where == ("a.weight:0", "a.bias:0", "b.weight:0", "b.bias:0", "c.weight:1")
 
 
+def test_a_grouped_convolution_over_a_whole_input_loses_the_same_channels_of_each_group() -> None:
+    groups = grouped(lambda s, x: s.c(F.relu(s.b(x))), image(4), b=conv(4, 10, 3, 2), c=conv(10, 4))
+    assert table(groups) == {"b channels": 5}
+    assert groups.groups[0].where == ("b.weight:0", "b.bias:0", "c.weight:1")
+
+
 def test_a_depthwise_convolution_follows_its_channels() -> None:
     groups = grouped(lambda s, x: s.c(s.b(F.relu(s.a(x)))), image(), a=conv(3, 8), b=conv(8, 8, 3, 8), c=conv(8, 4))
     assert table(groups) == {"a channels": 8}
@@ -99,6 +105,24 @@ def test_query_heads_that_share_a_key_head_go_with_it() -> None:
     assert [len(group.moves) for group in groups.groups if group.kind == "blocks"] == [2]
 
 
+def test_heads_that_share_one_key_and_value_go_by_themselves() -> None:
+    def attention(s: nn.Module, x: Tensor) -> Tensor:
+        q = s.q(x).unflatten(-1, (4, 3)).transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, s.k(x).unsqueeze(1), s.v(x).unsqueeze(1))
+        return s.o(mixed.transpose(1, 2).flatten(2))
+
+    layers = {"q": nn.Linear(12, 12), "k": nn.Linear(12, 3), "v": nn.Linear(12, 3)}
+    groups = grouped(attention, tokens(), **layers, o=nn.Linear(12, 2))
+    assert table(groups) == {
+        "q blocks": 4,
+        "q width": 3,
+        "v width": 3,
+        "q inputs": 12,
+        "k inputs": 12,
+        "v inputs": 12,
+    }
+
+
 def test_a_norm_over_the_width_of_heads_still_lets_heads_go() -> None:
     def normed(s: nn.Module, x: Tensor) -> Tensor:
         query, key, value = (layer(x).unflatten(-1, (4, 4)).transpose(1, 2) for layer in (s.q, s.k, s.v))
@@ -109,6 +133,18 @@ def test_a_norm_over_the_width_of_heads_still_lets_heads_go() -> None:
     kinds = {name: size for name, size in table(groups).items() if "inputs" not in name}
     assert kinds == {"q blocks": 4, "v width": 4}
     assert reasons(groups, "norm.weight") == [(0, "rms_norm", "rms_norm mixes all of it")]
+
+
+def test_heads_go_where_a_table_of_positions_by_width_keeps_the_width() -> None:
+    def attention(s: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(-1, (4, 3)).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        angles = torch.arange(15.0).view(5, 3).cos()
+        mixed = F.scaled_dot_product_attention(q * angles, k * angles, v)
+        return s.o(mixed.transpose(1, 2).flatten(2))
+
+    layers = {name: nn.Linear(12, 12) for name in "qkv"}
+    groups = grouped(attention, tokens(), **layers, o=nn.Linear(12, 3))
+    assert table(groups) == {"q blocks": 4, "v width": 3, "q inputs": 12, "k inputs": 12, "v inputs": 12}
 
 
 def test_linear_attention_loses_whole_heads() -> None:

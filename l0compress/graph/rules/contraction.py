@@ -180,7 +180,7 @@ def attention(step: Step) -> Result:
     """``softmax(q k^T) v``: the head of a score is alive while its q.k and its values are."""
     query, key, value = step.args[:3]
     heads = query.shape[-3] if len(query.shape) > 3 else 1
-    grouped = len(query.shape) > 3 and key.shape[-3] != heads
+    grouped = len(query.shape) > 3 and key.shape[-3] not in (1, heads)  # a single one is broadcast
     key_read, value_read = (_repeated(key, heads), _repeated(value, heads)) if grouped else (key, value)
     batch = len(query.shape) - 2
     n, m, last = batch, batch + 1, batch + 2

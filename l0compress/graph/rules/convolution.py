@@ -79,6 +79,11 @@ def _grouped(
 ) -> None:
     """A group is alive while any of its inputs is, and equally while any of its outputs is."""
     space, node, weight = step.space, step.node, step.args[1]
+    if channels is None and rows is not None and len(rows) > conv_groups:
+        # The input stays whole, so all groups do; each may lose the same outputs.
+        outputs = rows.view(conv_groups, -1)
+        space.unite_(outputs, outputs[:1])
+        rows = None
     if channels is None or rows is None:
         for labels in (channels, rows, columns):
             if labels is not None:

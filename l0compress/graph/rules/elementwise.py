@@ -60,6 +60,14 @@ from l0compress.graph.values import Value
     "negative",
     "clip",
     "isclose",
+    "fix",
+    "arctan",
+    "arctan2",
+    "arcsin",
+    "arccos",
+    "special_expit",
+    "special_erf",
+    "__xor__",
 )
 def elementwise(step: Step) -> Result:
     merged = step.space.merge(step.tensors(), step.shape, step.node)
