@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         cost,
         find_groups,
         masked,
+        register_rule,
         shrink,
         unshrink_state,
     )
@@ -75,6 +76,7 @@ _HOMES = {
     "load_data": "l0compress.loading",
     "load_model": "l0compress.loading",
     "masked": "l0compress.graph",
+    "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
     "unshrink_state": "l0compress.graph",
     "verify": "l0compress.verify",
@@ -106,6 +108,7 @@ __all__ = [
     "load_data",
     "load_model",
     "masked",
+    "register_rule",
     "shrink",
     "unshrink_state",
     "verify",

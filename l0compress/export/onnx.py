@@ -29,11 +29,14 @@ from torch.onnx import OnnxExporterError, ONNXProgram
 
 from l0compress.calls import example_calls, free_dims, named_leaves
 from l0compress.errors import RunError, SurgeryError
+from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession, first_line
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
+from l0compress.graph.recurrent import any_length
 from l0compress.verify import Model, verify
 
 # A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.
@@ -158,7 +161,8 @@ def _distinct(value: Any, seen: set[int]) -> Any:
 
 
 def _converted(graph: CapturedGraph) -> ONNXProgram:
-    network = FlatNetwork(graph).eval()
+    check_translatable(graph)
+    network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **expert_translations(graph)}
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
     dims = [
@@ -167,9 +171,11 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
         if isinstance(leaf, Tensor)
     ]
     try:
-        with _quiet():
+        with _quiet(), any_length():
             program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)
-            converted = torch.onnx.export(program, dynamo=True, verbose=False, optimize=True)
+            converted = torch.onnx.export(
+                program, dynamo=True, verbose=False, optimize=True, custom_translation_table=table
+            )
     except (OnnxExporterError, UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(
             f"the graph cannot be converted to ONNX: {_root_cause(error)}. Nothing was written. Export it as pt2, or "

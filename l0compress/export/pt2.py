@@ -22,6 +22,7 @@ from l0compress.errors import RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.network import GraphNetwork
+from l0compress.graph.recurrent import any_length
 from l0compress.verify import Model, verify
 
 SUFFIX = ".pt2"
@@ -84,13 +85,14 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
     dims = [dict.fromkeys(free, Dim.DYNAMIC) or None for free in free_dims(graph)]
     args_shapes, kwargs_shapes = pytree.tree_unflatten(dims, spec)
     try:
-        program = torch.export.export(
-            _with_plain_outputs(graph),
-            graph.example_args,
-            graph.example_kwargs,
-            dynamic_shapes=(*args_shapes, *kwargs_shapes.values()),
-            strict=False,
-        )
+        with any_length():
+            program = torch.export.export(
+                _with_plain_outputs(graph),
+                graph.example_args,
+                graph.example_kwargs,
+                dynamic_shapes=(*args_shapes, *kwargs_shapes.values()),
+                strict=False,
+            )
     except (UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(
             f"torch.export cannot capture the graph again: {str(error).splitlines()[0]} Nothing was written."

@@ -19,7 +19,7 @@ from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE,
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.matching import match_moves
-from l0compress.graph.network import GraphNetwork, network_of
+from l0compress.graph.network import GraphNetwork, Place, argument_at, network_of, put_argument_
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.reads import Read
 from l0compress.graph.shrink import shrink
@@ -138,11 +138,11 @@ def attach(groups: Groups, gates: HardConcrete) -> GatedNetwork:
     return GatedNetwork(groups, network)
 
 
-def _multiply_(node: fx.Node, argument: int, factors: fx.Node, position: int) -> None:
+def _multiply_(node: fx.Node, place: Place, factors: fx.Node, position: int) -> None:
     with node.graph.inserting_before(node):
         factor = node.graph.call_function(operator.getitem, (factors, position))
-        product = node.graph.call_function(torch.ops.aten.mul.Tensor, (node.args[argument], factor))
-    node.update_arg(argument, product)
+        product = node.graph.call_function(torch.ops.aten.mul.Tensor, (argument_at(node, place), factor))
+    put_argument_(node, place, product)
 
 
 def fold(gated: GatedNetwork, plan: KeepPlan) -> CapturedGraph:

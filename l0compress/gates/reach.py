@@ -1,4 +1,4 @@
-"""What a network can be reduced to: every group keeps its best move and loses the others."""
+"""What a network can be reduced to: groups lose every move that they can lose together, the worst first."""
 
 from __future__ import annotations
 
@@ -9,11 +9,23 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.plan import KeepPlan
 
 
-def best_moves(groups: Groups, scores: Tensor) -> Tensor:
-    """bool ``(num_moves,)``: True for the move of highest score in each group, which must stay.
+def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
+    """bool ``(num_moves,)``: what is left when everything is removed that can be, lowest score first; closed.
 
-    ``scores`` is a float tensor of shape ``(num_moves,)``; of equal scores the first wins.
+    Where groups can vanish one by one but not all together, those of lowest score do.
     """
+    best, order = _best(groups, scores), torch.argsort(scores, stable=True).tolist()
+    narrow = KeepPlan.without(groups, [move for move in order if not best[move]])
+    vanishing = _vanishing(groups)
+    return KeepPlan.further(narrow, [move for move in order if best[move] and vanishing[move]]).keep
+
+
+def smallest_cost(groups: Groups, unit: str) -> int:
+    """The cost, in ``unit``, of the smallest model that removal can reach."""
+    return groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves))).get(unit)
+
+
+def _best(groups: Groups, scores: Tensor) -> Tensor:
     best = torch.zeros(groups.num_moves, dtype=torch.bool)
     for group in groups.groups:
         members = torch.tensor(group.moves)
@@ -21,13 +33,6 @@ def best_moves(groups: Groups, scores: Tensor) -> Tensor:
     return best
 
 
-def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
-    """bool ``(num_moves,)``: what is left when everything is removed that can be, lowest score first; closed."""
-    best = best_moves(groups, scores)
-    drop = [move for move in torch.argsort(scores, stable=True).tolist() if not best[move]]
-    return KeepPlan.without(groups, drop).keep
-
-
-def smallest_cost(groups: Groups, unit: str) -> int:
-    """The cost, in ``unit``, of the smallest model that removal can reach."""
-    return groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves))).get(unit)
+def _vanishing(groups: Groups) -> Tensor:
+    """bool ``(num_moves,)``: the moves of groups that can vanish."""
+    return torch.tensor([groups.groups[move.group].can_vanish for move in groups.moves], dtype=torch.bool)

@@ -7,6 +7,7 @@ ensures:  a :class:`CapturedGraph` in eval mode with the model's own parameter n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,9 +22,15 @@ from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError
+from l0compress.graph.cells import open_cells_
 from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
+from l0compress.graph.einsum import expand_einsums_
+from l0compress.graph.folding import fold_parametrisations_
+from l0compress.graph.functional import functionalise_
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
+from l0compress.graph.recurrent import any_length, by_layer_
+from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
@@ -138,13 +145,18 @@ def capture(
     shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
     training = {name: module.training for name, module in model.named_modules()}
     try:
-        program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
+        with any_length(), warnings.catch_warnings():
+            # Recurrent modules list their weights a second time; torch.export takes that for a change of state.
+            warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
+            program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
     except USER_CODE_ERRORS as error:
         raise CaptureError(_capture_message(model, error)) from error
     finally:
         for name, module in model.named_modules():
             module.training = training[name]
-    return _finish(program, args, kwargs, by_graph_name(model, shapes))
+    graph = _finish(program, args, kwargs, by_graph_name(model, shapes))
+    note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
+    return replace(graph, graph_module=network_of(graph.graph_module))
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
@@ -190,13 +202,18 @@ def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, A
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
     check_dynamic(module, shapes)
-    drop_checks_(module)
     inline_regions_(module)
+    drop_checks_(module)
+    functionalise_(module)
+    expand_einsums_(module)
+    fold_parametrisations_(module)
+    shapeless = any([open_cells_(module), by_layer_(module)])
     module.graph.eliminate_dead_code()
     delete_unused_(module)
     module.recompile()
     args, kwargs = pytree.tree_map_only(Tensor, _owned, (args, kwargs))
-    return CapturedGraph(network_of(module), args, kwargs, shapes)
+    graph = CapturedGraph(network_of(module), args, kwargs, shapes)
+    return propagate_shapes(graph) if shapeless else graph
 
 
 def _owned(example: Tensor) -> Tensor:
@@ -217,6 +234,6 @@ def propagate_shapes(graph: CapturedGraph) -> CapturedGraph:
             for value, leaf in zip(values, leaves, strict=True)
         ]
     # Without the Python dispatcher some operators ask symbolic tensors for concrete sizes.
-    with torch.no_grad(), enable_python_dispatcher():
+    with torch.no_grad(), enable_python_dispatcher(), any_length():
         FakeTensorProp(module, mode).propagate_dont_convert_inputs(*inputs)
     return graph

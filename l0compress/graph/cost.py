@@ -6,9 +6,10 @@ gate probabilities, as a sum of products of live counts; the two agree exactly o
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.recurrent import is_recurrent
 from l0compress.graph.rules.registry import sized_by_data
 from l0compress.graph.values import core, flattened
 
 Unit = Literal["params", "macs", "bytes"]
 UNITS: tuple[Unit, ...] = ("params", "macs", "bytes")
+
+_Term = tuple[float, list[int], frozenset[str]]  # coefficient, lines, the nodes it is for
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Cost:
 
     Attributes:
         params: elements of distinct parameters (tied ones count once).
-        macs: multiply-accumulates of linear, convolution, matrix product and attention nodes, a sample.
+        macs: multiply-accumulates of linear, convolution, recurrent, matrix product and attention nodes, a sample.
         size_bytes: bytes of parameters and floating-point buffers.
     """
 
@@ -78,10 +82,19 @@ def _node_macs(node: fx.Node) -> int:
         return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     if name in ("linear", "mm", "bmm", "matmul", "mv", "dot"):
         return prod(_shape(node)) * _shape(node.args[0])[-1]
+    if name in ("_grouped_mm", "transformers::grouped_mm_fallback"):
+        return prod(_shape(node)) * _shape(node.args[0])[-1]
     if name in ("addmm", "baddbmm"):
         return prod(_shape(node)) * _shape(node.args[1])[-1]
     if name in ("conv1d", "conv2d", "conv3d"):
         return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
+    if name == "bilinear":
+        return prod(_shape(node)[:-1]) * prod(_shape(node.args[2]))
+    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+        return prod(_shape(node.args[0])) * prod(_shape(node.args[1])[1:])
+    if is_recurrent(node):
+        weights: Any = node.args[2]
+        return prod(_shape(node.args[0])[:2]) * sum(prod(_shape(w)) for w in weights if len(_shape(w)) == 2)
     return 0
 
 
@@ -98,10 +111,19 @@ class Terms:
     Attributes:
         coefficients: float64 (terms,).
         lines: int64 (terms, factors): which live counts are multiplied; padded with the index of a constant one.
+        owners: the nodes that each term is for; it falls away with the last of them.
     """
 
     coefficients: Tensor
     lines: Tensor
+    owners: tuple[frozenset[str], ...]
+
+    def weights(self, live: frozenset[str] | None) -> Tensor:
+        """The coefficients, zero for terms that no node in ``live`` owns; None: all are live."""
+        if live is None:
+            return self.coefficients
+        owned = torch.tensor([not live.isdisjoint(owners) for owners in self.owners], dtype=torch.float64)
+        return self.coefficients * owned
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,24 +142,25 @@ class CostModel:
     num_lines: int
     terms: dict[str, Terms]
 
-    def evaluate(self, alive: Tensor, unit: str) -> Tensor:
+    def evaluate(self, alive: Tensor, unit: str, *, live: frozenset[str] | None = None) -> Tensor:
         """Cost in ``unit`` as a scalar, given the probability that each component is alive.
 
         Exact for 0 and 1, and in expectation where the factors of a product are independent: E[ΣaΣb] = ΣE[a]ΣE[b].
-        Differentiable in ``alive`` (components,).
+        Differentiable in ``alive`` (components,). What only nodes outside ``live`` need costs nothing.
         """
         counts = alive.new_zeros(self.num_lines).index_add(0, self.line_of, alive[self.members])
         counts = torch.cat([counts, counts.new_ones(1)])
         terms = self.terms[unit]
-        return (terms.coefficients.to(counts) * counts[terms.lines].prod(-1)).sum()
+        return (terms.weights(live).to(counts) * counts[terms.lines].prod(-1)).sum()
 
 
 def cost_model(labelled: Labelled, components: Components) -> CostModel:
     """Collect the terms of every parameter, buffer and contraction."""
     lines = _Lines(components)
-    params: list[tuple[float, list[int]]] = []
-    size_bytes: list[tuple[float, list[int]]] = []
+    params: list[_Term] = []
+    size_bytes: list[_Term] = []
     seen: set[int] = set()
+    readers = _readers(labelled)
     for name, value in labelled.parameters.items():
         tensor = attribute(labelled.graph.graph_module, name)
         if id(tensor) in seen or not tensor.is_floating_point():
@@ -145,11 +168,12 @@ def cost_model(labelled: Labelled, components: Components) -> CostModel:
         seen.add(id(tensor))
         found = [lines.index(flattened(plane)) for plane in value.planes]
         rest = tensor.numel() / prod(core(plane).numel() for plane in value.planes)
-        size_bytes.append((rest * tensor.element_size(), found))
+        size_bytes.append((rest * tensor.element_size(), found, readers[id(tensor)]))
         if isinstance(tensor, nn.Parameter):
-            params.append((rest, found))
-    macs = [
-        (fact.coefficient, [lines.index(flattened(plane)) for plane in fact.planes]) for fact in labelled.space.macs
+            params.append((rest, found, readers[id(tensor)]))
+    macs: list[_Term] = [
+        (fact.coefficient, [lines.index(flattened(plane)) for plane in fact.planes], frozenset({fact.node.name}))
+        for fact in labelled.space.macs
     ]
     num_lines = len(lines.arrays)
     members = np.concatenate(lines.arrays) if lines.arrays else np.zeros(0, dtype=np.int64)
@@ -161,6 +185,15 @@ def cost_model(labelled: Labelled, components: Components) -> CostModel:
         num_lines,
         {unit: _terms(found, num_lines) for unit, found in units.items()},
     )
+
+
+def _readers(labelled: Labelled) -> dict[int, frozenset[str]]:
+    """The nodes that stand for each tensor, which a graph may name more than once."""
+    found: defaultdict[int, set[str]] = defaultdict(set)
+    for node in labelled.graph.nodes():
+        if node.op == "get_attr":
+            found[id(attribute(labelled.graph.graph_module, str(node.target)))].add(node.name)
+    return {key: frozenset(names) for key, names in found.items()}
 
 
 class _Lines:
@@ -180,9 +213,10 @@ class _Lines:
         return self.by_content[key]
 
 
-def _terms(found: list[tuple[float, list[int]]], padding: int) -> Terms:
-    width = max((len(lines) for _, lines in found), default=1) or 1
+def _terms(found: list[_Term], padding: int) -> Terms:
+    width = max((len(lines) for _, lines, _ in found), default=1) or 1
     table = torch.full((len(found), width), padding, dtype=torch.long)
-    for row, (_, lines) in enumerate(found):
+    for row, (_, lines, _) in enumerate(found):
         table[row, : len(lines)] = torch.tensor(lines, dtype=torch.long)
-    return Terms(torch.tensor([coefficient for coefficient, _ in found], dtype=torch.float64), table)
+    coefficients = torch.tensor([coefficient for coefficient, _, _ in found], dtype=torch.float64)
+    return Terms(coefficients, table, tuple(owners for _, _, owners in found))

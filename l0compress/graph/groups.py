@@ -6,7 +6,7 @@ ensures:  :class:`Groups`, in which a plan is one bool a move.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,12 +16,13 @@ from torch import Tensor
 from l0compress.errors import NothingToPruneError, PlanError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.components import Components, solve
-from l0compress.graph.cost import Cost, CostModel, cost_model
+from l0compress.graph.cost import UNITS, Cost, CostModel, cost_model
 from l0compress.graph.frozen import Frozen, frozen_places
 from l0compress.graph.labels import Labelled, label
 from l0compress.graph.moves import Lines, Removal, find_lines, find_moves
 from l0compress.graph.naming import Group, Move, named_groups
 from l0compress.graph.reads import Read, find_reads, ungateable
+from l0compress.graph.vanish import Vanished, Vanishing
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,7 @@ class Groups:
     removals: tuple[Removal, ...]
     costs: CostModel
     moves_of_component: Tensor
+    vanishing: Vanishing
 
     @property
     def num_moves(self) -> int:
@@ -64,11 +66,17 @@ class Groups:
         for index in torch.nonzero(~keep).flatten().tolist():
             dead |= self.removals[index].components
         closed, obstacle = self.components.close(dead)
-        empty = self.lines.emptied(closed)
-        if obstacle is not None or empty is not None:
-            where = f"{empty!r} without any channel" if empty else "a tensor that must stay whole without some channels"
+        if obstacle is not None:
             raise PlanError(
-                f"this plan would leave {where}. Nothing was changed. Keep at least one move of every group."
+                "this plan would leave a tensor that must stay whole without some channels. Nothing was changed. Keep "
+                "at least one move of every group."
+            )
+        empty = self.lines.emptied(closed)
+        refusal = self.vanishing.of(empty).obstacle
+        if refusal is not None:
+            raise PlanError(
+                f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {refusal}. Nothing "
+                "was changed. Keep at least one move of every group that cannot vanish."
             )
         alive = torch.ones(self.components.count, dtype=torch.bool)
         alive[list(closed)] = False
@@ -95,8 +103,13 @@ class Groups:
         return self.cost_of_components(self.alive_components(keep))
 
     def cost_of_components(self, alive: Tensor) -> Cost:
-        counts = [round(float(self.costs.evaluate(alive.double(), unit))) for unit in ("params", "macs", "bytes")]
+        live = self.fate_of(alive).live
+        counts = [round(float(self.costs.evaluate(alive.double(), unit, live=live))) for unit in UNITS]
         return Cost(*counts)
+
+    def fate_of(self, alive: Tensor) -> Vanished:
+        """What becomes of the nodes of the graph where only the components ``alive`` are left."""
+        return self.vanishing.of(self.lines.emptied(set((~alive).nonzero().flatten().tolist())))
 
     def expected_cost(self, probabilities: Tensor, unit: str) -> Tensor:
         """Expected cost after removal, given the probability that each move is kept.
@@ -129,7 +142,8 @@ def find_groups(graph: CapturedGraph) -> Groups:
     labelled = label(graph)
     components = solve(labelled)
     lines = find_lines(labelled, components)
-    found = find_moves(labelled, components, lines)
+    vanishing = Vanishing(labelled, lines)
+    found = find_moves(labelled, components, lines, lambda empty: vanishing.of(empty).obstacle is None)
     refused = ungateable(labelled, components, found.removals)
     removals = tuple(removal for index, removal in enumerate(found.removals) if index not in refused)
     frozen = frozen_places(labelled, components, found, refused)
@@ -137,6 +151,9 @@ def find_groups(graph: CapturedGraph) -> Groups:
         raise NothingToPruneError(_nothing(frozen))
     costs = cost_model(labelled, components)
     groups, removals = named_groups(labelled, components, removals, costs)
+    groups = tuple(
+        replace(group, can_vanish=_can_vanish(group, removals, components, lines, vanishing)) for group in groups
+    )
     members = [(group, move) for group in range(len(groups)) for move in groups[group].moves]
     moves = tuple(
         Move(move, group, f"{groups[group].name} {groups[group].kind}[{move - groups[group].moves[0]}]")
@@ -144,7 +161,14 @@ def find_groups(graph: CapturedGraph) -> Groups:
     )
     table = moves_of_component(removals, components.count)
     reads = find_reads(labelled, components, table, len(removals))
-    return Groups(graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table)
+    return Groups(graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table, vanishing)
+
+
+def _can_vanish(
+    group: Group, removals: tuple[Removal, ...], components: Components, lines: Lines, vanishing: Vanishing
+) -> bool:
+    dead, obstacle = components.close({c for move in group.moves for c in removals[move].components})
+    return obstacle is None and vanishing.of(lines.emptied(dead)).obstacle is None
 
 
 def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:

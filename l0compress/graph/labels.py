@@ -161,4 +161,4 @@ class _Walk:
 
         args = map_aggregate(node.args, resolve)
         kwargs = map_aggregate(node.kwargs, resolve)
-        return Step(self.space, node, tuple(args), dict(kwargs), shapes, self.graph.batch_size)
+        return Step(self.space, node, tuple(args), dict(kwargs), shapes, self.graph)

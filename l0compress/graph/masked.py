@@ -11,7 +11,7 @@ from torch import fx
 
 from l0compress.errors import PlanError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import GraphNetwork, network_of
+from l0compress.graph.network import GraphNetwork, argument_at, network_of, put_argument_
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.reads import Read
 
@@ -55,11 +55,11 @@ def check_same(graph: CapturedGraph, plan: KeepPlan) -> None:
 
 
 def _silence_(network: GraphNetwork, node: fx.Node, read: Read, silent: torch.Tensor, name: str) -> None:
-    source = node.args[read.arg]
+    source = argument_at(node, read.arg)
     if not isinstance(source, fx.Node):
         raise PlanError(f"argument {read.arg} of {read.node} is not a tensor; the plan was made for another graph.")
     network.register_buffer(name, silent, persistent=False)
     with network.graph.inserting_before(node):
         mask = network.graph.get_attr(name)
         product = network.graph.call_function(torch.ops.aten.masked_fill.Scalar, (source, mask, 0.0))
-    node.update_arg(read.arg, product)
+    put_argument_(node, read.arg, product)

@@ -10,6 +10,8 @@ import operator
 
 from torch import fx
 
+from l0compress.graph.network import op_name
+
 
 def exposed_by(node: fx.Node) -> list[fx.Node]:
     """The tensors that share memory with what ``node`` writes in place, if a later node looks at it through another.
@@ -27,34 +29,39 @@ def exposed_by(node: fx.Node) -> list[fx.Node]:
         [x, view_default]
     """
     written = node.args[0] if node.args else None
-    if not _writes(node) or not isinstance(written, fx.Node):
+    if not writes(node) or not isinstance(written, fx.Node):
         return []
-    base = written
-    while _shares(base):
-        base = base.all_input_nodes[0]
-    aliases = [base]
+    aliases = [base_of(written)]
     for alias in aliases:
         aliases.extend(
-            user for user in alias.users if user < node and _shares(user) and user.all_input_nodes[0] is alias
+            user for user in alias.users if user < node and shares(user) and user.all_input_nodes[0] is alias
         )
     same = _original(written)
     seen = any(user > node for alias in aliases if _original(alias) is not same for user in alias.users)
     return aliases if seen else []
 
 
-def _original(node: fx.Node) -> fx.Node:
-    """In-place operators return the very tensor that they write."""
-    while _writes(node):
+def base_of(node: fx.Node) -> fx.Node:
+    """The tensor whose memory a view may be part of."""
+    while shares(node):
         node = node.all_input_nodes[0]
     return node
 
 
-def _writes(node: fx.Node) -> bool:
+def _original(node: fx.Node) -> fx.Node:
+    """In-place operators return the very tensor that they write."""
+    while writes(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether an operator writes one of its operands; ``detach_`` cuts a gradient and leaves the values alone."""
     schema = getattr(node.target, "_schema", None)
-    return node.op == "call_function" and schema is not None and schema.is_mutable
+    return node.op == "call_function" and schema is not None and schema.is_mutable and op_name(node) != "detach"
 
 
-def _shares(node: fx.Node) -> bool:
+def shares(node: fx.Node) -> bool:
     """Whether the result may be memory of the first operand: views, in-place operators and items of split lists."""
     if node.op != "call_function":
         return False

@@ -31,7 +31,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Group:
-    """Moves of one place that are alternatives to each other; at least one must stay.
+    """Moves of one place that are alternatives to each other; at least one must stay unless the group can vanish.
 
     Attributes:
         name: the layer that produces the channels.
@@ -39,6 +39,7 @@ class Group:
         moves: indices of its moves.
         params, macs: cost of the dense model that goes when all of the group does.
         where: the parameter dimensions that shorten, as ``name:dim``.
+        can_vanish: all of its moves may go together, since the output still depends on the input without them.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Group:
     params: int
     macs: int
     where: tuple[str, ...]
+    can_vanish: bool = False
 
 
 def named_groups(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,11 +11,32 @@ from torch import fx, nn
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
 # belongs to the model (batch norm without running statistics) and is left alone.
-_TRAINING_FLAG = {"batch_norm": 5, "dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "instance_norm": 5}
+_TRAINING_FLAG = {
+    "batch_norm": 5,
+    "dropout": 2,
+    "feature_dropout": 2,
+    "alpha_dropout": 2,
+    "instance_norm": 5,
+    "lstm": 6,
+    "gru": 6,
+    "rnn_tanh": 6,
+    "rnn_relu": 6,
+}
+
+# The key under which an attention node notes its dropout probability in training mode, and that argument's position.
+TRAINING_DROPOUT = "training_dropout"
+_ATTENTION_DROPOUT = 4
+
+# Where a tensor stands among a node's arguments: a position, or a position and the place in the list found there.
+Place = int | tuple[int, int]
+
+_OWN_NAMESPACES = ("aten", "prims")
 
 
 def op_name(node: fx.Node) -> str:
-    """The operator's name without namespace, overload and in-place underscore (``add`` for ``aten.add_.Tensor``).
+    """The operator's name without overload and in-place underscore (``add`` for ``aten.add_.Tensor``).
+
+    Operators from outside PyTorch keep their namespace: ``mylib::add`` may do anything.
 
     Examples:
         >>> graph = fx.Graph()
@@ -26,8 +48,41 @@ def op_name(node: fx.Node) -> str:
     """
     if node.op != "call_function":
         return node.op
+    if isinstance(node.target, torch._ops.OpOverload) and node.target.namespace not in _OWN_NAMESPACES:
+        return node.target._schema.name
     name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
     return name.rstrip("_") if not name.startswith("__") else name
+
+
+@dataclass(frozen=True)
+class _Switch:
+    """An argument of a node that is one thing in training and another in evaluation mode."""
+
+    node: str
+    argument: int | str
+    training: bool | float
+    evaluation: bool | float
+
+    def turn_(self, node: fx.Node, training: bool) -> None:
+        value = self.training if training else self.evaluation
+        if isinstance(self.argument, int):
+            node.update_arg(self.argument, value)
+        else:
+            node.update_kwarg(self.argument, value)
+
+
+def _switch(node: fx.Node) -> _Switch | None:
+    name = op_name(node)
+    if name == "scaled_dot_product_attention":
+        positional = len(node.args) > _ATTENTION_DROPOUT
+        captured: Any = node.args[_ATTENTION_DROPOUT] if positional else node.kwargs.get("dropout_p", 0.0)
+        place = _ATTENTION_DROPOUT if positional else "dropout_p"
+        probability = node.meta.get(TRAINING_DROPOUT, captured)
+        return _Switch(node.name, place, probability, captured) if probability != captured else None
+    position = _TRAINING_FLAG.get(name)
+    if position is None or len(node.args) <= position or node.args[position] is not False:
+        return None
+    return _Switch(node.name, position, training=True, evaluation=False)
 
 
 class GraphNetwork(fx.GraphModule):
@@ -39,20 +94,14 @@ class GraphNetwork(fx.GraphModule):
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> None:
         super().__init__(root, graph)
-        self._switches = tuple(
-            (node.name, position)
-            for node in self.graph.nodes
-            if (position := _TRAINING_FLAG.get(op_name(node))) is not None
-            and len(node.args) > position
-            and node.args[position] is False
-        )
+        self._switches = tuple(switch for node in self.graph.nodes if (switch := _switch(node)) is not None)
         super().train(False)
 
     def train(self, mode: bool = True) -> GraphNetwork:
         if mode != self.training and self._switches:
             nodes = {node.name: node for node in self.graph.nodes}
-            for name, position in self._switches:
-                nodes[name].update_arg(position, mode)
+            for switch in self._switches:
+                switch.turn_(nodes[switch.node], mode)
             self.recompile()
         super().train(mode)
         return self
@@ -77,6 +126,23 @@ def copied_graph(graph: fx.Graph) -> fx.Graph:
     copied.output(copied.graph_copy(graph, {}))
     copied._codegen = copy.copy(graph._codegen)
     return copied
+
+
+def argument_at(node: fx.Node, place: Place) -> Any:
+    """The argument of a node at a place."""
+    if isinstance(place, int):
+        return node.args[place]
+    listed: Any = node.args[place[0]]
+    return listed[place[1]]
+
+
+def put_argument_(node: fx.Node, place: Place, argument: Any) -> None:
+    """Put ``argument`` where another stands among a node's arguments."""
+    if isinstance(place, int):
+        node.update_arg(place, argument)
+        return
+    listed: Any = node.args[place[0]]
+    node.update_arg(place[0], [*listed[: place[1]], argument, *listed[place[1] + 1 :]])
 
 
 def attribute(module: nn.Module, name: str) -> Any:

@@ -45,7 +45,7 @@ class KeepPlan:
 
     @classmethod
     def random(cls, groups: Groups, density: float = 0.5, seed: int = 0) -> KeepPlan:
-        """Keep about ``density`` of the moves of every group, at least one, drawn by ``seed``.
+        """Keep about ``density`` of the moves of every group, drawn by ``seed``; at least one where it cannot vanish.
 
         Raises:
             PlanError: ``density`` is not between 0 and 1.
@@ -63,7 +63,7 @@ class KeepPlan:
         generator = torch.Generator().manual_seed(seed)
         drop: list[int] = []
         for group in groups.groups:
-            kept = max(1, round(density * len(group.moves)))
+            kept = max(0 if group.can_vanish else 1, round(density * len(group.moves)))
             order = torch.randperm(len(group.moves), generator=generator).tolist()
             drop.extend(group.moves[position] for position in order[kept:])
         return cls.without(groups, drop)
@@ -71,8 +71,13 @@ class KeepPlan:
     @classmethod
     def without(cls, groups: Groups, drop: Sequence[int]) -> KeepPlan:
         """Drop as many of the listed moves as the graph can lose together; earlier ones have precedence."""
-        keep = torch.ones(groups.num_moves, dtype=torch.bool)
-        pending = [list(drop)]
+        return cls.further(cls.everything(groups), drop)
+
+    @classmethod
+    def further(cls, plan: KeepPlan, drop: Sequence[int]) -> KeepPlan:
+        """Drop beyond what ``plan`` drops as many of the listed moves as can go; earlier ones have precedence."""
+        groups, keep = plan.groups, plan.keep
+        pending = [list(drop)] if drop else []
         while pending:
             chunk = pending.pop(0)
             trial = keep.clone()

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled
 from l0compress.graph.moves import Removal
-from l0compress.graph.network import attribute
+from l0compress.graph.network import Place, argument_at, attribute
 from l0compress.graph.space import ReadFact
 from l0compress.graph.values import core, varying
 
@@ -27,17 +27,20 @@ class Read:
 
     Attributes:
         node: name of the node.
-        arg: position of the argument that is multiplied.
+        arg: place of the argument that is multiplied.
         shape: the factor's shape, which broadcasts against the argument.
+        layout: the shape of the channels; longer than ``shape`` where they are folded into a dynamic dimension along
+            which the factor is one.
         moves: int64 (prod(shape), K): the moves whose removal silences each channel, padded with ``num_moves``.
-        components: int64 (prod(shape),).
-        survivors: int64 (prod(shape),): the component that each channel feeds, -1 where its result is always needed.
+        components: int64 (prod(layout),).
+        survivors: int64 (prod(layout),): the component that each channel feeds, -1 where its result is always needed.
         parameter: name of the parameter, where the argument is one that nothing else reads: a factor can be folded in.
     """
 
     node: str
-    arg: int
+    arg: Place
     shape: tuple[int, ...]
+    layout: tuple[int, ...]
     moves: Tensor
     components: Tensor
     survivors: Tensor
@@ -46,7 +49,10 @@ class Read:
     def silenced(self, alive: Tensor) -> Tensor:
         """bool ``shape``: dead channels that would still reach a live result."""
         needed = torch.where(self.survivors < 0, True, alive[self.survivors.clamp(min=0)])
-        return (~alive[self.components] & needed).view(self.shape)
+        silent = (~alive[self.components] & needed).view(self.layout)
+        for dim, size in enumerate(self.shape):
+            silent = silent.any(dim, keepdim=True) if size == 1 else silent
+        return silent
 
 
 def find_reads(labelled: Labelled, components: Components, table: Tensor, padding: int) -> tuple[Read, ...]:
@@ -66,11 +72,15 @@ def find_reads(labelled: Labelled, components: Components, table: Tensor, paddin
         moves = torch.where(ends, padding, moves)
         if bool((moves == padding).all()):
             continue
-        source = fact.node.args[fact.arg]
+        source = argument_at(fact.node, fact.arg)
         name = str(source.target) if isinstance(source, fx.Node) and source.op == "get_attr" else None
         sole = name is not None and usage[name] == 1
-        shape = tuple(core(fact.plane).shape)
-        found.append(Read(fact.node.name, fact.arg, shape, moves, members, survivors, name if sole else None))
+        layout = tuple(core(fact.plane).shape)
+        moves = moves.sort(-1).values.view(*layout, -1)
+        for dim in _dynamic_dims(fact):
+            moves = moves.narrow(dim, 0, 1)  # the others are the same, or ungateable() would have refused them
+        shape, moves = tuple(moves.shape[:-1]), moves.reshape(-1, moves.shape[-1])
+        found.append(Read(fact.node.name, fact.arg, shape, layout, moves, members, survivors, name if sole else None))
     return tuple(found)
 
 
@@ -95,8 +105,8 @@ def _parameter_usage(labelled: Labelled) -> Counter[str]:
 
 
 def ungateable(labelled: Labelled, components: Components, removals: tuple[Removal, ...]) -> set[int]:
-    """Moves that would need a factor on an activation whose channels are folded into a dynamic dimension."""
-    facts = [fact for fact in labelled.space.reads if _varies_dynamically(fact)]
+    """Moves that would need a factor that varies along a dynamic dimension, into which channels are folded."""
+    facts = [fact for fact in labelled.space.reads if _dynamic_dims(fact)]
     if not facts:
         return set()
     refused: set[int] = set()
@@ -104,14 +114,16 @@ def ungateable(labelled: Labelled, components: Components, removals: tuple[Remov
         members, survivors = (part.numpy() for part in _components_of(fact, components))
         for index, removal in enumerate(removals):
             dead = np.isin(members, list(removal.components))
-            if (dead & ~np.isin(survivors, list(removal.components))).any():
+            silenced = (dead & ~np.isin(survivors, list(removal.components))).reshape(core(fact.plane).shape)
+            if any((silenced != silenced.take([0], dim)).any() for dim in _dynamic_dims(fact)):
                 refused.add(index)
     return refused
 
 
-def _varies_dynamically(fact: ReadFact) -> bool:
-    source = fact.node.args[fact.arg]
+def _dynamic_dims(fact: ReadFact) -> tuple[int, ...]:
+    """The dynamic dimensions of an activation along which its channels vary."""
+    source = argument_at(fact.node, fact.arg)
     if not isinstance(source, fx.Node) or source.op == "get_attr":
-        return False
+        return ()
     sizes = source.meta["val"].shape
-    return any(isinstance(sizes[dim], torch.SymInt) for dim in varying(fact.plane))
+    return tuple(sorted(dim for dim in varying(fact.plane) if isinstance(sizes[dim], torch.SymInt)))

@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
 
 from l0compress.errors import SurgeryError
 from l0compress.graph.capture import CapturedGraph, propagate_shapes
 from l0compress.graph.islands import Crossing, crossing, is_flat
-from l0compress.graph.labels import Entry, concrete, shape_of
+from l0compress.graph.labels import Entry, shape_of
 from l0compress.graph.masked import check_same
 from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_
 from l0compress.graph.plan import KeepPlan, cut
-from l0compress.graph.surgery import Cut, Kept, kept_of, rewrite_
+from l0compress.graph.surgery import Cut, Kept, kept_of, remove_vanished_, rewrite_
 
 
 def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
@@ -51,10 +50,12 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     copies = {node.name: node for node in network.graph.nodes}
     values = plan.groups.labelled.values
     torn = _torn(graph, kept, values)
+    fate = plan.groups.fate_of(plan.alive)
     for node in graph.nodes():
-        if node.op == "call_function" and node.name in kept and node.name not in torn:
+        if node.op == "call_function" and node.name in kept and node.name not in torn | fate.changed:
             behind = any(source.name in torn for source in node.all_input_nodes[:1])
-            _rewrite_node_(node, copies, kept, network, crossing(node, values) if behind else None)
+            _rewrite_node_(node, copies, kept, network, graph, crossing(node, values) if behind else None)
+    remove_vanished_(network, graph.nodes(), fate, kept)
     network.graph.eliminate_dead_code()
     delete_unused_(network)
     network.graph.lint()
@@ -62,7 +63,8 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     small = CapturedGraph(
         GraphNetwork(network, network.graph), graph.example_args, graph.example_kwargs, graph.dynamic_shapes
     )
-    return _checked(propagate_shapes(small), kept)
+    whole = {name: parts for name, parts in kept.items() if name not in fate.constants}
+    return _checked(propagate_shapes(small), whole)
 
 
 def _cut_attributes(graph: CapturedGraph, plan: KeepPlan) -> dict[str, Any]:
@@ -105,6 +107,7 @@ def _rewrite_node_(
     copies: dict[str, fx.Node],
     kept: dict[str, tuple[Kept, ...]],
     network: GraphNetwork,
+    graph: CapturedGraph,
     way: Crossing | None,
 ) -> None:
     results = kept[node.name]
@@ -115,18 +118,11 @@ def _rewrite_node_(
     }
     if all(part.whole for part in (*results, *operands.values())):
         return
-    arguments = map_aggregate(node.args, lambda arg: _number(arg))
-    cut_node = Cut(network, copies[node.name], results, operands, tuple(arguments))
+    cut_node = Cut(network, copies[node.name], results, operands, node, graph)
     if way is not None:
         _cross_(cut_node, way, copies[way.start.name], kept[way.start.name][0])
     else:
         rewrite_(cut_node)
-
-
-def _number(argument: Any) -> Any:
-    if isinstance(argument, fx.Node) and not isinstance(argument.meta.get("val"), Tensor):
-        return concrete(argument.meta.get("val"))
-    return argument
 
 
 def _cross_(cut_node: Cut, way: Crossing, start: fx.Node, kept: Kept) -> None:

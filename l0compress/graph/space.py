@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx
 
+from l0compress.graph.network import Place
 from l0compress.graph.values import Shape, Value, along, as_matrix, core, flattened, lifted, varying
 
 FROZEN = 0  # the label of everything that belongs to no channel
@@ -32,7 +33,7 @@ class ReadFact:
     """A contraction that sums over channels: where to multiply, and which labels its result hangs on."""
 
     node: fx.Node
-    arg: int
+    arg: Place
     plane: Tensor
     survivors: Tensor | None  # same shape as the plane's core: the output label an element feeds, None = always needed
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l0compress.errors import TargetMissedError
 from l0compress.gates.attach import GatedNetwork
-from l0compress.gates.reach import best_moves, smallest_keep
+from l0compress.gates.reach import smallest_keep
 from l0compress.graph.groups import Groups
 from l0compress.graph.plan import KeepPlan
 from l0compress.training.alignment import align
@@ -26,8 +26,8 @@ CLOSE_ENOUGH = 0.97
 def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     """Decide which moves of ``gated`` stay: those of highest log_alpha that fit the budget together.
 
-    Without a target (a fixed penalty), those that are kept with probability above one half stay. Every group keeps its
-    best move. ``gated`` is not changed.
+    Without a target (a fixed penalty), those that are kept with probability above one half stay. A group keeps its
+    best move unless it can vanish. ``gated`` is not changed.
 
     Raises:
         TargetMissedError: not even the smallest choice fits the budget.
@@ -35,7 +35,7 @@ def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     scores = gated.gates.log_alpha.detach().cpu()
     if budget.target is None:
         likely = gated.gates.probability_nonzero().detach().cpu() > 0.5
-        return KeepPlan.from_keep(gated.groups, gated.groups.close(likely | best_moves(gated.groups, scores)))
+        return KeepPlan.from_keep(gated.groups, gated.groups.close(likely | smallest_keep(gated.groups, scores)))
     return decide(gated.groups, scores, target=budget.target, unit=budget.unit)
 
 
@@ -58,7 +58,7 @@ def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -
     expensive move was the last to go, that move is spared and cheaper ones go instead.
 
     Raises:
-        TargetMissedError: with all but the best move of every group removed, the cost is still above ``target``.
+        TargetMissedError: with everything removed that can be removed, the cost is still above ``target``.
     """
     best = smallest_keep(groups, scores)
     order = [move for move in torch.argsort(scores, stable=True).tolist() if not best[move]]
@@ -69,7 +69,7 @@ def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -
     smallest = cost(best)
     if smallest > target:
         raise TargetMissedError(
-            f"No choice of what to remove reaches {target:,} {unit}: with all but the best of every group removed, "
+            f"No choice of what to remove reaches {target:,} {unit}: with everything removed that can be removed, "
             f"{smallest:,} stay. Nothing was written. Ask for a larger target."
         )
     chosen = keep = _fill(groups, order, lambda keep: cost(keep) <= target)

@@ -235,11 +235,11 @@ def test_a_layer_that_is_used_twice_is_cut_once() -> None:
     [
         (lambda h: F.layer_norm(h, (8,)), "layer_norm", "layer_norm mixes all of it"),
         (lambda h: h.softmax(-1), "softmax", "softmax is taken over it"),
-        (lambda h: h - h.mean(-1, keepdim=True), "mean", "mean is taken over it"),
-        (lambda h: h / h.norm(dim=-1, keepdim=True), "linalg_vector_norm", "linalg_vector_norm is taken over it"),
+        (lambda h: h - h.amax(-1, keepdim=True), "amax", "amax is taken over it"),
+        (lambda h: h / h.std(-1, keepdim=True), "std", "std is taken over it"),
+        (lambda h: h / h.norm(-1, -1, True), "linalg_vector_norm", "linalg_vector_norm is taken over it"),
         (lambda h: torch.fft.fft(h).real, "fft_fft", "no rule for aten.fft_fft.default"),
         (lambda h: h.cumsum(-1), "cumsum", "cumsum is taken over it"),
-        (lambda h: h[:, torch.tensor([1, 0, 2, 3, 4, 5, 7, 6])], "index", "it is indexed at run time"),
         (lambda h: h.unfold(1, 1, 1).squeeze(-1), "unfold", f"unfold {BY_POSITION}"),
         (lambda h: h.roll(1), "roll", f"roll {BY_POSITION}"),
         (lambda h: F.pad(h[:, None], (1, 0), mode="circular")[:, 0, 1:], "pad", BY_NEIGHBOURS),
@@ -281,7 +281,7 @@ def test_a_channel_that_is_looked_at_by_itself_stays() -> None:
 def test_what_is_written_through_a_view_stays() -> None:
     def written(s: nn.Module, x: Tensor) -> Tensor:
         h = s.a(x) * 2
-        h[:, ::2].zero_()
+        h.reshape(-1, 2, 4)[:, 0].zero_()
         return s.b(h)
 
     groups = grouped(written, vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))

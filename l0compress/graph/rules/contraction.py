@@ -15,10 +15,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from l0compress.graph.rules.normalization import channel_vector
+from l0compress.graph.rules.normalization import channel_vector, channels_along
 from l0compress.graph.rules.registry import Result, Step, rule
 from l0compress.graph.space import MacsFact, ReadFact
-from l0compress.graph.values import Shape, Value, core, narrowed, varying
+from l0compress.graph.values import Shape, Value, along, core, flattened, narrowed, varying
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +137,29 @@ def linear(step: Step) -> Result:
     left = Operand(x, (*range(rank - 2), rank - 1), 0)
     right = Operand(weight, (rank - 2, rank - 1), 1)
     return channel_vector(step, contract(step, left, right, step.shape), bias, len(step.shape) - 1)
+
+
+@rule("bilinear")
+def bilinear(step: Step) -> Result:
+    """``x1 W x2`` for each output: the weight is read along both of its inner dimensions."""
+    weight, last = step.args[2], len(step.shape) - 1
+    for position, dim in ((0, 1), (1, 2)):
+        x = step.args[position]
+        channels = channels_along(step, x, len(x.shape) - 1, "a bilinear product pairs its positions")
+        column = weight.plane_along(dim)
+        if channels is None or column is None:
+            for labels in (channels, column):
+                if labels is not None:
+                    step.space.freeze_(labels, step.node, "the other factor of the bilinear product cannot be cut")
+            continue
+        step.space.unite_(flattened(column), channels)
+        step.space.reads.append(ReadFact(step.node, 2, column, None))
+    joint = prod(step.shape[:-1]) * prod(weight.shape)
+    labelled = prod(core(plane).numel() for plane in weight.planes)
+    step.space.macs.append(MacsFact(step.node, joint / labelled / step.batch_size, weight.planes))
+    row = weight.plane_along(0)
+    result = Value(step.shape, () if row is None else (along(flattened(row), last, step.shape),))
+    return channel_vector(step, result, step.get(3, "bias"), last)
 
 
 @rule("matmul", "mm", "bmm", "mv", "dot")

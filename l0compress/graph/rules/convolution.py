@@ -6,10 +6,10 @@ from math import prod
 
 from torch import Tensor
 
-from l0compress.graph.rules.normalization import channel_vector
+from l0compress.graph.rules.normalization import channel_vector, channels_along
 from l0compress.graph.rules.registry import Result, Step, rule
 from l0compress.graph.space import MacsFact, ReadFact
-from l0compress.graph.values import Value, along, core, flattened, varying
+from l0compress.graph.values import Value, along, flattened, varying
 
 
 @rule("conv1d", "conv2d", "conv3d")
@@ -18,33 +18,38 @@ def convolution(step: Step) -> Result:
     num_spatial = len(weight.shape) - 2
     conv_groups = int(step.get(6, "groups", 1))
     channel_dim = len(x.shape) - num_spatial - 1
-    channels = _channels(step, x, channel_dim)
+    channels = channels_along(step, x, channel_dim, "a convolution slides over it")
     rows, columns = _weight_labels(step, weight)
     if conv_groups == 1:
-        _plain(step, channels, columns, weight)
+        _plain(step, channels, columns, weight, reading=1)
     else:
         _grouped(step, channels, rows, columns, conv_groups)
-    _record_macs(step, rows, columns, weight, channel_dim)
+    _record_macs(step, rows, columns, weight, prod(step.shape) // step.shape[channel_dim])
     planes = () if rows is None else (along(rows, channel_dim, step.shape),)
     return channel_vector(step, Value(step.shape, planes), step.get(2, "bias"), channel_dim)
 
 
-def _channels(step: Step, value: Value, dim: int) -> Tensor | None:
-    """One label a channel; a channel whose label varies over positions is alive as one."""
-    found = value.plane_along(dim)
-    for plane in value.planes:
-        if plane is not found:
-            step.space.freeze_(plane, step.node, "a convolution slides over it")
-    if found is None:
-        return None
-    table = core(found).movedim(dim, 0).reshape(value.shape[dim], -1)
-    if table.shape[1] > 1:
-        step.space.unite_(table, table[:, :1])
-    return table[:, 0]
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def transposed_convolution(step: Step) -> Result:
+    """The weight is laid out ``(inputs, outputs of a group, kernel)``, so its rows are what reads."""
+    x, weight = step.args[0], step.args[1]
+    channel_dim = len(x.shape) - (len(weight.shape) - 2) - 1
+    conv_groups = int(step.get(6, "groups", 1))
+    channels = channels_along(step, x, channel_dim, "a convolution slides over it")
+    rows, columns = _weight_labels(step, weight)
+    if conv_groups == 1:
+        _plain(step, channels, rows, weight, reading=0)
+        outputs = columns
+    else:
+        outputs = _grouped_transposed(step, channels, rows, columns, conv_groups)
+    # Every element of the input is multiplied by the whole row of the kernel that reads it.
+    _record_macs(step, rows, columns, weight, prod(x.shape) // x.shape[channel_dim])
+    planes = () if outputs is None else (along(outputs, channel_dim, step.shape),)
+    return channel_vector(step, Value(step.shape, planes), step.get(2, "bias"), channel_dim)
 
 
 def _weight_labels(step: Step, weight: Value) -> tuple[Tensor | None, Tensor | None]:
-    """Labels of the weight's output rows and of its input columns."""
+    """Labels of the weight's rows (dimension 0) and of its columns (dimension 1)."""
     result: list[Tensor | None] = [None, None]
     for plane in weight.planes:
         dims = varying(plane)
@@ -57,7 +62,8 @@ def _weight_labels(step: Step, weight: Value) -> tuple[Tensor | None, Tensor | N
     return result[0], result[1]
 
 
-def _plain(step: Step, channels: Tensor | None, columns: Tensor | None, weight: Value) -> None:
+def _plain(step: Step, channels: Tensor | None, columns: Tensor | None, weight: Value, *, reading: int) -> None:
+    """``columns`` are the labels along the weight's dimension ``reading``, which meets the input channels."""
     if columns is None and channels is not None:
         step.space.freeze_(channels, step.node, "the weight that reads it cannot be cut along its input")
     elif columns is not None and channels is None:
@@ -65,7 +71,7 @@ def _plain(step: Step, channels: Tensor | None, columns: Tensor | None, weight: 
         step.space.freeze_(columns, step.node, f"it reads {source}")
     elif columns is not None and channels is not None:
         step.space.unite_(columns, channels)
-        step.space.reads.append(ReadFact(step.node, 1, along(columns, 1, weight.shape), None))
+        step.space.reads.append(ReadFact(step.node, 1, along(columns, reading, weight.shape), None))
 
 
 def _grouped(
@@ -97,8 +103,30 @@ def _grouped(
     space.reads.append(ReadFact(node, 1, read.expand(weight.shape), survivors.expand(weight.shape)))
 
 
-def _record_macs(step: Step, rows: Tensor | None, columns: Tensor | None, weight: Value, channel_dim: int) -> None:
-    positions = prod(step.shape) // step.shape[channel_dim]
+def _grouped_transposed(
+    step: Step, channels: Tensor | None, rows: Tensor | None, columns: Tensor | None, conv_groups: int
+) -> Tensor | None:
+    """Labels of the outputs: a group of them is alive while the group of its inputs is."""
+    space, node, weight = step.space, step.node, step.args[1]
+    width = weight.shape[1]
+    if channels is None or rows is None or (columns is None and width > 1):
+        for labels in (channels, rows, columns):
+            if labels is not None:
+                space.freeze_(labels, node, "the other side of the grouped convolution cannot be cut")
+        return None
+    space.unite_(rows, channels)
+    inputs, outputs = channels.view(conv_groups, -1), space.fresh(conv_groups * width).view(conv_groups, width)
+    alive = space.fresh(conv_groups).view(conv_groups, 1)
+    space.tie_any_(alive.expand_as(inputs), inputs)
+    space.tie_any_(alive.expand_as(outputs), outputs)
+    if columns is not None:
+        space.tie_any_(columns.view(1, -1).expand_as(outputs), outputs)
+    fed = along(alive.expand_as(inputs).reshape(-1), 0, weight.shape)
+    space.reads.append(ReadFact(node, 1, along(rows, 0, weight.shape), fed))
+    return outputs.reshape(-1)
+
+
+def _record_macs(step: Step, rows: Tensor | None, columns: Tensor | None, weight: Value, positions: int) -> None:
     planes = tuple(labels for labels in (rows, columns) if labels is not None)
     labelled = prod(labels.numel() for labels in planes)
     step.space.macs.append(MacsFact(step.node, prod(weight.shape) * positions / labelled / step.batch_size, planes))

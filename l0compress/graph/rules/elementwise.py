@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import torch
+
 from l0compress.graph.rules.registry import Result, Step, one_or_many, rule
 from l0compress.graph.values import Value
 
@@ -41,18 +45,21 @@ from l0compress.graph.values import Value
     "lerp",
     "addcmul",
     "addcdiv",
-    # Other names of the same, which PyTorch does not tag as pointwise.
-    "multiply",
-    "divide",
-    "subtract",
-    "negative",
-    "absolute",
+    "copy",
     "floor_divide",
+    "divide",
+    "multiply",
+    "subtract",
+    "true_divide",
     "greater",
     "greater_equal",
     "less",
     "less_equal",
     "not_equal",
+    "absolute",
+    "negative",
+    "clip",
+    "isclose",
     "fix",
     "arctan",
     "arctan2",
@@ -80,6 +87,8 @@ def elementwise(step: Step) -> Result:
     "dropout",
     "feature_dropout",
     "alpha_dropout",
+    "feature_alpha_dropout",
+    "bernoulli",
     "zeros_like",
     "ones_like",
     "full_like",
@@ -92,3 +101,23 @@ def elementwise(step: Step) -> Result:
 def unary(step: Step) -> Result:
     """The result has the layout of the first operand, whatever values it holds."""
     return Value(step.shape, step.args[0].planes)
+
+
+@rule("glu")
+def glu(step: Step) -> Result:
+    """One half gates the other: both lose the same channels."""
+    value = step.args[0]
+    dim = int(step.get(1, "dim", -1)) % len(value.shape)
+    half = step.shape[dim]
+    if value.shape[dim] != 2 * half or step.is_dynamic(0, dim):
+        step.freeze(value, "its halves meet along a dimension of free size")
+        return Value(step.shape)
+    halves = [value.mapped(partial(torch.narrow, dim=dim, start=i * half, length=half), step.shape) for i in (0, 1)]
+    return step.space.merge(halves, step.shape, step.node)
+
+
+@rule("bucketize")
+def bucketize(step: Step) -> Result:
+    value, boundaries = step.args[:2]
+    step.freeze(boundaries, "its values are searched")
+    return Value(step.shape, value.planes)

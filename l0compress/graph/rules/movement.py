@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from l0compress.graph.rules.registry import Result, Step, rule
-from l0compress.graph.values import Value
+from l0compress.graph.values import Value, varying
 
 _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze")
 
@@ -25,6 +25,7 @@ _RESHAPES = ("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze
     "swapaxes",
     "swapdims",
     "movedim",
+    "moveaxis",
     "flip",
     "repeat",
     "tile",
@@ -97,9 +98,25 @@ def _to_the_end(step: Step) -> bool:
 def _moved(step: Step, value: Value) -> Result:
     move = _mover(step)
     if len(step.shapes) == 1 and not step.returns_list:
-        return step.space.disjoint(value.mapped(move, step.shape), step.node)
+        moved = value.mapped(move, step.shape)
+        if step.name in _RESHAPES:
+            moved = _folded(step, value, moved).mapped(move, step.shape)
+        return step.space.disjoint(moved, step.node)
     moved = [move(plane) for plane in value.planes]
     return tuple(value_of_part(shape, [parts[i] for parts in moved]) for i, shape in enumerate(step.shapes))
+
+
+def _folded(step: Step, value: Value, moved: Value) -> Value:
+    """Two kinds of channel that are folded into one dimension are rows and columns of one arrangement from here on."""
+    firm = [(i, plane) for i, plane in enumerate(moved.planes) if not step.space.is_soft(plane)]
+    met = {i for i, p in firm for j, q in firm if i != j and varying(p) & varying(q)}
+    if len(met) < 2:
+        return value
+    parts = [plane for i, plane in enumerate(value.planes) if i in met]
+    whole = step.space.fresh_plane(frozenset().union(*(varying(plane) for plane in parts)), value.shape)
+    for part in parts:
+        step.space.tie_any_(part, whole)
+    return Value(value.shape, (*(plane for i, plane in enumerate(value.planes) if i not in met), whole))
 
 
 def value_of_part(shape: tuple[int, ...], planes: list[Tensor]) -> Value:
@@ -117,11 +134,12 @@ def _mover(step: Step) -> Callable[[Tensor], Any]:
     return lambda plane: target(plane, *rest, **kwargs)
 
 
-@rule("reshape_as", "view_as")
+@rule("view_as", "reshape_as")
 def reshape_as(step: Step) -> Result:
-    """The sizes are the other operand's, so both lose the same elements."""
-    moved = step.space.disjoint(step.args[0].mapped(lambda plane: plane.reshape(step.shape), step.shape), step.node)
-    return step.space.merge([moved, step.args[1]], step.shape, step.node)
+    """The other operand gives the shape, so both have to lose the same elements."""
+    value, other = step.args[:2]
+    moved = step.space.disjoint(value.mapped(lambda plane: plane.reshape(step.shape), step.shape), step.node)
+    return step.space.merge([moved, other], step.shape, step.node)
 
 
 @rule("expand_as")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from l0compress.graph.rules.registry import Result, Step, one_or_many, rule
-from l0compress.graph.values import Value, along, flattened, varying
+from torch import Tensor
+
+from l0compress.graph.rules.registry import Result, Step, rule
+from l0compress.graph.values import Value, along, core, flattened, varying
 
 
 def channel_vector(step: Step, value: Value, vector: Value | None, dim: int) -> Value:
@@ -13,6 +15,20 @@ def channel_vector(step: Step, value: Value, vector: Value | None, dim: int) -> 
     shape = tuple(size if d == dim else 1 for d, size in enumerate(value.shape))
     planes = tuple(along(flattened(plane), dim, shape) for plane in vector.planes)
     return step.space.merge([value, Value(shape, planes)], value.shape, step.node)
+
+
+def channels_along(step: Step, value: Value, dim: int, reason: str) -> Tensor | None:
+    """One label a channel; a channel whose label varies over positions is alive as one. All else is frozen."""
+    found = value.plane_along(dim)
+    for plane in value.planes:
+        if plane is not found:
+            step.space.freeze_(plane, step.node, reason)
+    if found is None:
+        return None
+    table = core(found).movedim(dim, 0).reshape(value.shape[dim], -1)
+    if table.shape[1] > 1:
+        step.space.unite_(table, table[:, :1])
+    return table[:, 0]
 
 
 @rule("batch_norm", "instance_norm")
@@ -48,9 +64,27 @@ def layer_norm(step: Step) -> Result:
     return (result, *(Value(shape) for shape in step.shapes[1:])) if len(step.shapes) > 1 else result
 
 
-@rule("group_norm", "native_group_norm")
+@rule("group_norm")
 def group_norm(step: Step) -> Result:
-    for value in step.tensors():
-        step.freeze(value, f"{step.name} mixes channels within a group")
-    results = tuple(Value(shape) for shape in step.shapes)
-    return one_or_many(results)
+    """The channels of a norm group share their statistics, so they live and die together."""
+    value, count = step.args[0], int(step.args[1])
+    vectors = [step.get(2, "weight"), step.get(3, "bias")]
+    if count == 1:
+        for operand in step.tensors():
+            step.freeze(operand, "group_norm mixes all of it")
+        return Value(step.shape)
+    channels = channels_along(step, value, 1, "group_norm mixes its positions")
+    if channels is not None:
+        table = channels.view(count, -1)
+        step.space.unite_(table, table[:, :1])
+    result = Value(step.shape, () if channels is None else (along(channels, 1, step.shape),))
+    for vector in vectors:
+        result = channel_vector(step, result, vector, 1)
+    return result
+
+
+@rule("prelu")
+def prelu(step: Step) -> Result:
+    """One slope for all, or one a channel."""
+    value, slope = step.args[:2]
+    return value if slope.shape in ((), (1,)) else channel_vector(step, value, slope, 1)

@@ -1,14 +1,17 @@
-"""Reductions and normalised exponentials: a labelled dimension that is reduced freezes, the others pass."""
+"""Reductions and normalised exponentials: sums read what they reduce, others freeze it, and all else passes."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, fx
+
 from l0compress.graph.rules.registry import Result, Step, one_or_many, rule
-from l0compress.graph.values import Value, varying
+from l0compress.graph.space import ReadFact
+from l0compress.graph.values import Shape, Value, varying
 
 
-def _dims(value: Value, given: Any) -> frozenset[int]:
+def dims_of(value: Value, given: Any) -> frozenset[int]:
     rank = len(value.shape)
     if given is None or (isinstance(given, (list, tuple)) and not given):
         return frozenset(range(rank))
@@ -16,7 +19,29 @@ def _dims(value: Value, given: Any) -> frozenset[int]:
     return frozenset(int(dim) % max(rank, 1) for dim in listed)
 
 
-@rule("mean", "sum", "amax", "amin", "prod", "any", "all", "logsumexp", "var", "std", "argmax", "argmin", "max", "min")
+@rule(
+    "amax",
+    "amin",
+    "prod",
+    "any",
+    "all",
+    "logsumexp",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "argmax",
+    "argmin",
+    "max",
+    "min",
+    "median",
+    "nanmedian",
+    "mode",
+    "nansum",
+    "nanmean",
+    "count_nonzero",
+    "aminmax",
+)
 def reduction(step: Step) -> Result:
     value = step.args[0]
     given = step.get(1, "dim")
@@ -24,28 +49,73 @@ def reduction(step: Step) -> Result:
         return step.space.merge(step.tensors(), step.shape, step.node)
     if isinstance(given, bool):  # var(x, unbiased)
         given = None
-    return _reduced(step, _dims(value, given))
+    return _reduced(step, dims_of(value, given))
 
 
-@rule("linalg_vector_norm")
+@rule("sum", "mean")
+def summed(step: Step) -> Result:
+    """A sum over channels reads them, as a product with ones would: what is dead has to contribute nothing."""
+    return _read(step, dims_of(step.args[0], step.get(1, "dim")))
+
+
+@rule("linalg_vector_norm", "norm", "linalg_norm")
 def vector_norm(step: Step) -> Result:
-    return _reduced(step, _dims(step.args[0], step.get(2, "dim")))
+    """A norm of non-negative order does not see zeros, so it reads channels as a sum does."""
+    value, order = step.args[0], step.get(1, "p" if step.name == "norm" else "ord")
+    dims = dims_of(value, step.get(2, "dim"))
+    if order is None or (isinstance(order, (int, float)) and order >= 0 and (len(dims) == 1 or order == 2)):
+        return _read(step, dims)
+    return _reduced(step, dims)
+
+
+def _read(step: Step, dims: frozenset[int]) -> Result:
+    value, source = step.args[0], step.node.args[0]
+    # Gates are floating-point factors, and an integer sum would not stay one.
+    if not isinstance(source, fx.Node) or not source.meta["val"].is_floating_point():
+        return _reduced(step, dims)
+    planes = []
+    for plane in value.planes:
+        inner = varying(plane) & dims
+        if not inner:
+            planes.append(plane)
+            continue
+        survivors = None
+        if varying(plane) - inner:
+            survivors = step.space.fresh_plane(varying(plane) - inner, value.shape)
+            step.space.tie_any_(survivors, plane)
+            planes.append(survivors)
+        step.space.reads.append(ReadFact(step.node, 0, plane, survivors))
+    return Value(step.shape, tuple(_cut(plane, dims, step.shape) for plane in planes))
 
 
 def _reduced(step: Step, dims: frozenset[int]) -> Result:
     value = step.args[0]
     planes = step.passed(value, dims, f"{step.name} is taken over it")
-
-    def cut(plane: Any, shape: tuple[int, ...]) -> Any:
-        for dim in dims:
-            plane = plane.narrow(dim, 0, 1)
-        return plane.reshape(shape)
-
-    results = tuple(Value(shape, tuple(cut(plane, shape) for plane in planes)) for shape in step.shapes)
+    results = tuple(Value(shape, tuple(_cut(plane, dims, shape) for plane in planes)) for shape in step.shapes)
     return one_or_many(results)
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin", "cumsum", "cumprod", "sort", "argsort", "topk")
+def _cut(plane: Tensor, dims: frozenset[int], shape: Shape) -> Tensor:
+    for dim in dims:
+        plane = plane.narrow(dim, 0, 1)
+    return plane.reshape(shape)
+
+
+@rule(
+    "softmax",
+    "_softmax",
+    "log_softmax",
+    "_log_softmax",
+    "softmin",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "cummin",
+    "logcumsumexp",
+    "sort",
+    "argsort",
+    "topk",
+)
 def along_one_dimension(step: Step) -> Result:
     value = step.args[0]
     position = 2 if step.name == "topk" else 1

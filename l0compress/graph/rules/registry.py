@@ -10,6 +10,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.constants import constant_index
 from l0compress.graph.network import op_name
 from l0compress.graph.space import LabelSpace
 from l0compress.graph.values import Shape, Value, varying
@@ -43,6 +45,9 @@ def one_or_many(values: tuple[Value, ...]) -> Result:
     return values if len(values) != 1 else values[0]
 
 
+# Operators that treat every row alike, however many the data selects.
+_ANY_ROWS = frozenset({"linear", "index", "getitem", "dropout", "to", "unsqueeze", "silu", "gelu", "relu"})
+
 _RULES: dict[str, Rule] = {}
 
 
@@ -54,7 +59,7 @@ class Step:
         args, kwargs: the node's own, with every tensor replaced by its :class:`Value` and every symbolic size by the
             number it has in the example.
         shapes: the shape of each tensor that the node returns.
-        batch_size: the example's batch, by which multiply-accumulates are divided.
+        graph: the graph that is walked.
     """
 
     space: LabelSpace
@@ -62,11 +67,20 @@ class Step:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     shapes: tuple[Shape, ...]
-    batch_size: int
+    graph: CapturedGraph
 
     @property
     def name(self) -> str:
         return op_name(self.node)
+
+    @property
+    def batch_size(self) -> int:
+        """The example's batch, by which multiply-accumulates are divided."""
+        return self.graph.batch_size
+
+    def constant_index(self, argument: object) -> torch.Tensor | None:
+        """The values of an index argument of the node, where they are known before the model runs."""
+        return constant_index(self.graph.graph_module, argument)
 
     @property
     def shape(self) -> Shape:
@@ -92,6 +106,11 @@ class Step:
         """Whether an argument is a parameter or buffer itself."""
         source = self.node.args[position]
         return isinstance(source, fx.Node) and source.op == "get_attr"
+
+    def is_dynamic(self, position: int, dim: int) -> bool:
+        """Whether the size of a tensor argument along ``dim`` is free."""
+        source = self.node.args[position]
+        return isinstance(source, fx.Node) and isinstance(source.meta["val"].shape[dim], torch.SymInt)
 
     def reads_input(self, source: object) -> bool:
         """Whether a node is the model's own input, merely rearranged or rescaled on the way."""
@@ -141,6 +160,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def known_rule(name: str) -> Rule | None:
+    """The rule of an operator, by the name that :func:`op_name` gives it."""
+    return _RULES.get(name)
+
+
+def add_rule(name: str, function: Rule) -> None:
+    _RULES[name] = function
+
+
 def is_pointwise(node: fx.Node) -> bool:
     """Whether PyTorch itself tags the operator as pointwise."""
     return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.pointwise in node.target.tags
@@ -152,8 +180,22 @@ def apply_rule(step: Step) -> Result:
     if found is None and is_pointwise(step.node):
         found = _RULES["pointwise"]
     if sized_by_data(step.node):
-        return _frozen(step, "the size of the result depends on the data")
-    return found(step) if found is not None else _frozen(step, f"no rule for {step.node.target}")
+        if found is None or not _treats_rows_alike(step.node):
+            return _frozen(step, "the size of the result depends on the data")
+        counted = len(step.space.macs)
+        result = found(step)
+        del step.space.macs[counted:]  # there is no number to count
+        return result
+    if found is not None:
+        return found(step)
+    hint = "; l0compress.register_rule can teach one" if "::" in step.name else ""
+    return _frozen(step, f"no rule for {step.node.target}{hint}")
+
+
+def _treats_rows_alike(node: fx.Node) -> bool:
+    """Masks are left out: one may reach over several dimensions, of which labels know nothing."""
+    masked = any(getattr(source.meta.get("val"), "dtype", None) is torch.bool for source in node.all_input_nodes)
+    return is_pointwise(node) or (op_name(node) in _ANY_ROWS and not (op_name(node) == "index" and masked))
 
 
 def _frozen(step: Step, reason: str) -> Result:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
+from l0compress.graph.rules.normalization import channels_along
 from l0compress.graph.rules.reduction import spatial_planes
 from l0compress.graph.rules.registry import Result, Step, one_or_many, rule
-from l0compress.graph.values import Value, core
+from l0compress.graph.values import Value, along, core
 
 _POOLS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "lp_pool")
 _UPSAMPLES = {
@@ -40,3 +43,42 @@ def resample_2d(step: Step) -> Result:
 @rule(*(f"{pool}3d" for pool in _POOLS), "_adaptive_avg_pool3d", "max_pool3d_with_indices", *_UPSAMPLES[3])
 def resample_3d(step: Step) -> Result:
     return _resampled(step, 3)
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(step: Step) -> Result:
+    """The indices that come with the pool are positions inside a channel."""
+    num_spatial = int(step.name.removesuffix("d")[-1])
+    pooled = step.space.merge(list(step.args[:2]), step.args[0].shape, step.node)
+    planes = spatial_planes(step, pooled, num_spatial)
+    return Value(step.shape, tuple(core(plane).expand(step.shape) for plane in planes))
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def grid_sampler(step: Step) -> Result:
+    value, grid = step.args[:2]
+    step.freeze(grid, "its values are positions")
+    channels = channels_along(step, value, 1, "it is sampled at positions known at run time")
+    return Value(step.shape, () if channels is None else (along(channels, 1, step.shape),))
+
+
+@rule("im2col")
+def im2col(step: Step) -> Result:
+    """Every channel becomes as many as its patch has positions."""
+    value, kernel = step.args[:2]
+    channels = channels_along(step, value, len(value.shape) - 3, "patches are taken over it")
+    if channels is None:
+        return Value(step.shape)
+    return Value(step.shape, (along(channels.repeat_interleave(prod(kernel)), len(step.shape) - 2, step.shape),))
+
+
+@rule("col2im")
+def col2im(step: Step) -> Result:
+    """The positions of a patch are one channel again."""
+    value, kernel = step.args[0], step.args[2]
+    channels = channels_along(step, value, len(value.shape) - 2, "patches are summed over it")
+    if channels is None:
+        return Value(step.shape)
+    table = channels.view(-1, prod(kernel))
+    step.space.unite_(table, table[:, :1])
+    return Value(step.shape, (along(table[:, 0], len(step.shape) - 3, step.shape),))

@@ -1,0 +1,189 @@
+"""Recurrent layers in a graph: one operator a layer, over sequences of any length.
+
+``torch.export`` keeps an LSTM, a GRU or an Elman network as one operator, but infers its shapes by unrolling it, which
+fixes the length of the sequence. :func:`any_length` infers them without. A stack of layers is one operator too, whose
+layers share one width; :func:`by_layer_` splits it, so that each layer has a width of its own.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._C import DispatchKey
+
+from l0compress.graph.constants import is_written
+from l0compress.graph.network import op_name
+
+aten = torch.ops.aten
+
+# How many blocks of rows, one a gate, the weights of each operator have.
+NUM_GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_OPERATORS = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
+_KEYS = (DispatchKey.Autograd, DispatchKey.CompositeImplicitAutograd, DispatchKey.Meta)
+_KEEPS_ZEROS = ("to", "_to_copy", "contiguous", "clone", "alias", "detach", "float", "lift_fresh_copy")
+
+
+def is_recurrent(node: fx.Node) -> bool:
+    """Whether a node runs recurrent layers over padded sequences."""
+    return node.op == "call_function" and node.target in _OPERATORS
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Where the parameters of one direction of one layer lie in the list of all.
+
+    Attributes:
+        weight_ih, weight_hh: positions of the weights, whose rows are blocks of one a gate.
+        biases: positions of the two biases, or none.
+        weight_hr: position of the projection of an LSTM's output, None without one.
+    """
+
+    weight_ih: int
+    weight_hh: int
+    biases: tuple[int, ...]
+    weight_hr: int | None
+
+
+def directions(num_params: int, *, has_biases: bool, num_layers: int, bidirectional: bool) -> tuple[Direction, ...]:
+    """The parameters of every layer and direction, in PyTorch's order.
+
+    Raises:
+        ValueError: the list cannot be that of such layers.
+
+    Source: ``torch.nn.RNNBase``.
+
+    Examples:
+        >>> directions(10, has_biases=True, num_layers=1, bidirectional=True)[1]
+        Direction(weight_ih=5, weight_hh=6, biases=(7, 8), weight_hr=9)
+    """
+    count = num_layers * (2 if bidirectional else 1)
+    plain = 4 if has_biases else 2
+    if num_params not in (count * plain, count * (plain + 1)):
+        raise ValueError(f"{num_params} parameters are not those of {count} recurrent layers and directions")
+    each = num_params // count
+    return tuple(
+        Direction(
+            first, first + 1, (first + 2, first + 3) if has_biases else (), first + plain if each > plain else None
+        )
+        for first in range(0, num_params, each)
+    )
+
+
+@contextmanager
+def any_length() -> Iterator[None]:
+    """While it lasts, tracing infers the shapes of recurrent operators without unrolling them."""
+    before = {found: dict(found.py_kernels) for found in _OPERATORS}
+    try:
+        for found in _OPERATORS:
+            inferred: Callable[..., Any] = _lstm_shapes if found is aten.lstm.input else _shapes
+            _use_(found, {**before[found], **dict.fromkeys(_KEYS, inferred)})
+        yield
+    finally:
+        for found, kernels in before.items():
+            _use_(found, kernels)
+
+
+def _use_(found: Any, kernels: dict[Any, Any]) -> None:
+    found.py_kernels.clear()
+    found.py_kernels.update(kernels)
+    found._dispatch_cache.clear()
+
+
+def _shapes(x: Tensor, hx: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    bidirectional = rest[5]
+    out = x.new_empty((x.shape[0], x.shape[1], hx.shape[2] * (2 if bidirectional else 1)))
+    return out, torch.empty_like(hx)
+
+
+def _lstm_shapes(x: Tensor, hx: list[Tensor], *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return (*_shapes(x, hx[0], *rest), torch.empty_like(hx[1]))
+
+
+def by_layer_(module: fx.GraphModule) -> bool:
+    """Split stacks of recurrent layers into one node a layer, and let initial zeros follow their input.
+
+    Dropout between the layers becomes a node of its own.
+
+    Returns:
+        Whether anything was changed; the new nodes then still lack shapes.
+    """
+    found = [node for node in module.graph.nodes if is_recurrent(node)]
+    for node in found:
+        with module.graph.inserting_before(node):
+            results = _layers(node)
+        _replace_(node, results)
+    return bool(found)
+
+
+def _layers(node: fx.Node) -> tuple[fx.Node, list[list[fx.Node]]]:
+    """The layers of a node one after the other: the output, and each final state layer by layer."""
+    taken, states, params, has_biases, num_layers, dropout, train, bidirectional, batch_first = _arguments(node)
+    each, sides = len(params) // num_layers, 2 if bidirectional else 1
+    finals: list[list[fx.Node]] = [[] for _ in states]
+    for layer in range(num_layers):
+        if layer and dropout:
+            taken = _call(node, aten.dropout.default, taken, dropout, train)
+        initial = [_initial(node, state, layer * sides, sides) for state in states]
+        hx = initial if node.target is aten.lstm.input else initial[0]
+        own = list(params[layer * each : (layer + 1) * each])
+        made = _call(node, node.target, taken, hx, own, has_biases, 1, 0.0, train, bidirectional, batch_first)
+        taken = _call(node, operator.getitem, made, 0)
+        for number, final in enumerate(finals):
+            final.append(_call(node, operator.getitem, made, number + 1))
+    return taken, finals
+
+
+def _arguments(node: fx.Node) -> tuple[Any, ...]:
+    x, hx, *rest = node.args
+    return (x, list(hx) if isinstance(hx, (list, tuple)) else [hx], *rest)
+
+
+def _initial(node: fx.Node, state: fx.Node, first: int, count: int) -> fx.Node:
+    """A layer's part of an initial state; zeros are made anew, so that they belong to this layer alone."""
+    source = state
+    while op_name(source) in _KEEPS_ZEROS:
+        source = source.all_input_nodes[0]
+    if op_name(source) in ("zeros", "new_zeros") and not is_written(source):
+        sizes: Any = source.args[0 if op_name(source) == "zeros" else 1]
+        return _call(node, aten.new_zeros.default, node.args[0], [count, *sizes[1:]])
+    return _call(node, aten.slice.Tensor, state, 0, first, first + count)
+
+
+def _call(origin: fx.Node, target: Any, *args: Any) -> fx.Node:
+    made = origin.graph.call_function(target, args)
+    made.meta = {key: value for key, value in origin.meta.items() if key != "val"}
+    return made
+
+
+def _replace_(node: fx.Node, results: tuple[fx.Node, list[list[fx.Node]]]) -> None:
+    output, finals = results
+    for user in list(node.users):
+        number: Any = user.args[1]
+        if number == 0:
+            user.replace_all_uses_with(output)
+        else:
+            _replace_state_(user, finals[number - 1])
+        node.graph.erase_node(user)
+    node.graph.erase_node(node)
+
+
+def _replace_state_(state: fx.Node, layers: list[fx.Node]) -> None:
+    """Where one layer's final state is picked, it comes from that layer; else the layers are joined again."""
+    if len(layers) == 1:
+        state.replace_all_uses_with(layers[0])
+        return
+    count = state.meta["val"].shape[0]
+    sides = count // len(layers)
+    for user in [] if is_written(state) else list(state.users):
+        if op_name(user) == "select" and user.args[1] == 0 and isinstance(user.args[2], int):
+            layer, side = divmod(user.args[2] % count, sides)
+            user.args = (layers[layer], 0, side)
+    if state.users:
+        with state.graph.inserting_before(state):
+            state.replace_all_uses_with(_call(state, aten.cat.default, layers, 0))

@@ -1,0 +1,114 @@
+"""The table of rewrites, and the node that a rewrite is given.
+
+An operator that is missing in the table computes from the shapes of its operands alone, so a smaller operand is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.constants import constant_index
+from l0compress.graph.labels import concrete
+from l0compress.graph.network import GraphNetwork, op_name
+from l0compress.graph.surgery.keeps import Kept
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A node of the copy, beside what is kept of its results and of its operands.
+
+    Attributes:
+        node: the node to rewrite, in the copied graph.
+        results: what is kept of each tensor that it returns.
+        operands: what is kept of each tensor argument, by position (keyword tensors are not listed).
+        dense: the node as it is in the dense graph.
+        source: the dense graph.
+    """
+
+    network: GraphNetwork
+    node: fx.Node
+    results: tuple[Kept, ...]
+    operands: dict[int, Kept]
+    dense: fx.Node
+    source: CapturedGraph
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """The dense node's positional arguments with symbolic sizes as numbers."""
+        return tuple(map_aggregate(self.dense.args, _number))
+
+    def constant_index(self, argument: object, size: int) -> Tensor | None:
+        """Where an index argument of the dense node points, along a dimension of ``size``."""
+        found = constant_index(self.source.graph_module, argument)
+        return None if found is None else found % size
+
+    @property
+    def result(self) -> Kept:
+        return self.results[0]
+
+    def argument(self, position: int) -> Any:
+        """A positional argument of the node as it stands, nodes and symbolic sizes included."""
+        return self.node.args[position]
+
+    def constant(self, tensor: Tensor, purpose: str) -> fx.Node:
+        """A buffer of the small model, as a node in front of this one."""
+        name = f"{self.node.name}_{purpose}"
+        while name in self.network._buffers:
+            name += "_again"
+        self.network.register_buffer(name, tensor)
+        with self.network.graph.inserting_before(self.node):
+            return self.network.graph.get_attr(name)
+
+    def select(self, dim: int, wanted: Tensor, keep: Tensor) -> None:
+        """Become an index_select of ``wanted`` dense indices from the first operand, which holds ``keep``."""
+        index = self.constant(torch.searchsorted(keep, wanted), "index")
+        self.become(torch.ops.aten.index_select.default, self.node.args[0], dim, index)
+
+    def become(self, target: Any, *args: Any) -> None:
+        self.node.target, self.node.args, self.node.kwargs = target, args, {}
+
+
+def _number(argument: Any) -> Any:
+    if isinstance(argument, fx.Node) and not isinstance(argument.meta.get("val"), Tensor):
+        return concrete(argument.meta.get("val"))
+    return argument
+
+
+_REWRITES: dict[str, Callable[[Cut], None]] = {}
+
+
+def rewrites(*names: str) -> Callable[[Callable[[Cut], None]], Callable[[Cut], None]]:
+    """Register a rewrite for operators by name, without namespace and overload."""
+
+    def register(function: Callable[[Cut], None]) -> Callable[[Cut], None]:
+        for name in names:
+            _REWRITES[name] = function
+        return function
+
+    return register
+
+
+def known_rewrite(name: str) -> Callable[[Cut], None] | None:
+    """The rewrite of an operator, by the name that :func:`op_name` gives it."""
+    return _REWRITES.get(name)
+
+
+def set_rewrite(name: str, function: Callable[[Cut], None] | None) -> None:
+    """Register a rewrite, or drop the one that is there."""
+    _REWRITES.pop(name, None)
+    if function is not None:
+        _REWRITES[name] = function
+
+
+def rewrite_(cut: Cut) -> None:
+    """Adapt one node of the copied graph to its smaller operands."""
+    function = _REWRITES.get(op_name(cut.node))
+    if function is not None:
+        function(cut)

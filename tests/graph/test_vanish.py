@@ -1,0 +1,237 @@
+"""Whole branches go: a width may reach zero wherever the output still depends on the input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from networks import captured, changes, image, tokens, vector, worst_error
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from l0compress.errors import PlanError
+from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, shrink
+from l0compress.graph.network import op_name
+
+
+def emptied(graph: CapturedGraph, *names: str) -> KeepPlan:
+    """The plan that drops every move of the named groups."""
+    groups = find_groups(graph)
+    known = {f"{group.name} {group.kind}" for group in groups.groups}
+    assert set(names) <= known, known
+    return KeepPlan.from_kept(groups, {name: [] for name in names})
+
+
+def check_vanished(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
+    """Exact at several batch sizes, not a plan that does nothing, and as cheap as predicted."""
+    small = shrink(graph, plan)
+    assert worst_error(graph, plan) <= 1e-10
+    assert changes(graph, plan)
+    assert cost(small) == plan.cost
+    assert all(0 not in tensor.shape for tensor in small.state().values())
+    return small
+
+
+def names_of(graph: CapturedGraph) -> set[str]:
+    return set(graph.state())
+
+
+def operators(graph: CapturedGraph) -> list[str]:
+    return [op_name(node) for node in graph.nodes() if node.op == "call_function"]
+
+
+def residual_mlp(bias: bool) -> CapturedGraph:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.head(x + net.down(F.gelu(net.up(net.norm(x)))))
+
+    return captured(
+        forward,
+        vector(),
+        stem=nn.Linear(6, 8),
+        norm=nn.LayerNorm(8),
+        up=nn.Linear(8, 16),
+        down=nn.Linear(16, 8, bias=bias),
+        head=nn.Linear(8, 3),
+    )
+
+
+def test_of_a_residual_branch_the_last_bias_stays() -> None:
+    graph = residual_mlp(bias=True)
+    small = check_vanished(graph, emptied(graph, "up channels"))
+    assert names_of(small) == {"stem.weight", "stem.bias", "down.bias", "head.weight", "head.bias"}
+    assert operators(small) == ["linear", "view", "add", "linear"]
+
+
+def test_of_a_branch_without_bias_nothing_stays() -> None:
+    graph = residual_mlp(bias=False)
+    small = check_vanished(graph, emptied(graph, "up channels"))
+    assert names_of(small) == {"stem.weight", "stem.bias", "head.weight", "head.bias"}
+    assert operators(small) == ["linear", "linear"]
+
+
+def residual_block(inplace: bool) -> CapturedGraph:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        y = net.norm2(net.conv2(F.relu(net.norm1(net.conv1(x)), inplace)))
+        if inplace:
+            y += x
+        else:
+            y = y + x
+        return net.head(F.relu(y, inplace).mean((2, 3)))
+
+    return captured(
+        forward,
+        image(),
+        stem=nn.Conv2d(3, 8, 3),
+        conv1=nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        norm1=nn.BatchNorm2d(8),
+        conv2=nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        norm2=nn.BatchNorm2d(8),
+        head=nn.Linear(8, 3),
+    )
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_of_a_residual_block_the_batch_norm_of_nothing_stays(inplace: bool) -> None:
+    graph = residual_block(inplace)
+    small = check_vanished(graph, emptied(graph, "conv1 channels"))
+    assert not {name for name in names_of(small) if name.startswith(("conv1", "norm1", "conv2"))}
+    assert {"norm2.weight", "norm2.bias", "norm2.running_mean", "norm2.running_var"} <= names_of(small)
+
+
+def test_what_is_left_of_a_block_trains_as_one_constant_a_channel() -> None:
+    graph = residual_block(inplace=True)
+    small = shrink(graph, emptied(graph, "conv1 channels")).module().train()
+    mean = small.get_buffer("norm2.running_mean").clone()
+    small(image().double()).sum().backward()
+    assert float(small.get_parameter("norm2.bias").grad.abs().sum()) > 0
+    assert torch.equal(small.get_buffer("norm2.running_mean"), mean)
+
+
+def test_an_attention_loses_all_heads() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        q, k, v = (part.unflatten(-1, (2, 4)).transpose(1, 2) for part in net.qkv(net.norm(x)).chunk(3, -1))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return net.head(x + net.out(y))
+
+    graph = captured(
+        forward,
+        tokens(),
+        stem=nn.Linear(12, 8),
+        norm=nn.LayerNorm(8),
+        qkv=nn.Linear(8, 24),
+        out=nn.Linear(8, 8),
+        head=nn.Linear(8, 3),
+    )
+    groups = find_groups(graph)
+    (heads,) = (f"{group.name} {group.kind}" for group in groups.groups if group.kind == "blocks")
+    small = check_vanished(graph, emptied(graph, heads))
+    assert names_of(small) == {"stem.weight", "stem.bias", "out.bias", "head.weight", "head.bias"}
+
+
+def test_a_joined_branch_leaves_its_bias_as_channels() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        a, b = F.relu(net.a(x)), F.relu(net.b2(F.relu(net.b1(x))))
+        return net.head(torch.cat([a, b], 1).mean((2, 3)))
+
+    graph = captured(
+        forward,
+        image(),
+        a=nn.Conv2d(3, 4, 3),
+        b1=nn.Conv2d(3, 4, 1),
+        b2=nn.Conv2d(4, 5, 3),
+        head=nn.Linear(9, 3),
+    )
+    small = check_vanished(graph, emptied(graph, "b1 channels"))
+    assert "b2.bias" in names_of(small) and "b2.weight" not in names_of(small)
+
+
+def test_a_joined_part_goes_without_a_trace() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        return net.head(torch.cat([F.relu(net.a(x)), F.relu(net.b(x))], 1))
+
+    graph = captured(forward, vector(), a=nn.Linear(6, 4), b=nn.Linear(6, 5), head=nn.Linear(9, 3))
+    small = check_vanished(graph, emptied(graph, "b channels"))
+    assert "cat" not in operators(small)
+    assert names_of(small) == {"a.weight", "a.bias", "head.weight", "head.bias"}
+
+
+def test_a_squeeze_and_excitation_becomes_a_factor_a_channel() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        scale = torch.sigmoid(net.up(F.relu(net.down(x.mean((2, 3), keepdim=True)))))
+        return net.head((x * scale).mean((2, 3)))
+
+    graph = captured(
+        forward,
+        image(),
+        stem=nn.Conv2d(3, 8, 3),
+        down=nn.Conv2d(8, 4, 1),
+        up=nn.Conv2d(4, 8, 1),
+        head=nn.Linear(8, 3),
+    )
+    small = check_vanished(graph, emptied(graph, "down channels"))
+    assert "up.bias" in names_of(small) and "up.weight" not in names_of(small)
+
+
+def test_sizes_that_were_read_off_a_vanished_tensor_come_from_the_input() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        y = net.down(F.relu(net.up(x)))
+        return net.head(x.view(y.shape[0], 2, -1) + y.view(y.shape[0], 2, -1))
+
+    graph = captured(
+        forward, vector(), stem=nn.Linear(6, 8), up=nn.Linear(8, 5), down=nn.Linear(5, 8), head=nn.Linear(4, 3)
+    )
+    check_vanished(graph, emptied(graph, "up channels"))
+
+
+def test_windows_of_a_constant_are_expanded() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)  # (batch, 4, 8)
+        windows = x.view(-1, 2, 8)
+        y = net.down(F.relu(net.up(windows)))
+        return net.head(x + y.view(-1, 2, 2, 8).permute(0, 2, 1, 3).reshape(-1, 4, 8))
+
+    graph = captured(
+        forward,
+        tokens(length=4),
+        stem=nn.Linear(12, 8),
+        up=nn.Linear(8, 5),
+        down=nn.Linear(5, 8),
+        head=nn.Linear(8, 3),
+    )
+    check_vanished(graph, emptied(graph, "up channels"))
+
+
+def test_a_chain_keeps_one_channel_of_every_layer() -> None:
+    graph = captured(
+        lambda net, x: net.b(F.relu(net.a(x))),
+        vector(),
+        a=nn.Linear(6, 4),
+        b=nn.Linear(4, 3),
+    )
+    with pytest.raises(PlanError) as refusal:
+        emptied(graph, "a channels")
+    assert str(refusal.value) == (
+        "this plan would leave 'a_weight' without any channel, and the output would no longer depend on the input. "
+        "Nothing was changed. Keep at least one move of every group that cannot vanish."
+    )
+
+
+def test_of_two_ways_to_the_output_one_has_to_stay() -> None:
+    graph = captured(
+        lambda net, x: net.b(F.relu(net.a(x))) + net.d(F.relu(net.c(x))),
+        vector(),
+        a=nn.Linear(6, 4),
+        b=nn.Linear(4, 3),
+        c=nn.Linear(6, 5),
+        d=nn.Linear(5, 3),
+    )
+    check_vanished(graph, emptied(graph, "a channels"))
+    check_vanished(graph, emptied(graph, "c channels"))
+    with pytest.raises(PlanError, match="would no longer depend on the input"):
+        emptied(graph, "a channels", "c channels")
