@@ -24,10 +24,10 @@ example varied by channel, and a random plan that keeps half the moves of every 
 
 - **exact**: the shrunk model equals the masked dense one in float64 (at most 1e-10, relative to the largest output),
   equals a reference that shares no code with masks, reads and surgery (weights' dropped columns zero, dropped rows
-  filled with noise that nothing may read, or zero where attention multiplies them or a sum runs over them), has the predicted cost, and its ONNX file equals the masked model under ONNX
-  Runtime at batches 2, 1 and 5 (at most 1e-5, or five times what float32 itself does to the masked model in PyTorch,
-  where that is more). Where the dense model does not export to ONNX either, that last part is left out and the reason
-  is listed.
+  filled with noise that nothing may read, or zero where attention multiplies them or a sum runs over them), has the
+  predicted cost, and its ONNX file equals the masked model under ONNX Runtime at batches 2, 1 and 5 (at most 1e-5, or
+  five times what float32 itself does to the masked model in PyTorch, where that is more). Where the dense model does
+  not export to ONNX either, that last part is left out and the reason is listed.
 - **exact by masks alone**: means over channels that have lost some (layer norms written by hand) are no matter of
   weights, so that the reference without masks does not apply; the masked model still does.
 - **frozen**: nothing can be cut, with the reason. **not captured**: `torch.export` refuses the model.
