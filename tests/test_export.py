@@ -198,6 +198,23 @@ class TestOnnx:
         exported = export_onnx(shrink(graph, plan), tmp_path / "model.onnx", reference=masked(graph, plan))
         assert exported.equality.batch_sizes == (2, 1, 5)
 
+    def test_attention_within_windows(self, tmp_path):
+        class Windows(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.qkv, self.out = nn.Linear(12, 48), nn.Linear(16, 3)
+
+            def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+                q, k, v = self.qkv(tokens).view(-1, 2, 5, 3, 4, 4).permute(3, 0, 1, 4, 2, 5).unbind(0)
+                mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+                return self.out(mixed.transpose(2, 3).flatten(3))
+
+        torch.manual_seed(0)
+        graph = capture(Windows(), (torch.randn(2, 2, 5, 12),))
+        plan = KeepPlan.random(find_groups(graph), 0.5)
+        exported = export_onnx(shrink(graph, plan), tmp_path / "model.onnx", reference=masked(graph, plan))
+        assert exported.equality.batch_sizes == (2, 1, 5)
+
     def test_weights_beyond_the_limit_go_beside_the_file(self, tmp_path):
         graph = convnet_graph()
         exported = export_onnx(graph, tmp_path / "model.onnx", largest_file_bytes=100)

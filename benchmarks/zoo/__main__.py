@@ -23,6 +23,7 @@ from zoo.table import FAILURES, verdict_of, written
 REPOSITORY = Path(__file__).resolve().parents[2]
 CACHE = REPOSITORY / "build" / "zoo.jsonl"
 TABLE = REPOSITORY / "docs" / "zoo.md"
+SHOWN = ("prunable", "inner_prunable", "error64", "independent", "onnx")
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -54,7 +55,7 @@ def run_one(key: str, entry: Entry, arguments: argparse.Namespace) -> None:
         line = row.get("outcome") or row.get("reason") or row.get("stopped")
     else:
         row = run_worker("zoo.worker", entry.name, limits, "0" if arguments.no_onnx else "1")
-        numbers = " ".join(f"{k} {row[k]:.2g}" for k in ("prunable", "error64", "independent", "onnx") if k in row)
+        numbers = " ".join(f"{k} {row[k]:.2g}" for k in SHOWN if row.get(k) is not None)
         line = f"{verdict_of(row)}  {numbers}  {row.get('reason') or row.get('stopped') or row.get('onnx_error') or ''}"
     with CACHE.open("a") as cache:
         cache.write(json.dumps({"key": key, **row}) + "\n")

@@ -14,18 +14,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, fx
 
-from l0compress.graph import CapturedGraph, GraphNetwork
+from l0compress.graph import CapturedGraph, GraphNetwork, KeepPlan
 from l0compress.graph.network import op_name
 
 Keeps = Sequence[Tensor | None]
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _PRODUCTS = ("matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention", "einsum")
+_SUMS = ("sum", "mean", "linalg_vector_norm", "norm", "linalg_norm")
 _LOOSE = ("batch_norm", "add", "mul", "sub", "embedding", "layer_norm", "where", "sym_size")
 
 
-def silenced(graph: CapturedGraph, keeps: Mapping[str, Keeps]) -> GraphNetwork:
-    """``graph`` with dropped columns zeroed and dropped rows filled with noise."""
+def reads_sums(plan: KeepPlan) -> bool:
+    """Whether a sum, a mean or a norm over channels has dropped ones, which no choice of weights can silence."""
+    nodes = {node.name: node for node in plan.groups.graph.nodes()}
+    reads = (read for read in plan.groups.reads if op_name(nodes[read.node]) in _SUMS)
+    return any(bool(read.silenced(plan.alive).any()) for read in reads)
+
+
+def silenced(graph: CapturedGraph, keeps: Mapping[str, Keeps], *, noisy: bool) -> GraphNetwork:
+    """``graph`` with dropped columns zeroed, and dropped rows filled with noise (zero, too, where not ``noisy``)."""
     network = graph.module()
     readers, quiet = reading_dims(network), _meeting_activations(network)
     generator = torch.Generator().manual_seed(11)
@@ -35,7 +43,7 @@ def silenced(graph: CapturedGraph, keeps: Mapping[str, Keeps]) -> GraphNetwork:
     with torch.no_grad():
         for name, kept in keeps.items():
             if name in tensors and any(keep is not None for keep in kept):
-                zero_dims = None if name in quiet else readers.get(name)
+                zero_dims = readers.get(name) if noisy and name not in quiet else None
                 _overwrite_(tensors[name], kept, zero_dims, generator)
     return network
 

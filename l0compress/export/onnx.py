@@ -113,7 +113,9 @@ class FlatNetwork(nn.Module):
 def _lay_out_attention_(network: GraphNetwork) -> None:
     """Attention that is taken apart for ONNX leaves another memory layout behind, which may be no view of a shape."""
     for node in list(network.graph.nodes):
-        if op_name(node) in ("view", "reshape", "_unsafe_view") and _follows_attention(node.args[0]):
+        if op_name(node) == "scaled_dot_product_attention" and len(node.args) == 3 and "attn_mask" not in node.kwargs:
+            _fold_windows_(network.graph, node)
+        elif op_name(node) in ("view", "reshape", "_unsafe_view") and _follows_attention(node.args[0]):
             with network.graph.inserting_before(node):
                 copy = network.graph.call_function(
                     torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
@@ -122,8 +124,31 @@ def _lay_out_attention_(network: GraphNetwork) -> None:
     network.recompile()
 
 
+def _fold_windows_(graph: fx.Graph, attention: fx.Node) -> None:
+    """ONNX's attention takes four dimensions: of a fifth (windows, blocks) and the batch one is made."""
+    sources = [source for source in attention.args if isinstance(source, fx.Node)]
+    leading = {str(source.meta["val"].shape[:-3]) for source in sources}
+    if len(leading) != 1 or sources[0].meta["val"].dim() != 5:
+        return
+    aten = torch.ops.aten
+    with graph.inserting_before(attention):
+        folded = tuple(graph.call_function(aten.flatten.using_ints, (source, 0, 1)) for source in sources)
+        sizes = [graph.call_function(aten.sym_size.int, (sources[0], dim)) for dim in (0, 1)]
+    with graph.inserting_after(attention):
+        unfolded = graph.call_function(aten.unflatten.int, (attention, 0, sizes))
+    attention.replace_all_uses_with(unfolded, delete_user_cb=lambda user: user is not unfolded)
+    attention.args = folded
+
+
 def _follows_attention(node: Any) -> bool:
-    while isinstance(node, fx.Node) and op_name(node) in ("transpose", "permute", "contiguous", "clone", "to"):
+    while isinstance(node, fx.Node) and op_name(node) in (
+        "transpose",
+        "permute",
+        "contiguous",
+        "clone",
+        "to",
+        "unflatten",
+    ):
         node = node.args[0]
     return isinstance(node, fx.Node) and op_name(node) == "scaled_dot_product_attention"
 
