@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import torch.nn.functional as F
-from networks import grouped, image, reasons, tokens, vector
+from networks import captured, grouped, image, reasons, tokens, vector, worst_error
 from rulechecks import check
 from torch import Tensor, nn
+
+from l0compress.graph import KeepPlan, find_groups, shrink
 
 
 def between(s: nn.Module, x: Tensor) -> Tensor:
@@ -26,6 +29,24 @@ def test_a_norm_over_all_channels_freezes_them() -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "n": nn.GroupNorm(1, 8), "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(4, 4, 1)}
     groups = grouped(lambda s, x: s.c(F.gelu(between(s, x)[..., None, None])), image(), **layers)
     assert reasons(groups, "a.weight")[0] == (0, "group_norm", "group_norm mixes all of it")
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(8), nn.RMSNorm(8, eps=0.1), nn.RMSNorm(8, elementwise_affine=False)])
+def test_a_mean_of_squares_keeps_the_dense_count(tmp_path: Path, norm: nn.Module) -> None:
+    layers = {"a": nn.Linear(12, 8), "n": norm, "b": nn.Linear(8, 3)}
+    check(lambda s, x: s.b(s.n(s.a(x))), tokens(), {"a channels": 8, "a inputs": 12}, onnx=tmp_path, **layers)
+
+
+def test_what_was_cut_once_can_be_cut_again() -> None:
+    layers = {"a": nn.Linear(12, 8), "n": nn.RMSNorm(8, eps=0.1), "b": nn.Linear(8, 3)}
+    graph = captured(lambda s, x: s.b(s.n(s.a(x))), tokens(), **layers)
+    once = KeepPlan.from_kept(find_groups(graph), {"a channels": [0, 2, 3, 5, 7]})
+    small = shrink(graph, once)
+    again = KeepPlan.from_kept(find_groups(small), {"a channels": [1, 2]})
+    both = KeepPlan.from_kept(find_groups(graph), {"a channels": [2, 3]})
+    assert worst_error(small, again) <= 1e-10
+    (x,) = graph.example_args
+    assert torch.allclose(shrink(small, again).module()(x), shrink(graph, both).module()(x), rtol=1e-10)
 
 
 def test_norm_groups_joined_with_others() -> None:

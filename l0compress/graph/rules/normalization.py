@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from l0compress.graph.rules.registry import Result, Step, rule
+from l0compress.graph.space import ReadFact
 from l0compress.graph.values import Value, along, core, flattened, varying
 
 
@@ -51,7 +52,18 @@ def native_batch_norm(step: Step) -> Result:
     return (value, *(Value(shape) for shape in step.shapes[1:]))
 
 
-@rule("layer_norm", "rms_norm", "native_layer_norm")
+@rule("rms_norm")
+def rms_norm(step: Step) -> Result:
+    """A mean of squares does not see zeros, so channels are read, and surgery keeps the dense count."""
+    value, last = step.args[0], len(step.shape) - 1
+    plane = value.plane_along(last)
+    if len(step.args[1]) != 1 or plane is None or varying(plane) != {last}:
+        return layer_norm(step)
+    step.space.reads.append(ReadFact(step.node, 0, plane, None))
+    return channel_vector(step, value, step.get(2, "weight"), last)
+
+
+@rule("layer_norm", "native_layer_norm")
 def layer_norm(step: Step) -> Result:
     """The statistics run over the last dimensions: what they cover freezes, what lies outside passes."""
     value, size = step.args[0], step.args[1]

@@ -47,6 +47,25 @@ def mean(cut: Cut) -> None:
         cut.become(aten.mul.Tensor, smaller, share)
 
 
+@rewrites("rms_norm")
+def rms_norm(cut: Cut) -> None:
+    """The mean of squares still divides by how many channels the dense model had.
+
+    ``x / sqrt(s / dense + eps)`` is ``c * x / sqrt(s / live + eps * c**2)`` with ``c = sqrt(dense / live)``.
+    """
+    source = cut.operands[0]
+    if source.indices[-1] is None or len(cut.arguments[1]) != 1:
+        return
+    share = source.dense[-1] / source.shape[-1]
+    weight: Any = cut.argument(2) if len(cut.arguments) > 2 else None
+    given: Any = cut.arguments[3] if len(cut.arguments) > 3 else None
+    eps = torch.finfo(cut.dense.meta["val"].dtype).eps if given is None else given
+    arguments = (cut.argument(0), [source.shape[-1]], weight, eps * share)
+    with cut.network.graph.inserting_before(cut.node):
+        normal = cut.network.graph.call_function(aten.rms_norm.default, arguments)
+    cut.become(aten.mul.Tensor, normal, math.sqrt(share))
+
+
 @rewrites("linear")
 def linear(cut: Cut) -> None:
     """A weight that has dropped some of the model's raw inputs picks the rest."""
