@@ -65,13 +65,41 @@ def print_lines(lines: Iterable[str]) -> None:
         console.print(Text(line), soft_wrap=True)
 
 
-def print_columns(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str]) -> None:
-    """A plain table whose columns named in ``numbers`` are set flush right."""
+def print_listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[str]) -> None:
+    """Aligned columns without lines; those named in ``numbers`` are set flush right.
+
+    Where the terminal is too narrow for a row, its first cell gets a line of its own.
+    """
     console = output()
+    cells = [list(columns), *(list(row) for row in rows)]
+    lines = listing(cells, [column in numbers for column in columns], console.width if console.is_terminal else None)
     console.print(Text(title, style="bold"), soft_wrap=True)
-    rich_table = RichTable(header_style="bold")
-    for column in columns:
-        rich_table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
-    for row in rows:
-        rich_table.add_row(*(Text(cell) for cell in row))
-    console.print(rich_table)
+    for position, line in enumerate(lines):
+        console.print(Text(line, style="dim" if position == 0 else ""), soft_wrap=True)
+
+
+def listing(rows: Sequence[Sequence[str]], right: Sequence[bool], width: int | None) -> list[str]:
+    """Rows as lines of text in aligned columns, two lines a row where one would be longer than ``width``.
+
+    Examples:
+        >>> rows = [["name", "count"], ["a.rather.long.name", "12"], ["b", "3"]]
+        >>> print("\\n".join(listing(rows, [False, True], None)))
+          name                count
+          a.rather.long.name     12
+          b                       3
+        >>> print("\\n".join(listing(rows, [False, True], 20)))
+          name
+            count
+          a.rather.long.name
+               12
+          b
+                3
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(right))]
+    padded = [
+        [cell.rjust(size) if flush else cell.ljust(size) for cell, size, flush in zip(row, widths, right, strict=True)]
+        for row in rows
+    ]
+    if width is None or 2 * len(widths) + sum(widths) <= width:
+        return [("  " + "  ".join(row)).rstrip() for row in padded]
+    return [line.rstrip() for row in padded for line in ("  " + row[0], "    " + "  ".join(row[1:]))]

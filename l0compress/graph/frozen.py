@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Set
+from collections import defaultdict
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
+import torch
 from torch import fx, nn
 
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled
 from l0compress.graph.moves import Found
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.rules.registry import NO_RULE
 from l0compress.graph.values import flattened, varying
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -30,6 +34,7 @@ class Frozen:
         op: the operator that froze it.
         reason: why, for people.
         source: ``file.py:line`` of the user's code, empty where the capture does not know.
+        shape: of the whole parameter.
     """
 
     where: str
@@ -38,6 +43,56 @@ class Frozen:
     op: str
     reason: str
     source: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FrozenReason:
+    """All parameter dimensions that cannot be cut for one reason, by one operator, at one line of the user's code.
+
+    Attributes:
+        op, reason, source: as of :class:`Frozen`.
+        dims: how many dimensions of parameters.
+        params: how many elements they hold, those that lie on two of the dimensions counted once.
+    """
+
+    op: str
+    reason: str
+    source: str
+    dims: int
+    params: int
+
+    @property
+    def sentence(self) -> str:
+        """Operator and reason for people, each once; how to teach a rule is said elsewhere."""
+        if self.reason.startswith(NO_RULE):
+            return self.reason.partition(";")[0]
+        return self.reason if not self.op or self.op in self.reason else f"{self.op}: {self.reason}"
+
+
+def by_reason(places: Iterable[Frozen]) -> tuple[FrozenReason, ...]:
+    """Frozen places merged by reason, operator and line; those that hold most parameters first.
+
+    Examples:
+        >>> weight = Frozen("a.weight", 0, 4, "topk", "why", "m.py:3", (4, 5))
+        >>> by_reason([weight, Frozen("a.bias", 0, 4, "topk", "why", "m.py:3", (4,))])
+        (FrozenReason(op='topk', reason='why', source='m.py:3', dims=2, params=24),)
+    """
+    merged: defaultdict[tuple[str, str, str], list[Frozen]] = defaultdict(list)
+    for place in places:
+        merged[place.op, place.reason, place.source].append(place)
+    rows = [FrozenReason(*key, len(members), _elements(members)) for key, members in merged.items()]
+    return tuple(sorted(rows, key=lambda row: (-row.params, row.reason, row.source, row.op)))
+
+
+def _elements(places: list[Frozen]) -> int:
+    """Elements of parameters on at least one of the frozen dimensions: all but those free along every one."""
+    free: dict[str, list[int]] = {}
+    shapes = {place.where: place.shape for place in places}
+    for place in places:
+        sizes = free.setdefault(place.where, list(place.shape))
+        sizes[place.dim] -= place.channels
+    return sum(prod(shape) - prod(free[where]) for where, shape in shapes.items())
 
 
 def source_line(node: fx.Node) -> str:
@@ -54,10 +109,13 @@ def frozen_places(labelled: Labelled, components: Components, found: Found, refu
         if index not in refused:
             removable[list(removal.components)] = True
     dynamic = {c for index in refused for c in found.removals[index].components}
-    places = []
+    places: list[Frozen] = []
+    seen: set[int] = set()
     for name, value in labelled.parameters.items():
-        if not isinstance(attribute(labelled.graph.graph_module, name), nn.Parameter):
+        tensor = attribute(labelled.graph.graph_module, name)
+        if not isinstance(tensor, nn.Parameter) or id(tensor) in seen:  # tied ones count once
             continue
+        seen.add(id(tensor))
         kernel = _kernel_dims(labelled, name, len(value.shape))
         for plane in value.planes:
             (dim,) = varying(plane)
@@ -66,8 +124,21 @@ def frozen_places(labelled: Labelled, components: Components, found: Found, refu
             if dim in kernel or not len(stuck):
                 continue
             op, reason, source = _explain(labelled, components, found, dynamic, int(stuck[0]))
-            places.append(Frozen(name, dim, len(stuck), op, reason, source))
+            places.append(Frozen(name, dim, len(stuck), op, reason, source, value.shape))
     return tuple(places)
+
+
+def unknown_operators(labelled: Labelled) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Operators that froze something for want of a rule, as ``namespace::name``, and the lines that call them."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for fact in labelled.space.frozen:
+        if fact.reason.startswith(NO_RULE):
+            found[_full_name(fact.node)].add(source_line(fact.node))
+    return tuple((op, tuple(sorted(lines - {""}))) for op, lines in sorted(found.items()))
+
+
+def _full_name(node: fx.Node) -> str:
+    return node.target._schema.name if isinstance(node.target, torch._ops.OpOverload) else op_name(node)
 
 
 def _kernel_dims(labelled: Labelled, name: str, rank: int) -> frozenset[int]:

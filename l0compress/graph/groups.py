@@ -17,7 +17,7 @@ from l0compress.errors import NothingToPruneError, PlanError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.components import Components, solve
 from l0compress.graph.cost import UNITS, Cost, CostModel, cost_model
-from l0compress.graph.frozen import Frozen, frozen_places
+from l0compress.graph.frozen import Frozen, by_reason, frozen_places
 from l0compress.graph.labels import Labelled, label
 from l0compress.graph.moves import Lines, Removal, find_lines, find_moves
 from l0compress.graph.naming import Group, Move, named_groups
@@ -183,9 +183,16 @@ def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:
     return table
 
 
-def _nothing(frozen: tuple[Frozen, ...]) -> str:
-    reasons = "; ".join(f"{place.where} dim {place.dim}: {place.reason}" for place in frozen[:5])
+def _nothing(frozen: tuple[Frozen, ...], most: int = 5) -> str:
+    rows = by_reason(frozen)
+    reasons = [
+        f"{row.sentence} ({row.source + '; ' if row.source else ''}{row.dims} dimension{'s' if row.dims > 1 else ''}, "
+        f"{row.params:,} parameters)"
+        for row in rows[:most]
+    ]
+    more = [f"and {len(rows) - most} more"] if len(rows) > most else []
     return (
-        f"no channel of this model can be removed. Nothing was changed. Reasons: {reasons or 'it has no parameters'}. "
+        "no channel of this model can be removed. Nothing was changed. What stays whole, and why: "
+        f"{'; '.join(reasons + more) or 'it has no parameters'}. "
         "A model needs at least one layer between its input and its output whose width only other layers see."
     )

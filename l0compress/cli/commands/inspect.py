@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_columns, print_json, print_lines
+from l0compress.cli.render import print_json, print_lines, print_listing
 
 if TYPE_CHECKING:
-    from l0compress.pipeline.inspection import Inspection
+    from l0compress.pipeline.inspection import GroupRow, Inspection
 
 
 def inspect(
@@ -20,6 +20,7 @@ def inspect(
     ] = None,
     factory: options.Factory = None,
     trust_pickle: options.TrustPickle = False,
+    full: Annotated[bool, typer.Option("--full", help="One row a group: do not merge repeated layers.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List what can be removed from MODEL, and what cannot and why."""
@@ -31,55 +32,83 @@ def inspect(
         if as_json:
             print_json(found.to_json())
         else:
-            _print(found)
+            _print(found, full)
 
 
-def _print(inspection: Inspection) -> None:
-    cost, smallest = inspection.cost, inspection.smallest
-    print_columns(
-        inspection.model,
-        ("cost", "dense", "least possible", "share"),
-        [
-            (name, f"{dense:,}", f"{least:,}", f"{least / max(dense, 1):.4f}")
-            for name, dense, least in (
-                ("parameters", cost.params, smallest.params),
-                ("MACs a sample", cost.macs, smallest.macs),
-                ("bytes of weights", cost.size_bytes, smallest.size_bytes),
-            )
-        ],
-        numbers=("dense", "least possible", "share"),
-    )
-    print_columns(
-        f"{len(inspection.groups)} groups with {inspection.num_moves:,} moves: what can be removed",
-        ("group", "kind", "moves", "parameters", "MACs", "shortens"),
-        [
-            (
-                group.name,
-                group.kind,
-                f"{len(group.moves):,}",
-                f"{group.params:,}",
-                f"{group.macs:,}",
-                _some(group.where),
-            )
-            for group in inspection.groups
-        ],
-        numbers=("moves", "parameters", "MACs"),
-    )
+def _print(inspection: Inspection, full: bool) -> None:
+    _print_costs(inspection)
+    _print_groups(inspection, inspection.single_rows() if full else inspection.rows)
     if inspection.frozen:
-        print_columns(
-            "Frozen: what stays whole",
-            ("where", "dim", "channels", "operator", "reason", "source"),
-            [
-                (place.where, str(place.dim), f"{place.channels:,}", place.op, place.reason, place.source)
-                for place in inspection.frozen
-            ],
-            numbers=("dim", "channels"),
+        _print_frozen(inspection)
+    for operator, sources in inspection.unknown:
+        calls = f" ({', '.join(sources)})" if sources else ""
+        print_lines(
+            [f"No rule for operator {operator}{calls}.", f'  Teach one: l0compress.register_rule("{operator}", …)']
         )
+    print_lines(["Next: l0compress finetune MODEL --data DATA --target macs=0.5"])
+
+
+def _print_costs(inspection: Inspection) -> None:
+    dense, smallest = inspection.cost, inspection.smallest
+    rows = [
+        (name, f"{whole:,}", f"{least:,}", _percent(whole - least, whole))
+        for name, whole, least in (
+            ("parameters", dense.params, smallest.params),
+            ("MACs a sample", dense.macs, smallest.macs),
+            ("bytes of weights", dense.size_bytes, smallest.size_bytes),
+        )
+    ]
+    columns = ("cost", "dense", "smallest", "removable %")
+    print_listing(inspection.model, columns, rows, numbers=columns[1:])
+    print_lines([""])
+
+
+def _print_groups(inspection: Inspection, rows: tuple[GroupRow, ...]) -> None:
+    columns = ("group", "kind", "channels", "params", "%", "MACs", "%", "vanishes")
+    cells = [
+        (
+            row.name,
+            row.kind,
+            f"{row.groups:,} × {row.channels:,}" if row.groups > 1 else f"{row.channels:,}",
+            _count(row.params),
+            _percent(row.params, inspection.cost.params),
+            _count(row.macs),
+            _percent(row.macs, inspection.cost.macs),
+            "yes" if row.can_vanish else "no",
+        )
+        for row in rows
+    ]
+    many = len(inspection.groups)
+    title = f"{many:,} group{'s' if many > 1 else ''} with {inspection.num_moves:,} moves: what can be removed"
+    print_listing(title, columns, cells, numbers=("channels", "params", "%", "MACs"))
+    hint = [] if len(rows) == many else ["--full lists every group by itself."]
     print_lines(
-        ["One move at least stays in every group. Next: l0compress finetune MODEL --data DATA --target macs=0.5"]
+        ["A weight between two groups counts in both. Of a group that cannot vanish one move stays.", *hint, ""]
     )
 
 
-def _some(names: tuple[str, ...], most: int = 2) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _print_frozen(inspection: Inspection) -> None:
+    columns = ("reason", "source", "dims", "params", "%")
+    cells = [
+        (row.sentence, row.source, f"{row.dims:,}", _count(row.params), _percent(row.params, inspection.cost.params))
+        for row in inspection.reasons
+    ]
+    print_listing("Frozen: what stays whole, and why", columns, cells, numbers=columns[2:])
+    print_lines(["dims: dimensions of parameters; params: what lies on them, which others may still cut.", ""])
+
+
+def _count(number: int) -> str:
+    """Exact below a million.
+
+    Examples:
+        >>> _count(937_216), _count(40_551_040), _count(7_240_000_000)
+        ('937,216', '40.55 M', '7.24 G')
+    """
+    if number < 1_000_000:
+        return f"{number:,}"
+    unit, name = next((unit, name) for unit, name in ((10**12, "T"), (10**9, "G"), (10**6, "M")) if number >= unit)
+    return f"{number / unit:.2f} {name}"
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f}" if whole else "0.0"

@@ -39,6 +39,8 @@ REARRANGING = frozenset(
     }
 )
 
+NO_RULE = "no rule for"  # how the reason begins where an operator is unknown
+
 
 def one_or_many(values: tuple[Value, ...]) -> Result:
     """What a rule returns: the value itself for one tensor, a tuple for several."""
@@ -189,7 +191,7 @@ def apply_rule(step: Step) -> Result:
     if found is not None:
         return found(step)
     hint = "; l0compress.register_rule can teach one" if "::" in step.name else ""
-    return _frozen(step, f"no rule for {step.node.target}{hint}")
+    return _frozen(step, f"{NO_RULE} {step.node.target}{hint}")
 
 
 def _treats_rows_alike(node: fx.Node) -> bool:
