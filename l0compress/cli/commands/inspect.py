@@ -69,7 +69,7 @@ def _print_groups(inspection: Inspection, rows: tuple[GroupRow, ...]) -> None:
         (
             row.name,
             row.kind,
-            f"{row.groups:,} × {row.channels:,}" if row.groups > 1 else f"{row.channels:,}",
+            f"{row.groups:,} \u00d7 {row.channels:,}" if row.groups > 1 else f"{row.channels:,}",
             _count(row.params),
             _percent(row.params, inspection.cost.params),
             _count(row.macs),
@@ -83,7 +83,7 @@ def _print_groups(inspection: Inspection, rows: tuple[GroupRow, ...]) -> None:
     print_listing(title, columns, cells, numbers=("channels", "params", "%", "MACs"))
     hint = [] if len(rows) == many else ["--full lists every group by itself."]
     print_lines(
-        ["A weight between two groups counts in both. Of a group that cannot vanish one move stays.", *hint, ""]
+        ["A weight between two groups counts in both.", "Where a group cannot vanish, one move stays.", *hint, ""]
     )
 
 
@@ -94,7 +94,7 @@ def _print_frozen(inspection: Inspection) -> None:
         for row in inspection.reasons
     ]
     print_listing("Frozen: what stays whole, and why", columns, cells, numbers=columns[2:])
-    print_lines(["dims: dimensions of parameters; params: what lies on them, which others may still cut.", ""])
+    print_lines(["dims: of parameters. params: elements on them; another dim may still be cut.", ""])
 
 
 def _count(number: int) -> str:
@@ -111,4 +111,6 @@ def _count(number: int) -> str:
 
 
 def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}" if whole else "0.0"
+    """In percent; what is not all of it never reads 100."""
+    found = 100 * part / whole if whole else 0.0
+    return f"{min(found, 99.9) if part < whole else found:.1f}"
