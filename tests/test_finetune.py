@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split, StreamSplit
 from l0compress.errors import DataError, InputError, L0Error, NotEqualError, TargetError
+from l0compress.gates.reach import smallest_cost
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cost import cost
+from l0compress.graph.groups import find_groups
 from l0compress.graph.masked import masked
 from l0compress.training.course import drop_inputs, dropout, evaluate
 from l0compress.training.equality import check_equal
@@ -474,3 +476,34 @@ class TestInputDropout:
         batch = drop_inputs(Batch((image, tokens), {"features": flat}), 0.5)
         assert torch.equal(batch.args[0], image) and torch.equal(batch.args[1], tokens)
         assert (batch.kwargs["features"] == 0).any()
+
+
+class Residual(nn.Module):
+    """A stem, a branch of 16 hidden units with batch norm around it, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 6, bias=False)
+        self.norm, self.last = nn.BatchNorm1d(16), nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head(F.relu(x + self.last(self.down(F.relu(self.norm(self.up(x)))))))
+
+
+@pytest.mark.parametrize("method", [finetune, magnitude])
+def test_a_branch_that_the_budget_has_no_room_for_vanishes_and_what_is_left_of_it_trains(data: Data, method) -> None:
+    torch.manual_seed(0)
+    graph = capture(Residual(), (data.train.inputs[0][:2],))
+    groups = find_groups(graph)
+    target = smallest_cost(groups, "params")
+    settings = replace(QUICK, epochs=2)
+    result = method(graph, data, {"params": target}, settings=settings)
+    assert result.plan.kept()["up channels"] == []
+    assert cost(result.small).params == target
+    assert set(state_of(result.small)) == {
+        *("stem.weight", "stem.bias", "head.weight", "head.bias"),
+        *("last.weight", "last.bias", "last.running_mean", "last.running_var"),
+    } | {name for name in state_of(result.small) if "inputs" in name}
+    assert not torch.equal(state_of(result.small)["last.bias"], state_of(graph)["last.bias"])

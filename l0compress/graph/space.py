@@ -167,12 +167,8 @@ class LabelSpace:
         return True
 
     def disjoint(self, value: Value, node: fx.Node) -> Value:
-        """Planes that have come to share a dimension: two that make a grid there become one plane, others freeze."""
+        """Planes that have come to share a dimension cannot be told apart any more: all but one kind freeze."""
         planes = list(value.planes)
-        if len(planes) == 2 and not any(self.is_soft(plane) for plane in planes):
-            crossed = self._crossed(*planes)
-            if crossed is not None:
-                return Value(value.shape, (crossed,))
         clashing = [
             p for i, p in enumerate(planes) if any(varying(p) & varying(q) for j, q in enumerate(planes) if i != j)
         ]
@@ -183,24 +179,6 @@ class LabelSpace:
         for plane in losers:
             self.freeze_(plane, node, "two kinds of channel are folded into one dimension here")
         return Value(value.shape, tuple(p for p in planes if not any(p is loser for loser in losers)))
-
-    def _crossed(self, a: Tensor, b: Tensor) -> Tensor | None:
-        """Two planes along one dimension, each pair of labels once (heads and widths folded): one label a pair.
-
-        A label of ``a`` or ``b`` is alive exactly if any of its pairs is, and what is left are whole rows and columns.
-        """
-        if varying(a) != varying(b) or len(varying(a)) != 1:
-            return None
-        rows, row = torch.unique(flattened(a), return_inverse=True)
-        columns, column = torch.unique(flattened(b), return_inverse=True)
-        cell = row * len(columns) + column
-        if len(torch.unique(cell)) != len(rows) * len(columns) or len(cell) != len(rows) * len(columns):
-            return None
-        grid = self.fresh(len(cell)).view(len(rows), len(columns))
-        self.tie_any_(rows.view(-1, 1).expand_as(grid), grid)
-        self.tie_any_(columns.view(1, -1).expand_as(grid), grid)
-        (dim,) = varying(a)
-        return along(grid.reshape(-1)[cell], dim, tuple(a.shape))
 
 
 def _meeting(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> list[tuple[list[Tensor], list[Tensor]]]:

@@ -72,10 +72,9 @@ class Vanished:
     live: frozenset[str] | None = None
     obstacle: str | None = None
 
-    @property
-    def changed(self) -> frozenset[str]:
-        """Nodes that no rewrite for smaller operands is for."""
-        return self.hollow | self.constants
+    def goes_on(self, name: str) -> bool:
+        """Whether a node computes from what flows through the graph, as it did before."""
+        return name not in self.constants and (self.live is None or name in self.live)
 
 
 NOTHING = Vanished()

@@ -112,7 +112,7 @@ def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
 
 def test_the_reasons_for_the_others() -> None:
     assert reasons(find_groups(build("ECA")), "c.bias") == [(0, "conv1d", "a convolution slides over it")]
-    assert reasons(find_groups(build("CBAM")), "c.bias") == [(0, "mean", "mean is taken over it")]
+    assert reasons(find_groups(build("CBAM")), "c.bias") == [(0, "amax", "amax is taken over it")]
     assert reasons(find_groups(build("tied embeddings")), "emb.weight") == [
         (0, "embedding", "its rows are chosen by index at run time")
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from l0compress.errors import PlanError
-from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, shrink
+from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import export_pt2
+from l0compress.gates.reach import smallest_keep
+from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, masked, shrink
 from l0compress.graph.network import op_name
 
 
@@ -235,3 +239,48 @@ def test_of_two_ways_to_the_output_one_has_to_stay() -> None:
     check_vanished(graph, emptied(graph, "c channels"))
     with pytest.raises(PlanError, match="would no longer depend on the input"):
         emptied(graph, "a channels", "c channels")
+
+
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [(lambda: residual_mlp(bias=True), "up channels"), (lambda: residual_block(inplace=True), "conv1 channels")],
+)
+def test_onnx_runtime_computes_what_is_left(build: Any, name: str, tmp_path: Path) -> None:
+    graph = build().to(torch.float32)
+    plan = emptied(graph, name)
+    export_onnx(shrink(graph, plan), tmp_path / "small.onnx", reference=masked(graph, plan))
+
+
+def test_a_model_file_keeps_what_is_left(tmp_path: Path) -> None:
+    graph = residual_block(inplace=True)
+    plan = emptied(graph, "conv1 channels")
+    export_pt2(shrink(graph, plan), tmp_path / "small.pt2", reference=masked(graph, plan))
+
+
+def test_a_shrunk_model_can_be_taken_apart_again() -> None:
+    graph = residual_block(inplace=True)
+    small = shrink(graph, emptied(graph, "conv1 channels"))
+    groups = find_groups(small)
+    assert {group.name for group in groups.groups} == {"stem"}
+    assert worst_error(small, KeepPlan.random(groups, 0.5)) <= 1e-10
+
+
+def test_the_smallest_network_is_the_stem_alone() -> None:
+    groups = find_groups(residual_block(inplace=False))
+    keep = smallest_keep(groups, torch.arange(groups.num_moves).double())
+    kept = KeepPlan.from_keep(groups, keep).kept()
+    assert kept == {"stem channels": [7], "conv1 channels": []}
+
+
+def test_of_ways_that_cannot_all_go_the_worst_do() -> None:
+    graph = captured(
+        lambda net, x: net.b(F.relu(net.a(x))) + net.d(F.relu(net.c(x))),
+        vector(),
+        a=nn.Linear(6, 4),
+        b=nn.Linear(4, 3),
+        c=nn.Linear(6, 5),
+        d=nn.Linear(5, 3),
+    )
+    groups = find_groups(graph)
+    kept = KeepPlan.from_keep(groups, smallest_keep(groups, torch.arange(groups.num_moves).double())).kept()
+    assert kept == {"a channels": [], "a inputs": [], "c channels": [4], "c inputs": [5]}
