@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from l0compress.graph.network import Place
-from l0compress.graph.values import Shape, Value, along, as_matrix, core, flattened, lifted, varying
+from l0compress.graph.values import Shape, Value, as_matrix, core, flattened, lifted, varying
 
 FROZEN = 0  # the label of everything that belongs to no channel
 
