@@ -284,3 +284,26 @@ def test_of_ways_that_cannot_all_go_the_worst_do() -> None:
     groups = find_groups(graph)
     kept = KeepPlan.from_keep(groups, smallest_keep(groups, torch.arange(groups.num_moves).double())).kept()
     assert kept == {"a channels": [], "a inputs": [], "c channels": [4], "c inputs": [5]}
+
+
+def test_heads_with_layers_of_their_own_keep_widths_of_their_own() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        heads = [F.scaled_dot_product_attention(q(x), k(x), v(x)) for q, k, v in zip(net.q, net.k, net.v, strict=True)]
+        return net.head(x + net.out(torch.cat(heads, -1)))
+
+    graph = captured(
+        forward,
+        tokens(),
+        stem=nn.Linear(12, 8),
+        q=nn.ModuleList(nn.Linear(8, 4) for _ in range(3)),
+        k=nn.ModuleList(nn.Linear(8, 4) for _ in range(3)),
+        v=nn.ModuleList(nn.Linear(8, 4) for _ in range(3)),
+        out=nn.Linear(12, 8),
+        head=nn.Linear(8, 3),
+    )
+    groups = find_groups(graph)
+    values = {"v.0 channels": [1], "v.1 channels": [0, 2, 3], "v.2 channels": []}
+    small = check_vanished(graph, KeepPlan.from_kept(groups, {**values, "q.1 channels": [3]}))
+    assert tuple(small.state()["out.weight"].shape) == (8, 4)
+    assert not {name for name in names_of(small) if name.startswith(("q.2", "k.2", "v.2"))}
