@@ -9,7 +9,18 @@ from typing import Any
 Row = Mapping[str, Any]
 Rows = Mapping[str, Row]
 
-VERDICTS = ("exact", "frozen", "not captured", "wrong", "crash", "no export", "vacuous", "limit", "not run")
+VERDICTS = (
+    "exact",
+    "frozen",
+    "not captured",
+    "does not run",
+    "wrong",
+    "crash",
+    "no export",
+    "vacuous",
+    "limit",
+    "not run",
+)
 FAILURES = ("wrong", "crash", "no export")
 TOLERANCE_64 = 1e-10
 TOLERANCE_ONNX = 1e-5
@@ -30,7 +41,8 @@ example varied by channel, and a random plan that keeps half the moves of every 
   not export to ONNX either, that last part is left out and the reason is listed.
 - **exact by masks alone**: means over channels that have lost some (layer norms written by hand) are no matter of
   weights, so that the reference without masks does not apply; the masked model still does.
-- **frozen**: nothing can be cut, with the reason. **not captured**: `torch.export` refuses the model.
+- **frozen**: nothing can be cut, with the reason. **not captured**: `torch.export` refuses the model. **does not run**:
+  the model itself fails here, before anything else is tried (detectors need torchvision's compiled operators).
 - **no export**: the dense model exports, the shrunk one does not. **limit**: stopped by the time or memory limit.
 - *prunable* is the share of parameters that at least one move removes; *inner* the same without embedding tables and
   the layers whose rows are the model's output. *removed* is what this one plan took. *change* is how far the masked

@@ -194,9 +194,13 @@ def _told(error: BaseException) -> str:
 def examine(entry: Entry, report: Report, *, with_onnx: bool) -> None:
     torch.manual_seed(0)
     model, args, kwargs = report.timed("build", entry.build)
-    report.timed("randomise", randomise_, model, args, kwargs)
-    with torch.no_grad():
-        eager = floats(model(*args, **kwargs))
+    try:
+        report.timed("randomise", randomise_, model, args, kwargs)
+        with torch.no_grad():
+            eager = floats(model(*args, **kwargs))
+    except USER_CODE_ERRORS as error:
+        report.write(verdict="does not run", reason=_told(error))
+        return
     try:
         graph = report.timed("capture", lambda: capture(model, args, kwargs, dynamic=entry.dynamic))
     except CaptureError as error:

@@ -51,6 +51,7 @@ VECTOR_FORMS: dict[str, tuple[Form, int]] = {
     "roll over everything": (lambda h: h.roll(3), 8),
     "repeat": (lambda h: h.repeat(1, 2), 16),
     "repeat each": (lambda h: h.repeat_interleave(2, 1), 16),
+    "repeat each to a size": (lambda h: h.repeat_interleave(2, 1, output_size=16), 16),
     "tile": (lambda h: torch.tile(h, (1, 3)), 24),
     "chunks swapped": (lambda h: torch.cat(h.chunk(3, 1)[::-1], 1), 8),
     "split swapped": (lambda h: torch.cat(h.split([2, 5, 1], 1)[::-1], 1), 8),

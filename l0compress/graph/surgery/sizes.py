@@ -55,6 +55,12 @@ def expand(cut: Cut) -> None:
     cut.node.update_arg(1, _sizes(cut, list(cut.argument(1))))
 
 
+@rewrites("repeat_interleave")
+def repeat_interleave(cut: Cut) -> None:
+    """The size that it promises is the dense one; the operator finds the small one by itself."""
+    cut.node.kwargs = {key: value for key, value in cut.node.kwargs.items() if key != "output_size"}
+
+
 @rewrites("unflatten")
 def unflatten(cut: Cut) -> None:
     dim = cut.arguments[1] % len(cut.operands[0].dense)
