@@ -52,7 +52,9 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     torn = _torn(graph, kept, values)
     fate = plan.groups.fate_of(plan.alive)
     for node in graph.nodes():
-        if node.op == "call_function" and node.name in kept and node.name not in torn | fate.changed:
+        # What a rewrite puts beside a node that is about to go would stay behind.
+        needed = fate.live is None or node.name in fate.live
+        if node.op == "call_function" and needed and node.name in kept and node.name not in torn | fate.changed:
             behind = any(source.name in torn for source in node.all_input_nodes[:1])
             _rewrite_node_(node, copies, kept, network, graph, crossing(node, values) if behind else None)
     remove_vanished_(network, graph.nodes(), fate, kept)

@@ -30,16 +30,17 @@ def along_tokens(draw: st.DrawFn, at: Place) -> Step:
 
 def mlp(draw: st.DrawFn, at: Place) -> Step:
     """A residual branch, which may go as a whole; with a norm before it, or as a gated unit."""
-    inner, gated, normed = wide(draw), draw(st.booleans()), draw(st.booleans())
+    inner, gated, norm = wide(draw), draw(st.booleans()), draw(st.sampled_from(["none", "layer", "by hand"]))
     layers: dict[str, nn.Module | nn.Parameter] = {
         f"{at.name}u": nn.Linear(at.width, inner),
         f"{at.name}d": nn.Linear(inner, at.width, bias=draw(st.booleans())),
     }
     layers.update({f"{at.name}g": nn.Linear(at.width, inner)} if gated else {})
-    layers.update({f"{at.name}n": nn.LayerNorm(at.width)} if normed else {})
+    layers.update({f"{at.name}n": nn.LayerNorm(at.width)} if norm == "layer" else {})
 
     def forward(s: Any, past: list[Tensor]) -> Tensor:
-        x = getattr(s, f"{at.name}n")(past[-1]) if normed else past[-1]
+        x = getattr(s, f"{at.name}n")(past[-1]) if norm == "layer" else past[-1]
+        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1) if norm == "by hand" else x
         h = F.silu(getattr(s, f"{at.name}u")(x))
         h = h * getattr(s, f"{at.name}g")(x) if gated else h
         return past[-1] + getattr(s, f"{at.name}d")(h)

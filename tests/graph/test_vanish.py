@@ -71,6 +71,25 @@ def test_of_a_branch_without_bias_nothing_stays() -> None:
     assert operators(small) == ["linear", "linear"]
 
 
+def test_a_norm_by_means_goes_with_its_branch_though_surgery_would_have_scaled_it() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
+        return net.head(x + net.down(F.gelu(net.up(normed))))
+
+    graph = captured(
+        forward,
+        vector(),
+        stem=nn.Linear(6, 8),
+        up=nn.Linear(8, 5),
+        down=nn.Linear(5, 8, bias=False),
+        head=nn.Linear(8, 3),
+    )
+    groups = find_groups(graph)
+    plan = KeepPlan.from_kept(groups, {"up channels": [], "stem channels": [0, 3, 4]})
+    assert operators(check_vanished(graph, plan)) == ["linear", "linear"]
+
+
 def residual_block(inplace: bool) -> CapturedGraph:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
