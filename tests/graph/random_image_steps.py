@@ -98,9 +98,7 @@ def shuffle(draw: st.DrawFn, at: Place) -> Step:
 def einsum(draw: st.DrawFn, at: Place) -> Step:
     out = wide(draw)
     weight = nn.Parameter(torch.zeros(out, at.width))
-    return Step(
-        lambda s, past: torch.einsum("bchw,dc->bdhw", past[-1], getattr(s, at.name)), out, {at.name: weight}
-    )
+    return Step(lambda s, past: torch.einsum("bchw,dc->bdhw", past[-1], getattr(s, at.name)), out, {at.name: weight})
 
 
 def pool(draw: st.DrawFn, at: Place) -> Step:

@@ -104,7 +104,9 @@ def recurrent(draw: st.DrawFn, at: Place) -> Step:
 def pooled(draw: st.DrawFn, at: Place) -> Step:
     """What all positions have in common is added to each."""
     layer = nn.Linear(at.width, at.width, bias=draw(st.booleans()))
-    return Step(lambda s, past: past[-1] + getattr(s, at.name)(past[-1].mean(1, keepdim=True)), at.width, {at.name: layer})
+    return Step(
+        lambda s, past: past[-1] + getattr(s, at.name)(past[-1].mean(1, keepdim=True)), at.width, {at.name: layer}
+    )
 
 
 TOKEN_STEPS: dict[str, tuple[Maker, Callable[[Place], bool]]] = {
