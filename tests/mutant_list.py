@@ -27,8 +27,8 @@ INDEXING, NORMS, COST, PLAN = "test_rules_indexing.py", "test_rules_normalizatio
 RECURRENT, TRANSPOSED = "test_recurrent.py", "test_rules_convolution.py"
 
 RULES = (
-    Mutant("rules/constants.py", "size > 1]", "size > 1][:0]", (FORMS, "written or windows or diagonal or shaped")),
-    Mutant("rules/contraction.py", 'if step.name != "linear" or', "if", (GROUPS, "tied or inputs or twice")),
+    Mutant("rules/constants.py", "size > 1]", "size > 1][:0]", (GROUPS, "ones_follow")),
+    Mutant("rules/contraction.py", 'if step.name != "linear" or', "if", (FORMS, "whole_networks")),
     Mutant(
         "rules/contraction.py",
         "            step.space.tie_any_(survivors, plane)\n            outer",
@@ -40,7 +40,7 @@ RULES = (
         "rules/contraction.py",
         "candidates.append((not step.is_parameter(operand.arg)",
         "candidates.append((step.is_parameter(operand.arg)",
-        (GROUPS, ""),
+        (GROUPS, "rather_than"),
     ),
     Mutant(
         "rules/contraction.py", "small.repeat_interleave(times, -3)", "small.repeat(times, 1, 1)", (GROUPS, "share")
@@ -49,7 +49,7 @@ RULES = (
         "rules/contraction.py",
         'scores = Value(scores_shape, step.passed(scores, positions, "softmax is taken over it"))',
         "pass",
-        (FORMS, "inside_attention"),
+        (FORMS, "linear and attention"),
     ),
     Mutant(
         "rules/contraction.py",
@@ -166,7 +166,7 @@ RULES = (
     Mutant(
         "rules/normalization.py",
         "        table = channels.view(count, -1)\n        step.space.unite_(table, table[:, :1])\n",
-        "",
+        "        pass\n",
         (NORMS, "norm_group"),
     ),
     Mutant(
