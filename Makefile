@@ -6,15 +6,19 @@ STAMP := $(VENV)/.installed
 ZOO_STAMP := $(VENV)/.installed-zoo
 RIVAL_STAMP := $(VENV)/.installed-rival
 ZOO_OPTIONS ?= --jobs 2
+EXAMPLES ?= 2000
+SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
 	@echo "make test            lint, types, layers, tests and doctests"
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
+	@echo "make fuzz            2,000 random networks, shrunk and compared (EXAMPLES=, SEED=; about half an hour)"
+	@echo "make mutants         faults planted in rules and surgery, each of which a test has to notice (minutes)"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
@@ -53,6 +57,13 @@ format: $(STAMP)
 
 test: check
 	$(BIN)/python -m pytest
+
+fuzz: $(STAMP)
+	PYTHONPATH=.:tests:tests/graph:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/graph/fuzz.py \
+	    --examples $(EXAMPLES) --seed $(SEED)
+
+mutants: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -W ignore tests/mutants.py
 
 demo: $(STAMP)
 	rm -rf build/demo

@@ -36,8 +36,8 @@ def exposed_by(node: fx.Node) -> list[fx.Node]:
         aliases.extend(
             user for user in alias.users if user < node and shares(user) and user.all_input_nodes[0] is alias
         )
-    same = _original(written)
-    seen = any(user > node for alias in aliases if _original(alias) is not same for user in alias.users)
+    same = original(written)
+    seen = any(user > node for alias in aliases if original(alias) is not same for user in alias.users)
     return aliases if seen else []
 
 
@@ -48,7 +48,7 @@ def base_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def _original(node: fx.Node) -> fx.Node:
+def original(node: fx.Node) -> fx.Node:
     """In-place operators return the very tensor that they write."""
     while writes(node):
         node = node.all_input_nodes[0]
@@ -68,3 +68,15 @@ def shares(node: fx.Node) -> bool:
     schema = getattr(node.target, "_schema", None)
     aliasing = schema is not None and any(argument.alias_info is not None for argument in schema.arguments)
     return aliasing or node.target is operator.getitem
+
+
+def written_after(node: fx.Node) -> bool:
+    """Whether the memory of a tensor is written in place later on."""
+    base = base_of(node)
+    return any(other > node and written_base(other) is base for other in node.graph.nodes)
+
+
+def written_base(node: fx.Node) -> fx.Node | None:
+    """The tensor whose memory a node writes in place, None if it writes nothing."""
+    written = node.args[0] if node.args else None
+    return base_of(written) if writes(node) and isinstance(written, fx.Node) else None

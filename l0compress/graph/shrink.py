@@ -52,6 +52,7 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     torn = _torn(graph, kept, values)
     fate = plan.groups.fate_of(plan.alive)
     for node in graph.nodes():
+        # What a rewrite puts beside a node that is about to go would stay behind.
         if node.op == "call_function" and node.name in kept and node.name not in torn and fate.goes_on(node.name):
             behind = any(source.name in torn for source in node.all_input_nodes[:1])
             _rewrite_node_(node, copies, kept, network, graph, crossing(node, values) if behind else None)

@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.moves import Lines
+from l0compress.graph.mutation import original, written_after, written_base
 from l0compress.graph.network import op_name
 from l0compress.graph.rules.registry import is_pointwise
 
@@ -120,7 +121,10 @@ class _Walk:
         elif node.op == "call_function":
             gone = [source for source in node.all_input_nodes if source.name in self.hollow]
             fixed = [source for source in node.all_input_nodes if source.name in self.constants]
-            if not carries_tensor(node):
+            base = written_base(node)
+            if base is not None and base.name in self.constants and original(node) is not base:
+                self.obstacle = f"{node.name!r} writes in place through a view"
+            elif not carries_tensor(node):
                 if gone or fixed:  # a size of it, which is read off the model's inputs instead
                     self.needs[node] = []
             elif gone:
@@ -192,10 +196,16 @@ class _Walk:
     def _live(self) -> frozenset[str]:
         nodes = list(self.labelled.graph.nodes())
         live = {node for node in nodes if node.op == "output"}
-        for node in reversed(nodes):
-            if node in live:
-                live.update(self._sources(node))
-        return frozenset(node.name for node in live)
+        # What is written through one view may be read through another, so that no user tells of it.
+        writers = {node: base for node in nodes if (base := written_base(node)) is not None}
+        while True:
+            for node in reversed(nodes):
+                if node in live:
+                    live.update(self._sources(node))
+            more = {node for node, base in writers.items() if base in live and node.name not in self.hollow} - live
+            if not more:
+                return frozenset(node.name for node in live)
+            live |= more
 
 
 def carries_tensor(node: fx.Node) -> bool:
@@ -248,8 +258,8 @@ def _kept_operand(node: fx.Node, zeros: set[str]) -> fx.Node | None:
         kept = right if op_name(node) == "add" and not node.kwargs else None
     else:
         return None
-    if kept is None or kept.op == "get_attr":
-        return None
+    if kept is None or kept.op == "get_attr" or written_after(kept) or written_after(node):
+        return None  # what is one tensor from now on must not be written as one of two
     mine, sum_of = kept.meta["val"], node.meta["val"]
     return kept if shape_of(mine) == shape_of(sum_of) and mine.dtype == sum_of.dtype else None
 

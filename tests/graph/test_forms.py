@@ -73,6 +73,10 @@ VECTOR_FORMS: dict[str, tuple[Form, int]] = {
     "chosen where": (lambda h: torch.where(h > 0, h, torch.zeros(1, dtype=h.dtype)), 8),
     "gated linear unit": (lambda h: F.glu(h, 1), 4),
     "softmax": (lambda h: h.softmax(1), 8),
+    "attention of channels": (
+        lambda h: F.scaled_dot_product_attention(*[h.unsqueeze(2)] * 3).squeeze(2),
+        8,
+    ),
     "sorted": (lambda h: h.sort(1)[0], 8),
     "written slice": (lambda h: overwritten(h, (slice(None), slice(4))), 8),
     "written strided slice": (lambda h: overwritten(h, (slice(None), slice(None, None, 2))), 8),

@@ -267,6 +267,16 @@ def test_a_frozen_place_says_which_line_of_the_model_is_the_reason() -> None:
     assert place.source == f"test_groups.py:{Normed.forward.__code__.co_firstlineno + 2}"
 
 
+def test_a_weight_is_what_reads_rather_than_the_activation() -> None:
+    groups = grouped(lambda s, x: s.b(s.a(x)), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert [(read.parameter, read.arg) for read in groups.reads] == [("a.weight", 1), ("b.weight", 1)]
+
+
+def test_ones_follow_the_channels_that_they_meet() -> None:
+    groups = grouped(lambda s, x: s.b(s.a(x) * x.new_ones(8)), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert table(groups) == {"a channels": 8, "a inputs": 6}
+
+
 def test_the_model_s_output_stays() -> None:
     groups = grouped(lambda s, x: s.b(s.a(x)), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
     assert reasons(groups, "b.weight") == [(0, "linear", "it is part of the model's output")]

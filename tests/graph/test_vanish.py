@@ -75,6 +75,81 @@ def test_of_a_branch_without_bias_nothing_stays() -> None:
     assert operators(small) == ["linear", "linear"]
 
 
+def test_a_norm_by_means_goes_with_its_branch_though_surgery_would_have_scaled_it() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
+        return net.head(x + net.down(F.gelu(net.up(normed))))
+
+    graph = captured(
+        forward,
+        vector(),
+        stem=nn.Linear(6, 8),
+        up=nn.Linear(8, 5),
+        down=nn.Linear(5, 8, bias=False),
+        head=nn.Linear(8, 3),
+    )
+    groups = find_groups(graph)
+    plan = KeepPlan.from_kept(groups, {"up channels": [], "stem channels": [0, 3, 4]})
+    assert operators(check_vanished(graph, plan)) == ["linear", "linear"]
+
+
+def overwritten(x: Tensor) -> Tensor:
+    """Written through a view, and looked at as a whole afterwards."""
+    y = x.clone()
+    y.narrow(-1, 1, 2).copy_(torch.tanh(x.narrow(-1, 0, 2)))
+    return y
+
+
+def written_before(net: Any, x: Tensor) -> Tensor:
+    x = overwritten(net.stem(x))
+    return net.head(x + net.down(F.gelu(net.up(x))))
+
+
+def written_after(net: Any, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    return net.head(overwritten(x + net.down(F.gelu(net.up(x)))))
+
+
+def sum_written(net: Any, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    y = x + net.down(F.gelu(net.up(x)))
+    return net.head(y.relu_() - x)
+
+
+def kept_written(net: Any, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    y = x + net.down(F.gelu(net.up(x)))
+    return net.head(x.relu_() - y)
+
+
+@pytest.mark.parametrize("forward", [written_before, written_after, sum_written, kept_written])
+def test_what_is_written_in_place_beside_a_branch_that_goes_is_still_written(forward: Any) -> None:
+    graph = captured(
+        forward,
+        vector(),
+        stem=nn.Linear(6, 8),
+        up=nn.Linear(8, 5),
+        down=nn.Linear(5, 8, bias=False),
+        head=nn.Linear(8, 3),
+    )
+    check_vanished(graph, emptied(graph, "up channels"))
+
+
+def test_a_branch_that_is_written_through_a_view_stays() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        y = net.down(F.gelu(net.up(x)))
+        y.narrow(-1, 1, 2).copy_(torch.tanh(x.narrow(-1, 0, 2)))
+        return net.head(x + y)
+
+    graph = captured(
+        forward, vector(), stem=nn.Linear(6, 8), up=nn.Linear(8, 5), down=nn.Linear(5, 8), head=nn.Linear(8, 3)
+    )
+    with pytest.raises(PlanError, match="'copy_' writes in place through a view"):
+        emptied(graph, "up channels")
+
+
 def residual_block(inplace: bool) -> CapturedGraph:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)

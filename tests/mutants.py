@@ -1,0 +1,111 @@
+"""Plant faults, one at a time, in a copy of the package, and see a test fail: ``make mutants``.
+
+``--only TEXT`` plants those alone whose file or new text contains TEXT. The exit status is 1 if a mutant survives, if
+its text is not found exactly once, or if its tests fail without it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from mutant_list import MUTANTS, Mutant
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSED, FAILED, WRONG_PACKAGE = 50, 51, 99  # pytest's own statuses, moved away from that of a crash
+SECONDS = 600  # a fault may make a loop endless
+
+
+def copied(to: Path) -> Path:
+    """A copy of the package and of its tests."""
+    shutil.copy(ROOT / "pyproject.toml", to)
+    for folder in ("l0compress", "tests", "benchmarks"):
+        shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    return to
+
+
+def outcome(copy: Path, files: Sequence[str], which: str = "") -> int | None:
+    """What pytest says in the copy, in a process of its own; None if it did not come to an end."""
+    process = get_context("fork").Process(target=run_tests, args=(copy, files, which))
+    process.start()
+    process.join(SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return None
+    return process.exitcode
+
+
+def run_tests(copy: Path, files: Sequence[str], which: str) -> None:
+    """Run pytest on the package of the copy, silently, and exit with its status."""
+    silence = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(silence, stream)
+    os.chdir(copy)
+    sys.path.insert(0, str(copy))
+    package = importlib.import_module("l0compress.errors")
+    if copy not in Path(str(package.__file__)).resolve().parents:
+        os._exit(WRONG_PACKAGE)
+    command = ["-x", "-q", "-p", "no:cacheprovider", *(f"tests/graph/{file}" for file in files)]
+    os._exit(PASSED + int(pytest.main([*command, *(["-k", which] if which else [])])))
+
+
+def warm_up() -> None:
+    """Load what every test needs except the package itself, so that each process starts in a moment."""
+    torch.set_num_threads(1)
+    for name in ("scipy.sparse.csgraph", "sympy", "onnx"):
+        importlib.import_module(name)
+    torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),))
+
+
+def verdict(copy: Path, mutant: Mutant) -> str:
+    file = copy / "l0compress" / "graph" / mutant.file
+    source = file.read_text()
+    if source.count(mutant.old) != 1:
+        return f"ERROR: the text occurs {source.count(mutant.old)} times"
+    file.write_text(source.replace(mutant.old, mutant.new))
+    try:
+        compile(file.read_text(), str(file), "exec")
+        code = outcome(copy, mutant.tests[:1], mutant.tests[1])
+    except SyntaxError as error:
+        return f"ERROR: {error}"
+    finally:
+        file.write_text(source)
+    if code in (FAILED, None):
+        return "killed"
+    return "SURVIVED" if code == PASSED else f"ERROR: pytest ended with {code}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", default="")
+    chosen = [mutant for mutant in MUTANTS if parser.parse_args().only in f"{mutant.file} {mutant.new}"]
+    started, verdicts = time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        copy = copied(Path(folder).resolve())
+        warm_up()
+        for mutant in chosen:
+            verdicts.append(verdict(copy, mutant))
+            first = " ".join(mutant.old.split())[:70]
+            print(f"{time.monotonic() - started:5.0f} s  {verdicts[-1]:10} {mutant.file:24} {first}", flush=True)
+        code = outcome(copy, sorted({mutant.tests[0] for mutant in chosen}))
+        if code != PASSED:
+            verdicts.append("ERROR: the tests fail without a fault")
+            print(f"{verdicts[-1]}\n{(copy / 'output.txt').read_text()[-3000:]}")
+    killed = verdicts.count("killed")
+    print(f"\n{killed} of {len(chosen)} killed in {time.monotonic() - started:.0f} s")
+    return 0 if killed == len(verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
