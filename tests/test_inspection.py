@@ -12,6 +12,8 @@ from torch import nn
 
 from l0compress.cli.render import listing
 from l0compress.graph.groups import Group
+from l0compress.loading import ModelSource
+from l0compress.pipeline.inspection import inspect
 from l0compress.pipeline.repeats import repeated
 
 TEXT = """
@@ -22,11 +24,49 @@ TEXT = """
 
 2 groups with 14 moves: what can be removed
   group  kind      channels  params     %  MACs      %  vanishes
+  0      channels         6      72  96.0    66  100.0  no
+  0      inputs           8      48  64.0    48   72.7  no
+A weight between two groups counts in both.
+Where a group cannot vanish, one move stays.
+
+Frozen: what stays whole, and why
+  reason                                    source  dims  params     %
+  linear: it is part of the model's output             2      21  28.0
+dims: of parameters. params: elements on them; another dim may still be cut.
+
+Next: l0compress finetune MODEL --data DATA --target macs=0.5
 """
 
 
 def test_the_text_of_a_small_model(mlp_pt2: Path) -> None:
-    assert TEXT in run_cli("inspect", mlp_pt2).stdout
+    assert run_cli("inspect", mlp_pt2).stdout.strip() == f"{mlp_pt2}{TEXT}".strip()
+
+
+@torch.library.custom_op("l0tests::folded", mutates_args=())
+def folded(x: torch.Tensor) -> torch.Tensor:
+    return x + x.flip(-1)
+
+
+folded.register_fake(torch.empty_like)
+
+
+class WithFolded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(torch.relu(self.b(folded(self.a(x)))))
+
+
+def test_an_operator_from_elsewhere_is_named_with_its_line(tmp_path: Path) -> None:
+    save_pt2(WithFolded(), (torch.zeros(2, 4),), tmp_path / "folded.pt2")
+    found = inspect(ModelSource(tmp_path / "folded.pt2"))
+    ((operator, lines),) = found.unknown
+    assert operator == "l0tests::folded"
+    assert [line.rpartition(":")[0] for line in lines] == ["test_inspection.py"]
+    blamed = {(place.where, place.dim) for place in found.frozen if "no rule" in place.reason}
+    assert blamed == {("a.weight", 0), ("a.bias", 0)}
 
 
 def test_shares_follow_from_parameter_shapes(mlp_pt2: Path) -> None:
