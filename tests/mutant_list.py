@@ -86,15 +86,15 @@ RULES = (
         "rules/convolution.py",
         "prod(x.shape) // x.shape[channel_dim])",
         "prod(step.shape) // step.shape[channel_dim])",
-        (TRANSPOSED, "every_input"),
+        (TRANSPOSED, "plain"),
     ),
     Mutant(
         "rules/elementwise.py",
         "return step.space.merge(halves, step.shape, step.node)",
         "return halves[0]",
-        ("test_rules_elementwise.py", "same_channels"),
+        ("test_rules_spatial.py", "gated"),
     ),
-    Mutant("rules/elementwise.py", "start=i * half", "start=0", ("test_rules_elementwise.py", "same_channels")),
+    Mutant("rules/elementwise.py", "start=i * half", "start=0", ("test_rules_spatial.py", "gated")),
     Mutant(
         "rules/elementwise.py",
         "step.space.merge(step.tensors(), step.shape, step.node)",
