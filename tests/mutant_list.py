@@ -148,7 +148,7 @@ RULES = (
         "rules/joining.py",
         "return compressed(torch.cat(pieces, dim)",
         "return compressed(torch.cat(pieces[::-1], dim)",
-        (GROUPS, "concatenation"),
+        (SHRINK, "concatenation"),
     ),
     Mutant("rules/movement.py", "        step.space.tie_any_(part, whole)\n", "        pass\n", (FORMS, "outer")),
     Mutant(
@@ -161,7 +161,7 @@ RULES = (
         "rules/normalization.py",
         "        step.space.unite_(table, table[:, :1])\n    return table[:, 0]",
         "        pass\n    return table[:, 0]",
-        (NORMS, ""),
+        (TRANSPOSED, "linear_layer_makes"),
     ),
     Mutant(
         "rules/normalization.py",
@@ -185,7 +185,7 @@ RULES = (
         "rules/recurrent.py",
         "        step.space.unite_(labels, labels[:, :1])\n    return labels[:, 0]",
         "        pass\n    return labels[:, 0]",
-        (RECURRENT, ""),
+        (RECURRENT, "linear_layer_makes"),
     ),
     Mutant(
         "rules/recurrent.py",
