@@ -253,7 +253,7 @@ WHOLE = (
         "components.py",
         "return np.unique(grid[:, stray]).tolist() if stray.any() else []",
         "return []",
-        (GROUPS, "heads or grouped"),
+        (SHRINK, ""),
     ),
     Mutant("islands.py", "torch.equal(positions.index_select(dim, order), moved)", "True", (GROUPS, "shuffle")),
     Mutant("islands.py", "        inside -= leaking\n", "        return set()\n", (GROUPS, "shuffle")),
@@ -266,13 +266,13 @@ WHOLE = (
         "    return True",
         (VANISH, ""),
     ),
-    Mutant("reads.py", "moves = torch.where(ends, padding, moves)", "pass", (PLAN, "")),
+    Mutant("reads.py", "moves = torch.where(ends, padding, moves)", "pass", (GROUPS, "needs_no_gate")),
     Mutant(
         "reads.py", "silent = (~alive[self.components] & needed)", "silent = (~alive[self.components])", (SHRINK, "")
     ),
-    Mutant("reads.py", "refused.add(index)", "pass", (FORMS, "inside_attention")),
+    Mutant("reads.py", "refused.add(index)", "pass", (SHRINK, "folded")),
     Mutant("cost.py", "self.coefficients * owned", "self.coefficients", (VANISH, "")),
-    Mutant("cost.py", "if id(tensor) in seen or", "if", (COST, "expected or plan or tied")),
+    Mutant("cost.py", "if id(tensor) in seen or", "if", (FORMS, "whole_networks")),
     Mutant("cost.py", "(query[-1] + value[-1])", "(2 * query[-1])", (COST, "attention")),
     Mutant("space.py", "                self.unite_(mine[0], theirs[0])\n", "", (GROUPS, "residual or rotary")),
     Mutant(
