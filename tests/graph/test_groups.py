@@ -287,6 +287,13 @@ def test_a_weight_is_what_reads_rather_than_the_activation() -> None:
     assert [(read.parameter, read.arg) for read in groups.reads] == [("a.weight", 1), ("b.weight", 1)]
 
 
+def test_only_a_linear_layer_picks_features_of_the_input() -> None:
+    groups = grouped(
+        lambda s, x: s.b(torch.tanh(x @ s.w)), vector(), w=nn.Parameter(torch.zeros(6, 8)), b=nn.Linear(8, 3)
+    )
+    assert table(groups) == {"w channels": 8}
+
+
 def test_ones_follow_the_channels_that_they_meet() -> None:
     groups = grouped(lambda s, x: s.b(s.a(x) * x.new_ones(8)), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
     assert table(groups) == {"a channels": 8, "a inputs": 6}

@@ -119,7 +119,12 @@ def kept_written(net: Any, x: Tensor) -> Tensor:
     return net.head(x.relu_() - y)
 
 
-@pytest.mark.parametrize("forward", [written_before, written_after, sum_written, kept_written])
+def taken_away(net: Any, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    return net.head(net.down(F.gelu(net.up(x))) - x)
+
+
+@pytest.mark.parametrize("forward", [written_before, written_after, sum_written, kept_written, taken_away])
 def test_what_is_written_in_place_beside_a_branch_that_goes_is_still_written(forward: Any) -> None:
     graph = captured(
         forward,
