@@ -352,8 +352,13 @@ SURGERY = (
         (FORMS, "linear and unflattened"),
     ),
     Mutant("surgery/sizes.py", "cut.become(aten.squeeze.dims, cut.node.args[0], dims)", "pass", (FORMS, "")),
-    Mutant("surgery/vanished.py", "if op_name(node) in DROPOUTS:", "if False:", (VANISH, "")),
-    Mutant("surgery/vanished.py", "            self._normalize_(node, copy)\n", "            pass\n", (VANISH, "")),
+    Mutant("surgery/vanished.py", "if op_name(node) in DROPOUTS:", "if False:", (VANISH, "dropout_of")),
+    Mutant(
+        "surgery/vanished.py",
+        "            self._normalize_(node, copy)\n",
+        "            pass\n",
+        (VANISH, "dropout_of"),
+    ),
     Mutant(
         "surgery/vanished.py",
         "copy.replace_input_with(self.copies[source.name], self._expanded(source, copy))",

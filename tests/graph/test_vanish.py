@@ -151,6 +151,20 @@ def test_a_branch_that_is_written_through_a_view_stays() -> None:
         emptied(graph, "up channels")
 
 
+def test_dropout_of_what_is_left_of_a_branch_is_left_out() -> None:
+    graph = captured(
+        lambda net, x: net.head(net.stem(x) + net.drop(net.down(F.gelu(net.up(net.stem(x)))))),
+        vector(),
+        stem=nn.Linear(6, 8),
+        up=nn.Linear(8, 5),
+        down=nn.Linear(5, 8),
+        drop=nn.Dropout(0.5),
+        head=nn.Linear(8, 3),
+    )
+    small = shrink(graph, emptied(graph, "up channels")).module()
+    assert torch.equal(small.train()(vector().double()), small.eval()(vector().double()))
+
+
 def residual_block(inplace: bool) -> CapturedGraph:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
