@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ class Step:
 
     function: Callable[[Any, list[Tensor]], Tensor]
     width: int
-    layers: dict[str, nn.Module | nn.Parameter]
+    layers: Mapping[str, nn.Module | nn.Parameter]
     kind: str = "first"
 
 

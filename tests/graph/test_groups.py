@@ -191,6 +191,21 @@ def test_a_shuffle_that_also_moves_positions_stays_a_rectangle() -> None:
     assert table(grouped(shuffled, image(), a=conv(3, 8), b=conv(8, 4))) == {"a blocks": 2, "a width": 4}
 
 
+def test_one_shuffle_that_stays_a_rectangle_does_not_bind_another() -> None:
+    def shuffled(s: nn.Module, x: Tensor) -> Tensor:
+        h = s.a(x)
+        h = s.b(h.view(-1, 2, 4, 8, 8).transpose(1, 2).reshape(h.shape))
+        return s.c(h.view(-1, 2, 4, 8, 8).permute(0, 2, 1, 4, 3).reshape(h.shape))
+
+    groups = grouped(shuffled, image(), a=conv(3, 8), b=conv(8, 8), c=conv(8, 4))
+    assert table(groups) == {"a channels": 8, "b blocks": 2, "b width": 4}
+
+
+def test_what_dies_with_its_reader_needs_no_gate_there() -> None:
+    groups = grouped(lambda s, x: s.b(s.d(s.a(x))), image(), a=conv(3, 8), d=conv(8, 8, 3, 8), b=conv(8, 4))
+    assert [read.parameter for read in groups.reads] == ["b.weight"]
+
+
 def test_a_gate_written_by_hand_unites_the_halves() -> None:
     def gated(s: nn.Module, x: Tensor) -> Tensor:
         value, gate = s.a(x).chunk(2, -1)
@@ -270,6 +285,13 @@ def test_a_frozen_place_says_which_line_of_the_model_is_the_reason() -> None:
 def test_a_weight_is_what_reads_rather_than_the_activation() -> None:
     groups = grouped(lambda s, x: s.b(s.a(x)), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
     assert [(read.parameter, read.arg) for read in groups.reads] == [("a.weight", 1), ("b.weight", 1)]
+
+
+def test_only_a_linear_layer_picks_features_of_the_input() -> None:
+    groups = grouped(
+        lambda s, x: s.b(torch.tanh(x @ s.w)), vector(), w=nn.Parameter(torch.zeros(6, 8)), b=nn.Linear(8, 3)
+    )
+    assert table(groups) == {"w channels": 8}
 
 
 def test_ones_follow_the_channels_that_they_meet() -> None:

@@ -10,7 +10,7 @@ import models
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, reasons, table
+from networks import Net, captured, reasons, table, vector, worst_error
 from proofs import assert_exact, assert_exports, assert_gateable, graph_of, prunable_share
 from torch import Tensor, nn
 from torch.export import Dim
@@ -275,3 +275,17 @@ def test_onnx_has_no_projections_from_a_given_state(tmp_path: Path) -> None:
     with pytest.raises(SurgeryError, match="LSTM with projections that starts from a given state"):
         export_onnx(graph, tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_sequence_that_a_linear_layer_makes_loses_whole_features() -> None:
+    """Its features vary over steps too, but the layer runs along those."""
+    graph = captured(
+        lambda s, x: s.h(s.r(torch.tanh(s.a(x)).unflatten(1, (5, 4)))[0].mean(1)),
+        vector(),
+        a=nn.Linear(6, 20),
+        r=nn.GRU(4, 3, batch_first=True),
+        h=nn.Linear(3, 3),
+    )
+    groups = find_groups(graph)
+    assert table(groups) == {"a width": 4, "a inputs": 6, "r channels": 3}
+    assert worst_error(graph, KeepPlan.random(groups, 0.5, 1)) <= 1e-10

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import image
+from networks import image, vector
 from rulechecks import check
 from torch import Tensor, nn
 
@@ -70,3 +70,15 @@ def test_the_columns_that_read_the_input_stay() -> None:
 )
 def test_every_input_meets_every_weight_of_its_row_once(layer: nn.Module, macs: int) -> None:
     assert cost(capture(layer, (image(),))).macs == macs
+
+
+def test_an_image_that_a_linear_layer_makes_loses_whole_channels() -> None:
+    """Its channels vary over positions too, but a convolution slides over those."""
+    check(
+        lambda s, x: s.h(F.gelu(s.c(F.gelu(s.a(x)).unflatten(1, (4, 3, 3)))).flatten(2).mean(2)),
+        vector(),
+        {"a blocks": 4, "a inputs": 6, "c channels": 5},
+        a=nn.Linear(6, 36),
+        c=nn.Conv2d(4, 5, 2),
+        h=nn.Linear(5, 3),
+    )

@@ -123,7 +123,12 @@ def kept_written(net: Any, x: Tensor) -> Tensor:
     return net.head(x.relu_() - y)
 
 
-@pytest.mark.parametrize("forward", [written_before, written_after, sum_written, kept_written])
+def taken_away(net: Any, x: Tensor) -> Tensor:
+    x = net.stem(x)
+    return net.head(net.down(F.gelu(net.up(x))) - x)
+
+
+@pytest.mark.parametrize("forward", [written_before, written_after, sum_written, kept_written, taken_away])
 def test_what_is_written_in_place_beside_a_branch_that_goes_is_still_written(forward: Any) -> None:
     graph = captured(
         forward,
@@ -148,6 +153,20 @@ def test_a_branch_that_is_written_through_a_view_stays() -> None:
     )
     with pytest.raises(PlanError, match="'copy_' writes in place through a view"):
         emptied(graph, "up channels")
+
+
+def test_dropout_of_what_is_left_of_a_branch_is_left_out() -> None:
+    graph = captured(
+        lambda net, x: net.head(net.stem(x) + net.drop(net.down(F.gelu(net.up(net.stem(x)))))),
+        vector(),
+        stem=nn.Linear(6, 8),
+        up=nn.Linear(8, 5),
+        down=nn.Linear(5, 8),
+        drop=nn.Dropout(0.5),
+        head=nn.Linear(8, 3),
+    )
+    small = shrink(graph, emptied(graph, "up channels")).module()
+    assert torch.equal(small.train()(vector().double()), small.eval()(vector().double()))
 
 
 def residual_block(inplace: bool) -> CapturedGraph:
