@@ -32,9 +32,9 @@ def run_batch(family: str, number: int, count: int, tally: Tally, *, smallest: b
 
     try:
         look()
-    except BaseException as failure:
-        if isinstance(failure, KeyboardInterrupt):
-            raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as failure:  # whatever a network provokes is a finding, a failed assertion as well as a crash
         return "".join(traceback.format_exception(failure))
     return None
 
