@@ -32,9 +32,9 @@ def run_batch(family: str, number: int, count: int, tally: Tally, *, smallest: b
 
     try:
         look()
-    except KeyboardInterrupt:
-        raise
-    except BaseException as failure:  # whatever a network provokes is a finding, a failed assertion as well as a crash
+    except BaseException as failure:  # hypothesis may raise a group of failures, which is no Exception
+        if isinstance(failure, KeyboardInterrupt):
+            raise
         return "".join(traceback.format_exception(failure))
     return None
 
