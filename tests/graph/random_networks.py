@@ -138,7 +138,7 @@ def check_plan(plan: KeepPlan, tally: Tally) -> CapturedGraph:
     tally.plans += 1
     tally.moves += len(plan.keep)
     tally.cut += int((~plan.keep).sum())
-    tally.vanished += bool(plan.groups.fate_of(plan.alive).changed)
+    tally.vanished += bool(plan.groups.fate_of(plan.alive).hollow)
     return small
 
 
