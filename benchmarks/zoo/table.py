@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -156,6 +157,7 @@ def _frozen(row: Row) -> str:
 
 
 def _flat(text: str) -> str:
+    text = re.sub(r"/\S*?/site-packages/", "", text)  # the page is not about the machine that wrote it
     return " ".join(text.replace("|", "/").split())[:300]
 
 
