@@ -51,11 +51,16 @@ class Files(Protocol):
         """One file."""
         ...
 
+    def close(self) -> None:
+        """Let go of what is open."""
+        ...
+
 
 class Archive:
     """The members of a zip file. Use :meth:`from_bytes`, or :func:`open_files`."""
 
     def __init__(self, stream: BinaryIO, size: int, *, limit_bytes: int) -> None:
+        self._stream = stream
         try:
             self._zip = zipfile.ZipFile(stream)
             members = self._zip.infolist()
@@ -85,6 +90,10 @@ class Archive:
     def names(self) -> tuple[str, ...]:
         """Names of the members."""
         return tuple(self._members)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
 
     def read(self, name: str) -> bytes:
         """One member.
@@ -125,6 +134,9 @@ class Folder:
     def names(self) -> tuple[str, ...]:
         """Names of the files, below the folder."""
         return tuple(self._found)
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
     def read(self, name: str) -> bytes:
         """One file.

@@ -25,7 +25,20 @@ Array = NDArray[Any]
 
 ESCAPE = 255
 FLOAT_STORAGES = ("float32", "float16", "bfloat16", "int8")
-DTYPES = ("float32", "float64", "float16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32", "uint64", "bool")
+DTYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "uint16",
+    "uint32",
+    "uint64",
+    "bool",
+)
 VALUES, GAPS, SCALE = "values.npy", "gaps.npy", "scale.npy"
 
 
@@ -182,7 +195,7 @@ def bits_at_least(size: int, nonzeros: int, value_bits: int) -> float:
 
     Example:
         >>> round(bits_at_least(1000, 20, 32))
-        776
+        781
     """
     density = nonzeros / size if size else 0.0
     entropy = -sum(p * np.log2(p) for p in (density, 1 - density) if p > 0)
@@ -262,5 +275,3 @@ def _bytes_of(data: bytes, shape: tuple[int, ...] | None, dtype: type) -> Array:
     if found != shape or found_dtype != dtype or fortran or left != prod(found) * np.dtype(dtype).itemsize:
         raise FormatError(f"holds {found_dtype} {found} in {left} bytes, expected {np.dtype(dtype)} {shape}")
     return np.frombuffer(data, dtype, offset=stream.tell()).reshape(found)
-
-

@@ -65,8 +65,8 @@ def with_initializers(model: bytes, tensors: Mapping[str, Array]) -> bytes:
     """The model with tensors added to its initializers.
 
     Example:
-        >>> with_initializers(b"", {"w": np.zeros(1, np.uint8)}).hex()
-        '3a0c2a0a08011002420177 4a0100'.replace(' ', '')
+        >>> with_initializers(b"", {"w": np.zeros(2, np.uint8)})
+        b':\\r*\\x0b\\x08\\x02\\x10\\x02B\\x01wJ\\x02\\x00\\x00'
     """
     added = b"".join(_field(5, _tensor(name, array)) for name, array in tensors.items())
     return model + _field(7, added) if tensors else model
