@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from l0compress.errors import InputError
+from l0compress.runtime.engines.numba_engine import NumbaEngine
 from l0compress.runtime.engines.scipy_engine import ScipyEngine
 from l0compress.runtime.layers import Layer
 
@@ -44,7 +45,7 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: tuple[Engine, ...] = (ScipyEngine(),)
+ENGINES: tuple[Engine, ...] = (ScipyEngine(), NumbaEngine())
 
 
 def find(names: Sequence[str] | None = None) -> tuple[Engine, ...]:
