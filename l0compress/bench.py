@@ -20,11 +20,13 @@ from torch import nn
 
 from l0compress.calls import Call, resized
 from l0compress.errors import InputError, RunError
+from l0compress.export.bundled import BundleSession, is_bundle
 from l0compress.export.files import size_on_disk
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import load_pt2
 
+Session: TypeAlias = OnnxSession | BundleSession
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 
 BATCH_SIZES = (1, 8, 64)
@@ -148,7 +150,7 @@ def bench(
     return BenchReport(threads, tuple(timings), sizes)
 
 
-def _opened(candidate: Candidate, threads: int) -> OnnxSession | CapturedGraph | Callable[..., Any]:
+def _opened(candidate: Candidate, threads: int) -> Session | CapturedGraph | Callable[..., Any]:
     if not isinstance(candidate, str | Path):
         return candidate
     path = Path(candidate)
@@ -156,7 +158,9 @@ def _opened(candidate: Candidate, threads: int) -> OnnxSession | CapturedGraph |
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":
         return capture(load_pt2(path))
-    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file. Nothing was run.")
+    if is_bundle(path):
+        return BundleSession(path, threads=threads)
+    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle. Nothing was run.")
 
 
 def _call_of(sources: Sequence[Any]) -> Call:
@@ -166,13 +170,13 @@ def _call_of(sources: Sequence[Any]) -> Call:
         if isinstance(source, CapturedGraph):
             return Call(source.example_args, source.example_kwargs)
     for source in sources:
-        if isinstance(source, OnnxSession):
+        if isinstance(source, OnnxSession | BundleSession):
             return source.example_call()
     raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
 
 
-def _runner(candidate: OnnxSession | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
-    if isinstance(candidate, OnnxSession):
+def _runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
+    if isinstance(candidate, OnnxSession | BundleSession):
         candidate(*call.args, **call.kwargs)
         return candidate.bound(call)
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate

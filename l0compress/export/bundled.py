@@ -18,6 +18,9 @@ from l0compress.runtime.manifest import MANIFEST
 
 SUFFIX = ".l0c"
 
+# Relative to the largest output. Weights that are rounded for storage cannot agree more closely than that.
+TOLERANCES = {"float32": None, "float16": 5e-3, "bfloat16": 4e-2, "int8": 5e-2}
+
 
 def is_bundle(path: Path) -> bool:
     """Whether a path is meant as a bundle: a file by its suffix, a folder by its manifest."""
@@ -51,6 +54,11 @@ class BundleSession:
             )
             for port in self.bundle.inputs
         )
+
+    @property
+    def tolerance(self) -> float | None:
+        """What :func:`l0compress.verify.verify` may allow: more than usual where weights are rounded for storage."""
+        return TOLERANCES.get(self.bundle.manifest.about.get("storage", "float32"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Run the model; outputs by name.

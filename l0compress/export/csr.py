@@ -44,9 +44,6 @@ from l0compress.verify import Model, verify
 
 BATCH_SIZES = (1, 8, 64)
 
-# Relative to the largest output. Values that are rounded for storage cannot agree more closely than that.
-TOLERANCES = {"float32": None, "float16": 5e-3, "bfloat16": 4e-2, "int8": 5e-2}
-
 
 @dataclass(frozen=True)
 class CsrSettings:
@@ -160,8 +157,8 @@ def export_csr(
         manifest = without_unused(replace(manifest, whys=_whys(manifest, found.reasons), about=_about(settings)))
         staging.write_bytes(bundle_bytes(manifest, members.files))
         session = BundleSession(staging, threads=settings.threads)
-        tolerance = TOLERANCES[settings.storage] if tolerance is None else tolerance
-        equality = verify(session, reference or graph, inputs=calls, tolerance=tolerance)
+        allowed = session.tolerance if tolerance is None else tolerance
+        equality = verify(session, reference or graph, inputs=calls, tolerance=allowed)
         size_bytes = size_on_disk(staging)
     return ExportedBundle(destination, size_bytes, equality, manifest, onnx_bytes)
 

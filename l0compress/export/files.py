@@ -69,12 +69,14 @@ def staged(destination: Path) -> Iterator[Path]:
 
 
 def size_on_disk(path: Path) -> int:
-    """Size of an artifact in bytes, with the external data file beside it if there is one.
+    """Size of an artifact in bytes, with the external data file beside it if there is one, or of all files of a folder.
 
     Example:
         >>> path = Path(tempfile.mkdtemp(), "model.onnx")
         >>> path.write_bytes(b"12345"), size_on_disk(path)
         (5, 5)
     """
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     data = path.with_name(path.name + ".data")
     return path.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from l0compress.errors import InputError, RunError
 from l0compress.runtime.archive import Files, FormatError, open_files
 from l0compress.runtime.engines import find
-from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Port, Step, parse
+from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Port, Step
 from l0compress.runtime.parts import Parts
+from l0compress.runtime.reading import parse
 from l0compress.runtime.stages import Stage, run_stages, stages_of
 from l0compress.runtime.tuning import best_plan
 

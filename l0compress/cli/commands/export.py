@@ -3,33 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_lines
+from l0compress.cli.render import print_json, print_lines, print_table
+
+if TYPE_CHECKING:
+    from l0compress.export.csr import ExportedBundle
 
 
 def export(
     run: Annotated[
         Path | None, typer.Argument(metavar="[RUN]", help="A run folder.", show_default="the newest under ./runs")
     ] = None,
-    format: Annotated[Literal["onnx", "pt2"], typer.Option(help="The kind of artifact.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "csr", "pt2"],
+        typer.Option(help="The kind of artifact; csr is a bundle with sparse layers that runs without torch."),
+    ] = "onnx",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="The file to write.", show_default="RUN/model.<format>"),
     ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"],
+        typer.Option(help="For csr: how weights are stored; int8 for sparse layers, with one scale an output."),
+    ] = "float32",
+    batch: Annotated[
+        str, typer.Option(metavar="N,N,...", help="For csr: the batch sizes that layers are timed at.")
+    ] = "1,8,64",
+    threads: Annotated[int, typer.Option(min=1, help="For csr: the threads that layers are timed with.")] = 2,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the small model of RUN as an artifact, if it equals the run's masked dense model."""
     with options.exit_codes():
+        batch_sizes = options.batch_sizes(batch)
+        from l0compress.export.csr import CsrSettings, ExportedBundle
         from l0compress.pipeline.exporting import export_run
 
-        exported = export_run(run, format=format, path=output)
+        settings = CsrSettings(storage=dtype, threads=threads)
+        exported = export_run(run, format=format, path=output, batch_sizes=batch_sizes, settings=settings)
         if as_json:
             print_json(exported.to_json())
             return
+        if isinstance(exported, ExportedBundle):
+            _print_layers(exported)
         equality = exported.equality
         print_lines(
             [
@@ -38,3 +57,10 @@ def export(
                 f"wrote {exported.path} ({exported.size_bytes:,} bytes)",
             ]
         )
+
+
+def _print_layers(exported: ExportedBundle) -> None:
+    from l0compress.report import bundle_table
+
+    print_table(bundle_table(exported.manifest))
+    print_lines([f"the same model as an ONNX file: {exported.onnx_bytes:,} bytes"])

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from l0compress.cli.render import print_error
-from l0compress.errors import L0Error
+from l0compress.errors import InputError, L0Error
 
 INTERRUPTED = 130
 
@@ -21,7 +21,7 @@ ModelPath = Annotated[
         help="A .pt2 file of torch.export.save, or weights (.pt, .pth, .th, .safetensors) with --factory.",
     ),
 ]
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx or a .pt2 file of l0compress export.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx, .pt2 or .l0c file of l0compress export.")]
 Factory = Annotated[
     str | None,
     typer.Option(metavar="PKG.MOD:FN", help="Builds the module that the weights belong to; called without arguments."),
@@ -53,3 +53,11 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """The batch sizes in ``1,8,64``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
+    return tuple(int(part) for part in parts)
