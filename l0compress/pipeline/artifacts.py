@@ -31,7 +31,7 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
     if is_bundle(path) and path.exists():
         return BundleSession(path, threads=threads)
     if path.suffix not in SUFFIXES:
-        raise RunError(f"Cannot read artifact {str(path)!r}: an artifact is a file {' or '.join(SUFFIXES)}.")
+        raise RunError(f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.")
     if not path.is_file():
         raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
     return OnnxSession(path, threads=threads) if path.suffix == ".onnx" else captured_pt2(path).module()
