@@ -127,9 +127,9 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"nonzeros": 5}, "expected uint8"),
+            ({"nonzeros": 5}, "not uint8"),
             ({"shape": (20, 2)}, "beyond the 40 elements"),
-            ({"storage": "float16"}, "expected uint8"),
+            ({"storage": "float16"}, "not uint8"),
             ({"nonzeros": None}, "expected"),
             ({"storage": "int8", "scale_axis": 0}, "expected"),
         ],

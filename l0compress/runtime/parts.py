@@ -67,6 +67,9 @@ class Parts:
             FormatError: its tensors do not make such a layer.
         """
         step = self.manifest.layers[name]
+        shape = self.manifest.tensors[step.weight].shape
+        if len(shape) < 2 or shape[2:] != step.kernel:
+            raise FormatError(f"layers.{name} has a weight of shape {shape} for a kernel of {step.kernel}")
         try:
             return _layer_of(step, self._stored(step.weight), self._bias(step))
         except InputError as error:
@@ -107,8 +110,6 @@ class Parts:
 
     def _stored(self, tensor: str) -> Stored:
         spec = self.manifest.tensors[tensor]
-        if len(spec.shape) < 2:
-            raise FormatError(f"tensors.{tensor} of shape {spec.shape} is no weight of a layer")
         rows, columns = spec.shape[0], prod(spec.shape[1:])
         if max(rows, columns) >= 2**31:
             raise FormatError(f"tensors.{tensor} of shape {spec.shape} is too large for a layer")

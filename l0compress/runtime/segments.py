@@ -67,8 +67,9 @@ def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *
     # Between two segments other kernels run, which threads that go on spinning would slow down.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
+        # Without the fallback, which prints before it tries the same again.
         session = onnxruntime.InferenceSession(
-            with_initializers(graph, tensors), options, providers=["CPUExecutionProvider"]
+            with_initializers(graph, tensors), options, providers=["CPUExecutionProvider"], enable_fallback=0
         )
     except _ERRORS as error:
         raise FormatError(f"cannot be loaded by ONNX Runtime: {first_line(error)}") from error
