@@ -99,7 +99,8 @@ class NumbaConv:
         work = self._layer.weight.nnz * len(x) * prod(size) // 40
         threads = min(self._threads, 1 + work // WORTH_A_THREAD)
         plan = self._plan(x.shape[2:], -(-threads // max(len(x), 1)))
-        run_parts([partial(self._run, plan, x, part, y) for part in self._parts(plan, len(x), threads)])
+        parts = [partial(self._run, plan, x, part, y) for part in self._parts(plan, len(x), threads)]
+        run_parts(parts, threads=threads)
         return y
 
     def _parts(self, plan: Plan, images: int, threads: int) -> list[Any]:
@@ -115,12 +116,10 @@ class NumbaConv:
     def _run(self, plan: Plan, x: Array, part: Any, y: Array) -> None:
         packed, sums = scratch(plan.packed, plan.sums)
         if plan.window is None:
-            flat = (*x.shape[:2], -1), (*y.shape[:2], -1)
-            self._kernels.pointwise(plan.weights, x.reshape(flat[0]), part, plan.span, sums, y.reshape(flat[1]))
+            images, outputs = (array.reshape(*array.shape[:2], prod(array.shape[2:])) for array in (x, y))
+            self._kernels.pointwise(plan.weights, images, part, plan.span, sums, outputs)
             return
-        height, width = (1, *x.shape[2:])[-2:]
-        images = x.reshape(*x.shape[:2], height, width)
-        outputs = y.reshape(*y.shape[:2], *(1, *y.shape[2:])[-2:])
+        images, outputs = (array.reshape(*array.shape[:2], *(1, *array.shape[2:])[-2:]) for array in (x, y))
         self._kernels.convolve(plan.weights, images, part, plan.window, packed, sums, outputs)
 
     def _planned(self, spatial: tuple[int, ...], threads: int) -> Plan:
