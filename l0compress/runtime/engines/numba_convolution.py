@@ -20,6 +20,9 @@ from l0compress.runtime.layers import SparseConv, matrix_shape
 Array = NDArray[Any]
 Pair = tuple[int, int]
 
+# Places of an image that are the least that a tile computes.
+SMALLEST_TILE = 4
+
 # Sizes of image whose plans are kept; one has an offset a nonzero.
 KEPT_PLANS = 16
 
@@ -128,11 +131,11 @@ class NumbaConv:
         reads_in_place = prod(layer.kernel) == 1 and prod(layer.stride) == 1 and not np.any(layer.padding)
         places = prod(geometry.image)
         widest = self._kernels.WIDEST
-        if reads_in_place and places >= widest // 16:
+        if reads_in_place and places >= SMALLEST_TILE:
             weights = self._weights(lambda channel, _row, _column: channel * places)
             span = min(-(-places // threads), max(PACKED_FLOATS // max(layer.channels, 1), widest))
             span = -(-span // widest) * widest
-            return Plan(weights, None, span, -(-places // span), 0, widest)
+            return Plan(weights, None, span, -(-places // span), 0, span)
         return self._banded(geometry, threads)
 
     def _banded(self, geometry: Geometry, threads: int) -> Plan:
