@@ -65,9 +65,10 @@ def _convolved(layer: SparseConv, dense: Array, x: Array) -> Array:
     """Sum over the positions of the kernel of what each contributes to every output."""
     sizes = layer.output_size(x.shape[2:])
     padded = np.pad(x, ((0, 0), (0, 0), *layer.padding))
-    weight = dense.reshape(layer.groups, len(dense) // layer.groups, -1, *layer.kernel)
+    channels = layer.channels // layer.groups
+    weight = dense.reshape(layer.groups, len(dense) // layer.groups, channels, *layer.kernel)
     out = np.zeros((len(x), layer.groups, weight.shape[1], *sizes))
-    grouped = padded.reshape(len(x), layer.groups, -1, *padded.shape[2:])
+    grouped = padded.reshape(len(x), layer.groups, channels, *padded.shape[2:])
     for position in product(*map(range, layer.kernel)):
         begins = [at * dilation for at, dilation in zip(position, layer.dilation, strict=True)]
         window = tuple(

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from l0compress.errors import InputError
 from l0compress.runtime.engines.numba_engine import NumbaEngine
 from l0compress.runtime.engines.scipy_engine import ScipyEngine
+from l0compress.runtime.engines.torch_engine import TorchEngine
 from l0compress.runtime.layers import Layer
 
 Kernel = Callable[[NDArray[Any]], NDArray[Any]]
@@ -45,7 +46,7 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: tuple[Engine, ...] = (ScipyEngine(), NumbaEngine())
+ENGINES: tuple[Engine, ...] = (ScipyEngine(), NumbaEngine(), TorchEngine())
 
 
 def find(names: Sequence[str] | None = None) -> tuple[Engine, ...]:

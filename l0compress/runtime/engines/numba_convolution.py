@@ -20,6 +20,9 @@ from l0compress.runtime.layers import SparseConv, matrix_shape
 Array = NDArray[Any]
 Pair = tuple[int, int]
 
+# Places of an image that are the least that a tile computes.
+SMALLEST_TILE = 4
+
 # Sizes of image whose plans are kept; one has an offset a nonzero.
 KEPT_PLANS = 16
 
@@ -99,7 +102,8 @@ class NumbaConv:
         work = self._layer.weight.nnz * len(x) * prod(size) // 40
         threads = min(self._threads, 1 + work // WORTH_A_THREAD)
         plan = self._plan(x.shape[2:], -(-threads // max(len(x), 1)))
-        run_parts([partial(self._run, plan, x, part, y) for part in self._parts(plan, len(x), threads)])
+        parts = [partial(self._run, plan, x, part, y) for part in self._parts(plan, len(x), threads)]
+        run_parts(parts, threads=threads)
         return y
 
     def _parts(self, plan: Plan, images: int, threads: int) -> list[Any]:
@@ -115,12 +119,10 @@ class NumbaConv:
     def _run(self, plan: Plan, x: Array, part: Any, y: Array) -> None:
         packed, sums = scratch(plan.packed, plan.sums)
         if plan.window is None:
-            flat = (*x.shape[:2], -1), (*y.shape[:2], -1)
-            self._kernels.pointwise(plan.weights, x.reshape(flat[0]), part, plan.span, sums, y.reshape(flat[1]))
+            images, outputs = (array.reshape(*array.shape[:2], prod(array.shape[2:])) for array in (x, y))
+            self._kernels.pointwise(plan.weights, images, part, plan.span, sums, outputs)
             return
-        height, width = (1, *x.shape[2:])[-2:]
-        images = x.reshape(*x.shape[:2], height, width)
-        outputs = y.reshape(*y.shape[:2], *(1, *y.shape[2:])[-2:])
+        images, outputs = (array.reshape(*array.shape[:2], *(1, *array.shape[2:])[-2:]) for array in (x, y))
         self._kernels.convolve(plan.weights, images, part, plan.window, packed, sums, outputs)
 
     def _planned(self, spatial: tuple[int, ...], threads: int) -> Plan:
@@ -129,11 +131,11 @@ class NumbaConv:
         reads_in_place = prod(layer.kernel) == 1 and prod(layer.stride) == 1 and not np.any(layer.padding)
         places = prod(geometry.image)
         widest = self._kernels.WIDEST
-        if reads_in_place and places >= widest // 16:
+        if reads_in_place and places >= SMALLEST_TILE:
             weights = self._weights(lambda channel, _row, _column: channel * places)
             span = min(-(-places // threads), max(PACKED_FLOATS // max(layer.channels, 1), widest))
             span = -(-span // widest) * widest
-            return Plan(weights, None, span, -(-places // span), 0, widest)
+            return Plan(weights, None, span, -(-places // span), 0, span)
         return self._banded(geometry, threads)
 
     def _banded(self, geometry: Geometry, threads: int) -> Plan:

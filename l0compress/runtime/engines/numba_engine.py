@@ -95,7 +95,8 @@ class _Linear:
         rows, _ = self._layer.shape
         y = np.empty((len(samples), rows), np.float32)
         run = self._one if len(samples) == 1 else self._batch
-        run_parts([partial(run, samples, part, y) for part in self._parts(len(samples))])
+        parts = [partial(run, samples, part, y) for part in self._parts(len(samples))]
+        run_parts(parts, threads=len(parts))
         return y.reshape(*x.shape[:-1], rows)
 
     def _parts(self, samples: int) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l0compress.runtime.engines.numba_simd import LANES, make_dot, make_tile
+from l0compress.runtime.engines.numba_simd import LANES, make_dot, make_tile, make_transpose
 from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 WIDEST = 64
-ROWS = 32
+ROWS = 64
 
 _batch_64 = make_tile(64, 64, 2)
 _batch_32 = make_tile(32, 32, 2)
@@ -40,6 +40,9 @@ _plane_16 = make_tile(16, 1, 4)
 _plane_8 = make_tile(8, 1, 4)
 _plane_4 = make_tile(4, 1, 4)
 _dot = make_dot(2)
+_transpose_4 = make_transpose(4)
+_transpose_8 = make_transpose(8)
+_transpose_16 = make_transpose(16)
 
 
 class Weights(NamedTuple):
@@ -87,62 +90,79 @@ def tile_width(left: int, widest: int) -> int:
 
 
 @compiled
-def batch_tile(weights, row, width, packed, sums, at):
-    """Sums of one row for ``width`` samples that lie side by side in packed."""
-    start, stop = np.int64(weights.starts[row]), np.int64(weights.starts[row + 1])
-    if width == 64:
-        _batch_64(weights.values, weights.indices, start, stop, packed, 0, sums, at)
-    elif width == 32:
-        _batch_32(weights.values, weights.indices, start, stop, packed, 0, sums, at)
-    elif width == 16:
-        _batch_16(weights.values, weights.indices, start, stop, packed, 0, sums, at)
-    elif width == 8:
-        _batch_8(weights.values, weights.indices, start, stop, packed, 0, sums, at)
-    else:
-        _batch_4(weights.values, weights.indices, start, stop, packed, 0, sums, at)
-
-
-@compiled
-def plane_tile(weights, row, width, source, base, sums, at):
-    """Sums of one row for ``width`` neighbouring places of an image."""
-    start, stop = np.int64(weights.starts[row]), np.int64(weights.starts[row + 1])
-    if width == 64:
-        _plane_64(weights.values, weights.indices, start, stop, source, base, sums, at)
-    elif width == 32:
-        _plane_32(weights.values, weights.indices, start, stop, source, base, sums, at)
-    elif width == 16:
-        _plane_16(weights.values, weights.indices, start, stop, source, base, sums, at)
-    elif width == 8:
-        _plane_8(weights.values, weights.indices, start, stop, source, base, sums, at)
-    else:
-        _plane_4(weights.values, weights.indices, start, stop, source, base, sums, at)
-
-
-@compiled
 def vector_product(weights, x, part, y):
     """y[i, row] for a few samples, one at a time."""
     for i in range(part.begin, part.end):
         sample = x[i]
         line = y[i, part.row : part.last_row]
         for row in range(part.row, part.last_row):
-            start, stop = np.int64(weights.starts[row]), np.int64(weights.starts[row + 1])
-            total = _dot(weights.values, weights.indices, start, stop, sample)
+            total = _dot(weights.values, weights.indices, weights.starts[row], weights.starts[row + 1], sample)
             line[row - part.row] = total * weights.scale[row] + weights.bias[row]
         activate_(line, weights.activation)
 
 
 @compiled
 def pack_(x, begin, count, width, packed):
-    """packed[j * width + i] = x[begin + i, j], by blocks of a cache line; zeros where the batch has ended."""
+    """packed[j * width + i] = x[begin + i, j]; a batch that has ended repeats its last sample."""
     columns = x.shape[1]
-    for first in range(0, columns, 16):
-        last = min(first + 16, columns)
+    source, at, last = x.reshape(-1), begin * columns, count - 1
+    if columns < min(width, LANES):
+        for j in range(columns):
+            for i in range(width):
+                packed[j * width + i] = x[begin + min(i, last), j]
+        return
+    for square in range(0, columns, min(width, LANES)):
+        j = min(square, columns - min(width, LANES))
+        if width == 4:
+            _transpose_4(source, at + j, columns, last, packed, j * width, width, width)
+        elif width == 8:
+            _transpose_8(source, at + j, columns, last, packed, j * width, width, width)
+        else:
+            for i in range(0, min(width, count), LANES):
+                first = at + i * columns + j
+                _transpose_16(source, first, columns, last - i, packed, j * width + i, width, width)
+
+
+@compiled
+def unpack_(sums, width, size, y, begin, count, row):
+    """y[begin + i, row + r] = sums[r * width + i] for r below size."""
+    rows = y.shape[1]
+    target, at, last = y.reshape(-1), begin * rows + row, count - 1
+    if size < min(width, LANES):
         for i in range(count):
-            for j in range(first, last):
-                packed[j * width + i] = x[begin + i, j]
-        for j in range(first, last):
-            for i in range(count, width):
-                packed[j * width + i] = 0
+            for r in range(size):
+                y[begin + i, row + r] = sums[r * width + i]
+        return
+    for square in range(0, size, min(width, LANES)):
+        r = min(square, size - min(width, LANES))
+        if width == 4:
+            _transpose_4(sums, r * width, width, width, target, at + r, rows, last)
+        elif width == 8:
+            _transpose_8(sums, r * width, width, width, target, at + r, rows, last)
+        else:
+            for i in range(0, count, LANES):
+                _transpose_16(sums, r * width + i, width, width, target, at + i * rows + r, rows, last - i)
+
+
+@compiled
+def batch_sums(weights, first, last, width, packed, sums):
+    """Rows first to last for ``width`` samples that lie side by side in packed, row after row into sums."""
+    values, indices, starts, scale, bias = weights[:5]
+    at = 0
+    for row in range(first, last):
+        start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
+        if width == 64:
+            _batch_64(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        elif width == 32:
+            _batch_32(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        elif width == 16:
+            _batch_16(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        elif width == 8:
+            _batch_8(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        else:
+            _batch_4(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        at += width
+    activate_(sums[:at], weights.activation)
 
 
 @compiled
@@ -156,24 +176,41 @@ def batch_product(weights, x, part, packed, sums, y):
         pack_(x, begin, count, width, packed)
         for first in range(part.row, part.last_row, ROWS):
             last = min(first + ROWS, part.last_row)
-            for row in range(first, last):
-                batch_tile(weights, row, width, packed, sums, (row - first) * width)
-            for i in range(count):
-                line = y[begin + i, first:last]
-                for row in range(first, last):
-                    line[row - first] = sums[(row - first) * width + i] * weights.scale[row] + weights.bias[row]
-                activate_(line, weights.activation)
+            batch_sums(weights, first, last, width, packed, sums)
+            unpack_(sums, width, last - first, y, begin, count, first)
         begin += count
 
 
 @compiled
-def finish_(sums, size, weights, row):
-    """Factor, bias and activation of one row, in place."""
-    scale, bias = weights.scale[row], weights.bias[row]
-    line = sums[:size]
-    for t in range(size):
-        line[t] = line[t] * scale + bias
-    activate_(line, weights.activation)
+def largest_tile(left: int) -> int:
+    """The width of the next tile when nothing beyond the last output may be read: at least four are left."""
+    width = WIDEST
+    while width > left:
+        width //= 2
+    return width
+
+
+@compiled
+def plane_sums(weights, row, first, size, source, beyond, sums):
+    """One row for ``size`` neighbouring places of an image from ``first`` on; may read a tile beyond if so allowed."""
+    values, indices, starts, scale, bias = weights[:5]
+    start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
+    place = 0
+    while place < size:
+        at, left = first + place, size - place
+        width = tile_width(left, WIDEST) if beyond else largest_tile(left)
+        if width == 64:
+            _plane_64(values, indices, start, stop, source, at, factor, addend, sums, place)
+        elif width == 32:
+            _plane_32(values, indices, start, stop, source, at, factor, addend, sums, place)
+        elif width == 16:
+            _plane_16(values, indices, start, stop, source, at, factor, addend, sums, place)
+        elif width == 8:
+            _plane_8(values, indices, start, stop, source, at, factor, addend, sums, place)
+        else:
+            _plane_4(values, indices, start, stop, source, at, factor, addend, sums, place)
+        place += width
+    activate_(sums[:size], weights.activation)
 
 
 @compiled
@@ -181,7 +218,7 @@ def pointwise(weights, x, part, span, sums, y):
     """A convolution that reads every place once: x (n, channels, places), y (n, rows, places).
 
     A part counts spans of places, image after image. A last tile that would reach beyond the image begins earlier, and
-    only its new places are kept.
+    only its new places are kept; an image has at least four.
     """
     places = x.shape[2]
     spans = (places + span - 1) // span
@@ -189,18 +226,14 @@ def pointwise(weights, x, part, span, sums, y):
         source, out = x[unit // spans].reshape(-1), y[unit // spans]
         begin = unit % spans * span
         end = min(begin + span, places)
+        whole = (end - begin) // 4 * 4
+        rest = end - begin - whole
         for row in range(part.row, part.last_row):
-            place = begin
-            while place < end:
-                width = tile_width(end - place, WIDEST)
-                while width > places:
-                    width //= 2
-                first = min(place, places - width)
-                last = min(first + width, end)
-                plane_tile(weights, row, width, source, first, sums, 0)
-                finish_(sums, width, weights, row)
-                out[row, place:last] = sums[place - first : last - first]
-                place = last
+            plane_sums(weights, row, begin, whole, source, False, sums)
+            out[row, begin : begin + whole] = sums[:whole]
+            if rest:
+                plane_sums(weights, row, end - 4, 4, source, False, sums)
+                out[row, end - rest : end] = sums[4 - rest : 4]
 
 
 @compiled
@@ -244,12 +277,7 @@ def convolve(weights, x, part, window, packed, sums, y):
         bottom, right = min(top + window.band[0], height), min(left + window.band[1], width)
         size = (bottom - top - 1) * window.pitch + right - left
         for row in range(part.row, part.last_row):
-            place = 0
-            while place < size:
-                tile = tile_width(size - place, WIDEST)
-                plane_tile(weights, row, tile, packed, place, sums, place)
-                place += tile
-            finish_(sums, size, weights, row)
+            plane_sums(weights, row, 0, size, packed, True, sums)
             for i in range(bottom - top):
                 out[row, top + i, left:right] = sums[i * window.pitch : i * window.pitch + right - left]
 

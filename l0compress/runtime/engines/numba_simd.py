@@ -1,11 +1,12 @@
-"""The two inner loops of the numba engine, written in vectors: a compiler left alone keeps the sums in memory.
+"""The inner loops of the numba engine, written in vectors: a compiler left alone keeps the sums in memory.
 
 ``tile`` sums one row of the weight for ``width`` neighbouring outputs, all of them in registers::
 
-    out[at + t] = sum over k from start to stop of values[k] * source[base + indices[k] * step + t]
+    out[at + t] = factor * (sum over k from start to stop of values[k] * source[base + indices[k] * step + t]) + addend
 
 A product with a batch (the batch side by side, step = width) and a convolution without im2col (indices are offsets into
 a padded image, step = 1) are both this sum. ``dot`` is the sum for a single output, with step = 1; it returns it.
+``transpose`` turns a square of ``width`` by ``width`` numbers.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def make_tile(width: int, step: int, unroll: int) -> Any:
     vector = ir.VectorType(_F32, min(width, LANES))
 
     @intrinsic
-    def tile(_typing, values, indices, start, stop, source, base, out, at):
-        signature = types.void(values, indices, start, stop, source, base, out, at)
+    def tile(_typing, values, indices, start, stop, source, base, factor, addend, out, at):
+        signature = types.void(values, indices, start, stop, source, base, factor, addend, out, at)
 
         def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            weight, index, read, written = _pointers(context, builder, signature, args, (0, 1, 4, 6))
+            weight, index, read, written = _pointers(context, builder, signature, args, (0, 1, 4, 8))
             signed = signature.args[1].dtype.signed
             origin = builder.gep(read, [args[5]])
             parts = range(0, width, vector.count)
@@ -51,10 +52,12 @@ def make_tile(width: int, step: int, unroll: int) -> Any:
                     _multiply_add(builder, value, _load(builder, place, part, vector), total)
 
             _for_each(builder, args[2:4], unroll, add)
-            target = builder.gep(written, [args[7]])
+            target = builder.gep(written, [args[9]])
+            factor, addend = (_spread(builder, value, vector) for value in args[6:8])
             for part, *totals in zip(parts, *sums, strict=True):
-                place = _vector_at(builder, target, part, vector)
-                builder.store(_tree_sum(builder, [builder.load(total) for total in totals]), place, align=4)
+                total = _tree_sum(builder, [builder.load(total) for total in totals])
+                scaled = builder.fadd(builder.fmul(total, factor, flags=_FUSED), addend, flags=_FUSED)
+                builder.store(scaled, _vector_at(builder, target, part, vector), align=4)
             return context.get_dummy_value()
 
         return signature, generate
@@ -110,6 +113,45 @@ def make_dot(vectors: int) -> Any:
     return dot
 
 
+def make_transpose(width: int) -> Any:
+    """The intrinsic ``transpose`` of squares of one width, a power of two.
+
+    Line i is read at ``at + min(i, last) * pitch`` and column j written at ``out_at + min(j, out_last) * out_pitch``: a
+    batch that is short repeats its last sample, and on the way back the repetitions fall on the sample itself.
+    """
+    vector = ir.VectorType(_F32, width)
+    # Interleaving the first half of the lines with the second, as often as the width has bits, transposes.
+    halves = [[lane // 2 + lane % 2 * width + half * (width // 2) for lane in range(width)] for half in (0, 1)]
+
+    @intrinsic
+    def transpose(_typing, source, at, pitch, last, out, out_at, out_pitch, out_last):
+        signature = types.void(source, at, pitch, last, out, out_at, out_pitch, out_last)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
+            read, written = _pointers(context, builder, signature, args, (0, 4))
+
+            def line(pointer: Value, number: int, at: Value, pitch: Value, last: Value) -> Value:
+                fixed = ir.Constant(_I64, number)
+                held = builder.select(builder.icmp_signed("<", fixed, last), fixed, last)
+                return builder.gep(pointer, [builder.add(at, builder.mul(held, pitch))])
+
+            lines = [_load(builder, line(read, i, *args[1:4]), 0, vector) for i in range(width)]
+            for _ in range(width.bit_length() - 1):
+                pairs = zip(lines[: width // 2], lines[width // 2 :], strict=True)
+                lines = [builder.shuffle_vector(*pair, _mask(lanes)) for pair in pairs for lanes in halves]
+            for j, column in enumerate(lines):
+                builder.store(column, _vector_at(builder, line(written, j, *args[5:8]), 0, vector), align=4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return transpose
+
+
+def _mask(lanes: Sequence[int]) -> Value:
+    return ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
+
+
 def _pointers(context: Any, builder: Any, signature: Any, args: Sequence[Value], which: Sequence[int]) -> list[Value]:
     return [context.make_array(signature.args[at])(context, builder, args[at]).data for at in which]
 
@@ -149,7 +191,7 @@ def _as_int64(builder: Any, value: Value, signed: bool) -> Value:
 def _spread(builder: Any, value: Value, vector: Any) -> Value:
     undefined = ir.Constant(vector, ir.Undefined)
     first = builder.insert_element(undefined, value, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count))
+    return builder.shuffle_vector(first, undefined, _mask([0] * vector.count))
 
 
 def _vector_at(builder: Any, pointer: Value, offset: int, vector: Any) -> Value:

@@ -1,13 +1,15 @@
-"""The default engine: scipy's CSR products, with the rows of the weight split over threads.
+"""The default engine: scipy's sparse products, in the format that suits the batch, shared by threads.
 
-scipy releases the interpreter's lock within a product, so that threads run side by side.
+scipy releases the interpreter's lock within a product, so that threads run side by side. For one sample CSR is best.
+For several it is CSC: CSR adds into the same short row again and again and waits for each sum, CSC adds into another
+row each time. It wants few enough rows to write to, and columns of the batch, that they stay in the cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -17,11 +19,15 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from l0compress.runtime.engines.inputs import conv_input, embedding_input, linear_input
-from l0compress.runtime.engines.threads import run_parts, split_rows
+from l0compress.runtime.engines.threads import WORTH_A_THREAD, run_parts, split_evenly, split_rows
 from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, float_weight, matrix_shape
 from l0compress.runtime.reference import activated
 
 Array = NDArray[Any]
+
+# Rows of a block and samples of a chunk: 256 KiB of sums, which stay in a cache of the second level.
+BLOCK_ROWS = 2048
+CHUNK = 32
 
 
 @dataclass(frozen=True)
@@ -40,81 +46,137 @@ class ScipyEngine:
 
     def compile(self, layer: Layer, *, threads: int) -> Callable[[Array], Array]:
         """See :class:`l0compress.runtime.engines.Engine`."""
-        weight = float_weight(layer)
-        if isinstance(layer, SparseEmbedding):
-            return partial(_embedding, layer, weight)
-        blocks = _Blocks(weight, threads)
         if isinstance(layer, SparseConv):
-            if layer.groups > 1:
-                weight = _ungrouped(weight, layer)
-                blocks = _Blocks(weight, threads)
-            return partial(_conv, layer, blocks)
-        return partial(_linear, layer, blocks)
+            return _Conv(layer, threads)
+        if isinstance(layer, SparseEmbedding):
+            return partial(_embedding, layer, float_weight(layer))
+        return _Linear(layer, threads)
 
 
-class _Blocks:
-    """A matrix as blocks of rows, one a thread."""
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring rows of a layer's weight with what is done to their sums."""
 
-    def __init__(self, weight: sparse.csr_array, threads: int) -> None:
-        self.num_rows, _ = matrix_shape(weight)
-        self.ranges = split_rows(weight.indptr, threads)
-        self.blocks = [weight[begin:end] for begin, end in self.ranges]
+    weight: Any
+    begin: int
+    end: int
+    bias: Array | None
+    activation: str | None
 
-    def times(self, dense: Array, bias: Array | None, activation: str | None) -> Array:
-        """(rows, n): activation(W @ dense + bias) for dense of shape (columns, n)."""
-        out = np.empty((self.num_rows, dense.shape[1]), np.float32)
-
-        def part(block: sparse.csr_array, begin: int, end: int) -> None:
-            summed = block @ dense
-            if bias is not None:
-                summed += bias[begin:end, None]
-            out[begin:end] = activated(activation, summed)
-
-        if self.blocks:
-            run_parts([partial(part, block, *rows) for block, rows in zip(self.blocks, self.ranges, strict=True)])
-        return out
+    def __call__(self, x: Array) -> Array:
+        """activation(W @ x + bias) for x of shape (columns, n)."""
+        sums = self.weight @ x
+        if self.bias is not None:
+            sums += self.bias[self.begin : self.end, None]
+        return activated(self.activation, sums)
 
 
-def _linear(layer: SparseLinear, blocks: _Blocks, x: Array) -> Array:
-    rows = linear_input(layer, x)
-    out = blocks.times(np.ascontiguousarray(rows.T), layer.bias, layer.activation)
-    return np.ascontiguousarray(out.T).reshape(*x.shape[:-1], blocks.num_rows)
+def _blocks(weight: sparse.csr_array, layer: SparseLinear | SparseConv, count: int) -> list[_Block]:
+    ranges = split_rows(weight.indptr, count)
+    return [_Block(weight[begin:end], begin, end, layer.bias, layer.activation) for begin, end in ranges]
 
 
-def _conv(layer: SparseConv, blocks: _Blocks, x: Array) -> Array:
-    x = conv_input(layer, x)
-    sizes = layer.output_size(x.shape[2:])
-    columns = _im2col(layer, x, sizes)
-    out = np.empty((len(x), blocks.num_rows, prod(sizes)), np.float32)
-    for image, matrix in enumerate(columns):
-        out[image] = blocks.times(matrix, layer.bias, layer.activation)
-    return out.reshape(len(x), blocks.num_rows, *sizes)
+class _Linear:
+    """The kernel of a linear layer."""
+
+    def __init__(self, layer: SparseLinear, threads: int) -> None:
+        self._layer, self._threads = layer, threads
+        self._weight = float_weight(layer)
+
+    def __call__(self, x: Array) -> Array:
+        samples = linear_input(self._layer, x)
+        y = np.empty((len(samples), self._layer.shape[0]), np.float32)
+        tasks = [partial(_multiply, samples, chunk, blocks, y) for chunk, blocks in self._tasks(len(samples))]
+        work = self._weight.nnz * max(len(samples), 4) // 8
+        run_parts(tasks, threads=min(self._threads, 1 + work // WORTH_A_THREAD))
+        return y.reshape(*x.shape[:-1], y.shape[1])
+
+    def _tasks(self, samples: int) -> list[tuple[tuple[int, int], list[_Block]]]:
+        """Which samples are multiplied with which blocks."""
+        if samples < 2:
+            return [((0, samples), [block]) for block in self._csr]
+        chunks = -(-samples // CHUNK)
+        if chunks == 1:
+            return [((0, samples), [block]) for block in self._csc]
+        even = -(-chunks // self._threads) * self._threads
+        return [(chunk, self._csc) for chunk in split_evenly(samples, even, 4)]
+
+    @cached_property
+    def _csr(self) -> list[_Block]:
+        return _blocks(self._weight, self._layer, self._threads)
+
+    @cached_property
+    def _csc(self) -> list[_Block]:
+        count = -(-self._layer.shape[0] // (BLOCK_ROWS * self._threads)) * self._threads
+        blocks = _blocks(self._weight, self._layer, count)
+        return [replace(block, weight=block.weight.tocsc()) for block in blocks]
 
 
-def _embedding(layer: SparseEmbedding, weight: sparse.csr_array, x: Array) -> Array:
-    rows = embedding_input(layer, x)
-    return weight[rows].toarray().reshape(*x.shape, matrix_shape(weight)[1])
+def _multiply(x: Array, chunk: tuple[int, int], blocks: list[_Block], y: Array) -> None:
+    begin, end = chunk
+    columns = np.ascontiguousarray(x[begin:end].T)
+    for block in blocks:
+        y[begin:end, block.begin : block.end] = block(columns).T
 
 
-def _im2col(layer: SparseConv, x: Array, sizes: tuple[int, ...]) -> Array:
-    """(n, channels * prod(kernel), prod(sizes)): for each position of the kernel what it reads for each output."""
-    if prod(layer.kernel) == 1 and sizes == x.shape[2:] and not np.any(layer.padding):
-        return x.reshape(*x.shape[:2], prod(sizes))
-    padded = np.pad(x, ((0, 0), (0, 0), *layer.padding))
-    columns = np.empty((*x.shape[:2], *layer.kernel, *sizes), np.float32)
+class _Conv:
+    """The kernel of a convolution: a product with what each position of the kernel reads (im2col), image by image."""
+
+    def __init__(self, layer: SparseConv, threads: int) -> None:
+        self._layer, self._threads = layer, threads
+        self._weight = _ungrouped(float_weight(layer), layer)
+        self._blocks = _blocks(self._weight, layer, threads)
+
+    def __call__(self, x: Array) -> Array:
+        x = conv_input(self._layer, x)
+        sizes = self._layer.output_size(x.shape[2:])
+        y = np.empty((len(x), matrix_shape(self._weight)[0], prod(sizes)), np.float32)
+        work = self._weight.nnz * prod(sizes) * len(x) // 8
+        threads = min(self._threads, 1 + work // WORTH_A_THREAD)
+
+        def whole(image: int) -> None:
+            columns = _im2col(self._layer, x[image], sizes)
+            for block in self._blocks:
+                y[image, block.begin : block.end] = block(columns)
+
+        def shared(image: int, columns: Array, block: _Block) -> None:
+            y[image, block.begin : block.end] = block(columns)
+
+        if len(x) >= threads:
+            run_parts([partial(whole, image) for image in range(len(x))], threads=threads)
+        else:
+            for image in range(len(x)):
+                columns = _im2col(self._layer, x[image], sizes)
+                run_parts([partial(shared, image, columns, block) for block in self._blocks], threads=threads)
+        return y.reshape(*y.shape[:2], *sizes)
+
+
+def _im2col(layer: SparseConv, image: Array, sizes: tuple[int, ...]) -> Array:
+    """(channels * prod(kernel), prod(sizes)): for each position of the kernel what it reads for each output."""
+    if prod(layer.kernel) == 1 and sizes == image.shape[1:] and not np.any(layer.padding):
+        return image.reshape(len(image), prod(sizes))
+    padded = np.pad(image, ((0, 0), *layer.padding))
+    columns = np.empty((len(image), *layer.kernel, *sizes), np.float32)
     for position in product(*map(range, layer.kernel)):
         begins = [at * dilation for at, dilation in zip(position, layer.dilation, strict=True)]
         window = tuple(
             slice(begin, begin + stride * (size - 1) + 1, stride)
             for begin, stride, size in zip(begins, layer.stride, sizes, strict=True)
         )
-        columns[(slice(None), slice(None), *position)] = padded[(..., *window)]
-    return columns.reshape(len(x), -1, prod(sizes))
+        columns[(slice(None), *position)] = padded[(slice(None), *window)]
+    return columns.reshape(len(image) * prod(layer.kernel), prod(sizes))
 
 
 def _ungrouped(weight: sparse.csr_array, layer: SparseConv) -> sparse.csr_array:
     """The weight of the same convolution with one group: indices moved to where their group's channels are."""
+    if layer.groups == 1:
+        return weight
     rows, width = matrix_shape(weight)
-    group = np.arange(rows) // (rows // layer.groups)
+    group = np.arange(rows) // max(rows // layer.groups, 1)
     indices = weight.indices + np.repeat(group, np.diff(weight.indptr)) * width
     return sparse.csr_array((weight.data, indices, weight.indptr), shape=(rows, width * layer.groups))
+
+
+def _embedding(layer: SparseEmbedding, weight: sparse.csr_array, x: Array) -> Array:
+    rows = embedding_input(layer, x)
+    return weight[rows].toarray().reshape(*x.shape, matrix_shape(weight)[1])

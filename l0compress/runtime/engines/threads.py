@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 from typing import Any
 
@@ -17,16 +17,27 @@ WORTH_A_THREAD = 30_000
 _pool: list[ThreadPoolExecutor] = []
 
 
-def run_parts(parts: Sequence[Callable[[], None]]) -> None:
-    """Run every part, the first in this thread and the others beside it; return when all are done."""
-    if not parts:
-        return
-    if not _pool and len(parts) > 1:
+def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
+    """Run every part, in order within a thread, neighbouring parts in the same one; return when all are done.
+
+    Raises whatever a part raises.
+    """
+    shares = [parts[begin:end] for begin, end in split_evenly(len(parts), max(threads, 1), 1)]
+    if len(shares) > 1 and not _pool:
         _pool.append(ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="l0compress"))
-    others = [_pool[0].submit(part) for part in parts[1:]]
-    parts[0]()
+    others = [_pool[0].submit(_run_all, share) for share in shares[1:]]
+    try:
+        _run_all(shares[0] if shares else ())
+    finally:
+        # A part that still runs writes into memory of the caller's.
+        wait(others)
     for other in others:
         other.result()
+
+
+def _run_all(parts: Sequence[Callable[[], None]]) -> None:
+    for part in parts:
+        part()
 
 
 def split_rows(row_starts: NDArray[Any], parts: int) -> list[tuple[int, int]]:
@@ -51,7 +62,7 @@ def split_evenly(size: int, parts: int, multiple: int) -> list[tuple[int, int]]:
         >>> split_evenly(70, 2, 16)
         [(0, 48), (48, 70)]
     """
-    step = -(-size // (parts * multiple)) * multiple
+    step = max(-(-size // (parts * multiple)), 1) * multiple
     return [(begin, min(begin + step, size)) for begin in range(0, size, step)]
 
 
