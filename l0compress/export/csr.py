@@ -43,6 +43,7 @@ from l0compress.runtime.tuning import SPLIT
 from l0compress.verify import Model, verify
 
 BATCH_SIZES = (1, 8, 64)
+WITH_TORCH = ("torch",)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class CsrSettings:
         storage: of weights in the file: float32, float16, bfloat16, or int8 with one scale an output for sparse layers.
             They are float32 again once loaded.
         threads: threads that layers are timed with, and that the choice is made for.
-        engines: names of the engines to choose from; None stands for all that are installed.
+        engines: names of the engines to choose from; None stands for all that are installed and need no torch, since a
+            bundle is for where there is none.
         measure: choose by measurement. Without it every candidate runs sparse on the default engine, and the same graph
             gives the same bytes.
     """
@@ -140,7 +142,7 @@ def export_csr(
     settings = settings or CsrSettings()
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError("batch sizes are whole numbers of at least 1. Nothing was written.")
-    engines = [engine.name for engine in find(settings.engines)]
+    engines = [engine.name for engine in find(settings.engines) if settings.engines or engine.name not in WITH_TORCH]
     destination = Path(path)
     calls = example_calls(graph)
     with staged(destination) as staging:

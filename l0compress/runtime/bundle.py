@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Port, Step
 from l0compress.runtime.parts import Parts
 from l0compress.runtime.reading import parse
-from l0compress.runtime.stages import Stage, run_stages, stages_of
+from l0compress.runtime.segments import OpenSegment
+from l0compress.runtime.stages import Stage, as_one_graph, run_stages, stages_of
 from l0compress.runtime.tuning import best_plan
 
 Array = NDArray[Any]
@@ -31,6 +33,14 @@ Array = NDArray[Any]
 LIMIT_BYTES = 2**26
 LIMIT_TIMES_FILE = 256
 MOST_MANIFEST_BYTES = 2**27
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A plan that is ready to run: its stages, and the graph that it consists of where that is all."""
+
+    stages: list[Stage]
+    graph: OpenSegment | None
 
 
 class Bundle:
@@ -50,10 +60,10 @@ class Bundle:
         self.inputs = self.manifest.inputs
         self.outputs = self.manifest.outputs
         self.plans = dict(sorted(plans.items()))
-        stages = {plan: stages_of(parts, plan) for plan in dict.fromkeys(self.plans.values())}
-        self._stages = [(size, stages[plan]) for size, plan in self.plans.items()]
         self._names = tuple(port.name for port in self.outputs)
         self._checks = [(port.name, np.dtype(port.dtype), port.shape) for port in self.inputs]
+        ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
+        self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
         self._batched = next((port.name for port in self.inputs if port.shape and isinstance(port.shape[0], str)), None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -65,10 +75,17 @@ class Bundle:
         Raises:
             InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
         """
-        values = dict(inputs)
-        self._check(values)
-        run_stages(self._stages_for(values), values)
-        return {name: values[name] for name in self._names}
+        way = self._way_for(inputs)
+        if way.graph is None:
+            values = dict(inputs)
+            self._check(values)
+            run_stages(way.stages, values)
+            return {name: values[name] for name in self._names}
+        try:
+            return dict(zip(self._names, way.graph.named(inputs), strict=True))
+        except InputError:
+            self._check(inputs)  # says it by the names and shapes of the bundle where those are the reason
+            raise
 
     def engines(self) -> dict[int, dict[str, str]]:
         """For each batch size that was considered, which engine runs each sparse layer, ``dense`` being one."""
@@ -79,17 +96,25 @@ class Bundle:
             chosen[size].update({names[step.part]: step.engine for step in plan if step.engine is not None})
         return chosen
 
-    def _stages_for(self, values: Mapping[str, Array]) -> list[Stage]:
-        if len(self._stages) == 1 or self._batched is None:
-            return self._stages[0][1]
-        batch_size = values[self._batched].shape[0]
-        # Nearest on a logarithmic scale, in whole numbers.
-        for (size, stages), (larger, _) in zip(self._stages, self._stages[1:], strict=False):
-            if batch_size * batch_size <= size * larger:
-                return stages
-        return self._stages[-1][1]
+    def _way(self, stages: list[Stage]) -> _Way:
+        names = [port.name for port in self.inputs]
+        return _Way(stages, as_one_graph(stages, names, self._names))
 
-    def _check(self, values: dict[str, Array]) -> None:
+    def _way_for(self, inputs: Mapping[str, Array]) -> _Way:
+        if len(self._ways) == 1 or self._batched is None:
+            return self._ways[0][1]
+        try:
+            batch_size = inputs[self._batched].shape[0]
+        except (KeyError, AttributeError, IndexError):
+            self._check(inputs)
+            raise
+        # Nearest on a logarithmic scale, in whole numbers.
+        for (size, way), (larger, _) in pairwise(self._ways):
+            if batch_size * batch_size <= size * larger:
+                return way
+        return self._ways[-1][1]
+
+    def _check(self, values: Mapping[str, Array]) -> None:
         if len(values) != len(self._checks) or any(name not in values for name, _, _ in self._checks):
             known, given = {name for name, _, _ in self._checks}, set(values)
             raise InputError(

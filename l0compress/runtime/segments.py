@@ -43,8 +43,8 @@ _ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SILENT = 4
 
 
-def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *, threads: int | None) -> Run:
-    """A function that runs a segment.
+def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *, threads: int | None) -> OpenSegment:
+    """A segment in ONNX Runtime.
 
     Args:
         segment: its inputs and outputs.
@@ -80,17 +80,34 @@ def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *
     if any(not entry.type.startswith("tensor(") for entry in (*session.get_inputs(), *session.get_outputs())):
         raise FormatError("hands on what is not a tensor")
 
-    def run(arrays: Sequence[Array]) -> Sequence[Array]:
+    return OpenSegment(session, names, outputs)
+
+
+class OpenSegment:
+    """A segment that is ready to run: arrays in the order of its inputs become arrays in that of its outputs."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, inputs: list[str], outputs: list[str]) -> None:
+        self._session = session
+        self._inputs = inputs
+        self._outputs = outputs
+
+    def __call__(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """Run on arrays.
+
+        Raises:
+            InputError: ONNX Runtime cannot run the graph on these.
+        """
+        return self.named(dict(zip(self._inputs, arrays, strict=True)))
+
+    def named(self, feeds: Mapping[str, Array]) -> Sequence[Any]:
+        """Run on arrays by name."""
         try:
-            made: Sequence[Any] = session.run(outputs, dict(zip(names, arrays, strict=True)))
+            return self._session.run(self._outputs, feeds)
         except _ERRORS as error:
             raise InputError(
                 f"the model cannot run on these inputs: {first_line(error)}. Nothing was changed. Pass arrays of the "
                 "shapes that its inputs name."
             ) from error
-        return made
-
-    return run
 
 
 def first_line(error: BaseException) -> str:

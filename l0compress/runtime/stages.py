@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from l0compress.runtime.manifest import Manifest, Step
 from l0compress.runtime.parts import Parts
-from l0compress.runtime.segments import Run
+from l0compress.runtime.segments import OpenSegment, Run
 
 Array = NDArray[Any]
 
@@ -39,6 +39,14 @@ def stages_of(parts: Parts, plan: tuple[Step, ...]) -> list[Stage]:
         kept.update(frees)
         stages.append(Stage(parts.run_of(step), inputs, outputs, frees))
     return stages[::-1]
+
+
+def as_one_graph(stages: Sequence[Stage], inputs: Sequence[str], outputs: Sequence[str]) -> OpenSegment | None:
+    """The graph that a plan consists of, where it is a single one from the model's inputs to its outputs."""
+    if len(stages) != 1 or set(stages[0].inputs) != set(inputs) or stages[0].outputs != tuple(outputs):
+        return None
+    run = stages[0].run
+    return run if isinstance(run, OpenSegment) else None
 
 
 def run_stages(stages: Sequence[Stage], values: dict[str, Array]) -> None:

@@ -34,6 +34,14 @@ def export(
         str, typer.Option(metavar="N,N,...", help="For csr: the batch sizes that layers are timed at.")
     ] = "1,8,64",
     threads: Annotated[int, typer.Option(min=1, help="For csr: the threads that layers are timed with.")] = 2,
+    engines: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help="For csr: the engines to choose from: scipy, numba, torch.",
+            show_default="those that are installed, without torch",
+        ),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the small model of RUN as an artifact, if it equals the run's masked dense model."""
@@ -42,7 +50,8 @@ def export(
         from l0compress.export.csr import CsrSettings, ExportedBundle
         from l0compress.pipeline.exporting import export_run
 
-        settings = CsrSettings(storage=dtype, threads=threads)
+        names = None if engines is None else tuple(name.strip() for name in engines.split(","))
+        settings = CsrSettings(storage=dtype, threads=threads, engines=names)
         exported = export_run(run, format=format, path=output, batch_sizes=batch_sizes, settings=settings)
         if as_json:
             print_json(exported.to_json())
