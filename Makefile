@@ -10,7 +10,7 @@ EXAMPLES ?= 2000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth bench-sparse fuzz mutants clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
 	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
+	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
 # torch comes first and exactly as constrained, so that the resolver never looks at another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -91,6 +92,9 @@ bench-zoo: $(RIVAL_STAMP)
 
 bench-growth: $(ZOO_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+bench-sparse: $(STAMP)
+	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

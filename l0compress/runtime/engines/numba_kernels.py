@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l0compress.runtime.engines.numba_simd import LANES, copy, make_dot, make_tile, make_transpose
+from l0compress.runtime.engines.numba_simd import LANES, make_copy, make_dot, make_tile, make_transpose
 from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
 
 __all__ = [
@@ -40,6 +40,7 @@ _plane_16 = make_tile(16, 1, 4)
 _plane_8 = make_tile(8, 1, 4)
 _plane_4 = make_tile(4, 1, 4)
 _dot = make_dot(2)
+_copy = make_copy()
 _transpose_4 = make_transpose(4)
 _transpose_8 = make_transpose(8)
 _transpose_16 = make_transpose(16)
@@ -259,7 +260,7 @@ def fill_(image, window, top, left, packed):
                 read = (channel * height + row) * width + column
                 written = ((channel * len(phases) + phase) * window.rows + i) * pitch
                 if across == 1:
-                    copy(source, read + begin, packed, written + begin, end - begin)
+                    _copy(source, read + begin, packed, written + begin, end - begin)
                 else:
                     for j in range(begin, end):
                         packed[written + j] = source[read + j * across]
@@ -281,7 +282,7 @@ def convolve(weights, x, part, window, packed, sums, y):
             plane_sums(weights, row, 0, size, packed, True, sums, 0)
             for i in range(lines):
                 read, written = i * window.pitch, ((image * rows + row) * height + top + i) * width + left
-                copy(sums, read, out, written, columns)
+                _copy(sums, read, out, written, columns)
 
 
 @compiled

@@ -148,18 +148,22 @@ def make_transpose(width: int) -> Any:
     return transpose
 
 
-@intrinsic
-def copy(_typing, source, at, out, out_at, count):
-    """``out[out_at + i] = source[at + i]`` for i below count."""
-    signature = types.void(source, at, out, out_at, count)
+def make_copy() -> Any:
+    """The intrinsic ``copy``: ``out[out_at + i] = source[at + i]`` for i below count, without looking at bounds."""
 
-    def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-        read, written = _pointers(context, builder, signature, args, (0, 2))
-        target, origin = builder.gep(written, [args[3]]), builder.gep(read, [args[1]])
-        cgutils.raw_memcpy(builder, target, origin, args[4], 4)
-        return context.get_dummy_value()
+    @intrinsic
+    def copy(_typing, source, at, out, out_at, count):
+        signature = types.void(source, at, out, out_at, count)
 
-    return signature, generate
+        def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
+            read, written = _pointers(context, builder, signature, args, (0, 2))
+            target, origin = builder.gep(written, [args[3]]), builder.gep(read, [args[1]])
+            cgutils.raw_memcpy(builder, target, origin, args[4], 4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return copy
 
 
 def _mask(lanes: Sequence[int]) -> Value:
