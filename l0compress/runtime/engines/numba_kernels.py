@@ -1,7 +1,8 @@
 """The compiled loops of the numba engine. Importing this module imports numba; calling a kernel compiles it once.
 
-Compiled code is kept on disk beside this file, or in the user's cache folder. Every kernel lets go of the interpreter's
-lock. None looks at indices: layers are checked when they are made, inputs before a kernel is called.
+Compiled code is kept on disk, beside this file or in the user's cache folder, for as long as this file does not change:
+who edits numba_simd or numba_vector_math touches it as well. Every kernel lets go of the interpreter's lock. None looks
+at indices: layers are checked when they are made, inputs before a kernel is called.
 """
 
 from __future__ import annotations
