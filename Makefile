@@ -10,7 +10,8 @@ EXAMPLES ?= 2000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle fuzz fuzz-bundles mutants clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
+.PHONY: fuzz fuzz-bundles mutants clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -27,6 +28,7 @@ help:
 	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
 	@echo "make bench-bundle    the sparse bundle against ONNX Runtime: MiniLM, LeNet-300-100, 10,000 runs from four threads"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
+	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
 # torch comes first and exactly as constrained, so that the resolver never looks at another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -100,6 +102,9 @@ bench-bundle: $(ZOO_STAMP)
 
 bench-growth: $(ZOO_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+bench-sparse: $(STAMP)
+	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -13,8 +13,9 @@ from sparse_cases import DENSE, INT8, Result, limit_us, peak_gmacs_a_second, rea
 HEAD = """# Sparse layers against dense and int8 ones
 
 Written by `make bench-sparse`, which times everything in one process and in turns: ONNX Runtime with the dense layer
-and with its int8 form (`quantize_dynamic`, per channel), and the engines of `l0compress.runtime`. The zeros are at
-random places, the hardest case for a sparse product. Times are medians; `2.0x` is twice as fast as dense ONNX Runtime.
+and with its int8 form (per channel; dynamic for products, static for convolutions, where dynamic is far slower), and
+the engines of `l0compress.runtime`. The zeros are at random places, the hardest case for a sparse product. Times are
+medians; `2.0x` is twice as fast as dense ONNX Runtime.
 
 """
 LIMITS = """

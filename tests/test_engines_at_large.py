@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import subprocess
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -82,7 +83,7 @@ def test_repeated_calls_hold_no_more_memory(engine):
     ]
 
     def run_all() -> int:
-        for _ in range(20):
+        for _ in range(4):
             for kernel, x in kernels:
                 kernel(x)
         gc.collect()
@@ -149,18 +150,30 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert outcome.stdout == "8\n"
 
 
-@pytest.mark.parametrize("failing", [0, 1, 3])
-def test_a_failure_in_a_part_is_raised_after_all_have_ended(failing):
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("count", [0, 1, 3, 20])
+def test_every_part_runs_once(count, threads):
     done: list[int] = []
+    run_parts([partial(done.append, number) for number in range(count)], threads=threads)
+    assert sorted(done) == list(range(count))
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_a_failure_in_a_part_is_raised_when_no_part_runs_any_more(failing):
+    began, ended = [], []
 
     def part(number: int) -> None:
+        began.append(number)
+        time.sleep(0.01)
         if number == failing:
+            ended.append(number)
             raise ValueError("this one")
-        done.append(number)
+        time.sleep(0.01)
+        ended.append(number)
 
     with pytest.raises(ValueError, match="this one"):
         run_parts([partial(part, number) for number in range(4)], threads=4)
-    assert sorted(done) == [number for number in range(4) if number != failing]
+    assert sorted(began) == sorted(ended)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 50])

@@ -186,11 +186,16 @@ def _check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
         )
     rows, columns = matrix_shape(weight)
     starts, indices = weight.indptr, weight.indices
-    counts = np.diff(starts)
+    if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in (starts, indices)):
+        raise _refuse(
+            f"its indices are {indices.dtype} {indices.shape} and its row pointers {starts.dtype} {starts.shape}, "
+            "and have to be vectors of integers"
+        )
+    counts = np.diff(starts.astype(np.int64))
     if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(indices) or counts.min(initial=0) < 0:
         raise _refuse(f"its row pointers do not divide {len(indices)} nonzeros into {rows} rows")
-    if len(indices) != len(weight.data):
-        raise _refuse(f"it has {len(weight.data)} values at {len(indices)} indices")
+    if weight.data.shape != indices.shape:
+        raise _refuse(f"it has values of shape {weight.data.shape} at {len(indices)} indices")
     if len(indices) and not (indices.min() >= 0 and indices.max() < columns):
         raise _refuse(f"it has indices between {indices.min()} and {indices.max()} in rows of {columns}")
     falls = np.flatnonzero(np.diff(indices.astype(np.int64)) <= 0) + 1

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from l0compress.errors import InputError
 from l0compress.runtime.engines.inputs import embedding_input, linear_input
 from l0compress.runtime.engines.numba_convolution import NumbaConv
-from l0compress.runtime.engines.threads import WORTH_A_THREAD, run_parts, split_evenly, split_rows
+from l0compress.runtime.engines.threads import PARTS_A_THREAD, WORTH_A_THREAD, run_parts, split_evenly, split_rows
 from l0compress.runtime.engines.workspace import PACKED_FLOATS, scratch
 from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, matrix_shape
 
@@ -95,20 +95,21 @@ class _Linear:
         rows, _ = self._layer.shape
         y = np.empty((len(samples), rows), np.float32)
         run = self._one if len(samples) == 1 else self._batch
-        parts = [partial(run, samples, part, y) for part in self._parts(len(samples))]
-        run_parts(parts, threads=len(parts))
+        # A nonzero costs about as much for one sample as for the lanes of half a register.
+        work = self._layer.weight.nnz * max(len(samples), 8) // 32
+        threads = min(self._threads, 1 + work // WORTH_A_THREAD)
+        parts = [partial(run, samples, part, y) for part in self._parts(len(samples), threads)]
+        run_parts(parts, threads=threads)
         return y.reshape(*x.shape[:-1], rows)
 
-    def _parts(self, samples: int) -> list[Any]:
+    def _parts(self, samples: int, threads: int) -> list[Any]:
         rows, _ = self._layer.shape
         if not samples or not rows:
             return []
-        # A nonzero costs about as much for one sample as for the lanes of half a register.
-        work = self._layer.weight.nnz * max(samples, 8) // 32
-        threads = min(self._threads, 1 + work // WORTH_A_THREAD)
         if samples >= 2 * self._kernels.LANES * threads:
             return [self._kernels.Part(*part, 0, rows) for part in split_evenly(samples, threads, self._kernels.LANES)]
-        return [self._kernels.Part(0, samples, *part) for part in self._row_ranges(threads)]
+        shares = 1 if threads == 1 else threads * PARTS_A_THREAD
+        return [self._kernels.Part(0, samples, *part) for part in self._row_ranges(shares)]
 
     def _one(self, x: Array, part: Any, y: Array) -> None:
         self._kernels.vector_product(self._weights, x, part, y)

@@ -1,7 +1,8 @@
 """The compiled loops of the numba engine. Importing this module imports numba; calling a kernel compiles it once.
 
-Compiled code is kept on disk beside this file, or in the user's cache folder. Every kernel lets go of the interpreter's
-lock. None looks at indices: layers are checked when they are made, inputs before a kernel is called.
+Compiled code is kept on disk, beside this file or in the user's cache folder, for as long as this file does not change:
+who edits numba_simd or numba_vector_math touches it as well. Every kernel lets go of the interpreter's lock. None looks
+at indices: layers are checked when they are made, inputs before a kernel is called.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l0compress.runtime.engines.numba_simd import LANES, make_dot, make_tile, make_transpose
-from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled
+from l0compress.runtime.engines.numba_simd import LANES, make_copy, make_dot, make_tile, make_transpose
+from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
 
 __all__ = [
     "LANES",
@@ -40,6 +41,7 @@ _plane_16 = make_tile(16, 1, 4)
 _plane_8 = make_tile(8, 1, 4)
 _plane_4 = make_tile(4, 1, 4)
 _dot = make_dot(2)
+_copy = make_copy()
 _transpose_4 = make_transpose(4)
 _transpose_8 = make_transpose(8)
 _transpose_16 = make_transpose(16)
@@ -80,7 +82,7 @@ class Window(NamedTuple):
     bands: tuple[int, int]  # how many of them cover the output
 
 
-@compiled
+@inlined
 def tile_width(left: int, widest: int) -> int:
     """The width of the next tile when so many outputs are left: as few as possible are computed in vain."""
     width = 4
@@ -162,7 +164,8 @@ def batch_sums(weights, first, last, width, packed, sums):
         else:
             _batch_4(values, indices, start, stop, packed, 0, factor, addend, sums, at)
         at += width
-    activate_(sums[:at], weights.activation)
+    if weights.activation:
+        activate_(sums[:at], weights.activation)
 
 
 @compiled
@@ -181,7 +184,7 @@ def batch_product(weights, x, part, packed, sums, y):
         begin += count
 
 
-@compiled
+@inlined
 def largest_tile(left: int) -> int:
     """The width of the next tile when nothing beyond the last output may be read: at least four are left."""
     width = WIDEST
@@ -190,50 +193,52 @@ def largest_tile(left: int) -> int:
     return width
 
 
-@compiled
-def plane_sums(weights, row, first, size, source, beyond, sums):
+@inlined
+def plane_sums(weights, row, first, size, source, beyond, sums, at):
     """One row for ``size`` neighbouring places of an image from ``first`` on; may read a tile beyond if so allowed."""
     values, indices, starts, scale, bias = weights[:5]
     start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
     place = 0
     while place < size:
-        at, left = first + place, size - place
+        read, written, left = first + place, at + place, size - place
         width = tile_width(left, WIDEST) if beyond else largest_tile(left)
         if width == 64:
-            _plane_64(values, indices, start, stop, source, at, factor, addend, sums, place)
+            _plane_64(values, indices, start, stop, source, read, factor, addend, sums, written)
         elif width == 32:
-            _plane_32(values, indices, start, stop, source, at, factor, addend, sums, place)
+            _plane_32(values, indices, start, stop, source, read, factor, addend, sums, written)
         elif width == 16:
-            _plane_16(values, indices, start, stop, source, at, factor, addend, sums, place)
+            _plane_16(values, indices, start, stop, source, read, factor, addend, sums, written)
         elif width == 8:
-            _plane_8(values, indices, start, stop, source, at, factor, addend, sums, place)
+            _plane_8(values, indices, start, stop, source, read, factor, addend, sums, written)
         else:
-            _plane_4(values, indices, start, stop, source, at, factor, addend, sums, place)
+            _plane_4(values, indices, start, stop, source, read, factor, addend, sums, written)
         place += width
-    activate_(sums[:size], weights.activation)
+    if weights.activation:
+        activate_(sums[at : at + size], weights.activation)
 
 
 @compiled
 def pointwise(weights, x, part, span, sums, y):
     """A convolution that reads every place once: x (n, channels, places), y (n, rows, places).
 
-    A part counts spans of places, image after image. A last tile that would reach beyond the image begins earlier, and
-    only its new places are kept; an image has at least four.
+    A part counts spans of places, image after image. An image has at least four places; what is left of a span after
+    whole tiles is computed by a tile that begins earlier, and only its new places are kept.
     """
-    places = x.shape[2]
+    channels, places, rows = x.shape[1], x.shape[2], y.shape[1]
     spans = (places + span - 1) // span
+    source, out = x.reshape(-1), y.reshape(-1)
     for unit in range(part.begin, part.end):
-        source, out = x[unit // spans].reshape(-1), y[unit // spans]
-        begin = unit % spans * span
-        end = min(begin + span, places)
-        whole = (end - begin) // 4 * 4
-        rest = end - begin - whole
+        image, begin = unit // spans, unit % spans * span
+        size = min(span, places - begin)
+        whole = size // 4 * 4
+        read = image * channels * places + begin
         for row in range(part.row, part.last_row):
-            plane_sums(weights, row, begin, whole, source, False, sums)
-            out[row, begin : begin + whole] = sums[:whole]
-            if rest:
-                plane_sums(weights, row, end - 4, 4, source, False, sums)
-                out[row, end - rest : end] = sums[4 - rest : 4]
+            written = (image * rows + row) * places + begin
+            plane_sums(weights, row, read, whole, source, False, out, written)
+            if whole < size:
+                plane_sums(weights, row, read + size - 4, 4, source, False, sums, 0)
+                for place in range(whole, size):
+                    out[written + place] = sums[place - size + 4]
 
 
 @compiled
@@ -241,45 +246,44 @@ def fill_(image, window, top, left, packed):
     """The part of the padded image, phase by phase, that a band of output from (top, left) on reads."""
     channels, height, width = image.shape
     down, across = window.stride
-    at = 0
+    pitch, phases = window.pitch, window.phases
+    source = image.reshape(-1)
+    packed[: channels * len(phases) * window.rows * pitch] = 0
     for channel in range(channels):
-        for phase in range(len(window.phases)):
-            column = left * across + window.phases[phase, 1] - window.before[1]
-            begin = min(max(0, -(column // across)), window.pitch)
-            end = min(max(begin, (width - 1 - column) // across + 1), window.pitch)
+        for phase in range(len(phases)):
+            column = left * across + phases[phase, 1] - window.before[1]
+            begin = min(max(0, -(column // across)), pitch)
+            end = min(max(begin, (width - 1 - column) // across + 1), pitch)
             for i in range(window.rows):
-                line = packed[at : at + window.pitch]
-                at += window.pitch
-                row = (top + i) * down + window.phases[phase, 0] - window.before[0]
+                row = (top + i) * down + phases[phase, 0] - window.before[0]
                 if row < 0 or row >= height:
-                    line[:] = 0
                     continue
-                line[:begin] = 0
-                line[end:] = 0
-                read = image[channel, row]
+                read = (channel * height + row) * width + column
+                written = ((channel * len(phases) + phase) * window.rows + i) * pitch
                 if across == 1:
-                    line[begin:end] = read[column + begin : column + end]
+                    _copy(source, read + begin, packed, written + begin, end - begin)
                 else:
                     for j in range(begin, end):
-                        line[j] = read[column + j * across]
+                        packed[written + j] = source[read + j * across]
 
 
 @compiled
 def convolve(weights, x, part, window, packed, sums, y):
     """y (n, rows, height, width) from x (n, channels, height, width); a part counts bands, image after image."""
-    height, width = y.shape[2], y.shape[3]
+    rows, height, width = y.shape[1:]
     bands = window.bands[0] * window.bands[1]
+    out = y.reshape(-1)
     for unit in range(part.begin, part.end):
-        out = y[unit // bands]
-        top = unit % bands // window.bands[1] * window.band[0]
-        left = unit % bands % window.bands[1] * window.band[1]
-        fill_(x[unit // bands], window, top, left, packed)
-        bottom, right = min(top + window.band[0], height), min(left + window.band[1], width)
-        size = (bottom - top - 1) * window.pitch + right - left
+        image, band = unit // bands, unit % bands
+        top, left = band // window.bands[1] * window.band[0], band % window.bands[1] * window.band[1]
+        fill_(x[image], window, top, left, packed)
+        lines, columns = min(window.band[0], height - top), min(window.band[1], width - left)
+        size = (lines - 1) * window.pitch + columns
         for row in range(part.row, part.last_row):
-            plane_sums(weights, row, 0, size, packed, True, sums)
-            for i in range(bottom - top):
-                out[row, top + i, left:right] = sums[i * window.pitch : i * window.pitch + right - left]
+            plane_sums(weights, row, 0, size, packed, True, sums, 0)
+            for i in range(lines):
+                read, written = i * window.pitch, ((image * rows + row) * height + top + i) * width + left
+                _copy(sums, read, out, written, columns)
 
 
 @compiled

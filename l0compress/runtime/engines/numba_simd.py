@@ -148,6 +148,24 @@ def make_transpose(width: int) -> Any:
     return transpose
 
 
+def make_copy() -> Any:
+    """The intrinsic ``copy``: ``out[out_at + i] = source[at + i]`` for i below count, without looking at bounds."""
+
+    @intrinsic
+    def copy(_typing, source, at, out, out_at, count):
+        signature = types.void(source, at, out, out_at, count)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
+            read, written = _pointers(context, builder, signature, args, (0, 2))
+            target, origin = builder.gep(written, [args[3]]), builder.gep(read, [args[1]])
+            cgutils.raw_memcpy(builder, target, origin, args[4], 4)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return copy
+
+
 def _mask(lanes: Sequence[int]) -> Value:
     return ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
 

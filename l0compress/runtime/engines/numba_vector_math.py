@@ -48,10 +48,10 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = (
 )
 
 # Division by zero gives infinity: a check for it in the loop would keep it from becoming vectors.
-_inlined = numba.njit(nogil=True, inline="always", error_model="numpy")
+inlined = numba.njit(nogil=True, inline="always", error_model="numpy")
 
 
-@_inlined
+@inlined
 def _power_parts(x):
     """exp(x) = scale * (1 + small): a power of two, and what is left of it."""
     x = _LOWEST if x < _LOWEST else x
@@ -63,18 +63,18 @@ def _power_parts(x):
     return scale, small
 
 
-@_inlined
+@inlined
 def _exp(x):
     scale, small = _power_parts(x)
     return scale * (_ONE + small)
 
 
-@_inlined
+@inlined
 def _sigmoid(x):
     return _ONE / (_ONE + _exp(-x))
 
 
-@_inlined
+@inlined
 def _tanh(x):
     scale, small = _power_parts(-_TWO * np.abs(x))
     below = scale * small + (scale - _ONE)  # exp(-2|x|) - 1, exact to the last digits near zero
@@ -82,7 +82,7 @@ def _tanh(x):
     return -positive if x < _ZERO else positive
 
 
-@_inlined
+@inlined
 def _gelu(x):
     z = np.abs(x) * _SQRT_HALF
     t = _ONE / (_ONE + _HALF * z)
@@ -91,7 +91,7 @@ def _gelu(x):
     return x * (tail if x < _ZERO else _ONE - tail)
 
 
-@_inlined
+@inlined
 def _gelu_tanh(x):
     return x * _sigmoid(x * (_TANH_SLOPE + _TANH_CUBE * x * x))
 

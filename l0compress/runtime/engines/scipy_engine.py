@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from l0compress.runtime.engines.inputs import conv_input, embedding_input, linear_input
-from l0compress.runtime.engines.threads import WORTH_A_THREAD, run_parts, split_evenly, split_rows
+from l0compress.runtime.engines.threads import PARTS_A_THREAD, WORTH_A_THREAD, run_parts, split_evenly, split_rows
 from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, float_weight, matrix_shape
 from l0compress.runtime.reference import activated
 
@@ -103,7 +103,8 @@ class _Linear:
 
     @cached_property
     def _csr(self) -> list[_Block]:
-        return _blocks(self._weight, self._layer, self._threads)
+        parts = 1 if self._threads == 1 else self._threads * PARTS_A_THREAD
+        return _blocks(self._weight, self._layer, parts)
 
     @cached_property
     def _csc(self) -> list[_Block]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Parts that a thread gets where they cost nothing to make: the last of them evens out what others lagged behind.
+PARTS_A_THREAD = 2
 
 # Nanoseconds of work that are worth handing to another thread, which takes some ten thousand.
 WORTH_A_THREAD = 30_000
@@ -18,25 +22,35 @@ _pool: list[ThreadPoolExecutor] = []
 
 
 def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
-    """Run every part, in order within a thread, neighbouring parts in the same one; return when all are done.
+    """Run every part, in any order, in so many threads at most, this one among them; return when none runs any more.
 
-    Raises whatever a part raises.
+    Who is done takes the next: a thread that the machine is slow to wake then costs little. Raises what a part raises.
     """
-    shares = [parts[begin:end] for begin, end in split_evenly(len(parts), max(threads, 1), 1)]
-    if len(shares) > 1 and not _pool:
+    if threads < 2 or len(parts) < 2:
+        for part in parts:
+            part()
+        return
+    if not _pool:
         _pool.append(ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="l0compress"))
-    others = [_pool[0].submit(_run_all, share) for share in shares[1:]]
+    todo = deque(parts)
+    helpers = [_pool[0].submit(_take_turns, todo) for _ in range(min(threads, len(parts)) - 1)]
     try:
-        _run_all(shares[0] if shares else ())
+        _take_turns(todo)
     finally:
-        # A part that still runs writes into memory of the caller's.
-        wait(others)
-    for other in others:
-        other.result()
+        # One that has not begun has nothing left to do; one that runs writes into memory of the caller's.
+        running = [helper for helper in helpers if not helper.cancel()]
+        errors = [helper.exception() for helper in running]
+    for error in errors:
+        if error is not None:
+            raise error
 
 
-def _run_all(parts: Sequence[Callable[[], None]]) -> None:
-    for part in parts:
+def _take_turns(todo: deque[Callable[[], None]]) -> None:
+    while True:
+        try:
+            part = todo.popleft()
+        except IndexError:
+            return
         part()
 
 
