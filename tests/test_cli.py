@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
+from conftest import printed_json, run_cli, save_blobs, save_pt2, tiny_mlp
 from torch import nn
 
 from l0compress.cli.progress import ProgressDisplay
@@ -24,25 +24,6 @@ from l0compress.loading import load_pt2
 from l0compress.training.events import ProgressEvent
 
 COMMANDS = ("inspect", "finetune", "export", "verify", "bench")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its data, and a run at half its parameters that was exported to both formats."""
-    folder = tmp_path_factory.mktemp("finished")
-    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), folder / "mlp.pt2")
-    save_blobs(folder / "blobs.npz")
-    arguments = ("--data", folder / "blobs.npz", "--target", "params=0.6", "--epochs", "3", "-o", folder / "run")
-    assert run_cli("finetune", folder / "mlp.pt2", *arguments).exit_code == 0
-    for format in ("onnx", "pt2"):
-        assert run_cli("export", folder / "run", "--format", format).exit_code == 0
-    return folder
-
-
-def printed_json(*arguments: str | Path) -> dict:
-    outcome = run_cli(*arguments, "--json")
-    assert outcome.exit_code == 0, outcome.stderr
-    return json.loads(outcome.stdout)
 
 
 def x(num_samples: int) -> torch.Tensor:

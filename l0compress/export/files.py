@@ -31,6 +31,12 @@ class Exported:
     size_bytes: int
     equality: Equality
 
+    def lines(self) -> tuple[str, ...]:
+        """What was checked, in words."""
+        sizes = ", ".join(map(str, self.equality.batch_sizes))
+        difference = f"largest relative difference {self.equality.max_relative:.2e} at batch sizes {sizes}"
+        return (f"equal to the masked dense model: {difference}",)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""
         return {"path": str(self.path), "size_bytes": self.size_bytes, "equality": self.equality.to_json()}
@@ -76,5 +82,13 @@ def size_on_disk(path: Path) -> int:
         >>> path.write_bytes(b"12345"), size_on_disk(path)
         (5, 5)
     """
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    return path.stat().st_size + (_data_file(path).stat().st_size if has_external_data(path) else 0)
+
+
+def has_external_data(path: Path) -> bool:
+    """Whether weights lie in a ``<name>.data`` file beside the artifact."""
+    return _data_file(path).exists()
+
+
+def _data_file(path: Path) -> Path:
+    return path.with_name(path.name + ".data")

@@ -36,15 +36,17 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Verification:
-    """An artifact equals the masked dense model of a run."""
+    """An artifact equals the masked dense model of a run, a quantized one as closely as its file says it should."""
 
     artifact: Path
     run: Path
     equality: Equality
+    quantization: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"artifact": str(self.artifact), "against": str(self.run), **self.equality.to_json()}
+        about = {"artifact": str(self.artifact), "against": str(self.run), "quantization": self.quantization or None}
+        return {**about, **self.equality.to_json()}
 
 
 def verify_artifact(artifact: Path, *, run: Path) -> Verification:
@@ -55,4 +57,8 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
         NotEqualError: they differ; the message says where.
     """
     finished = open_run(run)
-    return Verification(Path(artifact), finished.folder, verify(load(artifact), captured_pt2(finished.masked)))
+    loaded, masked = load(artifact), captured_pt2(finished.masked)
+    if isinstance(loaded, OnnxSession) and loaded.quantization:
+        equality = verify(loaded, masked, tolerance=loaded.tolerance)
+        return Verification(Path(artifact), finished.folder, equality, loaded.quantization)
+    return Verification(Path(artifact), finished.folder, verify(loaded, masked))

@@ -20,21 +20,27 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="The file to write.", show_default="RUN/model.<format>"),
     ] = None,
+    quantize: Annotated[
+        Literal["int8", "int8-dynamic", "int8-static"] | None,
+        typer.Option(
+            help="Round an ONNX file to int8 and print the score before and after. int8 takes static where there are "
+            "convolutions, dynamic elsewhere."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Training samples that static int8 is calibrated on.")
+    ] = 256,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the small model of RUN as an artifact, if it equals the run's masked dense model."""
     with options.exit_codes():
+        from l0compress.export.quantize import Int8
         from l0compress.pipeline.exporting import export_run
 
-        exported = export_run(run, format=format, path=output)
+        method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
+        int8 = None if method is None else Int8(method, calibrate)
+        exported = export_run(run, format=format, path=output, int8=int8)
         if as_json:
             print_json(exported.to_json())
             return
-        equality = exported.equality
-        print_lines(
-            [
-                f"equal to the masked dense model: largest relative difference {equality.max_relative:.2e} "
-                f"at batch sizes {', '.join(map(str, equality.batch_sizes))}",
-                f"wrote {exported.path} ({exported.size_bytes:,} bytes)",
-            ]
-        )
+        print_lines([*exported.lines(), f"wrote {exported.path} ({exported.size_bytes:,} bytes)"])
