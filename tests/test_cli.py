@@ -193,13 +193,40 @@ class TestBench:
         arguments = ("bench", finished / "run/model.onnx", "--against", finished / "run", "--batch", "1,2")
         measured = printed_json(*arguments)
         assert {(timing["name"], timing["batch_size"]) for timing in measured["bench"]["timings"]} == {
-            ("dense", 1), ("dense", 2), ("small", 1), ("small", 2),
-        }  # fmt: skip
+            (name, size) for name in ("dense", "dense int8", "small") for size in (1, 2)
+        }
         assert measured["bench"]["threads"] == 2
         printed = run_cli(*arguments).stdout
         for row in ("test accuracy", "parameters", "MACs per sample", "file bytes", "latency median, batch 2 (ms)"):
             assert row in printed
         assert "2 threads" in printed and "Small equals the masked dense model within" in printed
+
+    def test_a_run_is_timed_in_every_form(self, finished: Path, tmp_path: Path) -> None:
+        arguments = ("bench", finished / "run", "--batch", "1,3", "--threads", "1")
+        measured = printed_json(*arguments, "--plot", tmp_path / "forms.svg")
+        names = ["dense", "dense int8", "small", "small int8"]
+        candidates = {candidate["name"]: candidate for candidate in measured["bench"]["candidates"]}
+        assert list(candidates) == names
+        assert all(candidate["memory_bytes"] > 0 for candidate in candidates.values())
+        assert set(measured["int8_metrics"]) == {"dense int8", "small int8"}
+        drawing = (tmp_path / "forms.svg").read_text()
+        assert all(f"<!-- {text} -->" in drawing for text in (*names, "batch 1", "batch 3"))
+        header, accuracy = (run_cli(*arguments).stdout.splitlines()[line] for line in (2, 4))
+        assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["", *names]
+        assert "test accuracy" in accuracy and "—" not in accuracy
+
+    def test_an_int8_artifact_is_compared_as_what_it_is(self, finished: Path, tmp_path: Path) -> None:
+        printed_json("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
+        measured = printed_json("bench", tmp_path / "net.onnx", "--against", finished / "run", "--batch", "1")
+        names = [candidate["name"] for candidate in measured["bench"]["candidates"]]
+        assert names == ["dense", "dense int8", "small int8"]
+        assert set(measured["int8_metrics"]) == {"dense int8", "small int8"}
+
+    def test_a_pt2_file_has_no_int8_form(self, finished: Path) -> None:
+        arguments = ("bench", finished / "run/model.pt2", "--against", finished / "run", "--batch", "1")
+        measured = printed_json(*arguments)
+        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small"]
+        assert measured["notes"] == ["ONNX files alone have an int8 form; give an .onnx artifact to compare with it."]
 
     def test_alone_and_against_another_artifact(self, finished: Path) -> None:
         assert "model.onnx" in run_cli("bench", finished / "run/model.onnx", "--batch", "1").stdout

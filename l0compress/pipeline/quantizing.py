@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from l0compress.calls import Call
-from l0compress.data import AnySplit
+from l0compress.data import AnySplit, Data
 from l0compress.errors import InputError
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
@@ -26,7 +26,7 @@ from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.losses import objective_for
 from l0compress.verify import verify
 
-_CALIBRATION_BATCH = 32
+_BATCH = 32
 _SLACK = 2.0
 
 
@@ -73,22 +73,34 @@ def export_int8(run: Run, path: Path, *, int8: Int8) -> Quantized:
         SurgeryError: the model cannot be exported or quantized.
         DataError: the run's data cannot be read.
     """
-    small, masked = captured_pt2(run.small), captured_pt2(run.masked)
-    data = fit_data(load_data(run.config["data"]), load_pt2(run.dense))
+    small, masked, data = captured_pt2(run.small), captured_pt2(run.masked), run_data(run)
     with tempfile.TemporaryDirectory() as folder, staged(path) as staging:
         exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked).path
-        method = int8.method_for(exact)
-        calibration = _calls(data.train, int8.num_samples) if method == "static" else None
-        quantize_onnx(exact, staging, calibration=calibration)
+        quantization = quantized_file(exact, staging, data.train, int8)
         closeness = verify(OnnxSession(staging), masked, tolerance=math.inf)
-        quantization = f"int8 {method}"
         annotate_(staging, {QUANTIZATION_KEY: quantization, TOLERANCE_KEY: f"{_SLACK * closeness.max_relative:.3g}"})
         written = OnnxSession(staging)
         equality = verify(written, masked, tolerance=written.tolerance)
-        part, split = ("val", data.val) if data.test is None else ("test", data.test)
-        before, after = _scores(OnnxSession(exact), written, split, run)
+        scores = score_files(run, {"float": exact, "int8": staging})
         size_bytes = size_on_disk(staging)
-    return Quantized(path, size_bytes, equality, quantization, part, before, after)
+    part = "val" if data.test is None else "test"
+    return Quantized(path, size_bytes, equality, quantization, part, scores["float"], scores["int8"])
+
+
+def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str:
+    """Quantize one ``.onnx`` file, calibrated on training samples where that is wanted; returns how it was done."""
+    method = int8.method_for(source)
+    quantize_onnx(source, path, calibration=_calls(train, int8.num_samples) if method == "static" else None)
+    return f"int8 {method}"
+
+
+def run_data(run: Run) -> Data:
+    """The data that a run was made with.
+
+    Raises:
+        DataError: they cannot be read any more.
+    """
+    return fit_data(load_data(run.config["data"]), load_pt2(run.dense))
 
 
 class _Answers(nn.Module):
@@ -102,21 +114,24 @@ class _Answers(nn.Module):
         return self.session(*args, **kwargs)
 
 
-def _scores(exact: OnnxSession, int8: OnnxSession, split: AnySplit, run: Run) -> tuple[Evaluation, Evaluation]:
-    """Both on the same samples by the loss of the run; where there are no labels, against the dense model."""
-    before, after, teacher = _Answers(exact), _Answers(int8), captured_pt2(run.dense).module()
-    first = next(iter(split.batches(_CALIBRATION_BATCH)))
+def score_files(run: Run, files: Mapping[str, Path]) -> dict[str, Evaluation]:
+    """ONNX files on the run's test part (validation where there is none) by the run's loss.
+
+    Where there are no labels, they are compared with the dense model.
+    """
+    data, teacher = run_data(run), captured_pt2(run.dense).module()
+    split = data.val if data.test is None else data.test
+    first = next(iter(split.batches(_BATCH)))
     loss: Any = run.config["settings"]["loss"]
     if ":" in loss:
         loss = import_reference(loss, flag="the run's loss", error=InputError)
-    objective = objective_for(loss, first.targets, before(*first.args, **first.kwargs))
-    return (
-        evaluate(before, split, objective, teacher=teacher),
-        evaluate(after, split, objective, teacher=teacher),
-    )
+    objective = objective_for(loss, first.targets, teacher(*first.args, **first.kwargs))
+    return {
+        name: evaluate(_Answers(OnnxSession(path)), split, objective, teacher=teacher) for name, path in files.items()
+    }
 
 
 def _calls(split: AnySplit, num_samples: int) -> Iterator[Call]:
-    batches = islice(split.batches(_CALIBRATION_BATCH, seed=0), math.ceil(num_samples / _CALIBRATION_BATCH))
+    batches = islice(split.batches(_BATCH, seed=0), math.ceil(num_samples / _BATCH))
     for batch in batches:
         yield Call(batch.args, batch.kwargs)
