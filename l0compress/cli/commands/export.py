@@ -30,6 +30,13 @@ def export(
     calibrate: Annotated[
         int, typer.Option(min=1, metavar="N", help="Training samples that static int8 is calibrated on.")
     ] = 256,
+    sparse_weights: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-weights",
+            help="Leave zeros out of an ONNX file. ONNX Runtime puts them back when it loads it: smaller, not faster.",
+        ),
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the small model of RUN as an artifact, if it equals the run's masked dense model."""
@@ -39,7 +46,7 @@ def export(
 
         method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
         int8 = None if method is None else Int8(method, calibrate)
-        exported = export_run(run, format=format, path=output, int8=int8)
+        exported = export_run(run, format=format, path=output, int8=int8, sparse_weights=sparse_weights)
         if as_json:
             print_json(exported.to_json())
             return
