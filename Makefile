@@ -10,7 +10,7 @@ EXAMPLES ?= 2000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -21,6 +21,7 @@ help:
 	@echo "make mutants         faults planted in rules and surgery, each of which a test has to notice (minutes)"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
+	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
 	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
@@ -79,6 +80,9 @@ bench-equality: $(STAMP)
 
 bench-mnist: $(STAMP)
 	$(BIN)/python benchmarks/mnist.py
+
+bench-int8: $(STAMP)
+	$(BIN)/python benchmarks/int8.py
 
 bench-resnet20: $(STAMP)
 	$(BIN)/python benchmarks/resnet20.py
