@@ -47,6 +47,7 @@ SUMS: dict[str, int | None] = {
     "sum": None,
     "mean": None,
     "linalg_vector_norm": None,
+    "constant_pad_nd": None,  # nothing filled up with zeros, see leaves_bias
 }
 JOINS = ("cat", "concat", "concatenate")
 _CASTS = ("to", "_to_copy", "alias", "detach", "clone", "contiguous")
@@ -142,7 +143,7 @@ class _Walk:
         if name in JOINS:
             self.needs[node] = [source for source in node.all_input_nodes if source.name not in self.hollow]
             return
-        if name not in SUMS:
+        if not leaves_bias(node):
             self.obstacle = f"{name} cannot do without {node.all_input_nodes[0].name!r}"
             return
         bias = added_to(node)
@@ -211,6 +212,11 @@ class _Walk:
 def carries_tensor(node: fx.Node) -> bool:
     """Whether a node returns a tensor or a list of them, and not a number."""
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
+def leaves_bias(node: fx.Node) -> bool:
+    """Whether nothing but a bias is left of a node that has lost an operand."""
+    return op_name(node) in SUMS and not (op_name(node) == "constant_pad_nd" and [*node.args, 0][2] != 0)
 
 
 def added_to(node: fx.Node) -> fx.Node | None:

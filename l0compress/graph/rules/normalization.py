@@ -1,6 +1,8 @@
-"""Normalisations: per-channel ones pass channels on, those that mix channels freeze them."""
+"""Normalisations: those by channel pass channels on, those over channels read them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from torch import Tensor
 
@@ -55,42 +57,61 @@ def native_batch_norm(step: Step) -> Result:
 @rule("rms_norm")
 def rms_norm(step: Step) -> Result:
     """A mean of squares does not see zeros, so channels are read, and surgery keeps the dense count."""
-    value, last = step.args[0], len(step.shape) - 1
-    plane = value.plane_along(last)
-    if len(step.args[1]) != 1 or plane is None or varying(plane) != {last}:
-        return layer_norm(step)
-    step.space.reads.append(ReadFact(step.node, 0, plane, None))
-    return channel_vector(step, value, step.get(2, "weight"), last)
+    value = step.args[0]
+    first = len(value.shape) - len(step.args[1])
+    result = Value(step.shape, read_and_passed(step, value, frozenset(range(first, len(value.shape)))))
+    return with_vectors(step, result, [step.get(2, "weight")])
 
 
 @rule("layer_norm", "native_layer_norm")
 def layer_norm(step: Step) -> Result:
-    """The statistics run over the last dimensions: what they cover freezes, what lies outside passes."""
-    value, size = step.args[0], step.args[1]
-    inner = frozenset(range(len(value.shape) - len(size), len(value.shape)))
-    planes = step.passed(value, inner, f"{step.name} mixes all of it")
-    for vector in step.args[2:4]:
-        if isinstance(vector, Value):
-            step.freeze(vector, f"{step.name} mixes all of it")
-    result = Value(step.shape, tuple(plane for plane in planes if varying(plane)))
+    """The statistics run over the last dimensions; surgery fills up what it cuts there with zeros."""
+    value = step.args[0]
+    first = len(value.shape) - len(step.args[1])
+    result = Value(step.shape, read_and_passed(step, value, frozenset(range(first, len(value.shape)))))
+    result = with_vectors(step, result, [step.get(2, "weight"), step.get(3, "bias")])
     return (result, *(Value(shape) for shape in step.shapes[1:])) if len(step.shapes) > 1 else result
+
+
+def with_vectors(step: Step, value: Value, vectors: Iterable[Value | None]) -> Value:
+    """A value times weights and plus biases of its last dimensions."""
+    return step.space.merge([value, *(vector for vector in vectors if vector is not None)], step.shape, step.node)
+
+
+def read_and_passed(step: Step, value: Value, mixed: frozenset[int]) -> tuple[Tensor, ...]:
+    """The planes of a value whose dimensions ``mixed`` are normalised: their channels are read, the dead ones as zeros.
+
+    What reaches beyond (heads x width, normalised over the width) is needed as long as the head lives. Along a
+    dimension of free size nobody knows how many zeros to fill in.
+    """
+    planes: list[Tensor] = []
+    for plane in value.planes:
+        inner, outer = varying(plane) & mixed, varying(plane) - mixed
+        if any(step.is_dynamic(0, dim) for dim in inner):
+            planes.extend(step.passed(Value(value.shape, (plane,)), mixed, f"{step.name} mixes all of it"))
+            continue
+        planes.append(plane)
+        if inner:
+            survivors = step.space.fresh_plane(outer, value.shape) if outer else None
+            if survivors is not None:
+                step.space.tie_any_(survivors, plane)
+            step.space.reads.append(ReadFact(step.node, 0, plane, survivors))
+    return tuple(planes)
 
 
 @rule("group_norm")
 def group_norm(step: Step) -> Result:
-    """The channels of a norm group share their statistics, so they live and die together."""
+    """The channels of a norm group share their statistics, so they live and die together; a single group is read."""
     value, count = step.args[0], int(step.args[1])
-    vectors = [step.get(2, "weight"), step.get(3, "bias")]
     if count == 1:
-        for operand in step.tensors():
-            step.freeze(operand, "group_norm mixes all of it")
-        return Value(step.shape)
-    channels = channels_along(step, value, 1, "group_norm mixes its positions")
-    if channels is not None:
-        table = channels.view(count, -1)
-        step.space.unite_(table, table[:, :1])
-    result = Value(step.shape, () if channels is None else (along(channels, 1, step.shape),))
-    for vector in vectors:
+        result = Value(step.shape, read_and_passed(step, value, frozenset(range(1, len(value.shape)))))
+    else:
+        channels = channels_along(step, value, 1, "group_norm mixes its positions")
+        if channels is not None:
+            table = channels.view(count, -1)
+            step.space.unite_(table, table[:, :1])
+        result = Value(step.shape, () if channels is None else (along(channels, 1, step.shape),))
+    for vector in (step.get(2, "weight"), step.get(3, "bias")):
         result = channel_vector(step, result, vector, 1)
     return result
 

@@ -26,10 +26,10 @@ from l0compress.graph.surgery.keeps import Kept
 from l0compress.graph.vanish import (
     DROPOUTS,
     JOINS,
-    SUMS,
     Vanished,
     added_to,
     carries_tensor,
+    leaves_bias,
     spreads,
     writes_to_constant,
 )
@@ -70,7 +70,7 @@ class _Surgeon:
             self._replace_(copy, self.copies[fate.passed[node.name]])
         elif node.name not in fate.constants:
             self._beside_constants_(node, copy)
-        elif op_name(node) in SUMS and any(source.name in fate.hollow for source in touched):
+        elif leaves_bias(node) and any(source.name in fate.hollow for source in touched):
             self._become_bias_(node, copy)
         else:
             self._stay_constant_(node, copy)
