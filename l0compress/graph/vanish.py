@@ -21,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.moves import Lines
-from l0compress.graph.mutation import original, written_after, written_base
+from l0compress.graph.mutation import original, writes, written_after, written_base
 from l0compress.graph.network import op_name
 from l0compress.graph.rules.registry import is_pointwise
 
@@ -230,9 +230,8 @@ def added_to(node: fx.Node) -> fx.Node | None:
 
 def writes_to_constant(node: fx.Node, constants: Iterable[str]) -> bool:
     """Whether an operator works in place on a tensor that has become a constant."""
-    schema = getattr(node.target, "_schema", None)
     first = node.args[0] if node.args else None
-    return schema is not None and schema.is_mutable and isinstance(first, fx.Node) and first.name in constants
+    return writes(node) and isinstance(first, fx.Node) and first.name in constants
 
 
 def passes_constant(node: fx.Node) -> bool:
