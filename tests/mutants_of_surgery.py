@@ -116,7 +116,7 @@ SURGERY = (
     Mutant("surgery/vanished.py", "self._become_(copy, aten.alias.default, *_parts(copy))", "pass", (VANISH, "")),
     Mutant(
         "surgery/vanished.py",
-        "copy.target = _functional(node)\n            return",
+        "self._become_functional_(node, copy)\n            return",
         "pass\n            return",
         (VANISH, "inplace or residual_block"),
     ),

@@ -7,7 +7,9 @@ through another view, so what such tensors hold stays whole.
 from __future__ import annotations
 
 import operator
+from typing import Any
 
+import torch
 from torch import fx
 
 from l0compress.graph.network import op_name
@@ -59,6 +61,13 @@ def writes(node: fx.Node) -> bool:
     """Whether an operator writes one of its operands; ``detach_`` cuts a gradient and leaves the values alone."""
     schema = getattr(node.target, "_schema", None)
     return node.op == "call_function" and schema is not None and schema.is_mutable and op_name(node) != "detach"
+
+
+def functional_of(node: fx.Node) -> torch._ops.OpOverload | None:
+    """The operator that returns what an in-place one would have written, None where there is none."""
+    overload: Any = node.target
+    found = getattr(getattr(torch.ops.aten, op_name(node), None), overload._overloadname, None)
+    return None if found is None or found._schema.is_mutable else found
 
 
 def shares(node: fx.Node) -> bool:

@@ -21,6 +21,7 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from l0compress.errors import SurgeryError
+from l0compress.graph.mutation import functional_of
 from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.surgery.keeps import Kept
 from l0compress.graph.vanish import (
@@ -110,7 +111,7 @@ class _Surgeon:
         elif op_name(node) == "batch_norm":
             self._normalize_(node, copy)
         elif writes_to_constant(node, self.fate.constants):
-            copy.target = _functional(node)
+            self._become_functional_(node, copy)
 
     def _normalize_(self, node: fx.Node, copy: fx.Node) -> None:
         """By the running statistics in training too: a constant has none of its own."""
@@ -130,13 +131,24 @@ class _Surgeon:
             copy.update_arg(0, [part for part, dense in parts if not self._hollow(dense)])
         if spreads(node, self.fate.constants):
             if writes_to_constant(node, self.fate.constants):
-                copy.target = _functional(node)
+                self._become_functional_(node, copy)
             return
         for source in node.all_input_nodes:
             if source.name in self.fate.constants:
                 copy.replace_input_with(self.copies[source.name], self._expanded(source, copy))
         if op_name(node) in JOINS and len(_parts(copy)) == 1:
             self._become_(copy, aten.alias.default, *_parts(copy))
+
+    @staticmethod
+    def _become_functional_(node: fx.Node, copy: fx.Node) -> None:
+        target = functional_of(node)
+        if target is None:
+            raise SurgeryError(
+                f"{node.name!r} writes in place into what is a constant now, and PyTorch has no such operator that "
+                "returns its result. Nothing was changed. Please report this with the model; until then freeze the "
+                "layer."
+            )
+        copy.target = target
 
     def _hollow(self, node: Any) -> bool:
         return isinstance(node, fx.Node) and node.name in self.fate.hollow
@@ -179,9 +191,3 @@ class _Surgeon:
 def _parts(join: fx.Node) -> list[Any]:
     parts: Any = join.args[0]
     return list(parts)
-
-
-def _functional(node: fx.Node) -> Any:
-    """The operator that returns what an in-place one would have written."""
-    overload: Any = node.target
-    return getattr(getattr(aten, op_name(node)), overload._overloadname)
