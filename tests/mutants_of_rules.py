@@ -152,9 +152,9 @@ RULES = (
         "rules/normalization.py",
         "                step.space.tie_any_(survivors, plane)",
         "                pass",
-        (LAYER_NORM, ""),
+        (LAYER_NORM, "needs_no_gate"),
     ),
-    Mutant("rules/normalization.py", "plane, survivors))", "plane, None))", (LAYER_NORM, "heads")),
+    Mutant("rules/normalization.py", "plane, survivors))", "plane, None))", (LAYER_NORM, "needs_no_gate")),
     Mutant("rules/normalization.py", "range(1, len(value.shape))", "range(2, len(value.shape))", (LAYER_NORM, "group")),
     Mutant(
         "rules/normalization.py",

@@ -126,6 +126,14 @@ def test_over_the_width_of_heads_both_go(tmp_path: Path, norm: nn.Module) -> Non
     check(forward, tokens(), expected, onnx=tmp_path, **layers, o=nn.Linear(16, 3), norm=norm)
 
 
+def test_a_head_that_goes_needs_no_gate_at_its_norm() -> None:
+    layers = {name: nn.Linear(12, 16) for name in "qkv"}
+    groups = grouped(heads(lambda s, x: s.norm(x)), tokens(), **layers, o=nn.Linear(16, 3), norm=nn.LayerNorm(4))
+    (read,) = (read for read in groups.reads if read.node == "layer_norm")
+    (width,) = (group for group in groups.groups if group.name == "q" and group.kind == "width")
+    assert set(read.moves.flatten().tolist()) - {groups.num_moves} == set(width.moves)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_one_norm_group_of_all_channels(tmp_path: Path, affine: bool) -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "n": nn.GroupNorm(1, 8, affine=affine), "b": nn.Conv2d(8, 4, 1)}
