@@ -7,6 +7,7 @@ through another view, so what such tensors hold stays whole.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -79,10 +80,18 @@ def shares(node: fx.Node) -> bool:
     return aliasing or node.target is operator.getitem
 
 
-def written_after(node: fx.Node) -> bool:
-    """Whether the memory of a tensor is written in place later on."""
-    base = base_of(node)
-    return any(other > node and written_base(other) is base for other in node.graph.nodes)
+def written_after(node: fx.Node, writers: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether the memory of a tensor is written in place later on.
+
+    Args:
+        writers: what :func:`writers_of` finds in the node's graph.
+    """
+    return bool(writers) and any(base is base_of(node) and other > node for other, base in writers.items())
+
+
+def writers_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The nodes that write in place, and the tensor whose memory each writes."""
+    return {node: base for node in nodes if (base := written_base(node)) is not None}
 
 
 def written_base(node: fx.Node) -> fx.Node | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
@@ -30,6 +30,7 @@ from l0compress.graph.vanish import (
     Vanished,
     added_to,
     carries_tensor,
+    input_sizes,
     leaves_bias,
     spreads,
     writes_to_constant,
@@ -173,11 +174,9 @@ class _Surgeon:
             return sympy_interp(PythonReferenceAnalysis, known, size.node.expr).node
 
     def _input_size(self, symbol: Any) -> fx.Node:
-        for node in self.network.graph.nodes:
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-                for dim, size in enumerate(node.meta["val"].shape):
-                    if not is_concrete_int(size) and size.node.expr == symbol:
-                        return self.network.graph.call_function(aten.sym_size.int, (node, dim))
+        found = input_sizes(self.network.graph).get(symbol)
+        if found is not None:
+            return self.network.graph.call_function(aten.sym_size.int, found)
         raise SurgeryError(
             f"no input of the model has the size {symbol}. Nothing was changed. Please report this with the model; "
             "until then freeze the layer."
