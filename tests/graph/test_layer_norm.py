@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from models import randomise
-from networks import Net, captured, image, table, tokens, vector, worst_error
+from networks import Net, captured, grouped, image, reasons, table, tokens, vector, worst_error
 from rulechecks import check
 from torch import Tensor, nn
 
@@ -126,6 +126,14 @@ def test_over_the_width_of_heads_both_go(tmp_path: Path, norm: nn.Module) -> Non
     check(forward, tokens(), expected, onnx=tmp_path, **layers, o=nn.Linear(16, 3), norm=norm)
 
 
+def test_a_head_that_goes_needs_no_gate_at_its_norm() -> None:
+    layers = {name: nn.Linear(12, 16) for name in "qkv"}
+    groups = grouped(heads(lambda s, x: s.norm(x)), tokens(), **layers, o=nn.Linear(16, 3), norm=nn.LayerNorm(4))
+    (read,) = (read for read in groups.reads if read.node == "layer_norm")
+    (width,) = (group for group in groups.groups if group.name == "q" and group.kind == "width")
+    assert set(read.moves.flatten().tolist()) - {groups.num_moves} == set(width.moves)
+
+
 @pytest.mark.parametrize("affine", [True, False])
 def test_one_norm_group_of_all_channels(tmp_path: Path, affine: bool) -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "n": nn.GroupNorm(1, 8, affine=affine), "b": nn.Conv2d(8, 4, 1)}
@@ -135,6 +143,38 @@ def test_one_norm_group_of_all_channels(tmp_path: Path, affine: bool) -> None:
 def test_one_norm_group_of_features() -> None:
     layers = {"a": nn.Linear(6, 8), "n": nn.GroupNorm(1, 8), "b": nn.Linear(8, 3)}
     check(between, vector(), {"a channels": 8, "a inputs": 6}, **layers)
+
+
+def test_channels_that_are_filled_up_with_ones() -> None:
+    """Another padding of the user's own is a part of what is normalised, and is not merged with the zeros."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.b(s.n(F.pad(s.a(x), (1, 2), value=1.0))[..., 1:9])
+
+    layers = {"a": nn.Linear(12, 8), "n": nn.LayerNorm(11), "b": nn.Linear(8, 3)}
+    check(forward, tokens(), {"a channels": 8, "a inputs": 12, "n channels": 3}, **layers)
+
+
+def test_channels_folded_with_a_dimension_of_free_size_stay() -> None:
+    """Nobody knows how many zeros that would be."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        folded = s.a(x).reshape(-1)
+        return s.b(F.layer_norm(folded, folded.shape).view(-1, 8))
+
+    groups = grouped(forward, vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    assert table(groups) == {"a inputs": 6}
+    assert reasons(groups, "a.weight") == [(0, "layer_norm", "layer_norm mixes all of it")]
+
+
+def test_a_branch_filled_up_with_ones_stays() -> None:
+    """Nothing filled up with ones is not nothing."""
+
+    def forward(s: Any, x: Tensor) -> Tensor:
+        return s.c(x + s.b(F.pad(F.gelu(s.a(x)), (0, 1), value=1.0)))
+
+    layers = {"a": nn.Linear(6, 4), "b": nn.Linear(5, 6), "c": nn.Linear(6, 3)}
+    check(forward, vector(), {"a channels": 4, "a inputs": 6, "b inputs": 1}, **layers)
 
 
 def test_the_operator_that_returns_its_statistics() -> None:
