@@ -36,6 +36,7 @@ class Shelf:
     kept: list[tuple[str, bytes]] = field(default_factory=list)
 
     def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
+        del must
         snapshot = make()
         apart = {name: tensor.detach().clone().contiguous() for name, tensor in snapshot.tensors.items()}
         self.kept.append((json.dumps(snapshot.values, allow_nan=False), save(apart)))
@@ -272,6 +273,7 @@ class TestDivergence:
 
     def test_a_gradient_that_is_not_finite_is_caught_before_it_is_kept(self) -> None:
         def steep(outputs: Tensor, targets: Tensor) -> Tensor:
+            del targets
             # Its value is 0 and its gradient is not a number.
             return torch.sqrt((outputs - outputs.detach()).square()).sum()
 
