@@ -74,6 +74,20 @@ def staged(destination: Path) -> Iterator[Path]:
             entry.replace(destination.parent / entry.name)
 
 
+def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:
+    """Write a staged file.
+
+    Raises:
+        RunError: the disk is full or fails; the message names ``for_``, the destination.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {str(for_)!r}: {error.strerror}. Nothing was written. Make room, or choose another folder."
+        ) from error
+
+
 def size_on_disk(path: Path) -> int:
     """Size of an artifact in bytes, with the external data file beside it if there is one.
 
