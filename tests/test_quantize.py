@@ -12,7 +12,7 @@ import onnx
 import onnxruntime.quantization
 import pytest
 import torch
-from conftest import printed_json, run_cli
+from conftest import printed_json, run_cli, sign_again_
 from onnx import numpy_helper
 from torch import nn
 
@@ -145,8 +145,9 @@ class TestExport:
 
     def test_data_that_has_gone_leaves_nothing_behind(self, finished: Path, tmp_path: Path) -> None:
         shutil.copytree(finished / "run", tmp_path / "run")
-        config = json.loads((tmp_path / "run/config.json").read_text())
-        (tmp_path / "run/config.json").write_text(json.dumps({**config, "data": str(tmp_path / "gone.npz")}))
+        config = (tmp_path / "run/config.toml").read_text()
+        (tmp_path / "run/config.toml").write_text(config.replace("blobs.npz", "gone.npz"))
+        sign_again_(tmp_path / "run")
         before = sorted(tmp_path.rglob("*"))
         outcome = run_cli("export", tmp_path / "run", "--quantize", "int8")
         assert outcome.exit_code == 2 and "gone.npz" in outcome.stderr

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import printed_json, run_cli, save_pt2
+from conftest import printed_json, run_cli, save_pt2, sign_again_
 from torch import nn
 
 from l0compress.errors import InputError
@@ -73,6 +73,7 @@ class TestExport:
             sparse[0].weight.mul_(torch.arange(64)[:, None] % 16 == 0)
         for name in ("small.pt2", "masked.pt2"):
             save_pt2(sparse, (torch.zeros(2, 8),), tmp_path / "run" / name)
+        sign_again_(tmp_path / "run")
         first, second, third, fourth = run_cli("export", tmp_path / "run", "--sparse-weights").stdout.splitlines()
         assert first.startswith("equal to the masked dense model")
         assert second.startswith("1 weights are stored sparsely: ")

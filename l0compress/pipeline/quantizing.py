@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from l0compress.calls import Call
 from l0compress.data import AnySplit, Data
-from l0compress.errors import InputError
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8, annotate_, quantize_onnx
 from l0compress.export.session import QUANTIZATION_KEY, TOLERANCE_KEY, OnnxSession
-from l0compress.loading import fit_data, import_reference, load_data, load_pt2
-from l0compress.pipeline.runs import Run
+from l0compress.loading import fit_data, load_data, load_pt2
+from l0compress.pipeline.config import read_config
+from l0compress.pipeline.requests import RunRequest, request_of
+from l0compress.pipeline.runs import CONFIG, Run
 from l0compress.pipeline.sources import captured_pt2
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.losses import objective_for
@@ -100,7 +101,11 @@ def run_data(run: Run) -> Data:
     Raises:
         DataError: they cannot be read any more.
     """
-    return fit_data(load_data(run.config["data"]), load_pt2(run.dense))
+    return fit_data(load_data(_request(run).data), load_pt2(run.dense))
+
+
+def _request(run: Run) -> RunRequest:
+    return request_of(read_config(run.folder / CONFIG))
 
 
 class _Answers(nn.Module):
@@ -122,9 +127,7 @@ def score_files(run: Run, files: Mapping[str, Path]) -> dict[str, Evaluation]:
     data, teacher = run_data(run), captured_pt2(run.dense).module()
     split = data.val if data.test is None else data.test
     first = next(iter(split.batches(_BATCH)))
-    loss: Any = run.config["settings"]["loss"]
-    if ":" in loss:
-        loss = import_reference(loss, flag="the run's loss", error=InputError)
+    loss = _request(run).finetune_settings().loss
     objective = objective_for(loss, first.targets, teacher(*first.args, **first.kwargs))
     return {
         name: evaluate(_Answers(OnnxSession(path)), split, objective, teacher=teacher) for name, path in files.items()

@@ -75,11 +75,6 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> Run:
     return Run(folder, _read_json(folder / RESULT))
 
 
-def is_run(path: Path) -> bool:
-    """Whether a path is the folder of a finished run."""
-    return (path / RESULT).is_file()
-
-
 def newest_run(root: Path = RUNS) -> Path:
     """The finished run under ``root`` that was finished last.
 
