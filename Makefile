@@ -10,7 +10,7 @@ EXAMPLES ?= 2000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants prove-resume clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -19,6 +19,7 @@ help:
 	@echo "make format          rewrite the sources with ruff"
 	@echo "make fuzz            2,000 random networks, shrunk and compared (EXAMPLES=, SEED=; about half an hour)"
 	@echo "make mutants         faults planted in rules and surgery, each of which a test has to notice (minutes)"
+	@echo "make prove-resume    kill a run 30 times at random moments, by SIGKILL and by SIGTERM, and compare hashes (minutes)"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
@@ -65,6 +66,9 @@ fuzz: $(STAMP)
 
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -W ignore tests/mutants.py
+
+prove-resume: $(STAMP)
+	$(BIN)/python benchmarks/resume.py
 
 demo: $(STAMP)
 	rm -rf build/demo

@@ -40,27 +40,13 @@ SURGERY = (
     Mutant("surgery/norms.py", "math.sqrt(share)", "1", (NORMS, "squares")),
     Mutant("surgery/norms.py", "source.dense[dim] - source.shape[dim]", "0", (LAYER_NORM, "tokens")),
     Mutant("surgery/norms.py", "width + more for", "width for", (LAYER_NORM, "two_cuts")),
-    Mutant("surgery/norms.py", "if taken.next is cut.node and", "if False and", (LAYER_NORM, "two_cuts")),
+    Mutant("surgery/norms.py", "if _pads_zeros(node) and", "if False and", (LAYER_NORM, "two_cuts")),
     Mutant("surgery/norms.py", "bool(value == 0)", "True", (LAYER_NORM, "filled_up_with_ones")),
-    Mutant(
-        "surgery/norms.py",
-        '(aten.add.Tensor, cut.argument(3, "bias"))',
-        "(aten.add.Tensor, None)",
-        (LAYER_NORM, "tokens"),
-    ),
-    Mutant(
-        "surgery/norms.py",
-        'cut.argument(4, "eps", 1e-5))\n        normal = cut.emit(aten.layer',
-        "1e-5)\n        normal = cut.emit(aten.layer",
-        (LAYER_NORM, "tokens"),
-    ),
-    Mutant(
-        "surgery/norms.py",
-        "return [*calls, (aten.to.dtype, (dtype,))] if promoted else calls",
-        "return calls",
-        (LAYER_NORM, "precision"),
-    ),
+    Mutant("surgery/norms.py", "behind.get(dim, 0)", "0", (LAYER_NORM, "tokens")),
     Mutant("surgery/norms.py", "if user.args[1] == 0]", "]", (LAYER_NORM, "statistics")),
+    Mutant(
+        "mutation.py", "        if writes(node):\n            return False\n", "", (LAYER_NORM, "written_in_between")
+    ),
     Mutant(
         "surgery/positions.py",
         "begin, stop = int((keep < first).sum()), int((keep < last).sum())",

@@ -37,6 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_blobs(Path("shape.npz"), x_train=np.zeros((120, 5), np.float32))
     save_blobs(Path("nan.npz"), x_test=np.full((60, 8), np.nan, np.float32))
     save_blobs(Path("floating.npz"), y_train=np.zeros(120, np.float32))
+    Path("typo.toml").write_text("seed = 1\n[training]\nepoch = 3\n")
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
     return tmp_path
@@ -109,11 +110,25 @@ CASES = {
         finetune("mlp.pt2", "--loss", "nowhere:f"),
         "--loss 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError",
     ),
-    "resuming": (finetune("mlp.pt2", "--resume"), "Runs leave no checkpoints to resume from. Nothing was changed."),
+    "resuming a model": (finetune("mlp.pt2", "--resume"), "'mlp.pt2' is no run to go on with. Nothing was changed."),
+    "resuming what is no run": (
+        ["finetune", "--resume", "full"],
+        "'full' is no run to go on with. Nothing was changed.",
+    ),
+    "resuming nothing": (["finetune", "--resume"], "There is no unfinished run under 'runs'. Nothing was changed."),
+    "resuming a missing run": (["finetune", "--resume", "-o", "none"], "Cannot read run 'none': no such folder."),
+    "no model": (["finetune", "--data", "digits"], "MODEL and --target is missing. Nothing was changed. Give it as a"),
+    "a rate of 0": (finetune("mlp.pt2", "--lr", "0"), "--lr = 0.0: expected a finite number above 0. Nothing was"),
+    "a missing configuration": (["finetune", "--config", "none.toml"], "Cannot read configuration 'none.toml': "),
+    "no configuration": (["finetune", "--config", "noise.pt2"], "noise.pt2 is no TOML: "),
+    "an unknown setting": (
+        ["finetune", "--config", "typo.toml"],
+        "typo.toml, line 3: there is no setting [training] epo",
+    ),
     "no run to export": (["export"], "There is no finished run under 'runs'."),
     "a missing run to export": (["export", "none"], "Cannot read run 'none': no such folder."),
-    "a folder that is no run": (["export", "full"], "'full' is no finished run: config.json is missing."),
-    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no finished run: config.json is"),
+    "a folder that is no run": (["export", "full"], "'full' is no run: manifest.json is missing."),
+    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no run: manifest.json is"),
     "a missing artifact to time": (["bench", "none.onnx"], "Cannot read artifact 'none.onnx': no such file."),
     "another kind of artifact": (
         ["bench", "blobs.npz"],

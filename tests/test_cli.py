@@ -21,6 +21,9 @@ from l0compress.cli.progress import ProgressDisplay
 from l0compress.cli.render import messages
 from l0compress.export.session import OnnxSession
 from l0compress.loading import load_pt2
+from l0compress.pipeline.config import read_config
+from l0compress.pipeline.durable import sha256_of
+from l0compress.pipeline.manifest import read_manifest
 from l0compress.training.events import ProgressEvent
 
 COMMANDS = ("inspect", "finetune", "export", "verify", "bench")
@@ -58,8 +61,8 @@ class TestFinetune:
     def test_it_leaves_a_complete_run_folder_and_nothing_beside_it(self, finished: Path) -> None:
         assert {path.name for path in finished.iterdir()} == {"mlp.pt2", "blobs.npz", "run"}
         assert {path.name for path in (finished / "run").iterdir()} == {
-            "config.json", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl", "result.json",
-            "model.onnx", "model.pt2",
+            "manifest.json", "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl",
+            "log.jsonl", "result.json", "model.onnx", "model.pt2",
         }  # fmt: skip
 
     def test_the_budget_is_kept(self, finished: Path) -> None:
@@ -140,10 +143,10 @@ class TestFinetune:
             tmp_path / "run",
         )
         printed_json("finetune", finished / "mlp.pt2", *arguments, *flags)
-        settings = json.loads((tmp_path / "run/config.json").read_text())["settings"]
-        names = {"--optimizer": "optimizer", "--clip": "clip", "--batch-size": "batch_size", "--lr": "learning_rate"}
+        settings = read_config(tmp_path / "run/config.toml")
+        names = {"--optimizer": "optimizer", "--clip": "clip", "--batch-size": "batch_size", "--lr": "lr"}
         for flag, value in zip(flags[::2], flags[1::2], strict=True):
-            assert str(settings[names[flag]]) == {"0": "None"}.get(value, value)
+            assert str(settings[names[flag]]) == {"0": "0.0"}.get(value, value)
 
 
 class TestExport:
@@ -169,6 +172,9 @@ class TestExport:
         save_pt2(
             nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), (torch.zeros(2, 8),), tmp_path / "run/small.pt2"
         )
+        manifest = read_manifest(tmp_path / "run")
+        manifest.files["small.pt2"] = sha256_of(tmp_path / "run/small.pt2")
+        manifest.write(tmp_path / "run")
         before = sorted(tmp_path.rglob("*"))
         outcome = run_cli("export", tmp_path / "run", "-o", tmp_path / "net.onnx")
         assert outcome.exit_code == 1 and outcome.stdout == ""
@@ -282,7 +288,7 @@ class TestProcess:
             outcome = run_cli(*arguments)
             assert outcome.exit_code == 2 and outcome.stdout == ""
 
-    def test_ctrl_c_exits_with_130_and_leaves_nothing(self, finished: Path, tmp_path: Path) -> None:
+    def test_ctrl_c_exits_with_130_and_says_how_to_go_on(self, finished: Path, tmp_path: Path) -> None:
         arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "100000")
         process = l0compress("finetune", finished / "mlp.pt2", *arguments, "-o", "some/run", cwd=tmp_path)
         while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")):
@@ -290,8 +296,12 @@ class TestProcess:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
-        assert out == "" and err.splitlines()[-1] == "Error: interrupted; nothing half-written is left."
-        assert list(tmp_path.iterdir()) == []
+        assert out == "" and re.fullmatch(
+            r"Error: Interrupted\. The run is kept in 'some/run' at (step \d+ of \d+ in|the end of) epoch \d+ of "
+            r"100000\. "
+            r"Go on with: l0compress finetune --resume some/run",
+            err.splitlines()[-1],
+        )
 
 
 def test_progress_that_nobody_watches_is_one_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,6 +89,15 @@ def written_after(node: fx.Node, writers: Mapping[fx.Node, fx.Node]) -> bool:
     return bool(writers) and any(base is base_of(node) and other > node for other, base in writers.items())
 
 
+def unwritten_until(node: fx.Node, later: fx.Node) -> bool:
+    """Whether nothing is written in place from ``node`` up to ``later``, which comes after it."""
+    while node is not later:
+        if writes(node):
+            return False
+        node = node.next
+    return True
+
+
 def writers_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
     """The nodes that write in place, and the tensor whose memory each writes."""
     return {node: base for node in nodes if (base := written_base(node)) is not None}

@@ -60,19 +60,22 @@ def parse_config(text: str, *, name: str) -> dict[str, Any]:
         option = _BY_PLACE.get((section, key))
         if option is None:
             raise InputError(f"{line}: there is no setting {_place(section, key)}. Nothing was changed. {_hint(key)}")
-        values[option] = checked(option, value, f"{line}: {OPTIONS[option].place}")
+        values[option] = checked(option, value, OPTIONS[option].place, line=f"{line}: ")
     return values
 
 
-def checked(option: str, value: Any, where: str) -> Any:
-    """A value that will do.
+def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
+    """A value that will do; ``name`` and ``line`` say where it stands.
 
     Raises:
-        InputError: it will not; the message starts with ``where``.
+        InputError: it will not.
     """
-    expected = OPTIONS[option].wrong(value)
+    try:
+        expected = OPTIONS[option].wrong(value)
+    except InputError as error:
+        raise type(error)(f"{line}{error}") from error
     if expected is not None:
-        raise InputError(f"{where} = {value!r}: expected {expected}. Nothing was changed.")
+        raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed.")
     return float(value) if OPTIONS[option].kind is float else value
 
 

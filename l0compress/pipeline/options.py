@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from l0compress.errors import TargetError
+from l0compress.errors import InputError
 from l0compress.loading import parse_target
 from l0compress.training.losses import LOSSES
 from l0compress.training.optim import OPTIMIZERS
@@ -41,7 +41,8 @@ class Option:
         absent: what None means, for people.
         section: the table of the file that it is in; empty for the top.
         field: the field of the settings that it sets, where there is one.
-        check: says what is expected instead of a value that will not do, and None of one that will.
+        check: says what is expected instead of a value that will not do, and None of one that will; or it raises an
+            InputError that says all.
     """
 
     key: str
@@ -58,7 +59,7 @@ class Option:
         return f"[{self.section}] {self.key}" if self.section else self.key
 
     def wrong(self, value: Any) -> str | None:
-        """What is expected instead of ``value``; None if it will do.
+        """What is expected instead of ``value``; None if it will do. Some raise an InputError of their own.
 
         >>> OPTIONS["epochs"].wrong("many"), OPTIONS["epochs"].wrong(1), OPTIONS["epochs"].wrong(2)
         ('a whole number', 'at least 2', None)
@@ -88,7 +89,12 @@ def _one_of(*names: str) -> Check:
 
 
 def _loss(value: str) -> str | None:
-    return None if value in LOSSES or ":" in value else f"one of {', '.join(LOSSES)}, or package.module:function"
+    if value in LOSSES or ":" in value:
+        return None
+    raise InputError(
+        f"Unknown loss {value!r}: expected one of {', '.join(LOSSES)}, or PACKAGE.MODULE:FUNCTION of (outputs, "
+        "targets). Nothing was changed."
+    )
 
 
 def _finite(value: float) -> str | None:
@@ -96,10 +102,7 @@ def _finite(value: float) -> str | None:
 
 
 def _target(value: str) -> str | None:
-    try:
-        parse_target(value)
-    except TargetError:
-        return "a unit and a number, such as macs=0.5, params=26500 or bytes=1MB"
+    parse_target(value)
     return None
 
 

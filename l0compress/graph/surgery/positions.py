@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from l0compress.graph.mutation import unwritten_until
 from l0compress.graph.network import op_name
 from l0compress.graph.surgery.registry import Cut, rewrites
 
@@ -40,8 +41,7 @@ def _slice_kept_(cut: Cut, dim: int, first: int, last: int) -> None:
     """Become a slice of what is left of the dense positions from ``first`` up to ``last``."""
     keep, taken = cut.operands[0].along(dim), cut.argument(0)
     begin, stop = int((keep < first).sum()), int((keep < last).sum())
-    # What has been cut before is a slice already, right before this node, so that nothing is written in between.
-    if taken.next is cut.node and op_name(taken) == "slice" and len(taken.args) == 4:
+    if op_name(taken) == "slice" and len(taken.args) == 4 and unwritten_until(taken, cut.node):
         whole, along, start, end = taken.args
         if along == dim and isinstance(start, int) and isinstance(end, int) and min(start, end) >= 0:
             taken, begin, stop = whole, begin + start, min(stop + start, end)
