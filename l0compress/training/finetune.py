@@ -22,6 +22,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
 from l0compress.graph.shrink import shrink
+from l0compress.graph.weights import nonzero_cost
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course, Evaluation, outputs_of
 from l0compress.training.equality import check_equal
@@ -32,6 +33,8 @@ from l0compress.training.multiplier import AscentSettings
 from l0compress.training.phases import Gated, Journal, evaluate_on, train_gates, train_small
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.sparse_harden import whole_masks
+from l0compress.training.sparsity import check_zeros
 from l0compress.training.targets import the_one
 
 TARGETS = "params, macs, bytes, penalty, aic and bic"
@@ -109,7 +112,12 @@ def finetune(
     settings = FinetuneSettings() if settings is None else settings
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        gated = gate(graph, log_alpha=settings.gates.log_alpha, temperature=settings.gates.temperature)
+        gated = gate(
+            graph,
+            granularity=settings.granularity,
+            log_alpha=settings.gates.log_alpha,
+            temperature=settings.gates.temperature,
+        )
         gated = gated.to(settings.device)
         groups = gated.groups
         course = course_of(graph, data, settings)
@@ -180,19 +188,22 @@ def harden_gates(groups: Groups, trained: Gated, budget: Penalty) -> Hardened:
     small = shrink(fold(trained.network, plan), plan)
     keep = torch.zeros(groups.num_moves, dtype=torch.bool)
     keep[trained.moves[plan.keep]] = True
-    return Hardened(KeepPlan.from_keep(groups, keep), small.state())
+    whole = KeepPlan.from_keep(groups, keep)
+    return Hardened(whole.with_masks(whole_masks(whole, plan.small_masks())), small.state())
 
 
 def finish(run: Run, hardened: Hardened, *, unit: str, first_epoch: int) -> FinetuneResult:
     """From a decision to a result: surgery, its check, BatchNorm statistics, and the epochs from ``first_epoch`` on."""
     course, plan = run.course, hardened.plan
     small = _shrunk(run.graph, hardened, course)
-    density = cost(small).get(unit) / cost(run.graph).get(unit)
+    counted, masks = nonzero_cost if plan.masks else cost, plan.small_masks()
+    density = counted(small).get(unit) / cost(run.graph).get(unit)
     batches = islice(course.batches(first_epoch), _RECALIBRATION_BATCHES)
     small = recalibrate(small, batches, device=course.settings.device)
     objective = replace(course.objective, temperature=course.settings.final_temperature)
     final = replace(course, objective=objective)
-    finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch)
+    finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch, masks=masks)
+    check_zeros(finished.last.state(), masks)
     return FinetuneResult(
         dense=run.graph,
         plan=plan,

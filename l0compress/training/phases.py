@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from l0compress.gates.attach import Compacted, GatedNetwork, compact
+from l0compress.gates.attach import GatedNetwork
+from l0compress.gates.compact import Compacted, compact
 from l0compress.graph.capture import CapturedGraph
 from l0compress.training.budget import Penalty
 from l0compress.training.course import Course, Evaluation, evaluate, train_epoch
 from l0compress.training.events import OnEvent, ProgressEvent
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
+from l0compress.training.sparsity import NO_MASKS, keep_zeros_
 
 _SECONDS_BETWEEN_EVENTS = 0.5
 
@@ -131,7 +133,7 @@ class _Optimizers:
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
         rate = settings.gates.rate_for(course.gated_steps)
-        return cls(weights, torch.optim.Adam([gated.gates.log_alpha], lr=rate, fused=True))
+        return cls(weights, torch.optim.Adam(list(gated.gate_parameters().values()), lr=rate, fused=True))
 
     def step_(self, gated: GatedNetwork, progress: float, course: Course) -> None:
         settings = course.settings
@@ -148,9 +150,9 @@ class _Optimizers:
         before, after = old.weights(), compacted.gated.weights()
         pairs = {name: (before[name], parameter) for name, parameter in after.items()}
         carry_state_(new.weights, self.weights, pairs, compacted.parameter_keeps)
-        gate_keeps = {"log_alpha": (compacted.kept_moves,)}
-        gate_pair = {"log_alpha": (old.gates.log_alpha, compacted.gated.gates.log_alpha)}
-        carry_state_(new.gates, self.gates, gate_pair, gate_keeps)
+        gates_before = old.gate_parameters()
+        gate_pairs = {name: (gates_before[name], gate) for name, gate in compacted.gated.gate_parameters().items()}
+        carry_state_(new.gates, self.gates, gate_pairs, compacted.gate_keeps)
         return new
 
 
@@ -166,14 +168,20 @@ class Finished:
 
 
 def train_small(
-    course: Course, small: CapturedGraph, journal: Journal, *, density: float, first_epoch: int
+    course: Course,
+    small: CapturedGraph,
+    journal: Journal,
+    *,
+    density: float,
+    first_epoch: int,
+    masks: Mapping[str, Tensor] = NO_MASKS,
 ) -> Finished:
     """Train the hardened model's weights over what is left of the epochs, rate falling to 0 by a cosine.
 
-    ``small`` is not changed; ``density`` is only reported.
+    ``small`` is not changed; ``density`` is only reported. Weights that ``masks`` drop are zero and stay it.
     """
     settings = course.settings
-    network = small.module().to(settings.device)
+    network = keep_zeros_(small.module().to(settings.device), masks)
     parameters = dict(network.named_parameters())
     optimizer = weight_optimizer(
         parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay

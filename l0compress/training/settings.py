@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from l0compress.errors import InputError
+from l0compress.gates.attach import Granularity, check_granularity
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, TEMPERATURE
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.network import op_name
@@ -78,6 +79,8 @@ class FinetuneSettings:
 
     Attributes:
         epochs: epochs of both phases together.
+        granularity: what may go: "structured" (what can be cut out physically), "weights" (single weights become zero)
+            or "both".
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
         learning_rate: the highest rate of the weights, reached at the start of the phase after hardening; None chooses
             by the network and the length of the run, see :meth:`settled`.
@@ -91,6 +94,7 @@ class FinetuneSettings:
     """
 
     epochs: int = 48
+    granularity: Granularity = "structured"
     batch_size: int | None = None
     learning_rate: float | None = None
     optimizer: str = "adamw"
@@ -108,6 +112,7 @@ class FinetuneSettings:
     gates: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
+        check_granularity(self.granularity)
         rate = self.learning_rate
         for name, ok, wanted in (
             ("epochs", self.epochs >= 1, "at least 1"),
