@@ -68,12 +68,27 @@ class Measured:
         cost: parameters, multiply-accumulates and bytes of weights.
         metric: the task's metric on held-out data, such as accuracy between 0 and 1.
         file_bytes: size of its artifact.
+        nonzero: what it costs when the zeros in its weights are left out, where it has any to speak of.
     """
 
     name: str
     cost: Cost | None = None
     metric: float | None = None
     file_bytes: int | None = None
+    nonzero: Cost | None = None
+
+    @property
+    def without_zeros(self) -> Cost | None:
+        """The cost without zeros; a model that has none to speak of costs what it costs."""
+        return self.cost if self.nonzero is None else self.nonzero
+
+
+_Count = tuple[str, Callable[[Measured], int | None]]
+_SPARSE_COUNTS: tuple[_Count, ...] = (
+    ("nonzero parameters", lambda model: model.without_zeros.params if model.without_zeros else None),
+    ("MACs with nonzero weights", lambda model: model.without_zeros.macs if model.without_zeros else None),
+    ("weight bytes, zeros left out", lambda model: model.without_zeros.size_bytes if model.without_zeros else None),
+)
 
 
 def comparison_table(
@@ -96,12 +111,14 @@ def comparison_table(
     rows: list[tuple[str, ...]] = []
     if dense.metric is not None or small.metric is not None:
         rows.append((metric_name, *(ABSENT if m is None else f"{m:.4f}" for m in (dense.metric, small.metric)), ""))
-    counts: tuple[tuple[str, Callable[[Measured], int | None]], ...] = (
+    counts: tuple[_Count, ...] = (
         ("parameters", lambda model: model.cost.params if model.cost else None),
         ("MACs per sample", lambda model: model.cost.macs if model.cost else None),
         ("weight bytes", lambda model: model.cost.size_bytes if model.cost else None),
         ("file bytes", lambda model: model.file_bytes),
     )
+    if dense.nonzero or small.nonzero:
+        counts = (*counts, *_SPARSE_COUNTS)
     for label, count in counts:
         a, b = count(dense), count(small)
         if a is not None or b is not None:

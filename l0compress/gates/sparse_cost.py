@@ -53,8 +53,7 @@ class SparseCost:
 
     def of_probabilities(self, present: Mapping[str, Tensor], moves: Tensor, unit: str) -> Tensor:
         """The same for given probabilities that the elements of each weight are not zero."""
-        padded = torch.cat([moves.double(), moves.new_ones(1, dtype=torch.float64)])
-        alive = padded[self.groups.moves_of_component.to(padded.device)].prod(-1)
+        alive = self._alive(moves)
         total = self.groups.expected_cost(moves, unit)
         for weight in self.weights:
             total = total - self._saved(weight, present[weight.name], alive, unit)
@@ -80,12 +79,19 @@ class SparseCost:
 
     def smallest(self, keep: Tensor, unit: str) -> int:
         """The cost with the moves of ``keep``, and of every weight that is left one element alone."""
-        none = {weight.name: torch.zeros(weight.shape, dtype=torch.float64) for weight in self.weights}
-        cost = float(self.of_probabilities(none, keep.double(), unit))
+        alive = self._alive(keep.double())
+        cost = float(self.groups.expected_cost(keep.double(), unit))
         for weight in self.weights:
+            none = torch.zeros(weight.shape, dtype=torch.float64)
             each = self.each(weight, unit)
-            cost += float(each.min()) if isinstance(each, Tensor) else each
+            least = float(each.min()) if isinstance(each, Tensor) else each
+            cost -= max(float(self._saved(weight, none, alive, unit)) - least, 0.0)
         return ceil(cost - 1e-6)
+
+    def _alive(self, moves: Tensor) -> Tensor:
+        """The probability that each component is left."""
+        padded = torch.cat([moves.double(), moves.new_ones(1, dtype=torch.float64)])
+        return padded[self.groups.moves_of_component.to(padded.device)].prod(-1)
 
     def _saved(self, weight: Weight, present: Tensor, alive: Tensor, unit: str) -> Tensor:
         lines = {dim: alive[line.to(alive.device)] for dim, line in self._lines[weight.name].items()}

@@ -28,6 +28,13 @@ def finetune(
             "macs=12M, bytes=1MB).",
         ),
     ],
+    granularity: Annotated[
+        Literal["structured", "weights", "both"],
+        typer.Option(
+            help="What may go: channels, heads and units (structured), single weights, which become zero (weights), or "
+            "both. With single weights the target counts what is not zero."
+        ),
+    ] = "structured",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", metavar="RUN", help="A new folder.", show_default="runs/<time>-<model>"),
@@ -70,7 +77,7 @@ def finetune(
         options.use_threads(threads)
         flags = {
             "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "clip": clip,
-            "seed": seed, "device": device, "bf16": bf16,
+            "seed": seed, "device": device, "bf16": bf16, "granularity": granularity,
         }  # fmt: skip
         request = RunRequest(
             source=ModelSource(model, factory, trust_pickle),
