@@ -1,9 +1,9 @@
 """One-shot magnitude of single weights: the baseline that gates on weights have to beat.
 
-What becomes zero is decided at once, from the dense weights alone; teacher, distillation, budget, rounding and number of
-epochs are those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Han et al., "Learning both
-Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section 3; across layers or within each as in Gale
-et al., "The State of Sparsity in Deep Neural Networks", 2019, section 4.
+What becomes zero is decided at once, from the dense weights alone; teacher, distillation, budget, rounding and number
+of epochs are those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Han et al., "Learning both
+Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section 3; across layers or within each as in
+Gale et al., "The State of Sparsity in Deep Neural Networks", 2019, section 4.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def weight_scores(graph: CapturedGraph, scope: Scope) -> dict[str, Tensor]:
     """By name of each weight, of its shape: the magnitudes, or their ranks within the weight as shares of it.
 
     >>> from l0compress.graph.capture import capture
-    >>> net = nn.Linear(4, 1)
+    >>> net = torch.nn.Linear(4, 1)
     >>> _ = net.weight.data.copy_(torch.tensor([[3.0, -1.0, 0.0, -4.0]]))
     >>> graph = capture(net, (torch.zeros(2, 4),))
     >>> weight_scores(graph, "global")["weight"], weight_scores(graph, "layer")["weight"]
