@@ -8,8 +8,7 @@ from models import randomise
 from torch import Tensor, nn
 
 from l0compress.errors import InputError, NothingToPruneError
-from l0compress.gates.attach import GatedNetwork, gate
-from l0compress.gates.compact import compact
+from l0compress.gates.attach import GatedNetwork, compact, gate
 from l0compress.gates.hard_concrete import STRETCH, probability_nonzero, sample
 from l0compress.gates.weight_gates import WeightGate, uniform_like
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, nonzero_cost, shrink
@@ -225,7 +224,7 @@ class TestExpectedCost:
         biases = hidden.sum() + 3
         stored = 8 * products + 4 * (hidden.sum() + 1) + 4 * (3 + 1) + 4 * biases
         for unit, expected in (("macs", products), ("params", products + biases), ("bytes", stored)):
-            assert gated.expected_cost(unit).item() == pytest.approx(float(expected), rel=1e-6)
+            assert gated.expected_cost(unit).item() == pytest.approx(expected.item(), rel=1e-6)
 
     @pytest.mark.parametrize("unit", ["params", "macs", "bytes"])
     def test_of_both_with_open_channels_it_is_that_of_weights_alone(self, unit):

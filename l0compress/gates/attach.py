@@ -9,140 +9,26 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cached_property, reduce
-from typing import Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from l0compress.errors import InputError, NothingToPruneError
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE, HardConcrete, Stretch
-from l0compress.gates.reach import smallest_cost, smallest_keep
-from l0compress.gates.sparse_cost import SparseCost
-from l0compress.gates.weight_gates import WeightGate
+from l0compress.gates.network import FACTORS, WEIGHT_GATE, GatedNetwork, ReadFactors, product_of
+from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
+from l0compress.graph.matching import match_moves
 from l0compress.graph.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.reads import Read
+from l0compress.graph.plan import KeepPlan, Keeps, cut
+from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import Weight, find_weights
 
 Granularity = Literal["structured", "weights", "both"]
 GRANULARITIES: tuple[Granularity, ...] = ("structured", "weights", "both")
-
-_FACTORS = "l0_read_factors"
-_WEIGHT_GATE = "l0_weight_gate_"
-
-
-class ReadFactors(nn.Module):
-    """The factor of every read, computed from one draw of the gates: a list of tensors, in the order of ``reads``."""
-
-    def __init__(self, reads: tuple[Read, ...], gates: HardConcrete) -> None:
-        super().__init__()
-        self.gates = gates
-        self.shapes = tuple(read.shape for read in reads)
-        for position, read in enumerate(reads):
-            self.register_buffer(f"moves_{position}", read.moves.clone(), persistent=False)
-
-    def forward(self) -> list[Tensor]:
-        return self.factors(self.gates())
-
-    def factors(self, z: Tensor) -> list[Tensor]:
-        """The read factors for given gate values ``z`` of shape ``(num_moves,)``."""
-        extended = torch.cat([z, z.new_ones(1)])
-        return [
-            product_of(extended, getattr(self, f"moves_{position}")).view(shape)
-            for position, shape in enumerate(self.shapes)
-        ]
-
-
-def product_of(z: Tensor, moves: Tensor) -> Tensor:
-    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``.
-
-    >>> product_of(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([[0, 2], [0, 1]]))
-    tensor([0.5000, 0.1250])
-    """
-    # Column by column: the backward of prod() is slow where factors are exactly 0, and gates often are.
-    return reduce(operator.mul, (z[column] for column in moves.unbind(-1)))
-
-
-class GatedNetwork(nn.Module):
-    """A captured network whose channels, single weights or both carry gates; made by :func:`gate`.
-
-    ``forward`` takes and returns what the user's model does. In training mode the gates are sampled, one draw a call;
-    in evaluation mode they are at their median.
-
-    Attributes:
-        groups: the moves that the gates stand for, in order; without moves where only weights are gated.
-        network: the rewritten graph.
-        sparse: the weights that carry gates of their own.
-    """
-
-    def __init__(self, groups: Groups, network: GraphNetwork, sparse: tuple[Weight, ...] = ()) -> None:
-        super().__init__()
-        self.groups = groups
-        self.network = network
-        self.sparse = sparse
-
-    @property
-    def gates(self) -> HardConcrete:
-        """The gates of the moves: ``gates.log_alpha`` is what is learned."""
-        return self.read_factors.gates
-
-    @property
-    def weight_gates(self) -> dict[str, WeightGate]:
-        """The gates of single weights by the name of the parameter; empty where only channels are gated."""
-        return {
-            weight.name: cast(WeightGate, self.network.get_submodule(f"{_WEIGHT_GATE}{position}"))
-            for position, weight in enumerate(self.sparse)
-        }
-
-    @property
-    def read_factors(self) -> ReadFactors:
-        return cast(ReadFactors, self.network.get_submodule(_FACTORS))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.network(*args, **kwargs)
-
-    def weights(self) -> dict[str, nn.Parameter]:
-        """The network's own parameters by their original names, without the gates."""
-        return {
-            name: parameter
-            for name, parameter in self.network.named_parameters()
-            if not name.startswith((f"{_FACTORS}.", _WEIGHT_GATE))
-        }
-
-    def gate_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that gates learn: ``log_alpha`` of the moves, and of each gated parameter under its own name."""
-        found = {"log_alpha": self.gates.log_alpha} if self.groups.num_moves else {}
-        return {**found, **{name: gate.log_alpha for name, gate in self.weight_gates.items()}}
-
-    def expected_cost(self, unit: str) -> Tensor:
-        """Expected cost after removal, a scalar in ``params``, ``macs`` or ``bytes``, differentiable in the gates."""
-        probability = self.gates.probability_nonzero()
-        if not self.sparse:
-            return self.groups.expected_cost(probability, unit)
-        return self._sparse_cost.expected(self.weight_gates, probability, unit)
-
-    def smallest_cost(self, unit: str, keep: Tensor | None = None) -> int:
-        """The cost of the smallest model that hardening can reach; every gated weight keeps one element.
-
-        ``keep``, bool ``(num_moves,)``, says which moves stay; None leaves as few as possible.
-        """
-        if not self.sparse:
-            return smallest_cost(self.groups, unit)
-        fewest = smallest_keep(self.groups, torch.zeros(self.groups.num_moves)) if keep is None else keep
-        return self._sparse_cost.smallest(fewest, unit)
-
-    def graph(self) -> CapturedGraph:
-        """The network without gates, with the weights as they are now (copied)."""
-        state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        return self.groups.graph.with_state(state)
-
-    @cached_property
-    def _sparse_cost(self) -> SparseCost:
-        return SparseCost(self.groups, self.sparse)
 
 
 def gate(
@@ -150,13 +36,16 @@ def gate(
     *,
     granularity: Granularity = "structured",
     log_alpha: float = OPEN_LOG_ALPHA,
+    magnitude_slope: float = 0.0,
     temperature: float = TEMPERATURE,
     stretch: Stretch = STRETCH,
 ) -> GatedNetwork:
     """Attach hard concrete gates. ``graph`` is not changed.
 
-    ``granularity`` is "structured" (a gate for what can be cut out physically, on what reads it), "weights" (a gate for
-    each element of the weights that :func:`~l0compress.graph.weights.find_weights` finds) or "both".
+    ``granularity`` is "structured" (a gate for what can be cut out physically, on what reads it), "weights" (a gate
+    for each element of the weights that :func:`~l0compress.graph.weights.find_weights` finds) or "both". Gates start at
+    ``log_alpha``; those of weights above or below it by ``magnitude_slope``, see
+    :func:`~l0compress.gates.weight_gates.starting_log_alpha`.
 
     >>> from l0compress.graph.capture import capture
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -175,7 +64,7 @@ def gate(
         return attach(groups, gates)
     weight_gates = {
         weight.name: WeightGate(
-            starting_log_alpha(attribute(graph.graph_module, weight.name), log_alpha),
+            starting_log_alpha(attribute(graph.graph_module, weight.name), log_alpha, magnitude_slope),
             temperature=temperature,
             stretch=stretch,
         )
@@ -199,22 +88,17 @@ def check_granularity(granularity: str) -> None:
         )
 
 
-def starting_log_alpha(weight: Tensor, log_alpha: float) -> Tensor:
-    """Where the gates of a pretrained weight start."""
-    return torch.full(weight.shape, float(log_alpha))
-
-
 def attach(groups: Groups, gates: HardConcrete, weight_gates: Mapping[str, WeightGate] | None = None) -> GatedNetwork:
     """The graph of ``groups`` with the given gates, one a move, on its own copy of the weights.
 
     ``weight_gates`` are gates on single weights by name; tied parameters share those of any of their names.
     """
     network = network_of(groups.graph.graph_module)
-    network.add_submodule(_FACTORS, ReadFactors(groups.reads, gates))
+    network.add_submodule(FACTORS, ReadFactors(groups.reads, gates))
     nodes = {node.name: node for node in network.graph.nodes}
     last_input = [node for node in nodes.values() if node.op == "placeholder"][-1]
     with network.graph.inserting_after(last_input):
-        factors = network.graph.call_module(_FACTORS)
+        factors = network.graph.call_module(FACTORS)
     for position, read in enumerate(groups.reads):
         _multiply_(nodes[read.node], read.arg, factors, position)
     sparse = _gate_weights_(network, groups.graph, weight_gates or {})
@@ -229,7 +113,7 @@ def _gate_weights_(
     found = {name: weight for weight in find_weights(graph) for name in weight.names} if weight_gates else {}
     sparse = tuple(replace(found[name], name=name) for name in weight_gates)
     for position, weight in enumerate(sparse):
-        target = f"{_WEIGHT_GATE}{position}"
+        target = f"{WEIGHT_GATE}{position}"
         network.add_submodule(target, weight_gates[weight.name])
         readers = [node for node in network.graph.nodes if node.op == "get_attr" and node.target in weight.names]
         with network.graph.inserting_after(readers[0]):
@@ -277,3 +161,71 @@ def _opened(median: Tensor, keep: Tensor) -> Tensor:
     # A kept gate whose median is 0 would fold a dead column in; its channel was kept, so it is left open instead.
     values = median.detach().cpu()
     return torch.where(keep & (values > 0), values, torch.ones_like(values))
+
+
+@dataclass(frozen=True, eq=False)
+class Compacted:
+    """What physical removal during training leaves.
+
+    ``parameter_keeps`` says which indices of each dimension of each old parameter stay (None = all), so that an
+    optimizer's state can be sliced along. ``kept_moves`` is int64 ``(new num_moves,)``: the old index of each new
+    move. ``gate_keeps`` says the same of :meth:`GatedNetwork.gate_parameters`.
+    """
+
+    gated: GatedNetwork
+    parameter_keeps: dict[str, Keeps]
+    kept_moves: Tensor
+
+    @property
+    def gate_keeps(self) -> dict[str, Keeps]:
+        return {**self.parameter_keeps, "log_alpha": (self.kept_moves,)}
+
+
+def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
+    """Physically remove the moves that are open with a probability under ``threshold``; the others keep their gates.
+
+    Every group keeps its two likeliest moves: of a single one nothing is left to decide, so it would lose its gate.
+    ``gated`` is not changed; it is returned as it is where nothing is removed.
+    """
+    gates = gated.gates
+    keep = gated.groups.close(_worth_keeping(gated, threshold))
+    unchanged = Compacted(gated, {}, torch.arange(len(keep)))
+    if bool(keep.all()):
+        return unchanged
+    plan = KeepPlan.from_keep(gated.groups, keep)
+    smaller = find_groups(shrink(gated.graph(), plan))
+    kept_moves = match_moves(gated.groups, plan, smaller)
+    # A kept move that is no choice any more in the smaller graph would silently be open for good.
+    if not torch.equal(kept_moves.sort().values, keep.nonzero().flatten()):
+        return unchanged
+    smaller_gates = HardConcrete(smaller.num_moves, temperature=gates.temperature, stretch=gates.stretch)
+    with torch.no_grad():
+        smaller_gates.log_alpha.copy_(gates.log_alpha.cpu()[kept_moves])
+    result = attach(smaller, smaller_gates, _cut_gates(gated, plan, smaller)).to(gates.log_alpha.device)
+    return Compacted(result.train(gated.training), plan.parameter_keeps(), kept_moves)
+
+
+def _cut_gates(gated: GatedNetwork, plan: KeepPlan, smaller: Groups) -> dict[str, WeightGate]:
+    """The gates of the weights that are left in the smaller graph, cut as the weights are."""
+    keeps, old = plan.parameter_keeps(), gated.weight_gates
+    return {
+        name: WeightGate(
+            cut(old[name].log_alpha.detach(), keeps[name]).clone(),
+            temperature=old[name].temperature,
+            stretch=old[name].stretch,
+        )
+        for name in old
+        if name in smaller.labelled.parameters
+    }
+
+
+def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:
+    probability = gated.gates.probability_nonzero().detach().cpu()
+    keep = probability >= threshold
+    for group in gated.groups.groups:
+        members = torch.tensor(group.moves)
+        # The first layer reads the model's input as it is; choosing among its columns at every step would cost, not
+        # save.
+        stay = len(members) if group.kind == "inputs" else min(2, len(members))
+        keep[members[probability[members].topk(stay).indices]] = True
+    return keep

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from l0compress.gates.hard_concrete import STRETCH, TEMPERATURE, Stretch, median, probability_nonzero
 
 _NOISE_BITS = 16
+_SMALLEST = 1e-3
 
 
 class WeightGate(nn.Module):
@@ -63,6 +64,21 @@ class WeightGate(nn.Module):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"shape={tuple(self.log_alpha.shape)}, temperature={self.temperature}, stretch={tuple(self.stretch)}"
+
+
+def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor:
+    """Where the gates of a pretrained weight start: ``log_alpha + slope * log(|weight| / median)``.
+
+    The median is that of the parameter's magnitudes; smaller ones than a thousandth of it count as that.
+
+    >>> starting_log_alpha(torch.tensor([1.0, -2.0, 4.0]), 3.0, 1.0)
+    tensor([2.3069, 3.0000, 3.6931])
+    """
+    if slope == 0:
+        return torch.full(weight.shape, float(log_alpha))
+    magnitudes = weight.detach().float().abs()
+    median = magnitudes.median().clamp_min(torch.finfo(torch.float32).tiny)
+    return log_alpha + slope * (magnitudes / median).clamp_min(_SMALLEST).log()
 
 
 def uniform_like(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.values import flattened, varying
 
 Keeps = tuple[Tensor | None, ...]
+_KEEP, _MASK = "plan.keep", "plan.mask."
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +148,16 @@ class KeepPlan:
                     f"{tuple(mask.shape)}. Nothing was changed."
                 )
         return replace(self, masks=dict(masks))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole decision as named tensors, for a file; :meth:`from_tensors` takes them back."""
+        return {_KEEP: self.keep, **{f"{_MASK}{name}": mask for name, mask in self.masks.items()}}
+
+    @classmethod
+    def from_tensors(cls, groups: Groups, tensors: Mapping[str, Tensor]) -> KeepPlan:
+        """The plan that :meth:`tensors` was called on; tensors of other names are passed over."""
+        masks = {name.removeprefix(_MASK): mask for name, mask in tensors.items() if name.startswith(_MASK)}
+        return cls(groups, tensors[_KEEP]).with_masks(masks)
 
     def small_masks(self) -> dict[str, Tensor]:
         """The masks of what is left, in the small model's shapes; of parameters that vanish with the rest too."""

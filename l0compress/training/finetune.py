@@ -112,19 +112,26 @@ def finetune(
     settings = FinetuneSettings() if settings is None else settings
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        gated = gate(
-            graph,
-            granularity=settings.granularity,
-            log_alpha=settings.gates.log_alpha,
-            temperature=settings.gates.temperature,
-        )
-        gated = gated.to(settings.device)
+        gated = gated_for(graph, data, settings)
         groups = gated.groups
         course = course_of(graph, data, settings)
         budget = penalty_for(gated, target, course)
         run = start(graph, course, on_event)
         trained = train_gates(course, gated, budget, run.journal)
         return finish(run, harden_gates(groups, trained, budget), unit=budget.unit, first_epoch=settings.gated_epochs)
+
+
+def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> GatedNetwork:
+    """The network with the gates that a run starts from."""
+    steps = settings.gated_epochs * max(1, len(data.train) // settings.batch_size_for(len(data.train)))
+    gated = gate(
+        graph,
+        granularity=settings.granularity,
+        log_alpha=settings.gates.log_alpha,
+        magnitude_slope=settings.gates.slope_for(steps),
+        temperature=settings.gates.temperature,
+    )
+    return gated.to(settings.device)
 
 
 def start(graph: CapturedGraph, course: Course, on_event: OnEvent) -> Run:

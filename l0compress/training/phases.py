@@ -10,8 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from l0compress.gates.attach import GatedNetwork
-from l0compress.gates.compact import Compacted, compact
+from l0compress.gates.attach import Compacted, GatedNetwork, compact
 from l0compress.graph.capture import CapturedGraph
 from l0compress.training.budget import Penalty
 from l0compress.training.course import Course, Evaluation, evaluate, train_epoch

@@ -8,7 +8,7 @@ ensures:  a plan with masks whose true cost, zeros not counted, is at most the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -52,20 +52,36 @@ def harden_sparse(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
 
 
 def _likely_moves(gated: GatedNetwork, budget: Penalty) -> Tensor:
+    """bool (num_moves,), closed: what is likely to be open, corrected where that is too much or too little."""
     groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
     needed = smallest_keep(groups, scores)
     keep = groups.close(needed | (gated.gates.probability_nonzero().detach().cpu() > 0.5))
-    if budget.target is None:
+    target, unit = budget.target, budget.unit
+    if target is None:
         return keep
-    order = [move for move in torch.argsort(scores, stable=True).tolist() if keep[move] and not needed[move]]
-    low, high = 0, len(order)
+    order = torch.argsort(scores, stable=True).tolist()
+    closed = [move for move in reversed(order) if not keep[move]]
+    # With every weight of fewer channels there would be room left.
+    more = _first(len(closed), lambda count: groups.cost_of(_with(groups, keep, closed[:count])).get(unit) >= target)
+    keep = _with(groups, keep, closed[:more])
+    spare = [move for move in order if keep[move] and not needed[move]]
+    fewer = _first(len(spare), lambda count: gated.smallest_cost(unit, _without(groups, keep, spare[:count])) <= target)
+    return _without(groups, keep, spare[:fewer])
+
+
+def _first(most: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number from 0 on for which a monotone condition holds, ``most`` where it never does."""
+    low, high = 0, most
     while low < high:
         middle = (low + high) // 2
-        if gated.smallest_cost(budget.unit, _without(groups, keep, order[:middle])) <= budget.target:
-            high = middle
-        else:
-            low = middle + 1
-    return _without(groups, keep, order[:low])
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _with(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
+    more = keep.clone()
+    more[moves] = True
+    return groups.close(more)
 
 
 def _without(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
