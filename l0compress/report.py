@@ -70,6 +70,7 @@ class Measured:
         file_bytes: size of its artifact.
         memory_bytes: what loading and running it adds to a process.
         quantized: its weights are stored in fewer bytes than ``cost`` counts.
+        nonzero: what it costs when the zeros in its weights are left out, where it has any to speak of.
     """
 
     name: str
@@ -78,14 +79,26 @@ class Measured:
     file_bytes: int | None = None
     memory_bytes: int | None = None
     quantized: bool = False
+    nonzero: Cost | None = None
+
+    @property
+    def without_zeros(self) -> Cost | None:
+        """The cost without zeros; a model that has none to speak of costs what it costs."""
+        return self.cost if self.nonzero is None else self.nonzero
 
 
-_COUNTS: tuple[tuple[str, Callable[[Measured], int | None]], ...] = (
+_Count = tuple[str, Callable[[Measured], int | None]]
+_COUNTS: tuple[_Count, ...] = (
     ("parameters", lambda model: model.cost.params if model.cost else None),
     ("MACs per sample", lambda model: model.cost.macs if model.cost else None),
     ("weight bytes", lambda model: model.cost.size_bytes if model.cost and not model.quantized else None),
     ("file bytes", lambda model: model.file_bytes),
     ("memory bytes", lambda model: model.memory_bytes),
+)
+_SPARSE_COUNTS: tuple[_Count, ...] = (
+    ("nonzero parameters", lambda model: model.without_zeros.params if model.without_zeros else None),
+    ("MACs with nonzero weights", lambda model: model.without_zeros.macs if model.without_zeros else None),
+    ("weight bytes, zeros left out", lambda model: model.without_zeros.size_bytes if model.without_zeros else None),
 )
 
 
@@ -109,7 +122,7 @@ def comparison_table(
     if any(model.metric is not None for model in models):
         cells = (ABSENT if model.metric is None else f"{model.metric:.4f}" for model in models)
         rows.append((metric_name, *cells, *([""] if len(models) == 2 else [])))
-    for label, count in _COUNTS:
+    for label, count in (*_COUNTS, *(_SPARSE_COUNTS if any(model.nonzero for model in models) else ())):
         counts = [count(model) for model in models]
         if any(value is not None for value in counts):
             rows.append((label, *_shared(counts, _count)))

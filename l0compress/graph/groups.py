@@ -170,6 +170,32 @@ def find_groups(graph: CapturedGraph) -> Groups:
     return Groups(graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table, vanishing)
 
 
+def groups_without_moves(graph: CapturedGraph) -> Groups:
+    """The groups of a graph whose channels all stay: its one plan keeps everything.
+
+    >>> from l0compress.graph.capture import capture
+    >>> groups_without_moves(capture(torch.nn.Linear(4, 2), (torch.zeros(2, 4),))).num_moves
+    0
+    """
+    labelled = label(graph)
+    components = solve(labelled)
+    lines = find_lines(labelled, components)
+    return Groups(
+        graph=graph,
+        moves=(),
+        groups=(),
+        frozen=(),
+        reads=(),
+        labelled=labelled,
+        components=components,
+        lines=lines,
+        removals=(),
+        costs=cost_model(labelled, components),
+        moves_of_component=moves_of_component((), components.count),
+        vanishing=Vanishing(labelled, lines),
+    )
+
+
 def _can_vanish(
     group: Group, removals: tuple[Removal, ...], components: Components, lines: Lines, vanishing: Vanishing
 ) -> bool:

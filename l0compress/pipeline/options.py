@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from l0compress.errors import InputError
+from l0compress.gates.attach import GRANULARITIES
 from l0compress.loading import parse_target
 from l0compress.training.losses import LOSSES
 from l0compress.training.optim import OPTIMIZERS
@@ -111,7 +112,9 @@ def _training(key: str, kind: type, check: Check, *, absent: str = "", field: st
     return Option(key, kind, getattr(FinetuneSettings(), field), absent, TRAINING, field, check)
 
 
-_GATE_CHECKS: dict[str, Check] = {"share": _share, "ramp_share": _share, "log_alpha": _finite}
+_GATE_CHECKS: dict[str, Check] = {
+    "share": _share, "ramp_share": _share, "log_alpha": _finite, "magnitude_slope": _at_least(0),
+}  # fmt: skip
 
 
 def _gates() -> tuple[Option, ...]:
@@ -135,6 +138,7 @@ _ALL = (
     Option("trust_pickle", bool, False),
     Option("data", str, absent="needed: what to train on"),
     Option("target", str, absent="needed: the budget, such as macs=0.5", check=_target),
+    Option("granularity", str, GRANULARITIES[0], field="granularity", check=_one_of(*GRANULARITIES)),
     Option("seed", int, 0, field="seed", check=_at_least(0)),
     Option("device", str, "cpu", field="device"),
     Option("threads", int, absent="chosen by PyTorch", check=_at_least(1)),

@@ -127,7 +127,14 @@ def measured(result: Mapping[str, Any], name: str, *, file_bytes: int | None = N
 
     The validation part stands in where there is no test part.
     """
-    return Measured(name, Cost(**result[name]), _scores(result)[name]["metric"], file_bytes)
+    nonzero = result.get("nonzero") if name == "small" else None
+    return Measured(
+        name,
+        Cost(**result[name]),
+        _scores(result)[name]["metric"],
+        file_bytes,
+        nonzero=None if nonzero is None else Cost(**nonzero),
+    )
 
 
 def metric_name(result: Mapping[str, Any]) -> str:

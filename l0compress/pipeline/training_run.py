@@ -209,9 +209,10 @@ def result_of(result: CompressResult) -> dict[str, Any]:
     """What came out, as plain values for JSON."""
     unit = result.target.unit
     return {
-        "target": {"unit": unit, "limit": result.limit, "reached": result.small_cost.get(unit)},
+        "target": {"unit": unit, "limit": result.limit, "reached": result.reached},
         "dense": asdict(result.dense_cost),
         "small": asdict(result.small_cost),
+        "nonzero": None if result.nonzero_cost is None else asdict(result.nonzero_cost),
         "val": result.val.to_json(),
         "test": None if result.test is None else result.test.to_json(),
         "equality": result.equality.to_json(),

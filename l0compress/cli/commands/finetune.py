@@ -32,6 +32,7 @@ def finetune(
     model: flags.Model = None,
     data: flags.Data = None,
     target: flags.Target = None,
+    granularity: flags.Granularity = None,
     output: flags.Output = None,
     resume: flags.Resume = False,
     checkpoint_every: flags.CheckpointEvery = None,
@@ -57,7 +58,7 @@ def finetune(
     """
     named = {
         "model": None if model is None else str(model), "factory": factory, "trust_pickle": trust_pickle or None,
-        "data": data, "target": target, "seed": seed, "device": device, "threads": threads,
+        "data": data, "target": target, "granularity": granularity, "seed": seed, "device": device, "threads": threads,
         "checkpoint_every": checkpoint_every, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "optimizer": optimizer, "clip": clip, "loss": loss, "bf16": bf16,
     }  # fmt: skip

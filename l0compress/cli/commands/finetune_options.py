@@ -33,6 +33,14 @@ Target = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random but the data's parts.", show_default="0")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cpu")]
 
+Granularity = Annotated[
+    Literal["structured", "weights", "both"] | None,
+    typer.Option(
+        help="What may go: channels, heads and units (structured), single weights, which become zero (weights), or "
+        "both. With single weights the target counts what is not zero.",
+        show_default="structured",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option(
