@@ -10,6 +10,7 @@
       plan.json        which channels were kept, group by group
       metrics.jsonl    one line per epoch
       result.json      costs and metrics, dense against small
+      preprocessing.json   how raw data became the model's inputs, where this package did that (docs/data.md)
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from l0compress.graph.cost import Cost
 from l0compress.report import Measured
 
 RUNS = Path("runs")
+PREPROCESSING = "preprocessing.json"
 CONFIG, RESULT, PLAN, METRICS = "config.json", "result.json", "plan.json", "metrics.jsonl"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 

@@ -14,7 +14,7 @@ import torch
 
 from l0compress.errors import InputError
 from l0compress.export.pt2 import export_pt2
-from l0compress.loading import ModelSource, Target, import_reference
+from l0compress.loading import DataSource, ModelSource, Target, import_reference, load_data
 from l0compress.pipeline import runs
 from l0compress.pipeline.compress import CompressResult, compress
 from l0compress.report import Table, comparison_table
@@ -36,7 +36,7 @@ class RunRequest:
     """
 
     source: ModelSource
-    data: str
+    data: DataSource | str
     target: Target
     loss: str = "auto"
     output: Path | None = None
@@ -78,17 +78,20 @@ def finetune_run(request: RunRequest, *, on_event: OnEvent = ignore) -> RunSumma
     settings = _settings(request)
     folder = runs.run_folder(request.output, request.source.path.stem)
     model = request.source.load()
+    data = load_data(request.data)
     with runs.staged_folder(folder) as staging:
         with (staging / runs.METRICS).open("w", encoding="utf-8") as metrics:
             result = compress(
                 model,
-                request.data,
+                data,
                 target=request.target,
                 settings=settings,
                 on_event=_recording(on_event, lambda row: _write_row(metrics, row)),
             )
         summary = result_of(result)
         _write(staging, result, _config(request, settings), summary)
+        if data.preprocessing is not None:
+            runs.write_json(staging / runs.PREPROCESSING, dict(data.preprocessing))
     return RunSummary(folder, summary)
 
 
@@ -118,7 +121,9 @@ def _config(request: RunRequest, settings: FinetuneSettings) -> dict[str, Any]:
     return {
         "model": str(source.path),
         "factory": source.factory,
-        "data": request.data,
+        "factory_args": dict(source.factory_args),
+        "data": str(request.data),
+        "data_options": data_options(request.data),
         "target": str(request.target),
         "settings": {**asdict(settings), "loss": request.loss},
         "threads": torch.get_num_threads(),
@@ -127,6 +132,23 @@ def _config(request: RunRequest, settings: FinetuneSettings) -> dict[str, Any]:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+    }
+
+
+def data_options(data: DataSource | str) -> dict[str, Any]:
+    """What was said of the data besides their name, as plain values for JSON; nothing where all is as by default.
+
+    Example:
+        >>> data_options(DataSource("houses.csv", target_column="price"))
+        {'target_column': 'price'}
+    """
+    if isinstance(data, str):
+        return {}
+    given, default = asdict(data), asdict(DataSource(data.name))
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in given.items()
+        if value != default[name]
     }
 
 

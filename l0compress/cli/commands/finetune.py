@@ -52,7 +52,17 @@ def finetune(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)] = False,
     factory: options.Factory = None,
+    factory_args: options.FactoryArgs = None,
     trust_pickle: options.TrustPickle = False,
+    target_column: options.TargetColumn = None,
+    tokenizer: options.Tokenizer = None,
+    max_length: options.MaxLength = None,
+    image_size: options.ImageSize = None,
+    normalize: options.Normalize = None,
+    no_labels: options.NoLabels = False,
+    split: options.Shares = options.DEFAULT_SHARES,
+    data_seed: options.DataSeed = 0,
+    workers: options.Workers = 0,
     threads: options.Threads = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue an interrupted run. Refused for now: runs leave no checkpoints.")
@@ -63,8 +73,13 @@ def finetune(
     with options.exit_codes():
         if resume:
             raise RunError("Runs leave no checkpoints to resume from. Nothing was changed. Start the run again.")
+        described = {
+            "target_column": target_column, "tokenizer": tokenizer, "max_length": max_length, "image_size": image_size,
+            "normalize": normalize, "no_labels": no_labels, "split": split, "data_seed": data_seed, "workers": workers,
+            "batch_size": batch_size,
+        }  # fmt: skip
         from l0compress.cli.progress import ProgressDisplay
-        from l0compress.loading import ModelSource, parse_target
+        from l0compress.loading import ModelSource, parse_factory_args, parse_target
         from l0compress.pipeline.training_run import RunRequest, finetune_run
 
         options.use_threads(threads)
@@ -73,8 +88,8 @@ def finetune(
             "seed": seed, "device": device, "bf16": bf16,
         }  # fmt: skip
         request = RunRequest(
-            source=ModelSource(model, factory, trust_pickle),
-            data=data,
+            source=ModelSource(model, factory, trust_pickle, parse_factory_args(factory_args)),
+            data=options.data_source(data, model, described),
             target=parse_target(target),
             loss=loss,
             output=output,
