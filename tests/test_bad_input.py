@@ -50,16 +50,16 @@ CASES = {
     "a missing model": (finetune("none.pt2"), "Cannot read model 'none.pt2': no such file."),
     "an unreadable model": (
         finetune("noise.pt2"),
-        "Cannot read model 'noise.pt2' as an archive of torch.export.save (",
+        "Cannot read model 'noise.pt2' as an archive of torch.export.save: it is no zip archive",
     ),
     "a pickled model": (finetune("pickled.pt"), "Model 'pickled.pt' is a pickled object, and loading it runs code"),
     "weights without a factory": (finetune("wanderer.pt"), "Model 'wanderer.pt' holds weights, not a module. Say what"),
     "missing data": (finetune(data="none.npz"), "Cannot read data 'none.npz': no such file."),
     "unreadable data": (
         finetune(data="noise.npz"),
-        "Cannot read data 'noise.npz' as an .npz file (it is no zip archive).",
+        "Cannot read data 'noise.npz' as an .npz file: it is no zip archive",
     ),
-    "unknown data": (finetune(data="table.xls"), "Cannot read data 'table.xls': data is 'digits', an .npz file, or"),
+    "unknown data": (finetune(data="table.xls"), "Cannot read data 'table.xls': data is 'digits', an .npz file or"),
     "a wrong shape": (
         finetune(data="shape.npz"),
         "The model was exported for samples of shape (8,), and the data has (5,). Nothing was changed.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,29 +32,28 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
             "torch.export.save, or its state_dict() with --factory."
         )
     try:
-        return torch.jit.load(str(path), map_location="cpu").eval()
+        with warnings.catch_warnings():
+            # That the format is deprecated is no news to someone who has a file of it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(str(path), map_location="cpu").eval()
     except FOREIGN_ERRORS as reason:
         raise ModelError(
             f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)})."
         ) from reason
 
 
-def traced(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
-    """A script module as one of plain operators, which ``torch.export`` can capture; other modules as they are.
+def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """A script module as one of plain operators, which ``torch.export`` can capture.
 
     The converter is torch's own, and the one that ``torch.export`` names for script modules.
 
     Raises:
         CaptureError: the converter lacks something that the script uses.
     """
-    if not isinstance(module, torch.jit.ScriptModule):
-        return module
     try:
         converted = TS2EPConverter(module, args, kwargs).convert().module()
     except FOREIGN_ERRORS as reason:
-        raise CaptureError(
-            f"This TorchScript model cannot be captured ({first_line(reason)}). Nothing was changed. {WAY_OUT}"
-        ) from reason
+        raise CaptureError(f"torch cannot convert the script ({first_line(reason)}). Nothing was changed.") from reason
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
         _restore_parameter_(converted, name, parameter)

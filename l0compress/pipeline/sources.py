@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0compress.data import Data, example_batch
-from l0compress.errors import InputError, ModelError, RunError
+from l0compress.data import Batch, Data, example_batch
+from l0compress.errors import CaptureError, InputError, ModelError, RunError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import (
     DataSource,
@@ -27,7 +27,7 @@ from l0compress.loading import (
     load_data,
     load_pt2,
 )
-from l0compress.loading.torchscript import traced
+from l0compress.loading.torchscript import WAY_OUT, traced
 from l0compress.training.losses import TaskLoss, class_last, logits_of, objective_for
 
 EXAMPLE_SAMPLES = 2
@@ -65,7 +65,16 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
         return _captured_program(model)
     batch = example_batch(data, EXAMPLE_SAMPLES)
     with _silence():
+        if isinstance(model, torch.jit.ScriptModule):
+            return _captured_script(model, batch)
+        return capture(model, batch.args, batch.kwargs)
+
+
+def _captured_script(model: torch.jit.ScriptModule, batch: Batch) -> CapturedGraph:
+    try:
         return capture(traced(model, batch.args, batch.kwargs), batch.args, batch.kwargs)
+    except CaptureError as reason:
+        raise CaptureError(f"{reason} This is a TorchScript model. {WAY_OUT}") from reason
 
 
 def open_graph(source: ModelSource, data: DataSource | str | None = None) -> CapturedGraph:
