@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._export.converter import TS2EPConverter
 
 from l0compress.errors import CaptureError, ModelError
@@ -51,9 +51,11 @@ def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[s
         CaptureError: the converter lacks something that the script uses.
     """
     try:
-        converted = TS2EPConverter(module, args, kwargs).convert().module()
+        unlifted = TS2EPConverter(module, args, kwargs).convert().module(check_guards=False)
     except FOREIGN_ERRORS as reason:
         raise CaptureError(f"torch cannot convert the script ({first_line(reason)}). Nothing was changed.") from reason
+    # The module of an exported program refuses eval(); one with the same graph does not.
+    converted = fx.GraphModule(unlifted, unlifted.graph)  # pyright: ignore[reportArgumentType]
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
         _restore_parameter_(converted, name, parameter)
