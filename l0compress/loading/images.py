@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -183,7 +184,7 @@ def _opened(file: Path) -> Any:
         with warnings.catch_warnings():
             # A small file may claim a picture of many gigabytes.
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
-            return pillow.open(file, formats=FORMATS)
+            return pillow.open(io.BytesIO(file.read_bytes()), formats=FORMATS)
     except (*FOREIGN_ERRORS, pillow.DecompressionBombWarning, pillow.DecompressionBombError) as reason:
         raise DataError(
             f"Image {str(file)!r} cannot be read ({first_line(reason)}). Nothing was changed. Repair or remove it."

@@ -60,10 +60,16 @@ def with_val(
         return Data(splits["train"], splits["val"], test, preprocessing=preprocessing)
     train = splits["train"]
     if not isinstance(train, Split):
-        raise DataError(f"{name!r} streams its training part and has no 'val' part. Add one: choices are made on it.")
+        raise DataError(
+            f"Data {name!r} streams its training part and has no 'val' part. Nothing was changed. Add one: choices are "
+            "made on it."
+        )
     num_val = min(len(train) // VAL_SHARE, VAL_MOST)
     if num_val == 0:
-        raise DataError(f"{name!r} has {len(train)} training samples, too few to split a validation part off.")
+        raise DataError(
+            f"Data {name!r} has {len(train)} training samples, too few to split a validation part off. Nothing was "
+            "changed. Give it a validation part, or more samples."
+        )
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     return Data(part(train, order[num_val:]), part(train, order[:num_val]), test, preprocessing=preprocessing)
 
@@ -87,7 +93,10 @@ def shuffled_parts(count: int, name: str, seed: int, shares: tuple[float, float,
     """
     num_train, num_val = (int(count * share) for share in shares[:2])
     if num_val == 0:
-        raise DataError(f"{name!r} has {count} samples, too few to split into three parts.")
+        raise DataError(
+            f"Data {name!r} has {count} samples, too few to split into three parts. Nothing was changed. Give it more "
+            "samples, or parts of its own."
+        )
     if not shares[2]:
         num_val = count - num_train
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
