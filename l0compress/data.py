@@ -74,7 +74,10 @@ class Split:
             lengths["the targets"] = len(self.targets)
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-            raise DataError(f"Inputs and targets have different numbers of samples ({listed}).")
+            raise DataError(
+                f"Inputs and targets have different numbers of samples ({listed}). Nothing was changed. Give one "
+                "target for each sample."
+            )
         if len(self) == 0:
             raise DataError("The data has no samples.")
 

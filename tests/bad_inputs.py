@@ -27,6 +27,13 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
 FACTORY = ("--factory", "conftest:tiny_mlp")
 # What other libraries say differs between their versions.
 _FOREIGN = re.compile(r" \((?:\w+Error|BadZipFile|EOFError|\w*Exception): .*?\)(?=[.;,:] ?[A-Z]|\.$|$| Nothing|\. )")
+_VERSION = re.compile(r"transformers \d[\w.]*\d")
+# What a message tells the reader to do.
+FIX = re.compile(
+    r"(Add|Ask|Build|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Remove|Rename|Repair|Return|Save|Say|Start"
+    r"|Take|Write|Download|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
+)
+USUAL = ["--data", "blobs.npz", "--target", "params=0.5", "--epochs", "3"]
 
 
 @dataclass(frozen=True)
@@ -248,7 +255,7 @@ MODELS = {
     "nothing that can be removed": (finetune("norm.pt2"), "no channel of this model can be removed."),
     "nothing to inspect": (["inspect", "norm.pt2"], "no channel of this model can be removed."),
 }
-RUNS_CODE = " has parts that run code when they are loaded ("
+RUNS_CODE = " has parts that run code or claim more than it holds when they are loaded ("
 HOSTILE = {
     "a pickle that runs code": (finetune("trap.pt"), "Model 'trap.pt' is a pickled object, and loading it runs code"),
     "a pickle within an archive": (finetune("inputs.pt2"), f"Model 'inputs.pt2'{RUNS_CODE}data/sample_inputs/model."),
@@ -291,7 +298,7 @@ DATA = {
     "a table without a target": (finetune(data="table.csv"), "Data 'table.csv' is a table. Nothing was changed. Say"),
     "a column that is not there": (
         finetune("mlp.pt2", "--target-column", "price", data="table.csv"),
-        "Data 'table.csv' has no column 'price'. Nothing was changed. --target-column is one of size, hue, sold.",
+        "Data 'table.csv' has no column 'price'. Nothing was changed. Name one of size, hue, sold by",
     ),
     "a missing target": (
         finetune("mlp.pt2", "--target-column", "sold", data="gap.csv"),
@@ -392,7 +399,8 @@ def contents(folder: Path) -> dict[str, str]:
 def message_of(stderr: str) -> str:
     """The message in what a command printed, without what other libraries said."""
     line = stderr.strip().splitlines()[-1].removeprefix("Error: ")
-    return _FOREIGN.sub(" (…)", line)
+    line = line.replace(f"{PAGE.parent.parent}{os.sep}", "")
+    return _VERSION.sub("transformers", _FOREIGN.sub(" (…)", line))
 
 
 def page(messages: dict[str, str]) -> str:
@@ -403,12 +411,13 @@ def page(messages: dict[str, str]) -> str:
         f"{len(CASES)} inputs that are wrong. Each gives one message, exit code 2 and no traceback, and nothing is "
         "written or changed.",
         "The tests provoke them all, and `make errors` writes this page from what came out. What other libraries say",
-        "is shortened to (…).",
+        "is shortened to (…). Where `--data` and `--target` are not shown, they are what they should be.",
     ]
     for title, chapter in CHAPTERS.items():
         lines += ["", f"## {title}", "", "| what is wrong | command | message |", "|---|---|---|"]
         for name in chapter:
-            command = " ".join(_shell(argument) for argument in CASES[name].arguments)
+            command = " ".join(map(_shell, CASES[name].arguments)).replace(f" {' '.join(USUAL)}", "")
+            command = command.replace(" --epochs 3", "")
             cells = (name, f"`{command.replace('|', '')}`", messages[name].replace("|", "\\|"))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -77,7 +77,10 @@ def open_archive(content: bytes, name: str, *, error: type[InputError] = InputEr
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))
     except ARCHIVE_ERRORS as reason:
-        raise error(f"Cannot read {name}: it is no zip archive, or a damaged one ({first_line(reason)}).") from reason
+        raise error(
+            f"Cannot read {name}: it is no zip archive, or a damaged one ({first_line(reason)}). Nothing was "
+            "changed. Copy or download the file again."
+        ) from reason
     fault = _fault(archive, len(content))
     if fault is not None:
         raise error(

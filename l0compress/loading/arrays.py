@@ -35,7 +35,10 @@ def load_arrays(path: Path, *, seed: int = 0, shares: tuple[float, float, float]
         return split_whole(_split(arrays, "", name), name, seed, shares)
     if "x_train" not in arrays:
         found = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(f"Data {name!r} holds {found}. It needs x_train and y_train, or x and y.")
+        raise DataError(
+            f"Data {name!r} holds {found}. It needs x_train and y_train, or x and y. Nothing was changed. Save it with "
+            "those names."
+        )
     splits: dict[str, AnySplit] = {part: _split(arrays, f"_{part}", name) for part in PARTS if f"x_{part}" in arrays}
     return with_val(splits, name, seed)
 
@@ -107,7 +110,10 @@ def _split(arrays: dict[str, np.ndarray], suffix: str, name: str) -> Split:
 
 def _as_tensor(array: np.ndarray, key: str, name: str) -> Tensor:
     if array.ndim == 0 or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise DataError(f"Data {name!r}: {key} is {array.dtype} of shape {array.shape}; an array of numbers is needed.")
+        raise DataError(
+            f"Data {name!r}: {key} is {array.dtype} of shape {array.shape}; an array of numbers is needed. Nothing was "
+            "changed. Save it with one."
+        )
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64}.get(native.dtype.str[1:])
     return torch.from_numpy(np.ascontiguousarray(native if wider is None else native.astype(wider)))

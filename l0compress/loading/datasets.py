@@ -104,7 +104,7 @@ def _load(source: DataSource) -> Data:
     known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
     if not path.exists():
         reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
-        raise DataError(f"Cannot read data {source.name!r}: {reason}.")
+        raise DataError(f"Cannot read data {source.name!r}: {reason}. Nothing was changed. Check the path.")
     if path.is_dir():
         return _folder(path, source)
     if path.suffix in (".npz", ".npy"):
@@ -113,7 +113,7 @@ def _load(source: DataSource) -> Data:
         return load_table(path, TableOptions(source.target_column, source.seed, source.shares))
     if path.suffix in TEXT_SUFFIXES:
         return load_texts(path, _text_options(source))
-    raise DataError(f"Cannot read data {source.name!r}: data is {KINDS}.")
+    raise DataError(f"Cannot read data {source.name!r}: data is {KINDS}. Nothing was changed. Give one of these.")
 
 
 def _folder(path: Path, source: DataSource) -> Data:
@@ -149,10 +149,16 @@ def as_data(value: Any, *, name: str, seed: int = 0) -> Data:
     if isinstance(value, Data):
         return value
     if not isinstance(value, Mapping) or "train" not in value:
-        raise DataError(f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test'.")
+        raise DataError(
+            f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test', and gives "
+            f"{type(value).__name__}. Nothing was changed. Return for example {{'train': (x, y)}}."
+        )
     unknown = sorted(set(value) - set(PARTS))
     if unknown:
-        raise DataError(f"{name!r} gives an unknown part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
+        raise DataError(
+            f"{name!r} gives an unknown part {unknown[0]!r}; the parts are {', '.join(PARTS)}. Nothing was changed. "
+            "Rename it."
+        )
     splits = {part: _as_split(content) for part, content in value.items()}
     return with_val(splits, name, seed)
 

@@ -106,7 +106,10 @@ def _payloads(archive: Archive, entries: dict[str, str], kind: str, path: Path) 
         if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
             _refuse(path, f"{kind[:-1]} {name!r}, which is an object")
         if entry not in entries:
-            raise ModelError(f"Cannot read model {str(path)!r}: {kind[:-1]} {name!r} is missing in the archive.")
+            raise ModelError(
+                f"Cannot read model {str(path)!r}: {kind[:-1]} {name!r} is missing in the archive. Nothing was "
+                "changed. Export the model again."
+            )
         _check_size(name, payload["tensor_meta"], archive.size(entries[entry]), path)
         parts[entry] = archive.read(entries[entry])
     return parts
@@ -136,6 +139,6 @@ def _sample_inputs(archive: Archive, entries: dict[str, str], path: Path) -> byt
 
 def _refuse(path: Path, what: str) -> NoReturn:
     raise ModelError(
-        f"Model {str(path)!r} has parts that run code when they are loaded ({what}). "
+        f"Model {str(path)!r} has parts that run code or claim more than it holds when they are loaded ({what}). "
         "Nothing was loaded. If you trust its author, say --trust-pickle."
     )

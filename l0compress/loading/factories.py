@@ -50,7 +50,10 @@ def build(factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tens
     """
     module = call_reference(factory, flag="--factory", error=ModelError, arguments=arguments)
     if not isinstance(module, nn.Module):
-        raise ModelError(f"--factory {factory!r} returned a {type(module).__name__}, not a torch.nn.Module.")
+        raise ModelError(
+            f"--factory {factory!r} returned a {type(module).__name__}, not a torch.nn.Module. Nothing was changed. "
+            "Name a function that returns the module."
+        )
     return fill(module, weights, f"the module of --factory {factory!r}", path)
 
 

@@ -53,7 +53,9 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
             None, config=_settings(transformers, folder), state_dict=weights, output_loading_info=True
         )
     except FOREIGN_ERRORS as reason:
-        raise ModelError(f"Cannot read model {str(folder)!r} ({first_line(reason)}). Nothing was changed.") from reason
+        raise ModelError(
+            f"Cannot read model {str(folder)!r} ({first_line(reason)}). Nothing was changed. Check config.json."
+        ) from reason
     finally:
         logging.disable(disabled)
         transformers.utils.logging.enable_progress_bar()
@@ -85,10 +87,15 @@ def _weights(folder: Path) -> dict[str, Tensor]:
 def _shard(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / str(name)
     if path.parent != folder or not path.is_file():
-        raise ModelError(f"Model {str(folder)!r}: its part {str(name)!r} is missing or outside the folder.")
+        raise ModelError(
+            f"Model {str(folder)!r}: its part {str(name)!r} is missing or outside the folder. "
+            "Nothing was changed. Download the folder again."
+        )
     weights = unwrap(read_weights(path))
     if weights is None:
-        raise ModelError(f"Model {str(folder)!r}: {name!r} holds no weights.")
+        raise ModelError(
+            f"Model {str(folder)!r}: {name!r} holds no weights. Nothing was changed. Download the folder again."
+        )
     return weights
 
 
@@ -97,15 +104,19 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as reason:
         raise ModelError(
-            f"Cannot read model {str(folder)!r}: {path.name} is missing. A model folder is one of Hugging Face "
-            "transformers, with config.json and model.safetensors."
+            f"Cannot read model {str(folder)!r}: {path.name} is missing. Nothing was changed. Name a model folder "
+            "of Hugging Face transformers, with config.json and model.safetensors."
         ) from reason
     except (OSError, ValueError, RecursionError) as reason:
         raise ModelError(
-            f"Cannot read model {str(folder)!r}: {path.name} is damaged ({first_line(reason)})."
+            f"Cannot read model {str(folder)!r}: {path.name} is damaged ({first_line(reason)}). Nothing was changed. "
+            "Download the folder again."
         ) from reason
     if not isinstance(value, dict):
-        raise ModelError(f"Cannot read model {str(folder)!r}: {path.name} is no JSON object.")
+        raise ModelError(
+            f"Cannot read model {str(folder)!r}: {path.name} is no JSON object. Nothing was changed. "
+            "Download the folder again."
+        )
     return value
 
 

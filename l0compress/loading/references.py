@@ -68,7 +68,10 @@ def import_reference(reference: str, *, flag: str, error: type[InputError] = Inp
         InputError: (or ``error``) the form is wrong, the module cannot be imported, or has no such name.
     """
     if not is_reference(reference):
-        raise error(f"{flag} {reference!r} does not have the form package.module:function.")
+        raise error(
+            f"{flag} {reference!r} does not have the form package.module:function. Nothing was changed. "
+            f"Write for example {flag} nets.lenet:build."
+        )
     module_name, _, name = reference.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
@@ -77,12 +80,15 @@ def import_reference(reference: str, *, flag: str, error: type[InputError] = Inp
         module = importlib.import_module(module_name)
     except FOREIGN_ERRORS as reason:
         raise error(
-            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)})."
+            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)}). "
+            "Nothing was changed. Check the spelling, and run where the module is (the working directory is searched)."
         ) from reason
     try:
         return getattr(module, name)
     except AttributeError as reason:
-        raise error(f"{flag} {reference!r}: module {module_name!r} has no {name!r}.") from reason
+        raise error(
+            f"{flag} {reference!r}: module {module_name!r} has no {name!r}. Nothing was changed. Check the spelling."
+        ) from reason
 
 
 def call_reference(
@@ -99,12 +105,18 @@ def call_reference(
     """
     function = import_reference(reference, flag=flag, error=error)
     if not callable(function):
-        raise error(f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called.")
+        raise error(
+            f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called. Nothing was changed. "
+            "Name a function."
+        )
     try:
         return function(**(arguments or {}))
     except FOREIGN_ERRORS as reason:
         given = f" with {dict(arguments)}" if arguments else ""
-        raise error(f"{flag} {reference!r} failed when it was called{given} ({first_line(reason)}).") from reason
+        raise error(
+            f"{flag} {reference!r} failed when it was called{given} ({first_line(reason)}). Nothing was changed. "
+            "Check the function and what it is given."
+        ) from reason
 
 
 def import_extra(module: str, *, extra: str, purpose: str, error: type[InputError] = InputError) -> ModuleType:

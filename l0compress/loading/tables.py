@@ -97,10 +97,10 @@ def _read(pandas: Any, path: Path) -> Any:
     except (*FOREIGN_ERRORS, pandas.errors.ParserError, pandas.errors.EmptyDataError) as reason:
         raise DataError(
             f"Cannot read data {str(path)!r} as a table ({first_line(reason)}). Nothing was changed. "
-            "The first line has to name the columns, and every line to have as many fields."
+            "Check that the first line names the columns and that every line has as many fields."
         ) from reason
     if frame.empty:
-        raise DataError(f"Data {str(path)!r} has no rows below its header. Nothing was changed.")
+        raise DataError(f"Data {str(path)!r} has no rows below its header. Nothing was changed. Give it samples.")
     return frame
 
 
@@ -113,7 +113,7 @@ def _target(frame: Any, name: str | None, path: Path) -> Any:
         )
     if name not in frame.columns:
         raise DataError(
-            f"Data {str(path)!r} has no column {name!r}. Nothing was changed. --target-column is one of {columns}."
+            f"Data {str(path)!r} has no column {name!r}. Nothing was changed. Name one of {columns} by --target-column."
         )
     missing = frame[name].isna().to_numpy().nonzero()[0]
     if len(missing):

@@ -99,11 +99,12 @@ def _read(path: Path) -> Sentences:
             label, text = (fields[at] if at < len(fields) else "" for at in (label_at, text_at))
         if not label.strip() or not text.strip():
             raise DataError(
-                f"Data {str(path)!r}, line {number}: a label and a sentence are expected. Nothing was changed."
+                f"Data {str(path)!r}, line {number}: a label and a sentence are expected. Nothing was changed. "
+                "Write them with a space or a tab between, or name the columns in a header."
             )
         rows.append((text.strip(), label.strip()))
     if not rows:
-        raise DataError(f"Data {str(path)!r} has no sentences. Nothing was changed.")
+        raise DataError(f"Data {str(path)!r} has no sentences. Nothing was changed. Give it some.")
     return Sentences(tuple(text for text, _ in rows), tuple(label for _, label in rows))
 
 
@@ -114,7 +115,7 @@ def _sorted_classes(labels: Sequence[str]) -> list[str]:
 
 def _tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
-        raise DataError(f"--tokenizer {str(folder)!r}: no such folder. Nothing was changed.")
+        raise DataError(f"--tokenizer {str(folder)!r}: no such folder. Nothing was changed. Check the path.")
     with without_broken("torchvision"):
         transformers = import_extra("transformers", extra="transformers", purpose="Text data", error=DataError)
         try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._export.converter import TS2EPConverter
 
 from l0compress.errors import CaptureError, ModelError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
@@ -50,6 +49,9 @@ def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[s
     Raises:
         CaptureError: the converter lacks something that the script uses.
     """
+    # Half a second to import, and wanted by few.
+    from torch._export.converter import TS2EPConverter
+
     try:
         unlifted = TS2EPConverter(module, args, kwargs).convert().module(check_guards=False)
     except FOREIGN_ERRORS as reason:

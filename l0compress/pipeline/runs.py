@@ -70,7 +70,7 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> Run:
         raise RunError(f"Cannot read run {str(folder)!r}: no such folder. Make one with l0compress finetune.")
     missing = [name for name in (CONFIG, RESULT, DENSE, MASKED, SMALL) if not (folder / name).is_file()]
     if missing:
-        raise RunError(f"{str(folder)!r} is no finished run: {missing[0]} is missing.")
+        raise RunError(f"{str(folder)!r} is no finished run: {missing[0]} is missing. Name another.")
     return Run(folder, _read_json(folder / CONFIG), _read_json(folder / RESULT))
 
 
