@@ -53,6 +53,19 @@ class Archive:
             ) from reason
 
 
+def is_archive(content: bytes) -> bool:
+    """Whether bytes are meant to be a zip archive, sound or not.
+
+    Example:
+        >>> is_archive(b"no archive")
+        False
+    """
+    try:
+        return zipfile.is_zipfile(io.BytesIO(content))
+    except zipfile.BadZipFile:
+        return True
+
+
 def open_archive(content: bytes, name: str, *, error: type[InputError] = InputError) -> Archive:
     """Open a zip archive whose directory holds no surprise.
 

@@ -13,6 +13,7 @@ from l0compress.errors import ModelError
 from l0compress.loading.references import call_reference
 
 NAMED = 3
+COUNTER = "num_batches_tracked"
 
 
 def parse_factory_args(text: str | None) -> dict[str, Any]:
@@ -64,7 +65,9 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, path: Path
         ModelError: names or shapes differ.
     """
     wanted = module.state_dict()
-    given = _renamed(weights, set(wanted))
+    given = dict(_renamed(weights, set(wanted)))
+    # A counter that torch added to batch norms in 2018; files from before that lack it.
+    given |= {name: count for name, count in wanted.items() if name.endswith(COUNTER) and name not in given}
     faults = _name_faults(set(wanted), set(given)) + _shape_faults(wanted, given)
     if faults:
         raise ModelError(

@@ -13,6 +13,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0compress.errors import ModelError
+from l0compress.loading.archives import ARCHIVE_ERRORS, is_archive
 from l0compress.loading.exported import load_pt2
 from l0compress.loading.factories import build
 from l0compress.loading.weights import WEIGHT_SUFFIXES, read_weights, unwrap
@@ -116,10 +117,10 @@ def _module_within(content: Any) -> nn.Module | None:
 
 def _is_torchscript(path: Path) -> bool:
     content = path.read_bytes()
-    if not zipfile.is_zipfile(io.BytesIO(content)):
+    if not is_archive(content):
         return False
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError):
+    except ARCHIVE_ERRORS:
         return False

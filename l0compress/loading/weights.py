@@ -17,7 +17,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from l0compress.errors import ModelError
-from l0compress.loading.archives import FREE_BYTES, open_archive
+from l0compress.loading.archives import FREE_BYTES, is_archive, open_archive
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin")
@@ -70,7 +70,7 @@ def load_tensors(content: bytes, name: str) -> Any:
         ModelError: the archive is malformed, or a tensor in it is far larger than the file.
         pickle.UnpicklingError: it holds more than tensors and containers. FOREIGN_ERRORS: it is damaged.
     """
-    if zipfile.is_zipfile(io.BytesIO(content)):
+    if is_archive(content):
         open_archive(content, name, error=ModelError)
     found = _torch_load(content, weights_only=True)
     limit = max(len(content), FREE_BYTES)
@@ -106,7 +106,7 @@ def _torch_load(content: bytes, *, weights_only: bool) -> Any:
 
 def _looks_pickled(content: bytes) -> bool:
     # torch.save writes a zip archive, and pickle (protocol 2 and later) starts with this byte.
-    return zipfile.is_zipfile(io.BytesIO(content)) or content[:1] == pickle.PROTO
+    return is_archive(content) or content[:1] == pickle.PROTO
 
 
 def unwrap(content: Any) -> dict[str, Tensor] | None:
