@@ -4,9 +4,9 @@
 
 A digits classifier is compressed by the command line, each life of the run being a process of its own. Two of three
 lives end at a random moment after they have kept a snapshot, so that the kills spread over the run, the writing of
-snapshots and of results included; the third ends at a random moment before that, from the start of the process on.
-After the last kill the run is resumed to its end. Equal have to be: the weights (dense, masked and small ``.pt2``), metrics,
-plan, result, configuration, the manifest over them, and the ONNX file exported from the run.
+snapshots and of results included; the third ends before that, at a random moment from the start of its process on.
+After the last kill the run is resumed to its end. Equal have to be: the weights (dense, masked and small ``.pt2``),
+metrics, plan, result, configuration, the manifest over them, and the ONNX file exported from the run.
 """
 
 from __future__ import annotations

@@ -372,7 +372,7 @@ OPTIONS = {
     ),
     "resuming nothing": (["finetune", "--resume"], "There is no unfinished run under 'runs'. Nothing was changed."),
     "resuming a missing run": (["finetune", "--resume", "-o", "none"], "Cannot read run 'none': no such folder."),
-    "no model": (["finetune", "--data", "digits"], "MODEL and --target is missing. Nothing was changed. Give it as a"),
+    "no model": (["finetune", "--data", "digits"], "MODEL and --target must be given. Nothing was changed. Say it as"),
     "a rate of 0": (finetune("mlp.pt2", "--lr", "0"), "--lr = 0.0: expected a finite number above 0. Nothing was"),
     "a missing configuration": (["finetune", "--config", "none.toml"], "Cannot read configuration 'none.toml': "),
     "no configuration": (["finetune", "--config", "noise.pt2"], "noise.pt2 is no TOML: "),

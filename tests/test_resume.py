@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -105,6 +106,40 @@ class Tied(nn.Module):
         return self.head(self.norm(hidden))
 
 
+class Attending(nn.Module):
+    """One block of self-attention whose dropout only one run in training mode can find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.norm, self.qkv, self.out = nn.LayerNorm(12), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.head = nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.norm(x)).unflatten(-1, (3, 3, 4)).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind(0)
+        read = F.scaled_dot_product_attention(query, key, value, dropout_p=0.2 if self.training else 0.0)
+        return self.head((x + self.out(read.transpose(1, 2).flatten(2))).mean(1))
+
+
+class Reading(nn.Module):
+    """A recurrent layer, whose state is read at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(8)
+        self.read, self.head = nn.LSTM(12, 10, batch_first=True), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.read(x)[0][:, -1])
+
+
+def sequences(num_samples: int = 64) -> Split:
+    generator = torch.Generator().manual_seed(9)
+    inputs = torch.randn(num_samples, 5, 12, generator=generator)
+    return Split((inputs,), inputs[:, :, :3].sum(1).argmax(1))
+
+
 def jitter(batch: Batch, generator: torch.Generator) -> Batch:
     noise = torch.randn(batch.args[0].shape, generator=generator) / 10
     return Batch((batch.args[0] + noise,), {}, batch.targets)
@@ -166,6 +201,8 @@ CASES = {
     "linear layers": Case(mlp, in_memory(vectors), replace(QUICK, epochs=6)),
     "convolutions, batch norm, dropout": Case(conv_net, in_memory(images), every=3),
     "tied weights": Case(Tied, in_memory(vectors), target={"params": 0.7}, every=3),
+    "attention": Case(Attending, in_memory(sequences), target={"params": 0.6}, every=4),
+    "a recurrent layer": Case(Reading, in_memory(sequences), target={"params": 0.6}, every=4),
     "SGD without clipping": Case(mlp, in_memory(vectors), replace(QUICK, optimizer="sgd", clip=None), every=3),
     "a fixed penalty": Case(mlp, in_memory(vectors), target={"penalty": 1e-3}, every=3),
     "a loader that draws from global generators": Case(mlp, loader(), every=3),

@@ -16,7 +16,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -25,17 +24,15 @@ from torch import Tensor
 from l0compress.errors import RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
-from l0compress.pipeline.manifest import FINISHED, Manifest, read_manifest
+from l0compress.pipeline.manifest import FINISHED, Manifest
 from l0compress.training.events import ProgressEvent
 from l0compress.training.snapshot import Snapshot
 
-# What a process that was killed before it wrote a manifest leaves: nothing that anybody would miss.
-_BEFORE_MANIFEST = (runs.LOCK, runs.CONFIG, runs.DENSE, runs.METRICS, runs.LOG)
 _WALL_CLOCK = ("seconds", "seconds_left")
 
 
 class LivingRun:
-    """An unfinished run's folder. Made by :func:`begin_run` and :func:`reopen_run`, which also let it go."""
+    """An unfinished run's folder. Made by :mod:`~l0compress.pipeline.holding`, which also lets it go."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.folder = folder
@@ -161,7 +158,7 @@ class LivingRun:
         """Remove what a process that was killed had not finished writing."""
         for entry in self.folder.iterdir():
             if entry.name.startswith(".") and entry.name != runs.LOCK:
-                _remove(entry)
+                remove(entry)
         self._drop_old_states()
 
     def _state_files(self) -> tuple[str, ...]:
@@ -173,9 +170,9 @@ class LivingRun:
         wanted = {Path(path).name for path in self._state_files()}
         for entry in folder.iterdir() if folder.is_dir() else ():
             if entry.name not in wanted:
-                _remove(entry)
+                remove(entry)
         if not wanted and folder.is_dir():
-            _remove(folder)
+            remove(folder)
 
     def _write_metrics(self) -> None:
         write_durably(self.folder / runs.METRICS, b"".join(_line(row) for row in self.rows))
@@ -202,96 +199,8 @@ def position(values: Mapping[str, Any]) -> str:
     return f"the end of epoch {values['epoch']} of {values['epochs']}"
 
 
-def check_new(folder: Path) -> None:
-    """Raises:
-    RunError: the folder exists and has something in it, or is a file.
-    """
-    if not folder.is_file() and (not folder.is_dir() or not _foreign(folder)):
-        return
-    way = f" To go on with it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
-    raise RunError(f"{str(folder)!r} exists already. Nothing was written. Choose another folder with --output.{way}")
-
-
-def _foreign(folder: Path) -> bool:
-    """Whether there is anything in a folder that is not the remains of a run that was killed at its very beginning."""
-    names = [entry.name for entry in folder.iterdir()]
-    begun = runs.LOCK in names and not runs.is_run(folder)
-    return any(not (begun and (name in _BEFORE_MANIFEST or name.startswith("."))) for name in names)
-
-
-@contextmanager
-def begin_run(folder: Path, about: Mapping[str, Any]) -> Iterator[LivingRun]:
-    """A new run's folder, held until the end of the block.
-
-    Raises:
-        RunError: the folder cannot be made, has something in it, or another process is making it.
-    """
-    check_new(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"Cannot write {str(folder)!r}: {error.strerror}. Nothing was written. Choose another folder with --output."
-        ) from error
-    with _held(folder):
-        check_new(folder)
-        run = LivingRun(folder, Manifest(about=dict(about)))
-        run.drop_leftovers_()
-        yield run
-
-
-@contextmanager
-def reopen_run(folder: Path) -> Iterator[LivingRun]:
-    """A run's folder, every file of it checked, held until the end of the block; ``manifest.finished`` says if it is.
-
-    Raises:
-        RunError: it is none, it is damaged, or another process holds it.
-    """
-    read_manifest(folder)
-    with _held(folder):
-        manifest = read_manifest(folder)
-        manifest.check_files(folder)
-        run = LivingRun(folder, manifest)
-        run.drop_leftovers_()
-        yield run
-
-
-@contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    # The kernel lets go of the lock when its process ends, however that ends.
-    lock = FileLock(folder / runs.LOCK, blocking=False)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RunError(
-            f"Run {str(folder)!r} is in use by another process. Nothing was changed. Wait until it has ended, or "
-            "choose another folder with --output."
-        ) from error
-    except OSError as error:
-        raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}. Nothing was changed.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-        if runs.is_run(folder) and read_manifest(folder).finished:
-            with suppress(OSError):
-                (folder / runs.LOCK).unlink()
-
-
-def remove_run(folder: Path, made: list[Path]) -> None:
-    """Remove a run's folder and the parents that were made for it, where nothing else has come into them."""
-    _remove(folder)
-    with suppress(OSError):
-        for parent in made:
-            parent.rmdir()
-
-
-def missing_parents(folder: Path) -> list[Path]:
-    """The parents of a folder that do not exist yet, innermost first."""
-    return [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
-
-
-def _remove(entry: Path) -> None:
+def remove(entry: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as that goes."""
     if entry.is_dir():
         shutil.rmtree(entry, ignore_errors=True)
     else:

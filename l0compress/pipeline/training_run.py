@@ -20,14 +20,8 @@ from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, st
 from l0compress.pipeline.compress import CompressResult, check_device, compress_prepared
 from l0compress.pipeline.config import config_text, read_config
 from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
-from l0compress.pipeline.living_run import (
-    LivingRun,
-    begin_run,
-    check_new,
-    missing_parents,
-    remove_run,
-    reopen_run,
-)
+from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
+from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare

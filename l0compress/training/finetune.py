@@ -104,8 +104,8 @@ def finetune(
     ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the
     dense cost (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty":
     1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
-    a CPU, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may give the
-    one to go on from: with the same graph, data and settings the result is that of a run which was never stopped.
+    a CPU, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold the
+    one to go on from; the result is that of a run which was never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
@@ -126,10 +126,13 @@ def finetune(
         if kept is None:
             hardened = harden_gates(groups, train_gates(course, gated, budget, run.journal), budget)
         else:
-            # The weights are those of the snapshot; the dense ones only stand in until they are loaded.
-            plan = KeepPlan.from_tensors(groups, kept.under(_PLAN))
-            hardened = Hardened(plan, shrink(graph, plan).state())
+            hardened = _stand_in(graph, KeepPlan.from_tensors(groups, kept.under(_PLAN)))
         return finish(run, hardened, unit=budget.unit, first_epoch=settings.gated_epochs)
+
+
+def _stand_in(graph: CapturedGraph, plan: KeepPlan) -> Hardened:
+    """A decision that was made before, with the dense model's weights until the snapshot's are loaded."""
+    return Hardened(plan, shrink(graph, plan).state())
 
 
 def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> GatedNetwork:
