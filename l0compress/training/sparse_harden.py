@@ -41,9 +41,14 @@ def harden_sparse(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
         TargetMissedError: nothing that fits the budget lets the output depend on the input.
     """
     graph = gated.graph()
-    plan = _masked(gated, graph, KeepPlan(gated.groups, _likely_moves(gated, budget)), budget)
+    groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
+
+    def enough(keep: Tensor) -> bool:
+        return budget.target is None or groups.cost_of(keep).get(budget.unit) >= budget.target
+
+    plan = _masked(gated, graph, KeepPlan(groups, _likely_moves(gated, enough, budget)), budget)
     for _ in range(_ROUNDS):
-        narrower = _without_unread(plan)
+        narrower = _without_unread(plan, scores, enough)
         if bool((narrower.keep == plan.keep).all()):
             break
         plan = _masked(gated, graph, narrower, budget)
@@ -51,7 +56,7 @@ def harden_sparse(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     return plan
 
 
-def _likely_moves(gated: GatedNetwork, budget: Penalty) -> Tensor:
+def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], budget: Penalty) -> Tensor:
     """bool (num_moves,), closed: what is likely to be open, corrected where that is too much or too little."""
     groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
     needed = smallest_keep(groups, scores)
@@ -62,7 +67,7 @@ def _likely_moves(gated: GatedNetwork, budget: Penalty) -> Tensor:
     order = torch.argsort(scores, stable=True).tolist()
     closed = [move for move in reversed(order) if not keep[move]]
     # With every weight of fewer channels there would be room left.
-    more = _first(len(closed), lambda count: groups.cost_of(_with(groups, keep, closed[:count])).get(unit) >= target)
+    more = _first(len(closed), lambda count: enough(_with(groups, keep, closed[:count])))
     keep = _with(groups, keep, closed[:more])
     spare = [move for move in order if keep[move] and not needed[move]]
     fewer = _first(len(spare), lambda count: gated.smallest_cost(unit, _without(groups, keep, spare[:count])) <= target)
@@ -97,13 +102,17 @@ def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, budget: P
     names = {alias: weight.name for weight in gated.sparse for alias in weight.names}
     of_small = {weight.name: names[weight.name] for weight in find_weights(small) if weight.name in names}
     if budget.target is None:
-        kept = {new: gates[old].probability_nonzero().detach().cpu() > 0.5 for new, old in of_small.items()}
-        masks = {new: cut(mask, keeps[new]) for new, mask in kept.items()}
+        probabilities = {new: gates[old].probability_nonzero().detach().cpu() for new, old in of_small.items()}
+        masks = {new: _likely(cut(values, keeps[new])) for new, values in probabilities.items()}
     else:
         scores = {new: cut(gates[old].log_alpha.detach().cpu(), keeps[new]) for new, old in of_small.items()}
         masks = round_weights(small, scores, target=budget.target, unit=budget.unit)
     shapes = {weight.name: weight.shape for weight in gated.sparse}
     return plan.with_masks({old: whole_mask(masks[new], shapes[old], keeps[new]) for new, old in of_small.items()})
+
+
+def _likely(probabilities: Tensor) -> Tensor:
+    return (probabilities > 0.5) | (probabilities == probabilities.max())
 
 
 def whole_mask(mask: Tensor, shape: tuple[int, ...], keeps: Keeps) -> Tensor:
@@ -125,10 +134,10 @@ def whole_masks(plan: KeepPlan, masks: Mapping[str, Tensor]) -> dict[str, Tensor
     return {name: whole_mask(mask, tuple(values[name].shape), keeps[name]) for name, mask in masks.items()}
 
 
-def _without_unread(plan: KeepPlan) -> KeepPlan:
+def _without_unread(plan: KeepPlan, scores: Tensor, enough: Callable[[Tensor], bool]) -> KeepPlan:
     """The plan without the channels that only zeros read, as far as cutting them out changes nothing.
 
-    The masks go: there is room for more.
+    The masks go: there is room for more. So many channels stay that ``enough`` is left to fill the budget.
     """
     groups = plan.groups
     present = _present(plan)
@@ -137,8 +146,11 @@ def _without_unread(plan: KeepPlan) -> KeepPlan:
     for number, one in enumerate(groups.reads):
         known[one.moves.flatten()] = True
         read[one.moves[present[number]].flatten()] = True
-    unread = (plan.keep & known[:-1] & ~read[:-1]).nonzero().flatten().tolist()
-    narrower = KeepPlan.further(KeepPlan(groups, plan.keep), unread)
+    unread = torch.where(plan.keep & known[:-1] & ~read[:-1], scores, torch.inf).argsort(stable=True)
+    order = unread[: int((plan.keep & known[:-1] & ~read[:-1]).sum())].tolist()
+    whole = KeepPlan(groups, plan.keep)
+    count = _first(len(order), lambda count: not enough(KeepPlan.further(whole, order[: count + 1]).keep))
+    narrower = KeepPlan.further(whole, order[:count])
     silenced = [(one.silenced(narrower.alive) & ~one.silenced(plan.alive)).flatten() for one in groups.reads]
     exact = not any(bool((now & present[number]).any()) for number, now in enumerate(silenced))
     return narrower if exact else KeepPlan(groups, plan.keep, plan.masks)
