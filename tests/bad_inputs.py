@@ -31,7 +31,7 @@ _VERSION = re.compile(r"transformers \d[\w.]*\d")
 # What a message tells the reader to do.
 FIX = re.compile(
     r"(Add|Ask|Build|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Remove|Rename|Repair|Return|Save|Say|Start"
-    r"|Take|Write|Download|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
+    r"|Take|Write|Download|Did you mean|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
 )
 USUAL = ["--data", "blobs.npz", "--target", "params=0.5", "--epochs", "3"]
 
