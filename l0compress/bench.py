@@ -20,11 +20,13 @@ from torch import nn
 
 from l0compress.calls import Call, resized
 from l0compress.errors import InputError, RunError
+from l0compress.export.bundled import BundleSession, is_bundle
 from l0compress.export.files import size_on_disk
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import load_pt2
 
+Session: TypeAlias = OnnxSession | BundleSession
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 
 BATCH_SIZES = (1, 8, 64)
@@ -153,7 +155,7 @@ def bench(
     return BenchReport(threads, tuple(timings), sizes)
 
 
-def open_candidate(candidate: Candidate, threads: int) -> OnnxSession | CapturedGraph | Callable[..., Any]:
+def open_candidate(candidate: Candidate, threads: int) -> Session | CapturedGraph | Callable[..., Any]:
     """A file as what runs it; anything else as it is.
 
     Raises:
@@ -166,7 +168,9 @@ def open_candidate(candidate: Candidate, threads: int) -> OnnxSession | Captured
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":
         return capture(load_pt2(path))
-    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file. Nothing was run.")
+    if is_bundle(path):
+        return BundleSession(path, threads=threads)
+    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle. Nothing was run.")
 
 
 def call_of(sources: Sequence[Any]) -> Call:
@@ -181,18 +185,18 @@ def call_of(sources: Sequence[Any]) -> Call:
         if isinstance(source, CapturedGraph):
             return Call(source.example_args, source.example_kwargs)
     for source in sources:
-        if isinstance(source, OnnxSession):
+        if isinstance(source, OnnxSession | BundleSession):
             return source.example_call()
     raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
 
 
-def runner(candidate: OnnxSession | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
+def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
     """One call of an opened candidate, with its inputs already converted.
 
     Raises:
         InputError: the candidate does not take the inputs, or is in training mode.
     """
-    if isinstance(candidate, OnnxSession):
+    if isinstance(candidate, OnnxSession | BundleSession):
         candidate(*call.args, **call.kwargs)
         return candidate.bound(call)
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate

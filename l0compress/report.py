@@ -10,6 +10,7 @@ from l0compress.graph.cost import Cost
 
 if TYPE_CHECKING:
     from l0compress.bench import BenchReport, Timing
+    from l0compress.runtime.manifest import Manifest, SparseStep
     from l0compress.verify import Equality
 
 ABSENT = "—"
@@ -178,6 +179,38 @@ def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
     columns = ("model", "file bytes", "batch", "median ms", "p95 ms", "samples/s")
     ordered = [timing for size in report.batch_sizes for timing in report.timings if timing.batch_size == size]
     return Table(title, columns, tuple(row(timing) for timing in ordered), (_thread_note(report),))
+
+
+def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as they were timed at export") -> Table:
+    """Every layer of a bundle: its zeros, and which form each batch size uses beside what it was compared with."""
+    sizes = [size for size, _ in manifest.choices]
+    timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
+    used = {
+        (step.part, size): step.engine or "dense" for size, plan in manifest.choices for step in manifest.plans[plan]
+    }
+
+    def cell(layer: str, size: int) -> str:
+        medians = timed.get((layer, size), {})
+        others = ", ".join(
+            f"{name} {_milliseconds(ms)}" for name, ms in sorted(medians.items(), key=lambda item: item[1])
+        )
+        return f"{used.get((layer, size), 'dense')} ({others})" if others else used.get((layer, size), "dense")
+
+    def zeros(layer: SparseStep) -> str:
+        spec = manifest.tensors[layer.weight]
+        return f"{100 * (1 - (spec.size if spec.nonzeros is None else spec.nonzeros) / spec.size):.1f} %"
+
+    rows = tuple(
+        (layer.name, zeros(layer), *(cell(name, size) for size in sizes)) for name, layer in manifest.layers.items()
+    )
+    notes = [f"{name}: {why}" for name, why in manifest.whys.items() if name not in {row[0] for row in rows}]
+    if manifest.plan_timings:
+        whole = ", ".join(
+            f"{_milliseconds(timing.chosen_ms)} at batch {timing.batch_size} (dense {_milliseconds(timing.dense_ms)})"
+            for timing in manifest.plan_timings
+        )
+        notes.insert(0, f"Median milliseconds, {manifest.about.get('threads')} threads. The whole model: {whole}.")
+    return Table(title, ("layer", "zeros", *(f"batch {size}" for size in sizes)), rows, tuple(notes))
 
 
 def equality_table(equality: Equality, *, title: str = "Equality") -> Table:

@@ -384,8 +384,8 @@ OPTIONS = {
 ARTIFACTS = {
     "no run to export": (["export"], "There is no finished run under 'runs'."),
     "a missing run to export": (["export", "none"], "Cannot read run 'none': no such folder."),
-    "a folder that is no run": (["export", "full"], "'full' is no run: manifest.json is missing."),
-    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no run: manifest.json is"),
+    "a folder that is no run": (["export", "full"], "'full' is no run: run.json is missing."),
+    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no run: run.json is"),
     "a missing artifact to time": (["bench", "none.onnx"], "Cannot read artifact 'none.onnx': no such file."),
     "another kind of artifact": (
         ["bench", "blobs.npz"],

@@ -61,7 +61,7 @@ class TestFinetune:
     def test_it_leaves_a_complete_run_folder_and_nothing_beside_it(self, finished: Path) -> None:
         assert {path.name for path in finished.iterdir()} == {"mlp.pt2", "blobs.npz", "run"}
         assert {path.name for path in (finished / "run").iterdir()} == {
-            "manifest.json", "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl",
+            "run.json", "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl",
             "log.jsonl", "result.json", "model.onnx", "model.pt2",
         }  # fmt: skip
 
@@ -210,7 +210,7 @@ class TestBench:
     def test_a_run_is_timed_in_every_form(self, finished: Path, tmp_path: Path) -> None:
         arguments = ("bench", finished / "run", "--batch", "1,3", "--threads", "1")
         measured = printed_json(*arguments, "--plot", tmp_path / "forms.svg")
-        names = ["dense", "dense int8", "small", "small int8"]
+        names = ["dense", "dense int8", "small", "small int8", "small csr"]
         candidates = {candidate["name"]: candidate for candidate in measured["bench"]["candidates"]}
         assert list(candidates) == names
         assert all(candidate["memory_bytes"] > 0 for candidate in candidates.values())

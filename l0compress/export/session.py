@@ -146,39 +146,57 @@ class OnnxSession:
         Raises:
             InputError: an input is missing, or is not one of the model's.
         """
-        return {name: tensor.numpy(force=True) for name, tensor in self._feeds(call.args, call.kwargs).items()}
+        tensors = named_feeds([spec.name for spec in self.inputs], call.args, call.kwargs, source=self.path)
+        return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
         """A call made from the input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
 
         Example: an input ``image`` of shape ``(batch, 3, 8, 8)`` gives ``Call(kwargs={"image": <noise>})``.
         """
-        generator = torch.Generator().manual_seed(seed)
+        return example_of(self.inputs, batch_size, seed=seed)
 
-        def fill(spec: TensorSpec) -> Tensor:
-            free = [batch_size, *[EXAMPLE_LENGTH] * len(spec.shape)]
-            shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
-            if spec.dtype.is_floating_point:
-                return torch.randn(shape, generator=generator).to(spec.dtype)
-            return torch.zeros(shape, dtype=spec.dtype)
 
-        return Call(kwargs={spec.name: fill(spec) for spec in self.inputs})
+def named_feeds(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, source: Path
+) -> dict[str, Tensor]:
+    """The tensors of a call by the names of an artifact's inputs: keywords by name, positional ones in order.
 
-    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        names = [spec.name for spec in self.inputs]
-        feeds = dict(named_leaves(kwargs))
-        free = (name for name in names if name not in feeds)
-        for leaf in pytree.tree_leaves(args):
-            if isinstance(leaf, Tensor):
-                feeds[next(free, f"positional input {len(feeds)}")] = leaf
-        feeds = {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
-        missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
-        if missing or extra:
-            raise InputError(
-                f"{self.path} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, "
-                f"unexpected {', '.join(extra) or 'none'}. Nothing was changed."
-            )
-        return feeds
+    Raises:
+        InputError: an input is missing, or is not one of the artifact's.
+    """
+    feeds = dict(named_leaves(kwargs))
+    free = (name for name in names if name not in feeds)
+    for leaf in pytree.tree_leaves(args):
+        if isinstance(leaf, Tensor):
+            feeds[next(free, f"positional input {len(feeds)}")] = leaf
+    feeds = {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
+    missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
+    if missing or extra:
+        raise InputError(
+            f"{source} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, "
+            f"unexpected {', '.join(extra) or 'none'}. Nothing was changed."
+        )
+    return feeds
+
+
+def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) -> Call:
+    """A call made from input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
+
+    Example:
+        >>> example_of([TensorSpec("x", (None, 3), torch.float32)], 5).kwargs["x"].shape
+        torch.Size([5, 3])
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(spec: TensorSpec) -> Tensor:
+        free = [batch_size, *[EXAMPLE_LENGTH] * len(spec.shape)]
+        shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
+        if spec.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(spec.dtype)
+        return torch.zeros(shape, dtype=spec.dtype)
+
+    return Call(kwargs={spec.name: fill(spec) for spec in inputs})
 
 
 def _positive(text: str | None) -> float | None:

@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import RunError
+from l0compress.export.bundled import SUFFIX, BundleSession, is_bundle
 from l0compress.export.session import OnnxSession
 from l0compress.pipeline.runs import open_run
 from l0compress.pipeline.sources import captured_pt2
 from l0compress.verify import Equality, verify
 
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".pt2", SUFFIX)
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
     """Load an exported artifact as something that is called like the model.
 
     Args:
-        path: an ``.onnx`` or a ``.pt2`` file.
-        threads: threads that ONNX Runtime uses within an operator; None leaves the choice to it.
+        path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, or the folder of a bundle.
+        threads: threads that ONNX Runtime and sparse layers use; None leaves the choice to them.
 
     Raises:
         RunError: the file is missing, unreadable or of another kind.
     """
     path = Path(path)
+    if is_bundle(path) and path.exists():
+        return BundleSession(path, threads=threads)
     if path.suffix not in SUFFIXES:
         raise RunError(
             f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file. Nothing was "
@@ -61,7 +64,7 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
     """
     finished = open_run(run)
     loaded, masked = load(artifact), captured_pt2(finished.masked)
-    if isinstance(loaded, OnnxSession) and loaded.quantization:
-        equality = verify(loaded, masked, tolerance=loaded.tolerance)
-        return Verification(Path(artifact), finished.folder, equality, loaded.quantization)
-    return Verification(Path(artifact), finished.folder, verify(loaded, masked))
+    quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
+    tolerance = loaded.tolerance if isinstance(loaded, OnnxSession | BundleSession) else None
+    equality = verify(loaded, masked, tolerance=tolerance)
+    return Verification(Path(artifact), finished.folder, equality, quantization)

@@ -10,7 +10,10 @@ from typing import Any
 
 from l0compress.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.calls import Call
+from l0compress.data import AnySplit
 from l0compress.errors import SurgeryError
+from l0compress.export.bundled import SUFFIX, BundleSession
+from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8
 from l0compress.footprint import footprint
@@ -18,11 +21,13 @@ from l0compress.pipeline.artifacts import Verification, load, verify_artifact
 from l0compress.pipeline.quantizing import quantized_file, run_data, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
 from l0compress.pipeline.sources import captured_pt2
-from l0compress.report import Measured, Table, bench_table, comparison_table
+from l0compress.report import Measured, Table, bench_table, bundle_table, comparison_table
+from l0compress.runtime.manifest import Manifest
 from l0compress.training.course import Evaluation
 
 DENSE, SMALL = "dense", "small"
-INT8 = " int8"
+INT8, CSR = " int8", " csr"
+_NO_INT8 = "ONNX files alone have an int8 form; give an .onnx artifact to compare with it."
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class ArtifactBench:
         run: what was compared with, if that was a run.
         verification: of the artifact against the run, if both were given.
         int8_scores: each int8 form's result on the part of the data that the run's own metrics are of.
+        manifest: of the bundle among what was timed, if there is one.
         notes: what could not be made, and why.
     """
 
@@ -41,24 +47,26 @@ class ArtifactBench:
     run: Run | None = None
     verification: Verification | None = None
     int8_scores: Mapping[str, Evaluation] | None = None
+    manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
 
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
-        if self.run is None:
-            return (bench_table(self.report),)
-        models = [self._measured(self.run, name) for name in self.report.file_bytes]
+        layers = () if self.manifest is None else (bundle_table(self.manifest),)
+        return (bench_table(self.report) if self.run is None else self._comparison(self.run), *layers)
+
+    def _comparison(self, run: Run) -> Table:
         table = comparison_table(
-            *models,
-            metric_name=metric_name(self.run.result),
+            *(self._measured(run, name) for name in self.report.file_bytes),
+            metric_name=metric_name(run.result),
             bench=self.report,
-            title=f"The forms of {self.run.folder}",
+            title=f"The forms of {run.folder}",
         )
         notes = [*table.notes, *self.notes]
         if self.verification is not None:
             difference = f"{self.verification.equality.max_relative:.1e}"
             notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
-        return (Table(table.title, table.columns, table.rows, tuple(notes)),)
+        return Table(table.title, table.columns, table.rows, tuple(notes))
 
     def _measured(self, run: Run, name: str) -> Measured:
         known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)
@@ -85,9 +93,9 @@ def bench_artifact(
     """Time an artifact, and in turns with it what it is compared with.
 
     Args:
-        artifact: an ``.onnx`` or ``.pt2`` file; or a run folder, of which every form is made and timed.
-        against: a run folder, whose dense model is timed in the same format, and as int8, after the artifact has been
-            verified; or another artifact.
+        artifact: an ``.onnx`` or ``.pt2`` file, or a bundle; or a run folder, of which every form is made and timed.
+        against: a run folder, whose dense model is timed in the same format (as ONNX beside a bundle), and as int8,
+            after the artifact has been verified; or another artifact.
         batch_sizes: samples a call.
         threads: threads that each candidate computes with.
 
@@ -97,53 +105,65 @@ def bench_artifact(
     """
     artifact = Path(artifact)
     if is_run(artifact) and against is None:
-        return _forms_of(open_run(artifact), None, batch_sizes, threads)
-    if against is None:
-        load(artifact)
-        report = bench({artifact.name: artifact}, batch_sizes=batch_sizes, threads=threads)
-        return ArtifactBench(_with_memory(report, {artifact.name: artifact}))
-    if Path(against).is_dir():
-        return _forms_of(open_run(against), artifact, batch_sizes, threads)
-    for path in (Path(against), artifact):
-        load(path)
-    candidates = {str(against): Path(against), str(artifact): artifact}
+        return _every_form(open_run(artifact), batch_sizes, threads)
+    if against is not None and is_run(Path(against)):
+        return _against_run(artifact, open_run(against), batch_sizes, threads)
+    candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
+    models = [load(path) for path in candidates.values()]
     report = bench(candidates, batch_sizes=batch_sizes, threads=threads)
-    return ArtifactBench(_with_memory(report, candidates))
+    return ArtifactBench(_with_memory(report, candidates), manifest=_manifest_of(models[-1]))
 
 
-def _forms_of(run: Run, artifact: Path | None, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
-    """Dense against small, and both against int8, which is what a user would pick instead."""
-    checked = None if artifact is None else verify_artifact(artifact, run=run.folder)
-    small = SMALL + INT8 if checked is not None and checked.quantization else SMALL
-    dense = captured_pt2(run.dense)
-    call = Call(dense.example_args, dense.example_kwargs)
+def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+    """Dense against an artifact, and against int8, which is what a user would pick instead."""
+    checked, model, dense = verify_artifact(artifact, run=run.folder), load(artifact), captured_pt2(run.dense)
+    kind = INT8 if checked.quantization else CSR if isinstance(model, BundleSession) else ""
     with tempfile.TemporaryDirectory() as folder:
-        forms = {DENSE: run.dense, small: artifact or Path(folder, "small.onnx")}
-        if forms[small].suffix != ".pt2":
-            forms[DENSE] = export_onnx(dense, Path(folder, "dense.onnx")).path
-        if artifact is None:
-            export_onnx(captured_pt2(run.small), forms[small], reference=captured_pt2(run.masked))
-        added, notes = _int8_forms(run, forms, (DENSE, SMALL) if artifact is None else (DENSE,))
-        forms = {name: path for base in (DENSE, SMALL) for name, path in {**forms, **added}.items() if base in name}
-        report = _with_memory(bench(forms, call, batch_sizes=batch_sizes, threads=threads), forms)
-        scores = score_files(run, {name: path for name, path in forms.items() if name.endswith(INT8)})
-    return ArtifactBench(report, run, checked, scores, notes)
-
-
-def _int8_forms(run: Run, forms: Mapping[str, Path], names: Sequence[str]) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """The int8 forms of some of the forms, and what to say of those that have none."""
-    if forms[DENSE].suffix != ".onnx":
-        return {}, ("ONNX files alone have an int8 form; give an .onnx artifact to compare with it.",)
-    train, found, notes = run_data(run).train, {}, []
-    for name in names:
-        target = forms[DENSE].with_name(f"{name}.int8.onnx")
-        try:
-            quantized_file(forms[name], target, train, Int8())
-        except SurgeryError as reason:
-            notes.append(f"No int8 form of {name}: {reason}")
+        if artifact.suffix == ".pt2":
+            forms, notes = {DENSE: run.dense}, (_NO_INT8,)
         else:
-            found[name + INT8] = target
-    return found, tuple(notes)
+            forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path}
+            notes = _add_int8_(forms, DENSE, run_data(run).train)
+        forms[SMALL + kind] = artifact
+        bench_of_forms = _timed(run, forms, Call(dense.example_args, dense.example_kwargs), batch_sizes, threads)
+    return replace(bench_of_forms, verification=checked, manifest=_manifest_of(model), notes=notes)
+
+
+def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+    dense, small, masked = (captured_pt2(path) for path in (run.dense, run.small, run.masked))
+    train = run_data(run).train
+    with tempfile.TemporaryDirectory() as folder:
+        forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path}
+        notes = _add_int8_(forms, DENSE, train)
+        forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
+        notes += _add_int8_(forms, SMALL, train)
+        path = Path(folder, f"small{SUFFIX}")
+        settings = CsrSettings(threads=threads)
+        bundle = export_csr(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+        forms[SMALL + CSR] = bundle.path
+        bench_of_forms = _timed(run, forms, Call(dense.example_args, dense.example_kwargs), batch_sizes, threads)
+    return replace(bench_of_forms, manifest=bundle.manifest, notes=notes)
+
+
+def _timed(run: Run, forms: Mapping[str, Path], call: Call, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+    report = _with_memory(bench(forms, call, batch_sizes=batch_sizes, threads=threads), forms)
+    scores = score_files(run, {name: path for name, path in forms.items() if name.endswith(INT8)})
+    return ArtifactBench(report, run, int8_scores=scores)
+
+
+def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:
+    """Add the int8 form of one of the forms; returns what to say where there is none."""
+    target = forms[name].with_name(f"{name}.int8.onnx")
+    try:
+        quantized_file(forms[name], target, train, Int8())
+    except SurgeryError as reason:
+        return (f"No int8 form of {name}: {reason}",)
+    forms[name + INT8] = target
+    return ()
+
+
+def _manifest_of(model: Any) -> Manifest | None:
+    return model.bundle.manifest if isinstance(model, BundleSession) else None
 
 
 def _with_memory(report: BenchReport, candidates: Mapping[str, Path]) -> BenchReport:

@@ -37,8 +37,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise InputError(
-            f"Cannot read configuration {str(path)!r}: {reason}. Nothing was changed. Check the path, or write one with "
-            "finetune --print-config."
+            f"Cannot read configuration {str(path)!r}: {reason}. Nothing was changed. Check the path, or write one "
+            "with finetune --print-config."
         ) from error
     return parse_config(text, name=str(path))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from l0compress.errors import InputError
+from l0compress.export.bundled import SUFFIX
+from l0compress.export.csr import BATCH_SIZES, CsrSettings, export_csr
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
@@ -19,7 +21,25 @@ from l0compress.pipeline.runs import Run, open_run
 from l0compress.pipeline.sources import captured_pt2
 from l0compress.verify import verify
 
-EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "pt2": export_pt2}
+EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "csr": export_csr, "pt2": export_pt2}
+SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How an artifact is made; what another format needs is passed over.
+
+    Attributes:
+        int8: quantize an ONNX file as this says.
+        sparse_weights: leave zeros out of an ONNX file.
+        batch_sizes: what a bundle is to be fast at.
+        csr: storage, threads and engines of a bundle.
+    """
+
+    int8: Int8 | None = None
+    sparse_weights: bool = False
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    csr: CsrSettings = field(default_factory=CsrSettings)
 
 
 @dataclass(frozen=True)
@@ -53,22 +73,23 @@ def export_run(
     *,
     format: str = "onnx",
     path: Path | None = None,
-    int8: Int8 | None = None,
-    sparse_weights: bool = False,
+    options: ExportOptions | None = None,
 ) -> Exported:
     """Write the small model of a run as an artifact; it appears only if it equals the run's masked dense model.
 
     Args:
         run: the run's folder; the newest run under ``./runs`` where it is not given.
-        format: ``onnx`` or ``pt2``.
-        path: where to write; ``RUN/model.<format>`` where it is not given, ``RUN/model.int8.onnx`` for int8.
-        int8: quantize the ONNX file as this says.
-        sparse_weights: leave zeros out of the ONNX file.
+        format: ``onnx``, ``csr`` or ``pt2``.
+        path: where to write; ``RUN/model`` with the suffix of the format where it is not given, ``RUN/model.int8.onnx``
+            for int8.
+        options: how it is made.
 
     Raises:
         InputError: an unknown format, no such run, or a path that cannot be written to.
         NotEqualError: the artifact does not compute what the masked model computes; nothing is written.
     """
+    options = ExportOptions() if options is None else options
+    int8, sparse_weights = options.int8, options.sparse_weights
     if format not in EXPORTERS:
         raise InputError(f"Unknown format {format!r}: expected one of {', '.join(EXPORTERS)}. Nothing was written.")
     if format != "onnx" and (int8 is not None or sparse_weights):
@@ -81,10 +102,14 @@ def export_run(
     finished = open_run(run)
     if int8 is not None:
         return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=int8)
-    destination = finished.folder / f"model.{format}" if path is None else Path(path)
+    destination = finished.folder / f"model{SUFFIXES[format]}" if path is None else Path(path)
     if sparse_weights:
         return _sparsely_stored(finished, destination)
-    return EXPORTERS[format](captured_pt2(finished.small), destination, reference=captured_pt2(finished.masked))
+    small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
+    if format == "csr":
+        sizes = options.batch_sizes
+        return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
+    return EXPORTERS[format](small, destination, reference=masked)
 
 
 def _sparsely_stored(run: Run, path: Path) -> SparselyStored:

@@ -3,7 +3,7 @@
 ::
 
     RUN/
-      manifest.json    checksums; whether the run is finished
+      run.json    checksums; whether the run is finished
       config.toml      what was asked for: finetune --config RUN/config.toml does it again
       dense.pt2        the model as it was given
       metrics.jsonl    one line per epoch

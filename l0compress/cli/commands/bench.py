@@ -9,7 +9,6 @@ import typer
 
 from l0compress.cli.commands import options
 from l0compress.cli.render import print_json, print_table
-from l0compress.errors import InputError
 
 
 def bench(
@@ -33,7 +32,7 @@ def bench(
 ) -> None:
     """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
-        batch_sizes = _batch_sizes(batch)
+        batch_sizes = options.batch_sizes(batch)
         from l0compress.pipeline.benching import bench_artifact
 
         measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
@@ -46,10 +45,3 @@ def bench(
             return
         for table in measured.tables():
             print_table(table)
-
-
-def _batch_sizes(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
-    return tuple(int(part) for part in parts)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l0compress.cli.render import print_error
-from l0compress.errors import L0Error
+from l0compress.errors import InputError, L0Error
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
@@ -25,7 +25,7 @@ ModelPath = Annotated[
         "file, or a folder of Hugging Face transformers.",
     ),
 ]
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx or a .pt2 file of l0compress export.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx, .pt2 or .l0c file of l0compress export.")]
 Factory = Annotated[
     str | None,
     typer.Option(metavar="PKG.MOD:FN", help="Builds the module that the weights belong to."),
@@ -118,3 +118,11 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """The batch sizes in ``1,8,64``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
+    return tuple(int(part) for part in parts)
