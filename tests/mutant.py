@@ -26,3 +26,4 @@ FORMS, GROUPS, VANISH, SHRINK = "test_forms.py", "test_groups.py", "test_vanish.
 INDEXING, COST, PLAN = "test_rules_indexing.py", "test_cost.py", "test_plan.py"
 RECURRENT, TRANSPOSED = "test_recurrent.py", "test_rules_convolution.py"
 NORMS, LAYER_NORM = "test_rules_normalization.py", "test_layer_norm.py"
+REDUCTION = "test_rules_reduction.py"

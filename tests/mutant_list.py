@@ -37,6 +37,7 @@ WHOLE = (
     ),
     Mutant("vanish.py", "        if bias is None:\n            self.zeros.add(node.name)\n", "", (VANISH, "")),
     Mutant("vanish.py", "not moving and passes_constant(node)", "not moving", (VANISH, "")),
+    Mutant("vanish.py", 'if op_name(node) == "scaled_dot_product_attention":', "if False:", (VANISH, "one_head")),
     Mutant("vanish.py", "if self._cut_off():", "if False:", (VANISH, "chain or two_ways")),
     Mutant(
         "vanish.py",

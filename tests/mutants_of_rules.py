@@ -143,28 +143,31 @@ RULES = (
     ),
     Mutant("rules/joining.py", "step.space.tie_any_(rows, plane)", "pass", (LAYER_NORM, "again")),
     Mutant(
-        "rules/normalization.py",
+        "rules/reading.py",
         "            step.space.reads.append(ReadFact(step.node, 0, plane, survivors))\n",
         "",
         (LAYER_NORM, "tokens"),
     ),
     Mutant(
-        "rules/normalization.py",
+        "rules/reading.py",
         "                step.space.tie_any_(survivors, plane)",
         "                pass",
         (LAYER_NORM, "needs_no_gate"),
     ),
-    Mutant("rules/normalization.py", "plane, survivors))", "plane, None))", (LAYER_NORM, "needs_no_gate")),
-    Mutant("rules/normalization.py", "range(1, len(value.shape))", "range(2, len(value.shape))", (LAYER_NORM, "group")),
+    Mutant(
+        "rules/reading.py",
+        "ReadFact(step.node, 0, plane, survivors))\n            pairs",
+        "ReadFact(step.node, 0, plane, None))\n            pairs",
+        (LAYER_NORM, "needs_no_gate"),
+    ),
+    Mutant("rules/normalization.py", "_read(step, 1)", "_read(step, 2)", (LAYER_NORM, "group")),
     Mutant(
         "rules/normalization.py",
         "[value, *(vector for vector in vectors if vector is not None)]",
         "[value]",
         (LAYER_NORM, "tokens"),
     ),
-    Mutant(
-        "rules/normalization.py", "if any(step.is_dynamic(0, dim) for dim in inner):", "if False:", (LAYER_NORM, "free")
-    ),
+    Mutant("rules/reading.py", "any(step.is_dynamic(0, dim) for dim in inner)", "if False:", (LAYER_NORM, "free")),
     Mutant(
         "rules/normalization.py",
         "planes = tuple(along(flattened(plane), dim, shape) for plane in vector.planes)",
@@ -193,19 +196,7 @@ RULES = (
     Mutant("rules/recurrent.py", "hidden[: len(handed_on) + 1]", "hidden[:0]", (RECURRENT, "projections")),
     Mutant(
         "rules/reduction.py",
-        "        step.space.reads.append(ReadFact(step.node, 0, plane, survivors))\n",
-        "",
-        ("test_rules_reduction.py", "sums"),
-    ),
-    Mutant(
-        "rules/reduction.py",
-        "            step.space.tie_any_(survivors, plane)\n",
-        "",
-        ("test_rules_reduction.py", "width_of_heads"),
-    ),
-    Mutant(
-        "rules/reduction.py",
-        'planes = step.passed(value, dims, f"{step.name} is taken over it")\n    results = tuple(Value(shape, tuple(_cut',
+        "planes = step.passed(value, dims, _reason(step))\n    results = tuple(Value(shape, tuple(_cut",
         "planes = value.planes\n    results = tuple(Value(shape, tuple(_cut",
         ("test_rules_reduction.py", "sees_zeros"),
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import FORMS, INDEXING, LAYER_NORM, NORMS, SHRINK, VANISH, Mutant
+from mutant import FORMS, INDEXING, LAYER_NORM, NORMS, REDUCTION, SHRINK, VANISH, Mutant
 
 SURGERY = (
     Mutant(
@@ -35,15 +35,21 @@ SURGERY = (
     Mutant("surgery/layers.py", "if share != 1:", "if False:", ("test_rules_reduction.py", "")),
     Mutant("surgery/layers.py", '{**kwargs, "scale": 1 / math.sqrt(query.dense[-1])}', "kwargs", (SHRINK, "scale")),
     Mutant("surgery/layers.py", "wanted = positions[wanted]", "pass", (SHRINK, "cut_twice")),
-    Mutant("surgery/norms.py", "source.shape[1] * num_groups // source.dense[1]", "num_groups", (NORMS, "norm_group")),
-    Mutant("surgery/norms.py", "eps * share", "eps", (NORMS, "squares")),
-    Mutant("surgery/norms.py", "math.sqrt(share)", "1", (NORMS, "squares")),
-    Mutant("surgery/norms.py", "source.dense[dim] - source.shape[dim]", "0", (LAYER_NORM, "tokens")),
-    Mutant("surgery/norms.py", "width + more for", "width for", (LAYER_NORM, "two_cuts")),
-    Mutant("surgery/norms.py", "if _pads_zeros(node) and", "if False and", (LAYER_NORM, "two_cuts")),
-    Mutant("surgery/norms.py", "bool(value == 0)", "True", (LAYER_NORM, "filled_up_with_ones")),
-    Mutant("surgery/norms.py", "behind.get(dim, 0)", "0", (LAYER_NORM, "tokens")),
-    Mutant("surgery/norms.py", "if user.args[1] == 0]", "]", (LAYER_NORM, "statistics")),
+    Mutant(
+        "surgery/counting.py", "source.shape[1] * num_groups // source.dense[1]", "num_groups", (NORMS, "norm_group")
+    ),
+    Mutant("surgery/counting.py", "eps * share", "eps", (NORMS, "squares")),
+    Mutant("surgery/counting.py", "math.sqrt(share)", "1", (NORMS, "squares")),
+    Mutant("surgery/counting.py", "source.dense[dim] - source.shape[dim]", "0", (LAYER_NORM, "tokens")),
+    Mutant("surgery/counting.py", "width + more for", "width for", (LAYER_NORM, "two_cuts")),
+    Mutant("surgery/counting.py", "if _pads_zeros(node) and", "if False and", (LAYER_NORM, "two_cuts")),
+    Mutant("surgery/counting.py", "bool(value == 0)", "True", (LAYER_NORM, "filled_up_with_ones")),
+    Mutant(
+        "surgery/counting.py", "cut.node.update_arg(0, _filled_operand(cut, missing))", "pass", (REDUCTION, "features")
+    ),
+    Mutant("surgery/counting.py", "if dim in chosen", "", (REDUCTION, "heads")),
+    Mutant("surgery/counting.py", "behind.get(dim, 0)", "0", (LAYER_NORM, "tokens")),
+    Mutant("surgery/counting.py", "if user.args[1] == 0]", "]", (LAYER_NORM, "statistics")),
     Mutant(
         "mutation.py", "        if writes(node):\n            return False\n", "", (LAYER_NORM, "written_in_between")
     ),

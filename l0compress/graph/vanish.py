@@ -11,7 +11,7 @@ without channels so leaves nothing behind but a bias, and where there was none, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +145,7 @@ class _Walk:
         if name in JOINS:
             self.needs[node] = [source for source in node.all_input_nodes if source.name not in self.hollow]
             return
-        if not leaves_bias(node):
+        if not leaves_bias(node, self.hollow):
             self.obstacle = f"{name} cannot do without {node.all_input_nodes[0].name!r}"
             return
         bias = added_to(node)
@@ -215,8 +215,11 @@ def carries_tensor(node: fx.Node) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
 
 
-def leaves_bias(node: fx.Node) -> bool:
-    """Whether nothing but a bias is left of a node that has lost an operand."""
+def leaves_bias(node: fx.Node, hollow: Container[str]) -> bool:
+    """Whether nothing but a bias is left of a node that has lost the operands ``hollow``."""
+    if op_name(node) == "scaled_dot_product_attention":  # without queries and keys it is a mean of the values
+        values: Any = node.args[2]
+        return values.name in hollow
     return op_name(node) in SUMS and not (op_name(node) == "constant_pad_nd" and [*node.args, 0][2] != 0)
 
 

@@ -27,6 +27,19 @@ def layer_norm(draw: st.DrawFn, at: Place) -> Step:
     return Step(lambda s, past: getattr(s, at.name)(past[-1]), at.width, {at.name: layer})
 
 
+COUNTING: list[Callable[[Tensor], Tensor]] = [
+    lambda h: h * h.softmax(-1),
+    lambda h: h - h.amax(-1, keepdim=True),
+    lambda h: h / (1 + h.var(-1, keepdim=True)),
+]
+
+
+def counting(draw: st.DrawFn, at: Place) -> Step:
+    """What sees the zeros of dead channels."""
+    function = draw(st.sampled_from(COUNTING))
+    return Step(lambda _, past: function(past[-1]), at.width, {})
+
+
 def along_tokens(draw: st.DrawFn, at: Place) -> Step:
     """A convolution along the sequence, with a neighbour on each side."""
     layer = nn.Conv1d(at.width, at.width, 3, padding=1, groups=draw(st.sampled_from([1, at.width])))
@@ -126,6 +139,7 @@ TOKEN_STEPS: dict[str, tuple[Maker, Callable[[Place], bool]]] = {
     "linear": (plain, lambda _: True),
     "batch norm": (scale, lambda _: True),
     "layer norm": (layer_norm, lambda at: at.width > 1),
+    "counting": (counting, lambda at: at.width > 1),
     "conv1d": (along_tokens, lambda _: True),
     "mlp": (mlp, lambda _: True),
     "attention": (attention, lambda _: True),

@@ -236,9 +236,9 @@ def test_a_layer_that_is_used_twice_is_cut_once() -> None:
 @pytest.mark.parametrize(
     ("mix", "op", "reason"),
     [
-        (lambda h: h.softmax(-1), "softmax", "softmax is taken over it"),
-        (lambda h: h - h.amax(-1, keepdim=True), "amax", "amax is taken over it"),
-        (lambda h: h / h.std(-1, keepdim=True), "std", "std is taken over it"),
+        (lambda h: h.sort(-1)[0], "sort", "sort is taken over it"),
+        (lambda h: h - h.max(-1, keepdim=True)[0], "max", "max is taken over it"),
+        (lambda h: h - h.median(-1, keepdim=True)[0], "median", "median is taken over it"),
         (lambda h: h / h.norm(-1, -1, True), "linalg_vector_norm", "linalg_vector_norm is taken over it"),
         (lambda h: torch.fft.fft(h).real, "fft_fft", "no rule for aten.fft_fft.default"),
         (lambda h: h.cumsum(-1), "cumsum", "cumsum is taken over it"),
@@ -267,6 +267,26 @@ def test_a_frozen_place_says_which_line_of_the_model_is_the_reason() -> None:
     place = find_groups(capture(Normed(), (vector(),))).frozen[0]
     assert (place.where, place.dim, place.channels) == ("a.weight", 0, 8)
     assert place.source == f"test_groups.py:{Normed.forward.__code__.co_firstlineno + 2}"
+
+
+def test_what_meets_a_frozen_tensor_says_what_froze_that_one() -> None:
+    """Through another meeting and an activation, down to the operator that is the reason."""
+
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        stopped = s.c(x).cumsum(-1)
+        return s.b(s.a(x).relu() + torch.tanh(s.d(x) + stopped))
+
+    line = forward.__code__.co_firstlineno + 1
+    groups = grouped(forward, vector(), **{name: nn.Linear(6, 8) for name in "acd"}, b=nn.Linear(8, 3))
+    why = f"the tensor that it meets here stays whole, since at cumsum (test_groups.py:{line}) cumsum is taken over it"
+    assert reasons(groups, "a.weight") == [(0, "add", why)]
+    assert reasons(groups, "d.weight") == [(0, "add", why)]
+
+
+def test_what_meets_the_input_says_so() -> None:
+    groups = grouped(lambda s, x: s.b(s.a(x) * x.cos()), vector(), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
+    why = "the tensor that it meets here stays whole: it comes from the input args_0"
+    assert reasons(groups, "a.weight") == [(0, "mul", why)]
 
 
 def test_a_weight_is_what_reads_rather_than_the_activation() -> None:
@@ -345,6 +365,7 @@ def test_a_model_without_anything_to_prune_says_why() -> None:
         find_groups(graph)
     assert str(caught.value) == (
         "no channel of this model can be removed. Nothing was changed. What stays whole, and why: add: the tensor that "
-        f"it meets here stays whole (test_groups.py:{line}; 1 dimension, 3 parameters). A model needs at least one "
-        "layer between its input and its output whose width only other layers see."
+        f"it meets here stays whole: it comes from the input args_0 (test_groups.py:{line}; 1 dimension, 3 "
+        "parameters). A model needs at least one layer between its input and its output whose width only other layers "
+        "see."
     )

@@ -207,6 +207,20 @@ def test_an_attention_loses_all_heads() -> None:
     assert names_of(small) == {"stem.weight", "stem.bias", "out.bias", "head.weight", "head.bias"}
 
 
+def test_one_head_keeps_a_width_of_its_queries_as_long_as_it_has_values() -> None:
+    """Without queries and keys it would attend to everything alike, which is not nothing."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.head(x + net.o(F.scaled_dot_product_attention(net.q(x), net.k(x), net.v(x))))
+
+    layers = {name: nn.Linear(8, 8) for name in "qkvo"}
+    graph = captured(forward, tokens(), stem=nn.Linear(12, 8), head=nn.Linear(8, 3), **layers)
+    with pytest.raises(PlanError, match="scaled_dot_product_attention cannot do without"):
+        emptied(graph, "q channels")
+    check_vanished(graph, emptied(graph, "v channels"))
+
+
 def test_a_joined_branch_leaves_its_bias_as_channels() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         a, b = F.relu(net.a(x)), F.relu(net.b2(F.relu(net.b1(x))))

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
+from l0compress.graph.rules.reading import read_over
 from l0compress.graph.rules.registry import Result, Step, rule
-from l0compress.graph.space import ReadFact
-from l0compress.graph.values import Value, along, core, flattened, varying
+from l0compress.graph.values import Value, along, core, flattened
 
 
 def channel_vector(step: Step, value: Value, vector: Value | None, dim: int) -> Value:
@@ -57,18 +57,14 @@ def native_batch_norm(step: Step) -> Result:
 @rule("rms_norm")
 def rms_norm(step: Step) -> Result:
     """A mean of squares does not see zeros, so channels are read, and surgery keeps the dense count."""
-    value = step.args[0]
-    first = len(value.shape) - len(step.args[1])
-    result = Value(step.shape, read_and_passed(step, value, frozenset(range(first, len(value.shape)))))
+    result = _read(step, len(step.shape) - len(step.args[1]))
     return with_vectors(step, result, [step.get(2, "weight")])
 
 
 @rule("layer_norm", "native_layer_norm")
 def layer_norm(step: Step) -> Result:
     """The statistics run over the last dimensions; surgery fills up what it cuts there with zeros."""
-    value = step.args[0]
-    first = len(value.shape) - len(step.args[1])
-    result = Value(step.shape, read_and_passed(step, value, frozenset(range(first, len(value.shape)))))
+    result = _read(step, len(step.shape) - len(step.args[1]))
     result = with_vectors(step, result, [step.get(2, "weight"), step.get(3, "bias")])
     return (result, *(Value(shape) for shape in step.shapes[1:])) if len(step.shapes) > 1 else result
 
@@ -78,25 +74,11 @@ def with_vectors(step: Step, value: Value, vectors: Iterable[Value | None]) -> V
     return step.space.merge([value, *(vector for vector in vectors if vector is not None)], step.shape, step.node)
 
 
-def read_and_passed(step: Step, value: Value, mixed: frozenset[int]) -> tuple[Tensor, ...]:
-    """The planes of a value whose dimensions ``mixed`` are normalised: their channels are read, the dead ones as zeros.
-
-    What reaches beyond (heads x width, normalised over the width) is needed as long as the head lives. Along a
-    dimension of free size nobody knows how many zeros to fill in.
-    """
-    planes: list[Tensor] = []
-    for plane in value.planes:
-        inner, outer = varying(plane) & mixed, varying(plane) - mixed
-        if any(step.is_dynamic(0, dim) for dim in inner):
-            planes.extend(step.passed(Value(value.shape, (plane,)), mixed, f"{step.name} mixes all of it"))
-            continue
-        planes.append(plane)
-        if inner:
-            survivors = step.space.fresh_plane(outer, value.shape) if outer else None
-            if survivors is not None:
-                step.space.tie_any_(survivors, plane)
-            step.space.reads.append(ReadFact(step.node, 0, plane, survivors))
-    return tuple(planes)
+def _read(step: Step, first: int) -> Value:
+    """The first operand, normalised over its dimensions from ``first`` on."""
+    value = step.args[0]
+    mixed = frozenset(range(first, len(value.shape)))
+    return Value(step.shape, tuple(plane for plane, _ in read_over(step, value, mixed, f"{step.name} mixes all of it")))
 
 
 @rule("group_norm")
@@ -104,7 +86,7 @@ def group_norm(step: Step) -> Result:
     """The channels of a norm group share their statistics, so they live and die together; a single group is read."""
     value, count = step.args[0], int(step.args[1])
     if count == 1:
-        result = Value(step.shape, read_and_passed(step, value, frozenset(range(1, len(value.shape)))))
+        result = _read(step, 1)
     else:
         channels = channels_along(step, value, 1, "group_norm mixes its positions")
         if channels is not None:

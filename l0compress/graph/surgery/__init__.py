@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l0compress.graph.surgery import indexing, layers, norms, positions, sizes
+from l0compress.graph.surgery import counting, indexing, layers, positions, sizes
 from l0compress.graph.surgery.keeps import Kept, kept_of
 from l0compress.graph.surgery.registry import Cut, rewrite_
 from l0compress.graph.surgery.vanished import remove_vanished_
@@ -10,10 +10,10 @@ from l0compress.graph.surgery.vanished import remove_vanished_
 __all__ = [
     "Cut",
     "Kept",
+    "counting",
     "indexing",
     "kept_of",
     "layers",
-    "norms",
     "positions",
     "remove_vanished_",
     "rewrite_",

@@ -72,7 +72,7 @@ class _Surgeon:
             self._replace_(copy, self.copies[fate.passed[node.name]])
         elif node.name not in fate.constants:
             self._beside_constants_(node, copy)
-        elif leaves_bias(node) and any(source.name in fate.hollow for source in touched):
+        elif any(source.name in fate.hollow for source in touched) and leaves_bias(node, fate.hollow):
             self._become_bias_(node, copy)
         else:
             self._stay_constant_(node, copy)

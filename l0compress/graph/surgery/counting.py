@@ -1,4 +1,4 @@
-"""Normalisations over channels: their statistics go on counting the channels that are gone, as zeros.
+"""Operators that count channels: they go on counting those that are gone, as zeros.
 
 What is left of the channels, of the weight and of the bias is filled up with zeros to the dense size, normalised by
 the same operator as before, and cut again: ``constant_pad_nd``, ``layer_norm``, ``slice``. It is one kernel still, the
@@ -84,6 +84,29 @@ def rms_norm(cut: Cut) -> None:
     cut.become(aten.mul.Tensor, cut.emit(aten.rms_norm.default, *arguments), math.sqrt(share))
 
 
+@rewrites("softmax", "_softmax", "log_softmax", "_log_softmax")
+def softmax(cut: Cut) -> None:
+    missing = _missing_along(cut, [cut.argument(1, "dim")])
+    if missing:
+        filled = _filled_operand(cut, missing)
+        normal = cut.emit(cut.node.target, filled, *cut.node.args[1:], **cut.node.kwargs)
+        _narrow_(cut, cut.node, normal, missing)
+
+
+@rewrites("amax", "amin", "logsumexp", "var", "std", "var_mean", "std_mean")
+def counting(cut: Cut) -> None:
+    given = cut.argument(1, "dim")
+    dims = [] if given is None or isinstance(given, bool) else [given] if isinstance(given, int) else list(given)
+    missing = _missing_along(cut, dims or range(len(cut.operands[0].dense)))
+    if missing:
+        cut.node.update_arg(0, _filled_operand(cut, missing))
+
+
+def _missing_along(cut: Cut, dims: Iterable[int]) -> dict[int, int]:
+    chosen = {dim % len(cut.operands[0].dense) for dim in dims}
+    return {dim: size for dim, size in _missing(cut, 0).items() if dim in chosen}
+
+
 def _missing(cut: Cut, first: int) -> dict[int, int]:
     """How much is gone of the operand's dimensions from ``first`` on, by dimension."""
     source = cut.operands[0]
@@ -96,7 +119,7 @@ def _missing(cut: Cut, first: int) -> dict[int, int]:
 
 def _filled_arguments(cut: Cut, missing: Mapping[int, int], first: int) -> tuple[Any, ...]:
     """Operand, shape (or number of groups), weight and bias with the dense sizes."""
-    rank, behind = len(cut.operands[0].dense), {dim - first: size for dim, size in missing.items()}
+    behind = {dim - first: size for dim, size in missing.items()}
     vectors = []
     for place, name in ((2, "weight"), (3, "bias")):
         vector = cut.argument(place, name)
@@ -104,8 +127,11 @@ def _filled_arguments(cut: Cut, missing: Mapping[int, int], first: int) -> tuple
             dims = vector.meta["val"].dim()
             vector = _filled(cut, vector, [behind.get(dim, 0) for dim in range(dims)])
         vectors.append(vector)
-    operand = _filled(cut, cut.argument(0), [missing.get(dim, 0) for dim in range(rank)])
-    return (operand, cut.argument(1), *vectors)
+    return (_filled_operand(cut, missing), cut.argument(1), *vectors)
+
+
+def _filled_operand(cut: Cut, missing: Mapping[int, int]) -> fx.Node:
+    return _filled(cut, cut.argument(0), [missing.get(dim, 0) for dim in range(len(cut.operands[0].dense))])
 
 
 def _filled(cut: Cut, node: fx.Node, sizes: list[int]) -> fx.Node:
