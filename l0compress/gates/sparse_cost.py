@@ -46,8 +46,9 @@ class SparseCost:
                 one would be smaller, so that it never has a slope of zero.
         """
         if not self.groups.num_moves:
-            terms = [gates[weight.name].expected_cost(self.each(weight, unit)) for weight in self.weights]
-            return torch.stack(terms).sum() + self.constant(unit)
+            each, constant = self._rates(unit)
+            terms = [gates[name].expected_cost(costs) for name, costs in each.items()]
+            return torch.stack(terms).sum() + constant
         present = {weight.name: gates[weight.name].probability_nonzero() for weight in self.weights}
         return self.of_probabilities(present, moves, unit)
 
@@ -92,6 +93,17 @@ class SparseCost:
         """The probability that each component is left."""
         padded = torch.cat([moves.double(), moves.new_ones(1, dtype=torch.float64)])
         return padded[self.groups.moves_of_component.to(padded.device)].prod(-1)
+
+    def _rates(self, unit: str) -> tuple[dict[str, float | Tensor], float]:
+        """What one nonzero of each weight costs, and what is left without any: worked out once."""
+        if unit not in self._known_rates:
+            each = {weight.name: self.each(weight, unit) for weight in self.weights}
+            self._known_rates[unit] = (each, self.constant(unit))
+        return self._known_rates[unit]
+
+    @cached_property
+    def _known_rates(self) -> dict[str, tuple[dict[str, float | Tensor], float]]:
+        return {}
 
     def _saved(self, weight: Weight, present: Tensor, alive: Tensor, unit: str) -> Tensor:
         lines = {dim: alive[line.to(alive.device)] for dim, line in self._lines[weight.name].items()}

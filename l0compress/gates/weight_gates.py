@@ -1,12 +1,14 @@
 """Gates on single weights: one hard concrete gate for each element of a parameter.
 
 The maths is that of :mod:`l0compress.gates.hard_concrete`. What differs is that there are as many gates as weights, so
-sampling and multiplying are one operator with a derivative in closed form, which keeps one tensor beside the product.
+sampling and multiplying are one operator with a derivative in closed form. It keeps one tensor beside the product, and
+works block by block: a pass over all weights would wait for memory, and there are a dozen passes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from l0compress.gates.hard_concrete import STRETCH, TEMPERATURE, Stretch, median
 
 _NOISE_BITS = 16
 _SMALLEST = 1e-3
+_BLOCK = 2**16
 
 
 class WeightGate(nn.Module):
@@ -102,20 +105,31 @@ class _Gated(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, log_alpha: Tensor, noise: Tensor, temperature: float, stretch: Stretch
     ) -> Tensor:
-        z = noise.logit_().add_(log_alpha).div_(temperature).sigmoid_()
-        z.mul_(stretch.high - stretch.low).add_(stretch.low).clamp_(0, 1)
-        ctx.save_for_backward(weight, z)
-        ctx.temperature, ctx.stretch = temperature, stretch
-        return weight * z
+        product = torch.empty_like(noise, dtype=torch.promote_types(weight.dtype, noise.dtype))
+        for z, location, value, result in _blocks(noise, log_alpha, weight, product):
+            z.logit_().add_(location).div_(temperature).sigmoid_()
+            z.mul_(stretch.high - stretch.low).add_(stretch.low).clamp_(0, 1)
+            torch.mul(value, z, out=result)
+        ctx.save_for_backward(weight)
+        ctx.z, ctx.temperature, ctx.stretch = noise, temperature, stretch
+        return product
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, z = ctx.saved_tensors
+        (weight,), z, ctx.z = ctx.saved_tensors, ctx.z, None
+        if z is None:
+            raise RuntimeError("the gates of single weights keep what they need for one backward pass only")
         low, high = ctx.stretch
-        # With s = (z - low) / (high - low), dz/dlog_alpha is (high - low) s (1 - s) / temperature inside (0, 1).
-        slope = (z - low).mul_(high - z).mul_((z > 0) & (z < 1)).mul_(1 / ((high - low) * ctx.temperature))
-        return gradients[0] * z, slope.mul_(weight).mul_(gradients[0]), None, None, None
+        scale, middle, half = 1 / ((high - low) * ctx.temperature), (low + high) / 2, (high - low) / 2
+        of_weight = torch.empty_like(z, dtype=gradients[0].dtype)
+        # With s = (z - low) / (high - low), dz/dlog_alpha is (high - low) s (1 - s) / temperature inside (0, 1). It
+        # takes the place of z.
+        for slope, value, gradient, result in _blocks(z, weight, gradients[0], of_weight):
+            torch.mul(gradient, slope, out=result)
+            inside = (slope > 0) & (slope < 1)
+            slope.sub_(middle).square_().sub_(half**2).mul_(inside).mul_(value).mul_(gradient).mul_(-scale)
+        return of_weight.to(weight.dtype), z, None, None, None
 
 
 class _ExpectedCost(torch.autograd.Function):
@@ -125,15 +139,32 @@ class _ExpectedCost(torch.autograd.Function):
     def forward(ctx: Any, log_alpha: Tensor, costs: float | Tensor, shift: float) -> Tensor:
         ctx.save_for_backward(log_alpha)
         ctx.costs, ctx.shift = costs, shift
-        probability = (log_alpha - shift).sigmoid_()
+        total = torch.zeros((), dtype=torch.float64, device=log_alpha.device)
         if isinstance(costs, Tensor):
-            return probability.mul_(costs.to(probability)).sum(dtype=torch.float64)
-        return probability.sum(dtype=torch.float64) * costs
+            for location, each in _blocks(log_alpha, costs.to(log_alpha)):
+                total += (location - shift).sigmoid_().mul_(each).sum(dtype=torch.float64)
+            return total
+        for (location,) in _blocks(log_alpha):
+            total += (location - shift).sigmoid_().sum(dtype=torch.float64)
+        return total * costs
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (log_alpha,) = ctx.saved_tensors
-        probability = (log_alpha - ctx.shift).sigmoid_()
-        costs = ctx.costs.to(probability) if isinstance(ctx.costs, Tensor) else ctx.costs
-        return probability.mul_(1 - probability).mul_(costs * gradients[0].to(probability)), None, None
+        scale = gradients[0].to(log_alpha)
+        result = torch.empty_like(log_alpha, memory_format=torch.contiguous_format)
+        for location, slope in _blocks(log_alpha, result):
+            probability = (location - ctx.shift).sigmoid_()
+            torch.addcmul(probability, probability, probability, value=-1, out=slope).mul_(
+                scale if isinstance(ctx.costs, Tensor) else scale * ctx.costs
+            )
+        return result.mul_(ctx.costs.to(result)) if isinstance(ctx.costs, Tensor) else result, None, None
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat parts of tensors of one shape that fit a processor's cache together; those written to are contiguous."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    size = flat[0].numel() if flat[0].device.type != "cpu" else _BLOCK
+    for start in range(0, flat[0].numel(), max(size, 1)):
+        yield tuple(part[start : start + size] for part in flat)
