@@ -29,6 +29,11 @@ FAST = GateSettings(share=0.5, log_alpha=-2.0, learning_rate=1.0, multiplier_rat
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=0.01, gates=FAST)
 
 
+# Gates that start open, so that the multiplier rises; a rate at which later epochs are worse.
+OPEN = GateSettings(share=0.34, learning_rate=0.05, multiplier_rate=0.2)
+VIOLATED = replace(QUICK, epochs=6, learning_rate=0.1, seed=1, gates=OPEN)
+
+
 @dataclass
 class Shelf:
     """Keeps every snapshot as the bytes that a file would hold."""
@@ -199,6 +204,7 @@ class Case:
 
 CASES = {
     "linear layers": Case(mlp, in_memory(vectors), replace(QUICK, epochs=6)),
+    "a budget that is violated, a best epoch before the last": Case(mlp, in_memory(vectors), VIOLATED, every=3),
     "convolutions, batch norm, dropout": Case(conv_net, in_memory(images), every=3),
     "tied weights": Case(Tied, in_memory(vectors), target={"params": 0.7}, every=3),
     "attention": Case(Attending, in_memory(sequences), target={"params": 0.6}, every=4),
@@ -246,6 +252,14 @@ def test_removals_happen_and_are_repeated() -> None:
     CASES["linear layers"].run(shelf)
     cuts = [snapshot.values.get("cuts", 0) for snapshot in map(shelf.read, range(len(shelf.kept)))]
     assert max(cuts) >= 2
+
+
+def test_the_budget_is_violated_and_the_best_epoch_is_not_the_last() -> None:
+    """Nor of the multiplier and the best weights."""
+    shelf = Shelf()
+    result = CASES["a budget that is violated, a best epoch before the last"].run(shelf)
+    assert shelf.read(8).values["budget"]["multiplier"] > 3
+    assert 0 < result.best_epoch < 4
 
 
 def test_a_snapshot_holds_no_more_than_tensors_and_json() -> None:
