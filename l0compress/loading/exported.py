@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.utils._pytree as pytree
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from l0compress.errors import ModelError
@@ -45,8 +47,11 @@ def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram
         content = path.read_bytes()
         vetted = content if trust_pickle else _vetted(content, path)
         with _quiet_torch_export():
-            return torch.export.load(io.BytesIO(vetted))
-    except READ_ERRORS as reason:
+            program = torch.export.load(io.BytesIO(vetted))
+            # The description of inputs and outputs is looked at no sooner than it is wanted.
+            pytree.tree_unflatten([0] * program.call_spec.in_spec.num_leaves, program.call_spec.in_spec)
+            return program
+    except (*READ_ERRORS, SpecViolationError) as reason:
         raise ModelError(
             f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}). Nothing was "
             "changed. Export the model again, or copy the file again."
