@@ -48,14 +48,21 @@ def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram
         vetted = content if trust_pickle else _vetted(content, path)
         with _quiet_torch_export():
             program = torch.export.load(io.BytesIO(vetted))
-            # The description of inputs and outputs is looked at no sooner than it is wanted.
-            pytree.tree_unflatten([0] * program.call_spec.in_spec.num_leaves, program.call_spec.in_spec)
+            _check_calls(program)
             return program
     except (*READ_ERRORS, SpecViolationError) as reason:
         raise ModelError(
             f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}). Nothing was "
             "changed. Export the model again, or copy the file again."
         ) from reason
+
+
+def _check_calls(program: ExportedProgram) -> None:
+    # torch looks at the description of inputs no sooner than it is wanted.
+    spec = program.call_spec.in_spec
+    if spec is None:
+        raise ValueError("it does not say what it is called with")
+    pytree.tree_unflatten([0] * spec.num_leaves, spec)
 
 
 @contextmanager
