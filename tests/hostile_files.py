@@ -110,15 +110,13 @@ def build(folder: Path) -> list[Path]:
             seed, folder / f"{name}.pt2", ".json", lambda c, old=old, new=new: c.replace(old.encode(), new.encode())
         )
     _rewrite(seed, folder / "inputs.pt2", "sample_inputs/model.pt", lambda _: pickle.dumps(Trap()))
-    _rewrite(
-        seed,
-        folder / "weights.pt2",
-        "weights_config.json",
-        lambda c: c.replace(b'"use_pickle": false', b'"use_pickle": true'),
-    )
-    _rewrite(
-        seed, folder / "huge.pt2", "weights_config.json", lambda c: c.replace(b'"as_int": 6', b'"as_int": 99999999999')
-    )
+    config = {
+        "weights": (b'"use_pickle": false', b'"use_pickle": true'),
+        "huge": (b'"as_int": 6', b'"as_int": 9999999999'),
+    }
+    for name, (before, after) in config.items():
+        ending = "weights_config.json"
+        _rewrite(seed, folder / f"{name}.pt2", ending, lambda c, before=before, after=after: c.replace(before, after))
     _rewrite(seed, folder / "deep.pt2", "model.json", lambda _: b"[" * 100_000 + b"]" * 100_000)
     _write_pickles(folder)
     _write_bombs(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def read_npy(content: bytes, name: str) -> np.ndarray:
     try:
         version = np.lib.format.read_magic(file)
         shape, is_fortran, dtype = _HEADERS[version](file)
-    except FOREIGN_ERRORS as reason:
+    except (*FOREIGN_ERRORS, tokenize.TokenError) as reason:
         raise DataError(
             f"Cannot read data {name!r} as an array ({first_line(reason)}). Nothing was changed. Save it again with "
             "numpy.save or numpy.savez."

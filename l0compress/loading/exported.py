@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import torch.utils._pytree as pytree
+from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from l0compress.errors import ModelError
@@ -45,12 +47,22 @@ def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram
         content = path.read_bytes()
         vetted = content if trust_pickle else _vetted(content, path)
         with _quiet_torch_export():
-            return torch.export.load(io.BytesIO(vetted))
-    except READ_ERRORS as reason:
+            program = torch.export.load(io.BytesIO(vetted))
+            _check_calls(program)
+            return program
+    except (*READ_ERRORS, SpecViolationError) as reason:
         raise ModelError(
             f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}). Nothing was "
             "changed. Export the model again, or copy the file again."
         ) from reason
+
+
+def _check_calls(program: ExportedProgram) -> None:
+    # torch looks at the description of inputs no sooner than it is wanted.
+    spec = program.call_spec.in_spec
+    if spec is None:
+        raise ValueError("it does not say what it is called with")
+    pytree.tree_unflatten([0] * spec.num_leaves, spec)
 
 
 @contextmanager

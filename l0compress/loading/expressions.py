@@ -8,7 +8,7 @@ import re
 LONGEST = 2_000
 LARGEST_NUMBER = 2**64
 LARGEST_EXPONENT = 8
-SYMBOL = re.compile(r"[a-z_]{1,40}[0-9]{0,9}")
+SYMBOL = re.compile(r"[a-z][a-z_]{0,39}[0-9]{0,9}")
 ASSUMPTIONS = frozenset({"positive", "integer", "nonnegative", "real", "nonzero", "finite"})
 FUNCTIONS = frozenset(
     {

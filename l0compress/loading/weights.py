@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -26,7 +27,7 @@ WRAPPING_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "we
 # DataParallel and DistributedDataParallel, torch.compile, averaged copies; several may stand in a row.
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
 COUNTERS = ("n_averaged",)
-READ_ERRORS = (*FOREIGN_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError)
+READ_ERRORS = (*FOREIGN_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, struct.error)
 _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
