@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         cost,
         find_groups,
         masked,
+        nonzero_cost,
         register_rule,
         shrink,
         unshrink_state,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
     from l0compress.training.settings import FinetuneSettings
+    from l0compress.training.sparsity import keep_zeros_
     from l0compress.verify import verify
 
 __version__ = "0.1.0"
@@ -75,10 +77,12 @@ _HOMES = {
     "fold": "l0compress.gates.attach",
     "gate": "l0compress.gates.attach",
     "harden": "l0compress.training.harden",
+    "keep_zeros_": "l0compress.training.sparsity",
     "load": "l0compress.pipeline.artifacts",
     "load_data": "l0compress.loading",
     "load_model": "l0compress.loading",
     "masked": "l0compress.graph",
+    "nonzero_cost": "l0compress.graph",
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
     "unshrink_state": "l0compress.graph",
@@ -109,10 +113,12 @@ __all__ = [
     "fold",
     "gate",
     "harden",
+    "keep_zeros_",
     "load",
     "load_data",
     "load_model",
     "masked",
+    "nonzero_cost",
     "register_rule",
     "shrink",
     "unshrink_state",

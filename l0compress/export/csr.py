@@ -33,6 +33,7 @@ from l0compress.export.partition.cut import Types, types_of
 from l0compress.export.partition.flow import Flow, flow_of
 from l0compress.export.session import named_feeds
 from l0compress.graph.capture import CapturedGraph
+from l0compress.report import Table, bundle_table
 from l0compress.runtime.archive import FormatError
 from l0compress.runtime.coding import FLOAT_STORAGES
 from l0compress.runtime.engines import find
@@ -82,6 +83,14 @@ class ExportedBundle(Exported):
 
     manifest: Manifest
     onnx_bytes: int
+
+    def tables(self) -> tuple[Table, ...]:
+        """Every layer with its timings."""
+        return (bundle_table(self.manifest),)
+
+    def lines(self) -> tuple[str, ...]:
+        """What was checked, in words."""
+        return (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""

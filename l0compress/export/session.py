@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 import torch.utils._pytree as pytree
@@ -19,6 +20,8 @@ from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
+QUANTIZATION_KEY = "l0compress.quantization"
+TOLERANCE_KEY = "l0compress.tolerance"
 EXAMPLE_LENGTH = 16
 
 # The errors of the compiled module, which declares no types.
@@ -77,6 +80,10 @@ class OnnxSession:
         path: the ``.onnx`` file.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
 
+    Attributes:
+        quantization: how the file was quantized, such as ``int8 dynamic``; empty where it is float.
+        tolerance: how closely a quantized file computes what it was made from; None where it is as exact as floats are.
+
     Raises:
         RunError: the file is missing, is no ONNX model, or needs an operator that ONNX Runtime lacks on this machine.
     """
@@ -97,7 +104,10 @@ class OnnxSession:
                 f"ONNX Runtime cannot load {self.path}: {first_line(error)}. Nothing was changed. Check the path, or "
                 "export the model again."
             ) from error
-        declared = self._session.get_modelmeta().custom_metadata_map.get(OUTPUT_NAMES_KEY)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        declared = properties.get(OUTPUT_NAMES_KEY)
+        self.quantization = properties.get(QUANTIZATION_KEY, "")
+        self.tolerance = _positive(properties.get(TOLERANCE_KEY))
         actual = [output.name for output in self._session.get_outputs()]
         self.output_names = tuple(json.loads(declared) if declared else actual)
         self.inputs = tuple(
@@ -127,10 +137,17 @@ class OnnxSession:
         Raises:
             InputError: an input is missing, or is not one of the model's.
         """
-        names = [spec.name for spec in self.inputs]
-        tensors = named_feeds(names, call.args, call.kwargs, source=self.path)
-        feeds = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+        feeds = self.feeds(call)
         return lambda: self._session.run(None, feeds)
+
+    def feeds(self, call: Call) -> dict[str, np.ndarray]:
+        """The arrays of one call by input name, as ONNX Runtime takes them.
+
+        Raises:
+            InputError: an input is missing, or is not one of the model's.
+        """
+        tensors = named_feeds([spec.name for spec in self.inputs], call.args, call.kwargs, source=self.path)
+        return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
         """A call made from the input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
@@ -180,6 +197,14 @@ def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) 
         return torch.zeros(shape, dtype=spec.dtype)
 
     return Call(kwargs={spec.name: fill(spec) for spec in inputs})
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if value > 0 else None
 
 
 def _size(dim: Any) -> int | None:

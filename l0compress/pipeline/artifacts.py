@@ -31,7 +31,10 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
     if is_bundle(path) and path.exists():
         return BundleSession(path, threads=threads)
     if path.suffix not in SUFFIXES:
-        raise RunError(f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.")
+        raise RunError(
+            f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file. Nothing was "
+            "changed. Make one with l0compress export."
+        )
     if not path.is_file():
         raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
     return OnnxSession(path, threads=threads) if path.suffix == ".onnx" else captured_pt2(path).module()
@@ -39,15 +42,17 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Verification:
-    """An artifact equals the masked dense model of a run."""
+    """An artifact equals the masked dense model of a run, a quantized one as closely as its file says it should."""
 
     artifact: Path
     run: Path
     equality: Equality
+    quantization: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"artifact": str(self.artifact), "against": str(self.run), **self.equality.to_json()}
+        about = {"artifact": str(self.artifact), "against": str(self.run), "quantization": self.quantization or None}
+        return {**about, **self.equality.to_json()}
 
 
 def verify_artifact(artifact: Path, *, run: Path) -> Verification:
@@ -58,7 +63,8 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
         NotEqualError: they differ; the message says where.
     """
     finished = open_run(run)
-    model = load(artifact)
-    tolerance = model.tolerance if isinstance(model, BundleSession) else None
-    equality = verify(model, captured_pt2(finished.masked), tolerance=tolerance)
-    return Verification(Path(artifact), finished.folder, equality)
+    loaded, masked = load(artifact), captured_pt2(finished.masked)
+    quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
+    tolerance = loaded.tolerance if isinstance(loaded, OnnxSession | BundleSession) else None
+    equality = verify(loaded, masked, tolerance=tolerance)
+    return Verification(Path(artifact), finished.folder, equality, quantization)

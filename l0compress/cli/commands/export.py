@@ -11,7 +11,7 @@ from l0compress.cli.commands import options
 from l0compress.cli.render import print_json, print_lines, print_table
 
 if TYPE_CHECKING:
-    from l0compress.export.csr import ExportedBundle
+    pass
 
 
 def export(
@@ -26,6 +26,23 @@ def export(
         Path | None,
         typer.Option("--output", "-o", metavar="PATH", help="The file to write.", show_default="RUN/model.<format>"),
     ] = None,
+    quantize: Annotated[
+        Literal["int8", "int8-dynamic", "int8-static"] | None,
+        typer.Option(
+            help="Round an ONNX file to int8 and print the score before and after. int8 takes static where there are "
+            "convolutions, dynamic elsewhere."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Training samples that static int8 is calibrated on.")
+    ] = 256,
+    sparse_weights: Annotated[
+        bool,
+        typer.Option(
+            "--sparse-weights",
+            help="Leave zeros out of an ONNX file. ONNX Runtime puts them back when it loads it: smaller, not faster.",
+        ),
+    ] = False,
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16", "int8"],
         typer.Option(help="For csr: how weights are stored; int8 for sparse layers, with one scale an output."),
@@ -47,29 +64,22 @@ def export(
     """Write the small model of RUN as an artifact, if it equals the run's masked dense model."""
     with options.exit_codes():
         batch_sizes = options.batch_sizes(batch)
-        from l0compress.export.csr import CsrSettings, ExportedBundle
-        from l0compress.pipeline.exporting import export_run
+        from l0compress.export.csr import CsrSettings
+        from l0compress.export.quantize import Int8
+        from l0compress.pipeline.exporting import ExportOptions, export_run
 
+        method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
         names = None if engines is None else tuple(name.strip() for name in engines.split(","))
-        settings = CsrSettings(storage=dtype, threads=threads, engines=names)
-        exported = export_run(run, format=format, path=output, batch_sizes=batch_sizes, settings=settings)
+        how = ExportOptions(
+            int8=None if method is None else Int8(method, calibrate),
+            sparse_weights=sparse_weights,
+            batch_sizes=batch_sizes,
+            csr=CsrSettings(storage=dtype, threads=threads, engines=names),
+        )
+        exported = export_run(run, format=format, path=output, options=how)
         if as_json:
             print_json(exported.to_json())
             return
-        if isinstance(exported, ExportedBundle):
-            _print_layers(exported)
-        equality = exported.equality
-        print_lines(
-            [
-                f"equal to the masked dense model: largest relative difference {equality.max_relative:.2e} "
-                f"at batch sizes {', '.join(map(str, equality.batch_sizes))}",
-                f"wrote {exported.path} ({exported.size_bytes:,} bytes)",
-            ]
-        )
-
-
-def _print_layers(exported: ExportedBundle) -> None:
-    from l0compress.report import bundle_table
-
-    print_table(bundle_table(exported.manifest))
-    print_lines([f"the same model as an ONNX file: {exported.onnx_bytes:,} bytes"])
+        for table in exported.tables():
+            print_table(table)
+        print_lines([*exported.lines(), f"wrote {exported.path} ({exported.size_bytes:,} bytes)"])
