@@ -25,7 +25,7 @@ from l0compress.errors import InputError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import chosen_plans
-from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
 from l0compress.export.partition.candidates import find_candidates
 from l0compress.export.partition.constants import fold_constants
@@ -165,7 +165,7 @@ def export_csr(
                 manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
             )
         manifest = without_unused(replace(manifest, whys=_whys(manifest, found.reasons), about=_about(settings)))
-        staging.write_bytes(bundle_bytes(manifest, members.files))
+        write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
         session = BundleSession(staging, threads=settings.threads)
         allowed = session.tolerance if tolerance is None else tolerance
         equality = verify(session, reference or graph, inputs=calls, tolerance=allowed)
