@@ -70,7 +70,7 @@ class TestTensors:
         array = sparse_array((1024, 1024), density)
         spec, data = encode(array, storage="float32", is_sparse=True)
         limit = bits_at_least(array.size, spec.nonzeros or 0, 32) / 8
-        assert len(data) < 1.02 * limit + 500
+        assert len(data) < limit + 500
 
     def test_what_is_known_of_the_limit(self):
         assert bits_at_least(2, 1, 0) == 2.0

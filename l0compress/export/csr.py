@@ -25,7 +25,7 @@ from l0compress.errors import InputError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import chosen_plans
-from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
 from l0compress.export.partition.candidates import find_candidates
 from l0compress.export.partition.constants import fold_constants
@@ -40,7 +40,6 @@ from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Manifest
 from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
-from l0compress.runtime.tuning import SPLIT
 from l0compress.verify import Model, verify
 
 BATCH_SIZES = (1, 8, 64)
@@ -166,7 +165,7 @@ def export_csr(
                 manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
             )
         manifest = without_unused(replace(manifest, whys=_whys(manifest, found.reasons), about=_about(settings)))
-        staging.write_bytes(bundle_bytes(manifest, members.files))
+        write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
         session = BundleSession(staging, threads=settings.threads)
         allowed = session.tolerance if tolerance is None else tolerance
         equality = verify(session, reference or graph, inputs=calls, tolerance=allowed)
@@ -233,18 +232,26 @@ def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
 def _whys(manifest: Manifest, reasons: dict[str, str]) -> dict[str, str]:
     """How each sparse constant runs, and why."""
     whys = {name: f"dense: {reason}" for name, reason in reasons.items()}
-    chosen = {name for _, name in manifest.choices}
+    timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
     for key, layer in manifest.layers.items():
-        engines = {
-            size: next((step.engine or DENSE for step in manifest.plans[plan] if step.part == key), DENSE)
-            for size, plan in manifest.choices
-        }
-        if not manifest.layer_timings:
-            whys[layer.name] = "sparse: not measured" if SPLIT in chosen else "dense"
-            continue
-        words = [f"{engine} at batch {size}" for size, engine in engines.items()]
-        whys[layer.name] = f"{', '.join(words)}: the fastest in the whole model"
+        sizes: dict[str, list[str]] = {}
+        for size, plan in manifest.choices:
+            engine = next((step.engine or DENSE for step in manifest.plans[plan] if step.part == key), DENSE)
+            sizes.setdefault(_why(engine, timed.get((key, size))), []).append(str(size))
+        if timed:
+            whys[layer.name] = "; ".join(f"batch {', '.join(at)}: {why}" for why, at in sizes.items())
+        else:
+            whys[layer.name] = next(iter(sizes))
     return whys
+
+
+def _why(engine: str, medians: dict[str, float] | None) -> str:
+    if not medians:
+        return f"{engine}, not measured"
+    fastest = min(medians, key=medians.__getitem__)
+    if engine != DENSE:
+        return f"{engine}, the fastest"
+    return "dense, the fastest" if fastest == DENSE else f"dense, since {fastest} gains less than a cut costs"
 
 
 def _about(settings: CsrSettings) -> dict[str, str]:

@@ -21,7 +21,14 @@ MOST_DEFLATED = 1032
 MOST_MEMBERS = 100_000
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}(/[a-z0-9_]{1,64}){0,3}\.(json|onnx|npz|npy)")
-_EPOCH = (1980, 1, 1, 0, 0, 0)
+# Records of the zip format; the date of every entry is the first that it knows, 1 January 1980.
+_ENTRY = struct.Struct("<4s5H3I2H")
+_LISTED = struct.Struct("<4s6H3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_FIRST_DAY = 1 << 5 | 1
+_MADE_ON_UNIX = 3 << 8 | 20
+_PLAIN_FILE = 0o100644 << 16
+_SAMPLE = 2**16
 _BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
@@ -179,15 +186,35 @@ def write_zip(files: Mapping[str, bytes]) -> bytes:
         >>> data == write_zip({"manifest.json": b"{}"}), Archive.from_bytes(data, limit_bytes=100).read("manifest.json")
         (True, b'{}')
     """
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in files.items():
-            member = zipfile.ZipInfo(name, _EPOCH)
-            member.compress_type = zipfile.ZIP_STORED if name.endswith(".npz") else zipfile.ZIP_DEFLATED
-            member.external_attr = 0o644 << 16
-            member.create_system = 3
-            archive.writestr(member, data, compresslevel=9)
-    return stream.getvalue()
+    entries, directory, at = [], [], 0
+    for name, data in files.items():
+        packed = data if name.endswith(".npz") else _deflated(data)
+        method = zipfile.ZIP_STORED if packed is data else zipfile.ZIP_DEFLATED
+        sizes = zlib.crc32(data), len(packed), len(data), len(name), 0
+        entry = _ENTRY.pack(b"PK\3\4", 20, 0, method, 0, _FIRST_DAY, *sizes) + name.encode("ascii") + packed
+        listed = _LISTED.pack(b"PK\1\2", _MADE_ON_UNIX, 20, 0, method, 0, _FIRST_DAY, *sizes, 0, 0, 0, _PLAIN_FILE, at)
+        entries.append(entry)
+        directory.append(listed + name.encode("ascii"))
+        at += len(entry)
+    size = sum(map(len, directory))
+    return b"".join((*entries, *directory, _END.pack(b"PK\5\6", 0, 0, len(files), len(files), size, at, 0)))
+
+
+def _deflated(data: bytes) -> bytes:
+    """Deflate by the strategy that suits a sample better: noise has no repetitions, and looking for them costs size.
+
+    zipfile does not let its callers choose.
+    """
+    middle = len(data) // 2
+    sample = data[middle : middle + _SAMPLE] + data[-_SAMPLE:]
+    strategies = (zlib.Z_HUFFMAN_ONLY, zlib.Z_DEFAULT_STRATEGY)
+    packed = _packed(data, min(strategies, key=lambda strategy: len(_packed(sample, strategy))))
+    return packed if len(packed) < len(data) else data
+
+
+def _packed(data: bytes, strategy: int) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+    return packer.compress(data) + packer.flush()
 
 
 def _check_member(member: zipfile.ZipInfo) -> None:
