@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 COMPARED = (
-    "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "result.json", "metrics.jsonl", "manifest.json",
+    "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "result.json", "metrics.jsonl", "run.json",
     "model.onnx",
 )  # fmt: skip
 STOPPED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}
@@ -87,7 +87,7 @@ def hashes(folder: Path, run: Path) -> dict[str, str]:
 
 def reached(run: Path) -> str:
     """Where the run stands, as its manifest says; read without the package."""
-    lines = (run / "manifest.json").read_text().splitlines() if (run / "manifest.json").exists() else []
+    lines = (run / "run.json").read_text().splitlines() if (run / "run.json").exists() else []
     return next((line.split('"')[3] for line in lines if '"position"' in line), "before its beginning")
 
 
@@ -96,9 +96,9 @@ def killed_run(
 ) -> None:
     """Live and die at ``moments`` until they are used up or the run is finished."""
     while moments:
-        before = changed(run / "manifest.json")
+        before = changed(run / "run.json")
         process = life(folder, run, options)
-        while not moments[0].early and process.poll() is None and changed(run / "manifest.json") == before:
+        while not moments[0].early and process.poll() is None and changed(run / "run.json") == before:
             time.sleep(0.002)
         try:
             _, errors = process.communicate(timeout=moments[0].seconds)

@@ -31,7 +31,7 @@ from l0compress.pipeline.training_run import RunSummary, finetune_run, resume_ru
 from l0compress.training.events import ProgressEvent
 
 EQUAL = (
-    "manifest.json", "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "result.json", "metrics.jsonl"
+    "run.json", "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "result.json", "metrics.jsonl"
 )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ class TestFolder:
     def test_the_manifest_has_the_checksum_of_every_file_but_the_log(self, whole: dict[str, str]) -> None:
         manifest = read_manifest(Path("whole"))
         assert manifest.finished
-        assert manifest.files == {name: digest for name, digest in whole.items() if name != "manifest.json"}
+        assert manifest.files == {name: digest for name, digest in whole.items() if name != "run.json"}
 
     @pytest.mark.usefixtures("whole")
     def test_metrics_hold_no_time_and_the_log_does(self) -> None:
@@ -122,7 +122,7 @@ class TestFolder:
         assert all("time" in line for line in log)
 
     def test_an_unfinished_run_is_readable_without_us(self, unfinished: Path) -> None:
-        manifest = json.loads((unfinished / "manifest.json").read_text())
+        manifest = json.loads((unfinished / "run.json").read_text())
         assert manifest["status"] == "unfinished" and manifest["position"] == "step 6 of 6 in epoch 2 of 3"
         state = json.loads((unfinished / f"{manifest['state']}.json").read_text())
         assert state["stage"] == "finetune" and [row["stage"] for row in state["history"]] == ["gates"]
@@ -235,7 +235,7 @@ class TestResume:
         for every in (None, 1, 1000):
             finetune_run(request(f"every-{every}", checkpoint_every=every))
             found = hashes(f"every-{every}")
-            assert {name for name in EQUAL if found[name] != whole[name]} == {"manifest.json", "config.toml"}
+            assert {name for name in EQUAL if found[name] != whole[name]} == {"run.json", "config.toml"}
 
 
 def hashes_of_all(run: Path) -> dict[str, str]:
@@ -264,7 +264,7 @@ class TestEveryMoment:
 
     def test_after_many_deaths(self, whole: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         calls, draw, deaths = self.counted(monkeypatch), random.Random(0), 0
-        while not (Path("run/manifest.json").exists() and read_manifest(Path("run")).finished):
+        while not (Path("run/run.json").exists() and read_manifest(Path("run")).finished):
             calls.start(draw.randrange(4, 26))
             try:
                 self.again("run")
@@ -503,7 +503,7 @@ class TestProcesses:
 
 
 def state_of(run: str) -> str:
-    path = Path(run, "manifest.json")
+    path = Path(run, "run.json")
     return path.read_text() if path.exists() else ""
 
 

@@ -14,7 +14,8 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
-from l0compress.loading import Model, Target, make_target
+from l0compress.graph.weights import nonzero_cost
+from l0compress.loading import DataSource, Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
@@ -46,7 +47,9 @@ class CompressResult:
         small: the smaller model, best by validation; ``small.module()`` is an ``nn.Module``.
         plan: which channels were kept.
         target: the budget.
-        dense_cost, small_cost: what both cost.
+        dense_cost, small_cost: what both cost by their shapes.
+        nonzero_cost: what ``small`` costs when the zeros in its weights are left out; None where no single weights were
+            removed. With it, the target is on this.
         val, test: both on the validation and the test part; ``test`` is None where the data has none.
         equality: how closely ``small`` and ``masked`` agree.
         history: one event for every epoch.
@@ -59,6 +62,7 @@ class CompressResult:
     target: Target
     dense_cost: Cost
     small_cost: Cost
+    nonzero_cost: Cost | None
     val: Scores
     test: Scores | None
     equality: Equality
@@ -69,10 +73,15 @@ class CompressResult:
         """The most that the target allows, in its unit."""
         return self.target.limit(self.dense_cost.get(self.target.unit))
 
+    @property
+    def reached(self) -> int:
+        """What is left, in the target's unit."""
+        return (self.nonzero_cost or self.small_cost).get(self.target.unit)
+
 
 def compress(
     model: Model,
-    data: Data | str,
+    data: Data | DataSource | str,
     *,
     target: Mapping[str, float] | Target,
     settings: FinetuneSettings | None = None,
@@ -141,26 +150,28 @@ def check_device(device: str) -> None:
 def _checked(result: FinetuneResult, prepared: Prepared, target: Target, settings: FinetuneSettings) -> CompressResult:
     silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
     equality = verify(result.small, silenced)
-    dense_cost, small_cost = cost(prepared.graph), cost(result.small)
-    limit, reached = target.limit(dense_cost.get(target.unit)), small_cost.get(target.unit)
-    if reached > limit:
-        raise TargetMissedError(
-            f"Target {target}: the small model has {reached:,} {target.unit}, and at most {limit:,} were asked for. "
-            "Nothing was written."
-        )
-    return CompressResult(
+    dense_cost = cost(prepared.graph)
+    sparse = nonzero_cost(result.small) if result.plan.masks else None
+    compressed = CompressResult(
         dense=result.dense,
         masked=silenced,
         small=result.small,
         plan=result.plan,
         target=target,
         dense_cost=dense_cost,
-        small_cost=small_cost,
+        small_cost=cost(result.small),
+        nonzero_cost=sparse,
         val=Scores(result.dense_evaluation, result.best_evaluation),
         test=_test_scores(result, prepared, settings),
         equality=equality,
         history=result.history,
     )
+    if compressed.reached > compressed.limit:
+        raise TargetMissedError(
+            f"Target {target}: the small model has {compressed.reached:,} {target.unit}, and at most "
+            f"{compressed.limit:,} were asked for. Nothing was written."
+        )
+    return compressed
 
 
 def _test_scores(result: FinetuneResult, prepared: Prepared, settings: FinetuneSettings) -> Scores | None:

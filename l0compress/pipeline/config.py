@@ -14,14 +14,14 @@ from typing import Any
 import tomli_w
 
 from l0compress.errors import InputError
-from l0compress.pipeline.options import GATES, OPTIONS, TRAINING, Option
+from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING, Option
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-SECTIONS = (TRAINING, GATES)
+SECTIONS = (READING, TRAINING, GATES)
 _BY_PLACE = {(option.section, option.key): name for name, option in OPTIONS.items()}
 
 
@@ -35,7 +35,11 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read configuration {str(path)!r}: {error}. Nothing was changed.") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InputError(
+            f"Cannot read configuration {str(path)!r}: {reason}. Nothing was changed. Check the path, or write one "
+            "with finetune --print-config."
+        ) from error
     return parse_config(text, name=str(path))
 
 
@@ -53,7 +57,7 @@ def parse_config(text: str, *, name: str) -> dict[str, Any]:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is no TOML: {error}. Nothing was changed. Correct the file.") from error
+        raise InputError(f"{name} is no TOML: {error}. Nothing was changed. Repair the file.") from error
     values: dict[str, Any] = {}
     for section, key, value in _entries(content):
         line = f"{name}, line {_line_of(text, section, key)}"
@@ -75,7 +79,7 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     except InputError as error:
         raise type(error)(f"{line}{error}") from error
     if expected is not None:
-        raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed.")
+        raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed. Give such a value.")
     return float(value) if OPTIONS[option].kind is float else value
 
 

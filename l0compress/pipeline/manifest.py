@@ -14,7 +14,7 @@ from typing import Any
 from l0compress.errors import RunError
 from l0compress.pipeline.durable import sha256_of, write_durably
 
-MANIFEST = "manifest.json"
+MANIFEST = "run.json"
 FORMAT = 1
 FINISHED, UNFINISHED = "finished", "unfinished"
 _SELF = "sha256"

@@ -12,12 +12,15 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from l0compress.errors import InputError
-from l0compress.loading import parse_target
+from l0compress.gates.attach import GRANULARITIES
+from l0compress.loading import parse_factory_args, parse_target
+from l0compress.loading.images import parse_normalize
+from l0compress.loading.splits import SHARES, parse_shares
 from l0compress.training.losses import LOSSES
 from l0compress.training.optim import OPTIMIZERS
 from l0compress.training.settings import FinetuneSettings, GateSettings
 
-TRAINING, GATES = "training", "gates"
+TRAINING, GATES, READING = "training", "gates", "reading"
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
 # What a run may be resumed with another value of, since training may have broken down over it.
 CHANGEABLE = ("lr", "clip", "checkpoint_every")
@@ -101,9 +104,14 @@ def _finite(value: float) -> str | None:
     return None if math.isfinite(value) else "a finite number"
 
 
-def _target(value: str) -> str | None:
-    parse_target(value)
-    return None
+def _reads(parse: Callable[[str], Any]) -> Check:
+    """What cannot be read is refused by its own reader, which says most about it."""
+
+    def check(value: str) -> str | None:
+        parse(value)
+        return None
+
+    return check
 
 
 def _training(key: str, kind: type, check: Check, *, absent: str = "", field: str = "") -> Option:
@@ -111,7 +119,9 @@ def _training(key: str, kind: type, check: Check, *, absent: str = "", field: st
     return Option(key, kind, getattr(FinetuneSettings(), field), absent, TRAINING, field, check)
 
 
-_GATE_CHECKS: dict[str, Check] = {"share": _share, "ramp_share": _share, "log_alpha": _finite}
+_GATE_CHECKS: dict[str, Check] = {
+    "share": _share, "ramp_share": _share, "log_alpha": _finite, "magnitude_slope": _at_least(0),
+}  # fmt: skip
 
 
 def _gates() -> tuple[Option, ...]:
@@ -132,9 +142,12 @@ def _gates() -> tuple[Option, ...]:
 _ALL = (
     Option("model", str, absent="needed: a model file"),
     Option("factory", str, absent="none: the model file says what it is"),
+    Option("factory_args", str, absent="none: keyword arguments of the factory, as a JSON object",
+           check=_reads(parse_factory_args)),
     Option("trust_pickle", bool, False),
     Option("data", str, absent="needed: what to train on"),
-    Option("target", str, absent="needed: the budget, such as macs=0.5", check=_target),
+    Option("target", str, absent="needed: the budget, such as macs=0.5", check=_reads(parse_target)),
+    Option("granularity", str, GRANULARITIES[0], field="granularity", check=_one_of(*GRANULARITIES)),
     Option("seed", int, 0, field="seed", check=_at_least(0)),
     Option("device", str, "cpu", field="device"),
     Option("threads", int, absent="chosen by PyTorch", check=_at_least(1)),
@@ -154,6 +167,15 @@ _ALL = (
     _training("task_share", float, _share),
     _training("input_dropout", float, lambda value: None if 0 <= value < 1 else "0 or more and below 1"),
     *_gates(),
+    Option("target_column", str, absent="none: tables have to name theirs", section=READING),
+    Option("tokenizer", str, absent="the model's own folder", section=READING),
+    Option("max_length", int, absent="the longest sentence, up to 128", section=READING, check=_at_least(2)),
+    Option("image_size", int, absent="images have to be alike", section=READING, check=_at_least(1)),
+    Option("normalize", str, absent="not at all", section=READING, check=_reads(parse_normalize)),
+    Option("no_labels", bool, False, section=READING),
+    Option("split", str, ",".join(map(str, SHARES)), section=READING, check=_reads(parse_shares)),
+    Option("data_seed", int, 0, section=READING, check=_at_least(0)),
+    Option("workers", int, 0, section=READING, check=_at_least(0)),
 )  # fmt: skip
 
 OPTIONS: dict[str, Option] = {option.key: option for option in _ALL}

@@ -3,7 +3,7 @@
 ::
 
     RUN/
-      manifest.json    checksums; whether the run is finished
+      run.json    checksums; whether the run is finished
       config.toml      what was asked for: finetune --config RUN/config.toml does it again
       dense.pt2        the model as it was given
       metrics.jsonl    one line per epoch
@@ -13,6 +13,7 @@
       small.pt2        the same function, physically smaller: what is exported
       plan.json        which channels were kept, group by group
       result.json      costs and metrics, dense against small
+      preprocessing.json   how raw data became the model's inputs, where this package did that (docs/data.md)
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from l0compress.report import Measured
 
 RUNS = Path("runs")
 CONFIG, RESULT, PLAN, METRICS, LOG = "config.toml", "result.json", "plan.json", "metrics.jsonl", "log.jsonl"
+PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 STATE, LOCK = "state", ".lock"
 
@@ -127,7 +129,14 @@ def measured(result: Mapping[str, Any], name: str, *, file_bytes: int | None = N
 
     The validation part stands in where there is no test part.
     """
-    return Measured(name, Cost(**result[name]), _scores(result)[name]["metric"], file_bytes)
+    nonzero = result.get("nonzero") if name == "small" else None
+    return Measured(
+        name,
+        Cost(**result[name]),
+        _scores(result)[name]["metric"],
+        file_bytes,
+        nonzero=None if nonzero is None else Cost(**nonzero),
+    )
 
 
 def metric_name(result: Mapping[str, Any]) -> str:

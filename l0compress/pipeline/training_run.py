@@ -151,6 +151,8 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
     checkpoints.check_stop()
     summary = result_of(result)
     results = {runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}), runs.RESULT: runs.json_bytes(summary)}
+    if prepared.data.preprocessing is not None:
+        results[runs.PREPROCESSING] = runs.json_bytes(dict(prepared.data.preprocessing))
     run.finish_(results, lambda folder: _export(folder, result))
     return RunSummary(run.folder, summary)
 
@@ -208,9 +210,10 @@ def result_of(result: CompressResult) -> dict[str, Any]:
     """What came out, as plain values for JSON."""
     unit = result.target.unit
     return {
-        "target": {"unit": unit, "limit": result.limit, "reached": result.small_cost.get(unit)},
+        "target": {"unit": unit, "limit": result.limit, "reached": result.reached},
         "dense": asdict(result.dense_cost),
         "small": asdict(result.small_cost),
+        "nonzero": None if result.nonzero_cost is None else asdict(result.nonzero_cost),
         "val": result.val.to_json(),
         "test": None if result.test is None else result.test.to_json(),
         "equality": result.equality.to_json(),

@@ -61,7 +61,8 @@ class Budget:
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs or bytes.
 
     Name exactly one of ``params``, ``macs`` and ``size_bytes``: a float between 0 and 1 is a fraction of the cost that
-    ``gated`` has when the budget is made, an int is an absolute number. ``ramp_steps`` is the number of calls of
+    ``gated`` has when the budget is made, an int is an absolute number. Where single weights carry gates, the cost is
+    that of what is not zero, see :func:`~l0compress.nonzero_cost`. ``ramp_steps`` is the number of calls of
     :meth:`step` over which the target falls from the model's own cost to the budget.
 
     In a training loop::
@@ -87,7 +88,7 @@ class Budget:
         named = {"params": params, "macs": macs, "bytes": size_bytes}
         self.unit, wanted = the_one(named, names="params, macs and size_bytes")
         self.dense: int = dense_cost(gated.groups, self.unit)
-        self.target: int = reachable_target(gated.groups, wanted, self.unit)
+        self.target: int = reachable_target(gated.groups, wanted, self.unit, smallest=gated.smallest_cost)
         self.ramp_steps = ramp_steps
         self._gated = gated
         self._multiplier = Multiplier(ascent)
@@ -120,7 +121,7 @@ class Budget:
 
     def expected_cost(self) -> Tensor:
         """Expected cost after removal, a scalar in the budget's unit, differentiable in the gates."""
-        return self._gated.groups.expected_cost(self._gated.gates.probability_nonzero(), self.unit)
+        return self._gated.expected_cost(self.unit)
 
     def penalty(self) -> Tensor:
         """``multiplier * violation``: add it to the loss. Scalar, differentiable in the gates."""
@@ -194,7 +195,7 @@ class FixedPenalty:
 
     def expected_cost(self) -> Tensor:
         """Expected cost after removal, a scalar in the penalty's unit, differentiable in the gates."""
-        return self._gated.groups.expected_cost(self._gated.gates.probability_nonzero(), self.unit)
+        return self._gated.expected_cost(self.unit)
 
     def penalty(self) -> Tensor:
         """``multiplier * E[cost]``: add it to the loss. Scalar, differentiable in the gates."""

@@ -22,6 +22,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
 from l0compress.graph.shrink import shrink
+from l0compress.graph.weights import nonzero_cost
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course, Evaluation, outputs_of
 from l0compress.training.equality import check_equal
@@ -33,12 +34,14 @@ from l0compress.training.multiplier import AscentSettings
 from l0compress.training.phases import Gated, evaluate_on, train_gates, train_small
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.snapshot import FINETUNE, Checkpoints, NoCheckpoints
+from l0compress.training.snapshot import FINETUNE, Checkpoints, NoCheckpoints, prefixed
+from l0compress.training.sparse_harden import whole_masks
+from l0compress.training.sparsity import check_zeros
 from l0compress.training.targets import the_one
 
 TARGETS = "params, macs, bytes, penalty, aic and bic"
 _RECALIBRATION_BATCHES = 100
-_KEEP = "plan.keep"
+_PLAN = "plan"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +117,7 @@ def finetune(
     settings = FinetuneSettings() if settings is None else settings
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
-        gated = gate(graph, log_alpha=settings.gates.log_alpha, temperature=settings.gates.temperature)
-        gated = gated.to(settings.device)
+        gated = gated_for(graph, data, settings)
         groups = gated.groups
         course = course_of(graph, data, settings)
         budget = penalty_for(gated, target, course)
@@ -124,13 +126,26 @@ def finetune(
         if kept is None:
             hardened = harden_gates(groups, train_gates(course, gated, budget, run.journal), budget)
         else:
-            hardened = _stand_in(graph, KeepPlan(groups, kept.tensors[_KEEP]))
+            hardened = _stand_in(graph, KeepPlan.from_tensors(groups, kept.under(_PLAN)))
         return finish(run, hardened, unit=budget.unit, first_epoch=settings.gated_epochs)
 
 
 def _stand_in(graph: CapturedGraph, plan: KeepPlan) -> Hardened:
     """A decision that was made before, with the dense model's weights until the snapshot's are loaded."""
     return Hardened(plan, shrink(graph, plan).state())
+
+
+def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> GatedNetwork:
+    """The network with the gates that a run starts from."""
+    steps = settings.gated_epochs * max(1, len(data.train) // settings.batch_size_for(len(data.train)))
+    gated = gate(
+        graph,
+        granularity=settings.granularity,
+        log_alpha=settings.gates.log_alpha,
+        magnitude_slope=settings.gates.slope_for(steps),
+        temperature=settings.gates.temperature,
+    )
+    return gated.to(settings.device)
 
 
 def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: Checkpoints | None = None) -> Run:
@@ -196,21 +211,24 @@ def harden_gates(groups: Groups, trained: Gated, budget: Penalty) -> Hardened:
     small = shrink(fold(trained.network, plan), plan)
     keep = torch.zeros(groups.num_moves, dtype=torch.bool)
     keep[trained.moves[plan.keep]] = True
-    return Hardened(KeepPlan.from_keep(groups, keep), small.state())
+    whole = KeepPlan.from_keep(groups, keep)
+    return Hardened(whole.with_masks(whole_masks(whole, plan.small_masks())), small.state())
 
 
 def finish(run: Run, hardened: Hardened, *, unit: str, first_epoch: int) -> FinetuneResult:
     """From a decision to a result: surgery, its check, BatchNorm statistics, and the epochs from ``first_epoch`` on."""
     course, plan = run.course, hardened.plan
-    run.journal.carried[_KEEP] = plan.keep
+    run.journal.carried.update(prefixed(_PLAN, plan.tensors()))
     small = _shrunk(run.graph, hardened, course)
-    density = cost(small).get(unit) / cost(run.graph).get(unit)
+    counted, masks = nonzero_cost if plan.masks else cost, plan.small_masks()
+    density = counted(small).get(unit) / cost(run.graph).get(unit)
     if run.journal.start_of(FINETUNE) is None:
         batches = islice(course.batches(first_epoch), _RECALIBRATION_BATCHES)
         small = recalibrate(small, batches, device=course.settings.device)
     objective = replace(course.objective, temperature=course.settings.final_temperature)
     final = replace(course, objective=objective)
-    finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch)
+    finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch, masks=masks)
+    check_zeros(finished.last.state(), masks)
     return FinetuneResult(
         dense=run.graph,
         plan=plan,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from l0compress.training.events import ProgressEvent
 from l0compress.training.journal import Journal, evaluation_from, evaluation_values
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
 from l0compress.training.snapshot import FINETUNE, GATES, Snapshot, load_optimizer_, optimizer_tensors, prefixed
+from l0compress.training.sparsity import NO_MASKS, keep_zeros_
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,7 @@ class _GatedStage:
         tensors = {
             **prefixed("network", self.gated.state_dict()),
             **prefixed("optimizer.weights", optimizer_tensors(self.optimizers.weights, self.gated.weights())),
-            **prefixed("optimizer.gates", optimizer_tensors(self.optimizers.gates, self._gate_parameters())),
+            **prefixed("optimizer.gates", optimizer_tensors(self.optimizers.gates, self.gated.gate_parameters())),
             **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
         }
         return self.gated, {"budget": self.budget.values(), "cuts": len(self.cuts)}, tensors
@@ -113,11 +114,8 @@ class _GatedStage:
         self.gated.load_state_dict(start.under("network"))
         self.optimizers = _Optimizers.of(self.gated, self.course)
         load_optimizer_(self.optimizers.weights, self.gated.weights(), start.under("optimizer.weights"))
-        load_optimizer_(self.optimizers.gates, self._gate_parameters(), start.under("optimizer.gates"))
+        load_optimizer_(self.optimizers.gates, self.gated.gate_parameters(), start.under("optimizer.gates"))
         self.budget.load_values_(start.values["budget"])
-
-    def _gate_parameters(self) -> dict[str, nn.Parameter]:
-        return {"log_alpha": self.gated.gates.log_alpha}
 
 
 def evaluate_on(course: Course, network: nn.Module) -> Evaluation:
@@ -156,7 +154,7 @@ class _Optimizers:
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
         rate = settings.gates.rate_for(course.gated_steps)
-        return cls(weights, torch.optim.Adam([gated.gates.log_alpha], lr=rate, fused=True))
+        return cls(weights, torch.optim.Adam(list(gated.gate_parameters().values()), lr=rate, fused=True))
 
     def step_(self, gated: GatedNetwork, progress: float, course: Course) -> None:
         settings = course.settings
@@ -173,9 +171,9 @@ class _Optimizers:
         before, after = old.weights(), compacted.gated.weights()
         pairs = {name: (before[name], parameter) for name, parameter in after.items()}
         carry_state_(new.weights, self.weights, pairs, compacted.parameter_keeps)
-        gate_keeps = {"log_alpha": (compacted.kept_moves,)}
-        gate_pair = {"log_alpha": (old.gates.log_alpha, compacted.gated.gates.log_alpha)}
-        carry_state_(new.gates, self.gates, gate_pair, gate_keeps)
+        gates_before = old.gate_parameters()
+        gate_pairs = {name: (gates_before[name], gate) for name, gate in compacted.gated.gate_parameters().items()}
+        carry_state_(new.gates, self.gates, gate_pairs, compacted.gate_keeps)
         return new
 
 
@@ -191,17 +189,23 @@ class Finished:
 
 
 def train_small(
-    course: Course, small: CapturedGraph, journal: Journal, *, density: float, first_epoch: int
+    course: Course,
+    small: CapturedGraph,
+    journal: Journal,
+    *,
+    density: float,
+    first_epoch: int,
+    masks: Mapping[str, Tensor] = NO_MASKS,
 ) -> Finished:
     """Train the hardened model's weights over what is left of the epochs, rate falling to 0 by a cosine.
 
-    ``small`` is not changed; ``density`` is only reported.
+    ``small`` is not changed; ``density`` is only reported. Weights that ``masks`` drop are zero and stay it.
     """
     settings = course.settings
     epochs = settings.epochs - first_epoch
     steps = journal.steps = course.steps_per_epoch
     start = journal.start_of(FINETUNE)
-    stage = _SmallStage.of(small, course, start)
+    stage = _SmallStage.of(keep_zeros_(small.module().to(settings.device), masks), course, start)
     current = journal.first_pass(course, start, epoch=first_epoch)
     for epoch in range(current.epoch - first_epoch, epochs):
 
@@ -241,9 +245,8 @@ class _SmallStage:
     best_epoch: int = 0
 
     @classmethod
-    def of(cls, small: CapturedGraph, course: Course, start: Snapshot | None) -> _SmallStage:
+    def of(cls, network: GraphNetwork, course: Course, start: Snapshot | None) -> _SmallStage:
         settings = course.settings
-        network = small.module().to(settings.device)
         parameters = dict(network.named_parameters())
         optimizer = weight_optimizer(
             parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay

@@ -32,6 +32,7 @@ def finetune(
     model: flags.Model = None,
     data: flags.Data = None,
     target: flags.Target = None,
+    granularity: flags.Granularity = None,
     output: flags.Output = None,
     resume: flags.Resume = False,
     checkpoint_every: flags.CheckpointEvery = None,
@@ -47,7 +48,17 @@ def finetune(
     seed: flags.Seed = None,
     device: flags.Device = None,
     factory: options.Factory = None,
+    factory_args: options.FactoryArgs = None,
     trust_pickle: options.TrustPickle = False,
+    target_column: options.TargetColumn = None,
+    tokenizer: options.Tokenizer = None,
+    max_length: options.MaxLength = None,
+    image_size: options.ImageSize = None,
+    normalize: options.Normalize = None,
+    no_labels: options.NoLabels = False,
+    split: flags.Split = None,
+    data_seed: flags.DataSeed = None,
+    workers: flags.Workers = None,
     threads: options.Threads = None,
     as_json: options.AsJson = False,
 ) -> None:
@@ -56,10 +67,13 @@ def finetune(
     The folder is fit to go on from at any moment: Ctrl-C stops a run, finetune --resume RUN goes on with it.
     """
     named = {
-        "model": None if model is None else str(model), "factory": factory, "trust_pickle": trust_pickle or None,
-        "data": data, "target": target, "seed": seed, "device": device, "threads": threads,
+        "model": _text(model), "factory": factory, "factory_args": factory_args, "trust_pickle": trust_pickle or None,
+        "data": data, "target": target, "granularity": granularity, "seed": seed, "device": device, "threads": threads,
         "checkpoint_every": checkpoint_every, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "optimizer": optimizer, "clip": clip, "loss": loss, "bf16": bf16,
+        "target_column": target_column, "tokenizer": _text(tokenizer), "max_length": max_length,
+        "image_size": image_size, "normalize": normalize, "no_labels": no_labels or None, "split": split,
+        "data_seed": data_seed, "workers": workers,
     }  # fmt: skip
     with options.exit_codes():
         given = {name: value for name, value in named.items() if value is not None}
@@ -110,6 +124,10 @@ def _to_resume(given: Mapping[str, Any], mode: _Mode) -> tuple[Path | None, dict
         return newest_unfinished(), dict(given)
     begun = is_run(mode.output) or model is None
     return (mode.output if begun else None), dict(given)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _flag(name: str) -> str:

@@ -33,6 +33,14 @@ Target = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random but the data's parts.", show_default="0")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cpu")]
 
+Granularity = Annotated[
+    Literal["structured", "weights", "both"] | None,
+    typer.Option(
+        help="What may go: channels, heads and units (structured), single weights, which become zero (weights), or "
+        "both. With single weights the target counts what is not zero.",
+        show_default="structured",
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -97,3 +105,21 @@ Loss = Annotated[
     ),
 ]
 Bf16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)]
+
+Split = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRAIN,VAL,TEST",
+        help="Shares of the parts, where data come in one piece.",
+        show_default=options.DEFAULT_SHARES,
+        rich_help_panel=options.DATA_PANEL,
+    ),
+]
+DataSeed = Annotated[
+    int | None,
+    typer.Option(min=0, help="Of the data's parts.", show_default="0", rich_help_panel=options.DATA_PANEL),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=0, help="That decode images.", show_default="0", rich_help_panel=options.DATA_PANEL),
+]
