@@ -9,7 +9,7 @@ The verbs, each documented where it is defined::
     plan   = l0.harden(gated, budget)
     small  = l0.shrink(graph, plan)                     # a smaller CapturedGraph
     l0.verify(small, l0.masked(graph, plan))            # equal, or an error that says where not
-    l0.export_onnx(small, "small.onnx")
+    l0.export_onnx(small, "small.onnx")                 # or export_csr(small, "small.l0c"): sparse, without torch
 
     result = l0.compress(model, data, target={"macs": 0.5})     # the whole line in one call
 """
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l0compress.data import Batch, Data, Split, StreamSplit
     from l0compress.errors import L0Error
+    from l0compress.export.csr import CsrSettings, export_csr
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
     from l0compress.gates.attach import fold, gate
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         cost,
         find_groups,
         masked,
+        nonzero_cost,
         register_rule,
         shrink,
         unshrink_state,
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
     from l0compress.training.settings import FinetuneSettings
+    from l0compress.training.sparsity import keep_zeros_
     from l0compress.verify import verify
 
 __version__ = "0.1.0"
@@ -56,6 +59,7 @@ _HOMES = {
     "Budget": "l0compress.training.budget",
     "CapturedGraph": "l0compress.graph",
     "Cost": "l0compress.graph",
+    "CsrSettings": "l0compress.export.csr",
     "Data": "l0compress.data",
     "FinetuneSettings": "l0compress.training.settings",
     "KeepPlan": "l0compress.graph",
@@ -65,6 +69,7 @@ _HOMES = {
     "capture": "l0compress.graph",
     "compress": "l0compress.pipeline.compress",
     "cost": "l0compress.graph",
+    "export_csr": "l0compress.export.csr",
     "export_onnx": "l0compress.export.onnx",
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
@@ -72,10 +77,12 @@ _HOMES = {
     "fold": "l0compress.gates.attach",
     "gate": "l0compress.gates.attach",
     "harden": "l0compress.training.harden",
+    "keep_zeros_": "l0compress.training.sparsity",
     "load": "l0compress.pipeline.artifacts",
     "load_data": "l0compress.loading",
     "load_model": "l0compress.loading",
     "masked": "l0compress.graph",
+    "nonzero_cost": "l0compress.graph",
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
     "unshrink_state": "l0compress.graph",
@@ -87,6 +94,7 @@ __all__ = [
     "Budget",
     "CapturedGraph",
     "Cost",
+    "CsrSettings",
     "Data",
     "FinetuneSettings",
     "KeepPlan",
@@ -97,6 +105,7 @@ __all__ = [
     "capture",
     "compress",
     "cost",
+    "export_csr",
     "export_onnx",
     "export_pt2",
     "find_groups",
@@ -104,10 +113,12 @@ __all__ = [
     "fold",
     "gate",
     "harden",
+    "keep_zeros_",
     "load",
     "load_data",
     "load_model",
     "masked",
+    "nonzero_cost",
     "register_rule",
     "shrink",
     "unshrink_state",

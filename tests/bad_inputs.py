@@ -31,7 +31,7 @@ _VERSION = re.compile(r"transformers \d[\w.]*\d")
 # What a message tells the reader to do.
 FIX = re.compile(
     r"(Add|Ask|Build|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Remove|Rename|Repair|Return|Save|Say|Start"
-    r"|Take|Write|Download|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
+    r"|Take|Write|Download|Did you mean|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
 )
 USUAL = ["--data", "blobs.npz", "--target", "params=0.5", "--epochs", "3"]
 
@@ -71,6 +71,7 @@ def build(folder: Path) -> None:
     save_blobs(Path("blobs.npz"))
     Path("full").mkdir()
     Path("full/notes.txt").write_text("mine")
+    Path("typo.toml").write_text("seed = 1\n[training]\nepoch = 3\n")
     _build_models()
     _build_archives()
     _build_folders()
@@ -364,13 +365,27 @@ OPTIONS = {
         finetune("mlp.pt2", "--loss", "nowhere:f"),
         "--loss 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError",
     ),
-    "resuming": (finetune("mlp.pt2", "--resume"), "Runs leave no checkpoints to resume from. Nothing was changed."),
+    "resuming a model": (finetune("mlp.pt2", "--resume"), "'mlp.pt2' is no run to go on with. Nothing was changed."),
+    "resuming what is no run": (
+        ["finetune", "--resume", "full"],
+        "'full' is no run to go on with. Nothing was changed.",
+    ),
+    "resuming nothing": (["finetune", "--resume"], "There is no unfinished run under 'runs'. Nothing was changed."),
+    "resuming a missing run": (["finetune", "--resume", "-o", "none"], "Cannot read run 'none': no such folder."),
+    "no model": (["finetune", "--data", "digits"], "MODEL and --target must be given. Nothing was changed. Say it as"),
+    "a rate of 0": (finetune("mlp.pt2", "--lr", "0"), "--lr = 0.0: expected a finite number above 0. Nothing was"),
+    "a missing configuration": (["finetune", "--config", "none.toml"], "Cannot read configuration 'none.toml': "),
+    "no configuration": (["finetune", "--config", "noise.pt2"], "noise.pt2 is no TOML: "),
+    "an unknown setting": (
+        ["finetune", "--config", "typo.toml"],
+        "typo.toml, line 3: there is no setting [training] epo",
+    ),
 }
 ARTIFACTS = {
     "no run to export": (["export"], "There is no finished run under 'runs'."),
     "a missing run to export": (["export", "none"], "Cannot read run 'none': no such folder."),
-    "a folder that is no run": (["export", "full"], "'full' is no finished run: config.json is missing."),
-    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no finished run: config.json is"),
+    "a folder that is no run": (["export", "full"], "'full' is no run: run.json is missing."),
+    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no run: run.json is"),
     "a missing artifact to time": (["bench", "none.onnx"], "Cannot read artifact 'none.onnx': no such file."),
     "another kind of artifact": (
         ["bench", "blobs.npz"],

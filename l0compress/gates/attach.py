@@ -1,114 +1,51 @@
-"""Gates in a network: every read of a gated channel is multiplied by its gates' value.
+"""Gates in a network: every read of a gated channel is multiplied by its gates' value, and so is every gated weight.
 
 requires: a :class:`Groups`, that is a graph, its closed removals (moves) and where channels are read.
-ensures:  a trainable module with one gate a move, shared by all readers of its channels; with gates of 0 and 1 it
-          computes what the masked dense model computes.
+ensures:  a trainable module with one gate a move, shared by all readers of its channels, and where single weights are
+          gated one gate an element; with gates of 0 and 1 it computes what the masked dense model computes.
 """
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
-from functools import reduce
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from l0compress.errors import InputError, NothingToPruneError, PlanError
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE, HardConcrete, Stretch
+from l0compress.gates.network import FACTORS, WEIGHT_GATE, GatedNetwork, ReadFactors, product_of
+from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups import Groups, find_groups
+from l0compress.graph.groups import Groups, find_groups, groups_without_moves
 from l0compress.graph.matching import match_moves
-from l0compress.graph.network import GraphNetwork, Place, argument_at, network_of, put_argument_
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.reads import Read
+from l0compress.graph.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
+from l0compress.graph.plan import KeepPlan, Keeps, cut
 from l0compress.graph.shrink import shrink
+from l0compress.graph.weights import Weight, find_weights
 
-_FACTORS = "l0_read_factors"
-
-
-class ReadFactors(nn.Module):
-    """The factor of every read, computed from one draw of the gates: a list of tensors, in the order of ``reads``."""
-
-    def __init__(self, reads: tuple[Read, ...], gates: HardConcrete) -> None:
-        super().__init__()
-        self.gates = gates
-        self.shapes = tuple(read.shape for read in reads)
-        for position, read in enumerate(reads):
-            self.register_buffer(f"moves_{position}", read.moves.clone(), persistent=False)
-
-    def forward(self) -> list[Tensor]:
-        return self.factors(self.gates())
-
-    def factors(self, z: Tensor) -> list[Tensor]:
-        """The read factors for given gate values ``z`` of shape ``(num_moves,)``."""
-        extended = torch.cat([z, z.new_ones(1)])
-        return [
-            product_of(extended, getattr(self, f"moves_{position}")).view(shape)
-            for position, shape in enumerate(self.shapes)
-        ]
-
-
-def product_of(z: Tensor, moves: Tensor) -> Tensor:
-    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``.
-
-    >>> product_of(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([[0, 2], [0, 1]]))
-    tensor([0.5000, 0.1250])
-    """
-    # Column by column: the backward of prod() is slow where factors are exactly 0, and gates often are.
-    return reduce(operator.mul, (z[column] for column in moves.unbind(-1)))
-
-
-class GatedNetwork(nn.Module):
-    """A captured network whose channels carry gates; made by :func:`gate`.
-
-    ``forward`` takes and returns what the user's model does. In training mode the gates are sampled, one draw a call;
-    in evaluation mode they are at their median.
-
-    Attributes:
-        groups: the moves that the gates stand for, in order.
-        network: the rewritten graph.
-    """
-
-    def __init__(self, groups: Groups, network: GraphNetwork) -> None:
-        super().__init__()
-        self.groups = groups
-        self.network = network
-
-    @property
-    def gates(self) -> HardConcrete:
-        """The gates, one a move: ``gates.log_alpha`` is what is learned."""
-        return self.read_factors.gates
-
-    @property
-    def read_factors(self) -> ReadFactors:
-        return cast(ReadFactors, self.network.get_submodule(_FACTORS))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.network(*args, **kwargs)
-
-    def weights(self) -> dict[str, nn.Parameter]:
-        """The network's own parameters by their original names, without the gates."""
-        return {
-            name: parameter
-            for name, parameter in self.network.named_parameters()
-            if not name.startswith(f"{_FACTORS}.")
-        }
-
-    def graph(self) -> CapturedGraph:
-        """The network without gates, with the weights as they are now (copied)."""
-        state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        return self.groups.graph.with_state(state)
+Granularity = Literal["structured", "weights", "both"]
+GRANULARITIES: tuple[Granularity, ...] = ("structured", "weights", "both")
 
 
 def gate(
     graph: CapturedGraph,
     *,
+    granularity: Granularity = "structured",
     log_alpha: float = OPEN_LOG_ALPHA,
+    magnitude_slope: float = 0.0,
     temperature: float = TEMPERATURE,
     stretch: Stretch = STRETCH,
 ) -> GatedNetwork:
-    """Attach hard concrete gates to what reads a channel. ``graph`` is not changed.
+    """Attach hard concrete gates. ``graph`` is not changed.
+
+    ``granularity`` is "structured" (a gate for what can be cut out physically, on what reads it), "weights" (a gate
+    for each element of the weights that :func:`~l0compress.graph.weights.find_weights` finds) or "both". Gates start at
+    ``log_alpha``; those of weights above or below it by ``magnitude_slope``, see
+    :func:`~l0compress.gates.weight_gates.starting_log_alpha`.
 
     >>> from l0compress.graph.capture import capture
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -117,25 +54,73 @@ def gate(
     torch.Size([3, 2])
 
     Raises:
-        NothingToPruneError: no channel of the graph can be removed.
+        NothingToPruneError: no channel of the graph can be removed, or it has no weights to gate.
+        InputError: an unknown granularity.
     """
-    groups = find_groups(graph)
+    check_granularity(granularity)
+    groups = groups_without_moves(graph) if granularity == "weights" else find_groups(graph)
     gates = HardConcrete(groups.num_moves, log_alpha=log_alpha, temperature=temperature, stretch=stretch)
-    return attach(groups, gates)
+    if granularity == "structured":
+        return attach(groups, gates)
+    weight_gates = {
+        weight.name: WeightGate(
+            starting_log_alpha(attribute(graph.graph_module, weight.name), log_alpha, magnitude_slope),
+            temperature=temperature,
+            stretch=stretch,
+        )
+        for weight in find_weights(graph)
+    }
+    if not weight_gates:
+        raise NothingToPruneError(
+            "no linear layer, convolution, recurrent layer, matrix product or embedding of this model reads a "
+            "parameter as it is, so there are no weights to gate. Nothing was changed."
+        )
+    return attach(groups, gates, weight_gates)
 
 
-def attach(groups: Groups, gates: HardConcrete) -> GatedNetwork:
-    """The graph of ``groups`` with the given gates, one a move, on its own copy of the weights."""
+def check_granularity(granularity: str) -> None:
+    """Raises:
+    InputError: there is no such granularity.
+    """
+    if granularity not in GRANULARITIES:
+        raise InputError(
+            f"granularity={granularity!r}: expected one of {', '.join(GRANULARITIES)}. Nothing was changed."
+        )
+
+
+def attach(groups: Groups, gates: HardConcrete, weight_gates: Mapping[str, WeightGate] | None = None) -> GatedNetwork:
+    """The graph of ``groups`` with the given gates, one a move, on its own copy of the weights.
+
+    ``weight_gates`` are gates on single weights by name; tied parameters share those of any of their names.
+    """
     network = network_of(groups.graph.graph_module)
-    network.add_submodule(_FACTORS, ReadFactors(groups.reads, gates))
+    network.add_submodule(FACTORS, ReadFactors(groups.reads, gates))
     nodes = {node.name: node for node in network.graph.nodes}
     last_input = [node for node in nodes.values() if node.op == "placeholder"][-1]
     with network.graph.inserting_after(last_input):
-        factors = network.graph.call_module(_FACTORS)
+        factors = network.graph.call_module(FACTORS)
     for position, read in enumerate(groups.reads):
         _multiply_(nodes[read.node], read.arg, factors, position)
+    sparse = _gate_weights_(network, groups.graph, weight_gates or {})
     network.recompile()
-    return GatedNetwork(groups, network)
+    return GatedNetwork(groups, network, sparse)
+
+
+def _gate_weights_(
+    network: GraphNetwork, graph: CapturedGraph, weight_gates: Mapping[str, WeightGate]
+) -> tuple[Weight, ...]:
+    """Multiply each weight once, whatever reads it; returns the weights in the order of their gates' submodules."""
+    found = {name: weight for weight in find_weights(graph) for name in weight.names} if weight_gates else {}
+    sparse = tuple(replace(found[name], name=name) for name in weight_gates)
+    for position, weight in enumerate(sparse):
+        target = f"{WEIGHT_GATE}{position}"
+        network.add_submodule(target, weight_gates[weight.name])
+        readers = [node for node in network.graph.nodes if node.op == "get_attr" and node.target in weight.names]
+        with network.graph.inserting_after(readers[0]):
+            gated = network.graph.call_module(target, (readers[0],))
+        for node in readers:
+            node.replace_all_uses_with(gated, delete_user_cb=lambda user, gated=gated: user is not gated)
+    return sparse
 
 
 def _multiply_(node: fx.Node, place: Place, factors: fx.Node, position: int) -> None:
@@ -149,22 +134,33 @@ def fold(gated: GatedNetwork, plan: KeepPlan) -> CapturedGraph:
     """The network without gates, the kept gates' values multiplied into the parameters that are read.
 
     A kept gate counts with its median. Where a read cannot be folded into a parameter of its own, it becomes exactly
-    1, and so does every read of a channel that ``plan`` drops. The shapes are those of ``gated``:
-    :func:`~l0compress.shrink` comes next.
+    1, and so does every read of a channel that ``plan`` drops. Single weights that the plan's masks drop become exactly
+    0. The shapes are those of ``gated``: :func:`~l0compress.shrink` comes next.
     """
     graph = gated.graph()
-    state = graph.state()
-    kept = plan.keep
-    # A kept gate whose median is 0 would fold a dead column in; its channel was kept, so it is left open instead.
-    values = gated.gates.median().detach().cpu()
-    values = torch.where(kept & (values > 0), values, torch.ones_like(values))
-    extended = torch.cat([values, values.new_ones(1)])
-    folded = dict(state)
+    folded = graph.state()
     for read in gated.groups.reads:
         if read.parameter is not None:
-            factor = product_of(extended, read.moves).view(read.shape)
+            factor = product_of(_extended(gated.gates.median(), plan.keep), read.moves).view(read.shape)
             folded[read.parameter] = folded[read.parameter] * factor.to(folded[read.parameter].dtype)
+    for weight in gated.sparse:
+        keep = plan.masks.get(weight.name, torch.ones(weight.shape, dtype=torch.bool))
+        values = _opened(gated.weight_gates[weight.name].median(), keep) * keep
+        product = folded[weight.name] * values.to(folded[weight.name].dtype)
+        folded.update(dict.fromkeys(weight.names, product))
     return graph.with_state(folded)
+
+
+def _extended(median: Tensor, keep: Tensor) -> Tensor:
+    values = _opened(median, keep)
+    return torch.cat([values, values.new_ones(1)])
+
+
+def _opened(median: Tensor, keep: Tensor) -> Tensor:
+    """The values that kept gates are folded with, 1 for the others."""
+    # A kept gate whose median is 0 would fold a dead column in; its channel was kept, so it is left open instead.
+    values = median.detach().cpu()
+    return torch.where(keep & (values > 0), values, torch.ones_like(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,12 +169,16 @@ class Compacted:
 
     ``parameter_keeps`` says which indices of each dimension of each old parameter stay (None = all), so that an
     optimizer's state can be sliced along. ``kept_moves`` is int64 ``(new num_moves,)``: the old index of each new
-    move.
+    move. ``gate_keeps`` says the same of :meth:`GatedNetwork.gate_parameters`.
     """
 
     gated: GatedNetwork
-    parameter_keeps: dict[str, tuple[Tensor | None, ...]]
+    parameter_keeps: dict[str, Keeps]
     kept_moves: Tensor
+
+    @property
+    def gate_keeps(self) -> dict[str, Keeps]:
+        return {**self.parameter_keeps, "log_alpha": (self.kept_moves,)}
 
 
 def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
@@ -187,22 +187,60 @@ def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
     Every group keeps its two likeliest moves: of a single one nothing is left to decide, so it would lose its gate.
     ``gated`` is not changed; it is returned as it is where nothing is removed.
     """
-    gates = gated.gates
     keep = gated.groups.close(_worth_keeping(gated, threshold))
     unchanged = Compacted(gated, {}, torch.arange(len(keep)))
     if bool(keep.all()):
         return unchanged
-    plan = KeepPlan.from_keep(gated.groups, keep)
+    compacted = _carried_out(gated, KeepPlan.from_keep(gated.groups, keep))
+    # A kept move that is no choice any more in the smaller graph would silently be open for good.
+    whole = torch.equal(compacted.kept_moves.sort().values, keep.nonzero().flatten())
+    return compacted if whole else unchanged
+
+
+def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
+    """The removal that :func:`compact` did once, on a network that stands where that one stood.
+
+    Args:
+        kept_moves: what that removal returned.
+
+    Raises:
+        PlanError: it leads elsewhere, so model or program are not what they were.
+    """
+    keep = torch.zeros(gated.groups.num_moves, dtype=torch.bool)
+    if len(kept_moves) and int(kept_moves.max()) < len(keep):
+        keep[kept_moves] = True
+        compacted = _carried_out(gated, KeepPlan(gated.groups, keep))
+        if torch.equal(compacted.kept_moves, kept_moves):
+            return compacted
+    raise PlanError(
+        "A removal of a stored run leads to another network than it did then. Nothing was changed. Resume with the "
+        "versions of l0compress and PyTorch that the run began with, or start it again."
+    )
+
+
+def _carried_out(gated: GatedNetwork, plan: KeepPlan) -> Compacted:
+    gates = gated.gates
     smaller = find_groups(shrink(gated.graph(), plan))
     kept_moves = match_moves(gated.groups, plan, smaller)
-    # A kept move that is no choice any more in the smaller graph would silently be open for good.
-    if not torch.equal(kept_moves.sort().values, keep.nonzero().flatten()):
-        return unchanged
     smaller_gates = HardConcrete(smaller.num_moves, temperature=gates.temperature, stretch=gates.stretch)
     with torch.no_grad():
-        smaller_gates.log_alpha.copy_(gates.log_alpha.cpu()[kept_moves])
-    result = attach(smaller, smaller_gates).to(gates.log_alpha.device)
+        smaller_gates.log_alpha.copy_(gates.log_alpha.detach().cpu()[kept_moves])
+    result = attach(smaller, smaller_gates, _cut_gates(gated, plan, smaller)).to(gates.log_alpha.device)
     return Compacted(result.train(gated.training), plan.parameter_keeps(), kept_moves)
+
+
+def _cut_gates(gated: GatedNetwork, plan: KeepPlan, smaller: Groups) -> dict[str, WeightGate]:
+    """The gates of the weights that are left in the smaller graph, cut as the weights are."""
+    keeps, old = plan.parameter_keeps(), gated.weight_gates
+    return {
+        name: WeightGate(
+            cut(old[name].log_alpha.detach(), keeps[name]).clone(),
+            temperature=old[name].temperature,
+            stretch=old[name].stretch,
+        )
+        for name in old
+        if name in smaller.labelled.parameters
+    }
 
 
 def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:

@@ -15,6 +15,7 @@ from l0compress.graph.rules import Step
 from l0compress.graph.shrink import shrink
 from l0compress.graph.surgery import Cut
 from l0compress.graph.values import Value, along
+from l0compress.graph.weights import find_weights, nonzero_cost
 
 __all__ = [
     "UNITS",
@@ -33,8 +34,10 @@ __all__ = [
     "capture",
     "cost",
     "find_groups",
+    "find_weights",
     "masked",
     "match_moves",
+    "nonzero_cost",
     "register_rule",
     "shrink",
     "unshrink_state",

@@ -68,11 +68,11 @@ def cost(graph: CapturedGraph) -> Cost:
     size_bytes = sum(
         tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor.is_floating_point()
     )
-    macs = sum(_node_macs(node) for node in graph.nodes())
+    macs = sum(node_macs(node) for node in graph.nodes())
     return Cost(params, round(macs / graph.batch_size), size_bytes)
 
 
-def _node_macs(node: fx.Node) -> int:
+def node_macs(node: fx.Node) -> int:
     """Multiply-accumulates of one node over the whole example batch."""
     if node.op != "call_function" or sized_by_data(node):  # there is no number to count where the data decides
         return 0

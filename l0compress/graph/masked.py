@@ -1,4 +1,4 @@
-"""The dense model with every dropped read zeroed: the reference that surgery is checked against.
+"""The dense model with every dropped read and weight zeroed: the reference that surgery is checked against.
 
 It shares no code with :mod:`l0compress.graph.shrink`: no shape changes, no tensor is cut. Weights that read dropped
 channels are multiplied by zero where they do; activations are, where the reader is no weight.
@@ -11,7 +11,7 @@ from torch import fx
 
 from l0compress.errors import PlanError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import GraphNetwork, argument_at, network_of, put_argument_
+from l0compress.graph.network import GraphNetwork, argument_at, attribute, network_of, put_argument_
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.reads import Read
 
@@ -38,6 +38,9 @@ def masked(graph: CapturedGraph, plan: KeepPlan) -> GraphNetwork:
     """
     check_same(graph, plan)
     network = network_of(graph.graph_module)
+    with torch.no_grad():
+        for name, mask in plan.masks.items():
+            attribute(network, name).masked_fill_(~mask, 0.0)
     nodes = {node.name: node for node in network.graph.nodes}
     for number, read in enumerate(plan.groups.reads):
         silent = read.silenced(plan.alive)

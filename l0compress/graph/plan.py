@@ -1,9 +1,9 @@
-"""Keep plans: which moves stay. Random, by hand, or from hardened gates."""
+"""Keep plans: which moves stay, and perhaps which single weights. Random, by hand, or from hardened gates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -15,6 +15,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.values import flattened, varying
 
 Keeps = tuple[Tensor | None, ...]
+_KEEP, _MASK = "plan.keep", "plan.mask."
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,10 +25,13 @@ class KeepPlan:
     Attributes:
         groups: what it is a plan of.
         keep: bool (num_moves,), True = keep; closed (what dies as a consequence is False already).
+        masks: by name of a parameter, bool of its dense shape, True = keep; a parameter without one keeps all its
+            elements. What is dropped becomes zero where it is not cut anyway.
     """
 
     groups: Groups
     keep: Tensor
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def from_keep(cls, groups: Groups, keep: Tensor) -> KeepPlan:
@@ -129,6 +133,36 @@ class KeepPlan:
     def cost(self) -> Cost:
         """The exact cost of the model that this plan leaves."""
         return self.groups.cost_of_components(self.alive)
+
+    def with_masks(self, masks: Mapping[str, Tensor]) -> KeepPlan:
+        """The same moves, and ``masks`` for single weights.
+
+        Raises:
+            PlanError: a mask is not bool, or not of the shape of the parameter that it names.
+        """
+        shapes = {name: tuple(value.shape) for name, value in self.groups.labelled.parameters.items()}
+        for name, mask in masks.items():
+            if mask.dtype != torch.bool or tuple(mask.shape) != shapes.get(name):
+                raise PlanError(
+                    f"a mask for {name!r} must be bool of shape {shapes.get(name)}, but it is {mask.dtype} of shape "
+                    f"{tuple(mask.shape)}. Nothing was changed."
+                )
+        return replace(self, masks=dict(masks))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The whole decision as named tensors, for a file; :meth:`from_tensors` takes them back."""
+        return {_KEEP: self.keep, **{f"{_MASK}{name}": mask for name, mask in self.masks.items()}}
+
+    @classmethod
+    def from_tensors(cls, groups: Groups, tensors: Mapping[str, Tensor]) -> KeepPlan:
+        """The plan that :meth:`tensors` was called on; tensors of other names are passed over."""
+        masks = {name.removeprefix(_MASK): mask for name, mask in tensors.items() if name.startswith(_MASK)}
+        return cls(groups, tensors[_KEEP]).with_masks(masks)
+
+    def small_masks(self) -> dict[str, Tensor]:
+        """The masks of what is left, in the small model's shapes; of parameters that vanish with the rest too."""
+        keeps = self.parameter_keeps()
+        return {name: cut(mask, keeps[name]) for name, mask in self.masks.items()}
 
     def parameter_keeps(self) -> dict[str, Keeps]:
         """For every parameter and buffer, per dimension: sorted kept indices, None where it stays whole."""

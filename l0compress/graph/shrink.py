@@ -71,6 +71,7 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
 def _cut_attributes(graph: CapturedGraph, plan: KeepPlan) -> dict[str, Any]:
     """New parameters and buffers for the small model; tied ones stay tied."""
     keeps = plan.parameter_keeps()
+    masks = {id(attribute(graph.graph_module, name)): mask for name, mask in plan.masks.items()}
     made: dict[int, Any] = {}
     attributes: dict[str, Any] = {}
     for node in graph.nodes():
@@ -79,15 +80,16 @@ def _cut_attributes(graph: CapturedGraph, plan: KeepPlan) -> dict[str, Any]:
         name = str(node.target)
         old = attribute(graph.graph_module, name)
         if id(old) not in made:
-            made[id(old)] = _cut_one(old, keeps.get(name, ()))
+            made[id(old)] = _cut_one(old, masks.get(id(old)), keeps.get(name, ()))
         attributes[name] = made[id(old)]
     return attributes
 
 
-def _cut_one(old: Any, keeps: tuple[Tensor | None, ...]) -> Any:
+def _cut_one(old: Any, mask: Tensor | None, keeps: tuple[Tensor | None, ...]) -> Any:
     if not isinstance(old, Tensor):
         return old
-    new = cut(old.detach(), keeps).clone()
+    whole = old.detach() if mask is None else old.detach().masked_fill(~mask, 0.0)
+    new = cut(whole, keeps).clone()
     return nn.Parameter(new, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 

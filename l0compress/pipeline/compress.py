@@ -14,12 +14,14 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
+from l0compress.graph.weights import nonzero_cost
 from l0compress.loading import DataSource, Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, course_of, finetune
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.snapshot import Checkpoints
 from l0compress.verify import Equality, verify
 
 
@@ -45,7 +47,9 @@ class CompressResult:
         small: the smaller model, best by validation; ``small.module()`` is an ``nn.Module``.
         plan: which channels were kept.
         target: the budget.
-        dense_cost, small_cost: what both cost.
+        dense_cost, small_cost: what both cost by their shapes.
+        nonzero_cost: what ``small`` costs when the zeros in its weights are left out; None where no single weights were
+            removed. With it, the target is on this.
         val, test: both on the validation and the test part; ``test`` is None where the data has none.
         equality: how closely ``small`` and ``masked`` agree.
         history: one event for every epoch.
@@ -58,6 +62,7 @@ class CompressResult:
     target: Target
     dense_cost: Cost
     small_cost: Cost
+    nonzero_cost: Cost | None
     val: Scores
     test: Scores | None
     equality: Equality
@@ -67,6 +72,11 @@ class CompressResult:
     def limit(self) -> int:
         """The most that the target allows, in its unit."""
         return self.target.limit(self.dense_cost.get(self.target.unit))
+
+    @property
+    def reached(self) -> int:
+        """What is left, in the target's unit."""
+        return (self.nonzero_cost or self.small_cost).get(self.target.unit)
 
 
 def compress(
@@ -105,9 +115,23 @@ def compress(
     wanted = target if isinstance(target, Target) else make_target(target)
     settings = FinetuneSettings() if settings is None else settings
     check_device(settings.device)
-    prepared = prepare(model, data, loss=settings.loss)
-    result = finetune(prepared.graph, prepared.data, {wanted.unit: wanted.value}, settings=settings, on_event=on_event)
-    return _checked(result, prepared, wanted, settings)
+    return compress_prepared(prepare(model, data, loss=settings.loss), wanted, settings, on_event=on_event)
+
+
+def compress_prepared(
+    prepared: Prepared,
+    target: Target,
+    settings: FinetuneSettings,
+    *,
+    on_event: OnEvent = ignore,
+    checkpoints: Checkpoints | None = None,
+) -> CompressResult:
+    """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
+    wanted = {target.unit: target.value}
+    result = finetune(
+        prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints
+    )
+    return _checked(result, prepared, target, settings)
 
 
 def check_device(device: str) -> None:
@@ -126,26 +150,28 @@ def check_device(device: str) -> None:
 def _checked(result: FinetuneResult, prepared: Prepared, target: Target, settings: FinetuneSettings) -> CompressResult:
     silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
     equality = verify(result.small, silenced)
-    dense_cost, small_cost = cost(prepared.graph), cost(result.small)
-    limit, reached = target.limit(dense_cost.get(target.unit)), small_cost.get(target.unit)
-    if reached > limit:
-        raise TargetMissedError(
-            f"Target {target}: the small model has {reached:,} {target.unit}, and at most {limit:,} were asked for. "
-            "Nothing was written."
-        )
-    return CompressResult(
+    dense_cost = cost(prepared.graph)
+    sparse = nonzero_cost(result.small) if result.plan.masks else None
+    compressed = CompressResult(
         dense=result.dense,
         masked=silenced,
         small=result.small,
         plan=result.plan,
         target=target,
         dense_cost=dense_cost,
-        small_cost=small_cost,
+        small_cost=cost(result.small),
+        nonzero_cost=sparse,
         val=Scores(result.dense_evaluation, result.best_evaluation),
         test=_test_scores(result, prepared, settings),
         equality=equality,
         history=result.history,
     )
+    if compressed.reached > compressed.limit:
+        raise TargetMissedError(
+            f"Target {target}: the small model has {compressed.reached:,} {target.unit}, and at most "
+            f"{compressed.limit:,} were asked for. Nothing was written."
+        )
+    return compressed
 
 
 def _test_scores(result: FinetuneResult, prepared: Prepared, settings: FinetuneSettings) -> Scores | None:

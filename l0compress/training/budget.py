@@ -14,6 +14,7 @@ not to prune", 2017, equation 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -51,12 +52,17 @@ class Penalty(Protocol):
 
     def follow_(self, gated: GatedNetwork) -> None: ...
 
+    def values(self) -> dict[str, float]: ...
+
+    def load_values_(self, values: Mapping[str, float]) -> None: ...
+
 
 class Budget:
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs or bytes.
 
     Name exactly one of ``params``, ``macs`` and ``size_bytes``: a float between 0 and 1 is a fraction of the cost that
-    ``gated`` has when the budget is made, an int is an absolute number. ``ramp_steps`` is the number of calls of
+    ``gated`` has when the budget is made, an int is an absolute number. Where single weights carry gates, the cost is
+    that of what is not zero, see :func:`~l0compress.nonzero_cost`. ``ramp_steps`` is the number of calls of
     :meth:`step` over which the target falls from the model's own cost to the budget.
 
     In a training loop::
@@ -82,7 +88,7 @@ class Budget:
         named = {"params": params, "macs": macs, "bytes": size_bytes}
         self.unit, wanted = the_one(named, names="params, macs and size_bytes")
         self.dense: int = dense_cost(gated.groups, self.unit)
-        self.target: int = reachable_target(gated.groups, wanted, self.unit)
+        self.target: int = reachable_target(gated.groups, wanted, self.unit, smallest=gated.smallest_cost)
         self.ramp_steps = ramp_steps
         self._gated = gated
         self._multiplier = Multiplier(ascent)
@@ -115,7 +121,7 @@ class Budget:
 
     def expected_cost(self) -> Tensor:
         """Expected cost after removal, a scalar in the budget's unit, differentiable in the gates."""
-        return self._gated.groups.expected_cost(self._gated.gates.probability_nonzero(), self.unit)
+        return self._gated.expected_cost(self.unit)
 
     def penalty(self) -> Tensor:
         """``multiplier * violation``: add it to the loss. Scalar, differentiable in the gates."""
@@ -132,6 +138,16 @@ class Budget:
     def follow_(self, gated: GatedNetwork) -> None:
         """Go on with ``gated``, what compaction made of the network so far; target and multiplier stay."""
         self._gated = gated
+        self._last = None
+
+    def values(self) -> dict[str, float]:
+        """What has to be known between two steps to go on: the ramp's position and the multiplier's state."""
+        return {"num_steps": self._num_steps, **self._multiplier.values()}
+
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`values` returned."""
+        self._num_steps = int(values["num_steps"])
+        self._multiplier.load_values_(values)
         self._last = None
 
     def _violation(self) -> Tensor:
@@ -179,7 +195,7 @@ class FixedPenalty:
 
     def expected_cost(self) -> Tensor:
         """Expected cost after removal, a scalar in the penalty's unit, differentiable in the gates."""
-        return self._gated.groups.expected_cost(self._gated.gates.probability_nonzero(), self.unit)
+        return self._gated.expected_cost(self.unit)
 
     def penalty(self) -> Tensor:
         """``multiplier * E[cost]``: add it to the loss. Scalar, differentiable in the gates."""
@@ -191,3 +207,10 @@ class FixedPenalty:
     def follow_(self, gated: GatedNetwork) -> None:
         """Go on with ``gated``, what compaction made of the network so far."""
         self._gated = gated
+
+    def values(self) -> dict[str, float]:
+        """Nothing: a fixed penalty has no state."""
+        return {}
+
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Nothing to load."""

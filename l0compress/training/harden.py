@@ -19,6 +19,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.plan import KeepPlan
 from l0compress.training.alignment import align
 from l0compress.training.budget import Penalty
+from l0compress.training.sparse_harden import harden_sparse
 
 CLOSE_ENOUGH = 0.97
 
@@ -27,11 +28,14 @@ def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     """Decide which moves of ``gated`` stay: those of highest log_alpha that fit the budget together.
 
     Without a target (a fixed penalty), those that are kept with probability above one half stay. A group keeps its
-    best move unless it can vanish. ``gated`` is not changed.
+    best move unless it can vanish. ``gated`` is not changed. Where single weights carry gates, the plan has masks, and
+    the budget is on what is not zero; see :func:`~l0compress.training.sparse_harden.harden_sparse`.
 
     Raises:
         TargetMissedError: not even the smallest choice fits the budget.
     """
+    if gated.sparse:
+        return harden_sparse(gated, budget)
     scores = gated.gates.log_alpha.detach().cpu()
     if budget.target is None:
         likely = gated.gates.probability_nonzero().detach().cpu() > 0.5

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from l0compress.errors import InputError
+from l0compress.gates.attach import Granularity, check_granularity
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, TEMPERATURE
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.network import op_name
@@ -37,6 +38,8 @@ class GateSettings:
         compact_below: moves that are open with a lower probability are removed after every epoch.
         highest_rate, highest_multiplier_rate: how far the two rates are raised in a short phase. Faster gates close at
             random; where they are too slow to arrive, hardening still has their order.
+        magnitude_slope: how much of their order gates on single weights get from the magnitudes of the weights, in a
+            phase of ``full_steps`` steps or fewer, see :meth:`slope_for`.
     """
 
     share: float = 1 / 3
@@ -52,6 +55,7 @@ class GateSettings:
     full_multiplier_steps: int = 1000
     highest_rate: float = 0.1
     highest_multiplier_rate: float = 0.5
+    magnitude_slope: float = 1.0
 
     def rate_for(self, num_steps: int) -> float:
         """The gates' rate in a phase of ``num_steps`` steps: in a short one they travel as far as in a long one.
@@ -61,6 +65,14 @@ class GateSettings:
         """
         raised = min(self.learning_rate * self.full_steps / num_steps, self.highest_rate)
         return max(self.learning_rate, raised)
+
+    def slope_for(self, num_steps: int) -> float:
+        """The slope that gates on weights start with: the less time they have to find an order, the more it is given.
+
+        >>> GateSettings().slope_for(1000), GateSettings().slope_for(8000)
+        (1.0, 0.25)
+        """
+        return self.magnitude_slope * min(1.0, self.full_steps / num_steps)
 
     def multiplier_rate_for(self, num_steps: int) -> float:
         """The multiplier's rate in a phase of ``num_steps`` steps.
@@ -78,6 +90,8 @@ class FinetuneSettings:
 
     Attributes:
         epochs: epochs of both phases together.
+        granularity: what may go: "structured" (what can be cut out physically), "weights" (single weights become zero)
+            or "both".
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
         learning_rate: the highest rate of the weights, reached at the start of the phase after hardening; None chooses
             by the network and the length of the run, see :meth:`settled`.
@@ -91,6 +105,7 @@ class FinetuneSettings:
     """
 
     epochs: int = 48
+    granularity: Granularity = "structured"
     batch_size: int | None = None
     learning_rate: float | None = None
     optimizer: str = "adamw"
@@ -108,6 +123,7 @@ class FinetuneSettings:
     gates: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
+        check_granularity(self.granularity)
         rate = self.learning_rate
         for name, ok, wanted in (
             ("epochs", self.epochs >= 1, "at least 1"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -19,8 +19,11 @@ def dense_cost(groups: Groups, unit: str) -> int:
     return groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).get(unit)
 
 
-def reachable_target(groups: Groups, wanted: float, unit: str) -> int:
+def reachable_target(groups: Groups, wanted: float, unit: str, *, smallest: Callable[[str], int] | None = None) -> int:
     """The absolute target that ``wanted`` stands for; see :func:`resolve_target`.
+
+    ``smallest`` returns the cost, in a unit, of the smallest model that can be reached; by default by removing channels
+    alone.
 
     Raises:
         TargetError: it is malformed, or below the smallest model that removal can reach; the message names that one's
@@ -28,12 +31,12 @@ def reachable_target(groups: Groups, wanted: float, unit: str) -> int:
     """
     dense = dense_cost(groups, unit)
     target = resolve_target(wanted, dense, unit)
-    smallest = smallest_cost(groups, unit)
-    if smallest > target:
-        share = smallest / dense
+    least = smallest_cost(groups, unit) if smallest is None else smallest(unit)
+    if least > target:
+        share = least / dense
         raise TargetError(
             f"Target {unit}={wanted}: at most {target:,} {UNIT_NAMES[unit]} cannot be reached. With everything "
-            f"removed that can be removed, {smallest:,} of {dense:,} stay ({share:.4f}). Nothing was changed. Ask for "
+            f"removed that can be removed, {least:,} of {dense:,} stay ({share:.4f}). Nothing was changed. Ask for "
             f"{unit}={math.ceil(share * 1000 + 1) / 1000} or more."
         )
     return target

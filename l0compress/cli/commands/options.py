@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l0compress.cli.render import print_error
-from l0compress.errors import L0Error
+from l0compress.errors import InputError, L0Error
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
@@ -25,7 +25,7 @@ ModelPath = Annotated[
         "file, or a folder of Hugging Face transformers.",
     ),
 ]
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx or a .pt2 file of l0compress export.")]
+Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx, .pt2 or .l0c file of l0compress export.")]
 Factory = Annotated[
     str | None,
     typer.Option(metavar="PKG.MOD:FN", help="Builds the module that the weights belong to."),
@@ -88,29 +88,15 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute wit
 
 
 def data_source(name: str, model: Path, given: Mapping[str, Any]) -> DataSource:
-    """The data that the options describe, which are given by their names as parameters.
+    """The data that the options describe, which are given by their names in a configuration file.
 
     Raises:
         DataError: a text among them is malformed.
     """
-    from l0compress.loading import DataSource
-    from l0compress.loading.images import parse_normalize
-    from l0compress.loading.splits import parse_shares
+    from l0compress.pipeline.config import complete
+    from l0compress.pipeline.requests import data_source as described
 
-    normalize, tokenizer = given["normalize"], given["tokenizer"]
-    return DataSource(
-        name,
-        seed=given["data_seed"],
-        shares=parse_shares(given["split"]),
-        target_column=given["target_column"],
-        tokenizer=model if tokenizer is None and model.is_dir() else tokenizer,
-        max_length=given["max_length"],
-        image_size=given["image_size"],
-        normalize=None if normalize is None else parse_normalize(normalize),
-        with_labels=not given["no_labels"],
-        workers=given["workers"],
-        batch_size=given.get("batch_size") or 64,
-    )
+    return described(complete({**given, "data": name, "model": str(model)}))
 
 
 @contextmanager
@@ -132,3 +118,11 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def batch_sizes(text: str) -> tuple[int, ...]:
+    """The batch sizes in ``1,8,64``."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
+    return tuple(int(part) for part in parts)

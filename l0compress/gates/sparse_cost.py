@@ -1,0 +1,173 @@
+"""The expected cost of a network with gates on channels and on single weights, in the user's unit.
+
+requires: the groups of a graph (perhaps without moves) and its weights.
+ensures:  exact where gates are independent: a weight's element counts with the probability of its own gate times those
+          of the channels that it stands between, ``sum_ij p_out[i] p_in[j] p_w[ij]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+
+import torch
+from torch import Tensor
+
+from l0compress.gates.weight_gates import WeightGate
+from l0compress.graph.groups import Groups
+from l0compress.graph.space import MacsFact
+from l0compress.graph.values import flattened, varying
+from l0compress.graph.weights import INDEX_BYTES, Use, Weight
+
+Lines = dict[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCost:
+    """Costs of a graph in which both channels and single weights may go.
+
+    Attributes:
+        groups: what can be cut, and what that saves.
+        weights: what may hold zeros.
+    """
+
+    groups: Groups
+    weights: tuple[Weight, ...]
+
+    def expected(self, gates: Mapping[str, WeightGate], moves: Tensor, unit: str) -> Tensor:
+        """Expected cost after removal, a scalar in float64, differentiable in all gates.
+
+        Args:
+            gates: by name of the weight.
+            moves: (num_moves,): the probability that each move is kept.
+            unit: ``params``, ``macs`` or ``bytes``. ``bytes`` counts every weight as a CSR matrix, also where a dense
+                one would be smaller, so that it never has a slope of zero.
+        """
+        if not self.groups.num_moves:
+            each, constant = self._rates(unit)
+            terms = [gates[name].expected_cost(costs) for name, costs in each.items()]
+            return torch.stack(terms).sum() + constant
+        present = {weight.name: gates[weight.name].probability_nonzero() for weight in self.weights}
+        return self.of_probabilities(present, moves, unit)
+
+    def of_probabilities(self, present: Mapping[str, Tensor], moves: Tensor, unit: str) -> Tensor:
+        """The same for given probabilities that the elements of each weight are not zero."""
+        alive = self._alive(moves)
+        total = self.groups.expected_cost(moves, unit)
+        for weight in self.weights:
+            total = total - self._saved(weight, present[weight.name], alive, unit)
+        return total
+
+    def each(self, weight: Weight, unit: str) -> float | Tensor:
+        """What one nonzero of a weight costs in the unsliced network: a number, or one of the weight's shape."""
+        if unit == "macs":
+            return weight.macs_each() / self.groups.graph.batch_size
+        return 1.0 if unit == "params" else float(weight.element_bytes + INDEX_BYTES)
+
+    def constant(self, unit: str) -> float:
+        """What is left of the unsliced network's cost with every weight zero."""
+        whole = self.groups.cost_of(torch.ones(self.groups.num_moves, dtype=torch.bool)).get(unit)
+        for weight in self.weights:
+            if unit == "macs":
+                whole -= sum(use.macs for use in weight.uses) / self.groups.graph.batch_size
+            elif unit == "params":
+                whole -= weight.numel
+            else:
+                whole -= weight.numel * weight.element_bytes - weight.csr_bytes(0)
+        return float(whole)
+
+    def smallest(self, keep: Tensor, unit: str) -> int:
+        """The cost with the moves of ``keep``, and of every weight that is left one element alone."""
+        alive = self._alive(keep.double())
+        cost = float(self.groups.expected_cost(keep.double(), unit))
+        for weight in self.weights:
+            none = torch.zeros(weight.shape, dtype=torch.float64)
+            each = self.each(weight, unit)
+            least = float(each.min()) if isinstance(each, Tensor) else each
+            cost -= max(float(self._saved(weight, none, alive, unit)) - least, 0.0)
+        return ceil(cost - 1e-6)
+
+    def _alive(self, moves: Tensor) -> Tensor:
+        """The probability that each component is left."""
+        padded = torch.cat([moves.double(), moves.new_ones(1, dtype=torch.float64)])
+        return padded[self.groups.moves_of_component.to(padded.device)].prod(-1)
+
+    def _rates(self, unit: str) -> tuple[dict[str, float | Tensor], float]:
+        """What one nonzero of each weight costs, and what is left without any: worked out once."""
+        if unit not in self._known_rates:
+            each = {weight.name: self.each(weight, unit) for weight in self.weights}
+            self._known_rates[unit] = (each, self.constant(unit))
+        return self._known_rates[unit]
+
+    @cached_property
+    def _known_rates(self) -> dict[str, tuple[dict[str, float | Tensor], float]]:
+        return {}
+
+    def _saved(self, weight: Weight, present: Tensor, alive: Tensor, unit: str) -> Tensor:
+        lines = {dim: alive[line.to(alive.device)] for dim, line in self._lines[weight.name].items()}
+        if unit == "macs":
+            saved = [self._saved_macs(use, present, lines, alive) for use in weight.uses if use.macs]
+            return torch.stack(saved).sum() if saved else alive.new_zeros(())
+        whole, left = _counted(None, weight.shape, lines), _counted(present, weight.shape, lines)
+        if unit == "params":
+            return whole - left
+        rows = lines[0].sum() if 0 in lines else weight.shape[0]
+        stored = left * (weight.element_bytes + INDEX_BYTES) + INDEX_BYTES * (rows + 1)
+        return whole * weight.element_bytes - stored
+
+    def _saved_macs(self, use: Use, present: Tensor, lines: Lines, alive: Tensor) -> Tensor:
+        fact, members = self._facts[use.node, use.order]
+        macs = alive.new_tensor(fact.coefficient)
+        for line in members:
+            macs = macs * alive[line.to(alive.device)].sum()
+        counts = None if use.counts is None else use.counts.to(present)
+        whole = _counted(counts, tuple(present.shape), lines)
+        left = _counted(present if counts is None else present * counts, tuple(present.shape), lines)
+        share = use.macs / (self._dense_macs(fact) * self.groups.graph.batch_size)
+        return macs * share * (1 - left / whole.clamp_min(torch.finfo(torch.float64).tiny))
+
+    def _dense_macs(self, fact: MacsFact) -> float:
+        size = fact.coefficient
+        for plane in fact.planes:
+            size *= len(flattened(plane))
+        return size
+
+    @cached_property
+    def _lines(self) -> dict[str, Lines]:
+        """The components along each labelled dimension of each weight."""
+        components, values = self.groups.components, self.groups.labelled.parameters
+        return {
+            weight.name: {
+                min(varying(plane)): torch.from_numpy(components.of(flattened(plane))).long()
+                for plane in values[weight.name].planes
+            }
+            for weight in self.weights
+        }
+
+    @cached_property
+    def _facts(self) -> dict[tuple[str, int], tuple[MacsFact, tuple[Tensor, ...]]]:
+        """The products of each node in order, and the components that they run over."""
+        found: dict[tuple[str, int], tuple[MacsFact, tuple[Tensor, ...]]] = {}
+        orders: dict[str, int] = {}
+        for fact in self.groups.labelled.space.macs:
+            order = orders.setdefault(fact.node.name, 0)
+            members = (self.groups.components.of(flattened(plane)) for plane in fact.planes)
+            found[fact.node.name, order] = (fact, tuple(torch.from_numpy(line).long() for line in members))
+            orders[fact.node.name] += 1
+        return found
+
+
+def _counted(present: Tensor | None, shape: tuple[int, ...], lines: Lines) -> Tensor:
+    """The expected number of elements, given the probability of each (None: 1) and of the index along each line."""
+    if present is None:
+        some = next(iter(lines.values()), None)
+        total = torch.ones((), dtype=torch.float64, device=None if some is None else some.device)
+        for dim, size in enumerate(shape):
+            total = total * (lines[dim].sum() if dim in lines else size)
+        return total
+    left: Tensor = present
+    for dim in reversed(range(len(shape))):
+        left = left.movedim(dim, -1) @ lines[dim].to(left.dtype) if dim in lines else left.sum(dim)
+    return left.double()

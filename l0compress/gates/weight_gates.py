@@ -1,0 +1,170 @@
+"""Gates on single weights: one hard concrete gate for each element of a parameter.
+
+The maths is that of :mod:`l0compress.gates.hard_concrete`. What differs is that there are as many gates as weights, so
+sampling and multiplying are one operator with a derivative in closed form. It keeps one tensor beside the product, and
+works block by block: a pass over all weights would wait for memory, and there are a dozen passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from l0compress.gates.hard_concrete import STRETCH, TEMPERATURE, Stretch, median, probability_nonzero
+
+_NOISE_BITS = 16
+_SMALLEST = 1e-3
+_BLOCK = 2**16
+
+
+class WeightGate(nn.Module):
+    """The gates of one parameter; calling it with the parameter returns the gated parameter.
+
+    In training mode the gates are sampled from torch's global generator, in evaluation mode they are at their median.
+
+    Args:
+        log_alpha: where the gates start, of the parameter's shape.
+
+    >>> gate = WeightGate(torch.tensor([[3.0, -9.0]])).eval()
+    >>> gate(torch.tensor([[2.0, 2.0]]))
+    tensor([[2., 0.]], grad_fn=<MulBackward0>)
+    """
+
+    def __init__(self, log_alpha: Tensor, *, temperature: float = TEMPERATURE, stretch: Stretch = STRETCH) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(log_alpha)
+        self.temperature = temperature
+        self.stretch = stretch
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """``weight`` times one sample of its gates in training mode, times their medians in evaluation mode."""
+        if not self.training:
+            return weight * self.median().to(weight.dtype)
+        return self.sample(weight, uniform_like(self.log_alpha))
+
+    def sample(self, weight: Tensor, uniform: Tensor) -> Tensor:
+        """``weight`` times the gates that ``uniform`` noise in (0, 1) draws; ``uniform`` is overwritten."""
+        return _Gated.apply(weight, self.log_alpha, uniform, self.temperature, self.stretch)
+
+    def median(self) -> Tensor:
+        """The test-time gate values."""
+        return median(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
+
+    def probability_nonzero(self) -> Tensor:
+        """The probability that each gate is not zero."""
+        return probability_nonzero(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
+
+    def expected_cost(self, costs: float | Tensor) -> Tensor:
+        """``sum of costs * P(gate is not zero)``: a scalar in float64, differentiable in the gates."""
+        shift = self.temperature * math.log(-self.stretch.low / self.stretch.high)
+        return _ExpectedCost.apply(self.log_alpha, costs, shift)
+
+    def extra_repr(self) -> str:
+        """What ``print`` shows."""
+        return f"shape={tuple(self.log_alpha.shape)}, temperature={self.temperature}, stretch={tuple(self.stretch)}"
+
+
+def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor:
+    """Where the gates of a pretrained weight start: ``log_alpha + slope * log(|weight| / median)``.
+
+    The median is that of the parameter's magnitudes; smaller ones than a thousandth of it count as that.
+
+    >>> starting_log_alpha(torch.tensor([1.0, -2.0, 4.0]), 3.0, 1.0)
+    tensor([2.3069, 3.0000, 3.6931])
+    """
+    if slope == 0:
+        return torch.full(weight.shape, float(log_alpha))
+    magnitudes = weight.detach().float().abs()
+    median = magnitudes.median().clamp_min(torch.finfo(torch.float32).tiny)
+    return log_alpha + slope * (magnitudes / median).clamp_min(_SMALLEST).log()
+
+
+def uniform_like(tensor: Tensor) -> Tensor:
+    """Uniform noise in (0, 1) of the tensor's shape and type, on a grid of 2^16 values.
+
+    >>> noise = uniform_like(torch.zeros(1000))
+    >>> bool((noise > 0).all() and (noise < 1).all()), abs(float(noise.mean()) - 0.5) < 0.05
+    (True, True)
+    """
+    # Four numbers a random word: on a CPU torch.rand would take longer than all else that a gate needs.
+    words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64, device=tensor.device)
+    integers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: tensor.numel()]
+    half = 2 ** (_NOISE_BITS - 1)
+    return integers.view(tensor.shape).to(tensor.dtype).add_(half + 0.5).mul_(0.5 / half)
+
+
+class _Gated(torch.autograd.Function):
+    """Equations 10 and 11 of Louizos et al. 2018 and the product with the weight, in place on the noise."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, log_alpha: Tensor, noise: Tensor, temperature: float, stretch: Stretch
+    ) -> Tensor:
+        product = torch.empty_like(noise, dtype=torch.promote_types(weight.dtype, noise.dtype))
+        for z, location, value, result in _blocks(noise, log_alpha, weight, product):
+            z.logit_().add_(location).div_(temperature).sigmoid_()
+            z.mul_(stretch.high - stretch.low).add_(stretch.low).clamp_(0, 1)
+            torch.mul(value, z, out=result)
+        ctx.save_for_backward(weight)
+        ctx.z, ctx.temperature, ctx.stretch = noise, temperature, stretch
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,), z, ctx.z = ctx.saved_tensors, ctx.z, None
+        if z is None:
+            raise RuntimeError("the gates of single weights keep what they need for one backward pass only")
+        low, high = ctx.stretch
+        scale, middle, half = 1 / ((high - low) * ctx.temperature), (low + high) / 2, (high - low) / 2
+        of_weight = torch.empty_like(z, dtype=gradients[0].dtype)
+        # With s = (z - low) / (high - low), dz/dlog_alpha is (high - low) s (1 - s) / temperature inside (0, 1). It
+        # takes the place of z.
+        for slope, value, gradient, result in _blocks(z, weight, gradients[0], of_weight):
+            torch.mul(gradient, slope, out=result)
+            inside = (slope > 0) & (slope < 1)
+            slope.sub_(middle).square_().sub_(half**2).mul_(inside).mul_(value).mul_(gradient).mul_(-scale)
+        return of_weight.to(weight.dtype), z, None, None, None
+
+
+class _ExpectedCost(torch.autograd.Function):
+    """Equation 12 summed; the probabilities are computed a second time rather than kept."""
+
+    @staticmethod
+    def forward(ctx: Any, log_alpha: Tensor, costs: float | Tensor, shift: float) -> Tensor:
+        ctx.save_for_backward(log_alpha)
+        ctx.costs, ctx.shift = costs, shift
+        total = torch.zeros((), dtype=torch.float64, device=log_alpha.device)
+        if isinstance(costs, Tensor):
+            for location, each in _blocks(log_alpha, costs.to(log_alpha)):
+                total += (location - shift).sigmoid_().mul_(each).sum(dtype=torch.float64)
+            return total
+        for (location,) in _blocks(log_alpha):
+            total += (location - shift).sigmoid_().sum(dtype=torch.float64)
+        return total * costs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (log_alpha,) = ctx.saved_tensors
+        scale = gradients[0].to(log_alpha)
+        result = torch.empty_like(log_alpha, memory_format=torch.contiguous_format)
+        for location, slope in _blocks(log_alpha, result):
+            probability = (location - ctx.shift).sigmoid_()
+            torch.addcmul(probability, probability, probability, value=-1, out=slope).mul_(
+                scale if isinstance(ctx.costs, Tensor) else scale * ctx.costs
+            )
+        return result.mul_(ctx.costs.to(result)) if isinstance(ctx.costs, Tensor) else result, None, None
+
+
+def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Flat parts of tensors of one shape that fit a processor's cache together; those written to are contiguous."""
+    flat = [tensor.reshape(-1) for tensor in tensors]
+    size = flat[0].numel() if flat[0].device.type != "cpu" else _BLOCK
+    for start in range(0, flat[0].numel(), max(size, 1)):
+        yield tuple(part[start : start + size] for part in flat)

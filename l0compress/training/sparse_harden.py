@@ -1,0 +1,205 @@
+"""Hardening of gates on single weights, alone or together with gates on channels.
+
+requires: gates that were trained.
+ensures:  a plan with masks whose true cost, zeros not counted, is at most the target; in parameters equal to it. Every
+          weight that is left keeps its best element, channels that nothing reads any more are cut out, and the output
+          still depends on the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from l0compress.calls import example_calls, named_leaves
+from l0compress.errors import TargetMissedError
+from l0compress.gates.attach import GatedNetwork, fold
+from l0compress.gates.reach import smallest_keep
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.groups import Groups
+from l0compress.graph.network import argument_at
+from l0compress.graph.plan import KeepPlan, Keeps, cut
+from l0compress.graph.shrink import shrink
+from l0compress.graph.weights import find_weights
+from l0compress.training.budget import Penalty
+from l0compress.training.rounding import round_weights
+
+_ROUNDS = 20
+_BATCH = 8
+
+
+def harden_sparse(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
+    """Decide which moves and which single weights of ``gated`` stay; ``gated`` is not changed.
+
+    Moves that are open with a probability above one half stay, as far as the budget leaves each weight one element.
+    Then the weights of highest log_alpha stay that fit together. What nobody reads any more is cut out, and the
+    budget that this frees goes to other weights.
+
+    Raises:
+        TargetMissedError: nothing that fits the budget lets the output depend on the input.
+    """
+    graph = gated.graph()
+    groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
+
+    def enough(keep: Tensor) -> bool:
+        return budget.target is None or groups.cost_of(keep).get(budget.unit) >= budget.target
+
+    plan = _masked(gated, graph, KeepPlan(groups, _likely_moves(gated, enough, budget)), budget)
+    for _ in range(_ROUNDS):
+        narrower = _without_unread(plan, scores, enough)
+        if bool((narrower.keep == plan.keep).all()):
+            break
+        plan = _masked(gated, graph, narrower, budget)
+    check_connected(graph, shrink(fold(gated, plan), plan))
+    return plan
+
+
+def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], budget: Penalty) -> Tensor:
+    """bool (num_moves,), closed: what is likely to be open, corrected where that is too much or too little."""
+    groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
+    needed = smallest_keep(groups, scores)
+    keep = groups.close(needed | (gated.gates.probability_nonzero().detach().cpu() > 0.5))
+    target, unit = budget.target, budget.unit
+    if target is None:
+        return keep
+    order = torch.argsort(scores, stable=True).tolist()
+    closed = [move for move in reversed(order) if not keep[move]]
+    # With every weight of fewer channels there would be room left.
+    more = _first(len(closed), lambda count: enough(_with(groups, keep, closed[:count])))
+    keep = _with(groups, keep, closed[:more])
+    spare = [move for move in order if keep[move] and not needed[move]]
+    fewer = _first(len(spare), lambda count: gated.smallest_cost(unit, _without(groups, keep, spare[:count])) <= target)
+    return _without(groups, keep, spare[:fewer])
+
+
+def _first(most: int, holds: Callable[[int], bool]) -> int:
+    """The smallest number from 0 on for which a monotone condition holds, ``most`` where it never does."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(middle) else (middle + 1, high)
+    return low
+
+
+def _with(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
+    more = keep.clone()
+    more[moves] = True
+    return groups.close(more)
+
+
+def _without(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
+    fewer = keep.clone()
+    fewer[moves] = False
+    return groups.close(fewer)
+
+
+def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, budget: Penalty) -> KeepPlan:
+    """The plan with masks that fit the budget; elements that are cut anyway count as kept."""
+    keeps, gates = plan.parameter_keeps(), gated.weight_gates
+    small = shrink(graph, KeepPlan(plan.groups, plan.keep))
+    names = {alias: weight.name for weight in gated.sparse for alias in weight.names}
+    of_small = {weight.name: names[weight.name] for weight in find_weights(small) if weight.name in names}
+    if budget.target is None:
+        probabilities = {new: gates[old].probability_nonzero().detach().cpu() for new, old in of_small.items()}
+        masks = {new: _likely(cut(values, keeps[new])) for new, values in probabilities.items()}
+    else:
+        scores = {new: cut(gates[old].log_alpha.detach().cpu(), keeps[new]) for new, old in of_small.items()}
+        masks = round_weights(small, scores, target=budget.target, unit=budget.unit)
+    shapes = {weight.name: weight.shape for weight in gated.sparse}
+    return plan.with_masks({old: whole_mask(masks[new], shapes[old], keeps[new]) for new, old in of_small.items()})
+
+
+def _likely(probabilities: Tensor) -> Tensor:
+    return (probabilities > 0.5) | (probabilities == probabilities.max())
+
+
+def whole_mask(mask: Tensor, shape: tuple[int, ...], keeps: Keeps) -> Tensor:
+    """A small parameter's mask in the dense shape, True where the parameter is cut.
+
+    >>> whole_mask(torch.tensor([[False, True]]), (2, 2), (torch.tensor([1]), None))
+    tensor([[ True,  True],
+            [False,  True]])
+    """
+    whole = torch.ones(shape, dtype=torch.bool)
+    index = [torch.arange(size) if keep is None else keep for size, keep in zip(shape, keeps, strict=True)]
+    whole[torch.meshgrid(*index, indexing="ij")] = mask
+    return whole
+
+
+def whole_masks(plan: KeepPlan, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks of a small model's parameters in the dense shapes that ``plan`` cuts."""
+    keeps, values = plan.parameter_keeps(), plan.groups.labelled.parameters
+    return {name: whole_mask(mask, tuple(values[name].shape), keeps[name]) for name, mask in masks.items()}
+
+
+def _without_unread(plan: KeepPlan, scores: Tensor, enough: Callable[[Tensor], bool]) -> KeepPlan:
+    """The plan without the channels that only zeros read, as far as cutting them out changes nothing.
+
+    The masks go: there is room for more. So many channels stay that ``enough`` is left to fill the budget.
+    """
+    groups = plan.groups
+    present = _present(plan)
+    read = torch.zeros(groups.num_moves + 1, dtype=torch.bool)
+    known = torch.zeros(groups.num_moves + 1, dtype=torch.bool)
+    for number, one in enumerate(groups.reads):
+        known[one.moves.flatten()] = True
+        read[one.moves[present[number]].flatten()] = True
+    unread = torch.where(plan.keep & known[:-1] & ~read[:-1], scores, torch.inf).argsort(stable=True)
+    order = unread[: int((plan.keep & known[:-1] & ~read[:-1]).sum())].tolist()
+    whole = KeepPlan(groups, plan.keep)
+    count = _first(len(order), lambda count: not enough(KeepPlan.further(whole, order[: count + 1]).keep))
+    narrower = KeepPlan.further(whole, order[:count])
+    silenced = [(one.silenced(narrower.alive) & ~one.silenced(plan.alive)).flatten() for one in groups.reads]
+    exact = not any(bool((now & present[number]).any()) for number, now in enumerate(silenced))
+    return narrower if exact else KeepPlan(groups, plan.keep, plan.masks)
+
+
+def _present(plan: KeepPlan) -> list[Tensor]:
+    """For every read, bool (channels,): whether anything but zeros reads the channel."""
+    keeps = plan.parameter_keeps()
+    nodes = {node.name: node for node in plan.groups.graph.nodes()}
+    found = []
+    for one in plan.groups.reads:
+        source = argument_at(nodes[one.node], one.arg)
+        mask = plan.masks.get(str(source.target)) if source.op == "get_attr" else None
+        if mask is None:
+            found.append(torch.ones(len(one.moves), dtype=torch.bool))
+            continue
+        left = mask & _uncut(mask, keeps[str(source.target)])
+        dims = tuple(dim for dim, size in enumerate(one.shape) if size == 1)
+        found.append(left.any(dims, keepdim=True).flatten() if dims else left.flatten())
+    return found
+
+
+def _uncut(mask: Tensor, keeps: Keeps) -> Tensor:
+    """bool of the mask's shape: the elements that are not cut."""
+    uncut = torch.zeros_like(mask)
+    index = [torch.arange(size) if keep is None else keep for size, keep in zip(mask.shape, keeps, strict=True)]
+    uncut[torch.meshgrid(*index, indexing="ij")] = True
+    return uncut
+
+
+def check_connected(before: CapturedGraph, after: CapturedGraph) -> None:
+    """Compare what two calls return: where the inputs made a difference, they still have to.
+
+    Raises:
+        TargetMissedError: the output of ``after`` no longer depends on the input.
+    """
+    if _moves(before) and not _moves(after):
+        raise TargetMissedError(
+            "With so few weights the model's output no longer depends on its input. Nothing was written. Ask for a "
+            "larger target."
+        )
+
+
+def _moves(graph: CapturedGraph) -> bool:
+    """Whether the outputs on two different calls differ anywhere."""
+    module = graph.module()
+    with torch.no_grad():
+        first, second = (
+            named_leaves(module(*call.args, **call.kwargs))
+            for call in (example_calls(graph, (_BATCH,), seed=seed)[1] for seed in (0, 1))
+        )
+    return any(isinstance(value, Tensor) and not torch.equal(value, second[name]) for name, value in first.items())
