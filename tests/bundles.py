@@ -100,6 +100,18 @@ class TwoOutputs(nn.Module):
         return {"hidden": hidden, "out": self.second(torch.relu(hidden + shift)), "again": hidden + 1}
 
 
+class Transposed(nn.Module):
+    """Products whose weights have outputs as columns, as in GPT-2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Parameter(torch.empty(20, 30)), nn.Parameter(torch.empty(30, 20))
+        self.bias = nn.Parameter(torch.empty(30))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(torch.addmm(self.bias, x, self.first)) @ self.second
+
+
 def convolutions() -> nn.Module:
     """Every kind of two-dimensional convolution that a layer may be, with batch norm between them."""
     return nn.Sequential(
@@ -125,6 +137,7 @@ NETWORKS = {
     ),
     "attention": lambda: (randomised(Attention(), 0.8), Call((torch.randint(0, 50, (2, 6)),))),
     "two outputs": lambda: (randomised(TwoOutputs()), Call((torch.randn(2, 20), torch.randn(2, 1)))),
+    "columns": lambda: (randomised(Transposed()), Call((torch.randn(2, 20),))),
     "LSTM": lambda: (randomised(Recurrent(nn.LSTM)), Call((torch.randn(2, 5, 16),))),
     "GRU": lambda: (randomised(Recurrent(nn.GRU)), Call((torch.randn(2, 5, 16),))),
     "unrolled cell": lambda: (randomised(Unrolled()), Call((torch.randn(2, 3, 16),))),

@@ -145,7 +145,7 @@ class TestDamage:
         with pytest.raises(FormatError, match="not finite"):
             decode(spec, data)
 
-    @pytest.mark.parametrize("gaps", [[255, 255], [3, 255], [255], [1, 2, 3]])
+    @pytest.mark.parametrize("gaps", [[255, 255], [3, 255], [255], [1, 2, 3], [0, 1, 255]])
     def test_gaps_that_place_too_few_or_too_many(self, gaps):
         spec, data = encode(np.array([[1, 0, 2.0]], np.float32), storage="float32", is_sparse=True)
         files = members(data)
@@ -200,14 +200,20 @@ class TestModels:
             assert found[name].dtype == array.dtype and found[name].shape == array.shape
             np.testing.assert_array_equal(found[name], array)
 
-    @pytest.mark.parametrize("place", ["initializer", "attribute", "inner graph", "sparse", "function"])
+    @pytest.mark.parametrize(
+        "place", ["initializer", "attribute", "inner graph", "sparse", "sparse attribute", "function"]
+    )
     def test_data_in_other_files_is_found_wherever_it_hides(self, place):
         tensor = TensorProto(name="w", dims=[1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
         tensor.external_data.add(key="location", value="/etc/passwd")
         model = hiding(tensor, place)
         with pytest.raises(FormatError, match="another file"):
             check_model(model.SerializeToString())
+        tensor.ClearField("data_location")
+        with pytest.raises(FormatError, match="another file"):
+            check_model(hiding(tensor, place).SerializeToString())
         tensor.ClearField("external_data")
+        tensor.data_location = TensorProto.EXTERNAL
         with pytest.raises(FormatError, match="another file"):
             check_model(hiding(tensor, place).SerializeToString())
         tensor.ClearField("data_location")
@@ -241,6 +247,9 @@ def hiding(tensor: TensorProto, place: str) -> onnx.ModelProto:
         graph.node.append(
             helper.make_node("If", ["c"], ["d"], then_branch=helper.make_graph([], "t", [], [], [tensor]))
         )
+    elif place == "sparse attribute":
+        sparse = onnx.SparseTensorProto(values=tensor, indices=TensorProto(), dims=[1])
+        graph.node.append(helper.make_node("Constant", [], ["c"], sparse_value=sparse))
     elif place == "sparse":
         graph.sparse_initializer.append(onnx.SparseTensorProto(values=tensor, indices=TensorProto(), dims=[1]))
     else:
