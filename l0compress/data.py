@@ -74,7 +74,10 @@ class Split:
             lengths["the targets"] = len(self.targets)
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-            raise DataError(f"Inputs and targets have different numbers of samples ({listed}).")
+            raise DataError(
+                f"Inputs and targets have different numbers of samples ({listed}). Nothing was changed. Give one "
+                "target for each sample."
+            )
         if len(self) == 0:
             raise DataError("The data has no samples.")
 
@@ -165,12 +168,14 @@ class Data:
     """The data of a run: what is trained on, what choices are made on, and what is read once at the end.
 
     ``augment`` changes a training batch, drawing from the generator it is given; it must not change shapes.
+    ``preprocessing`` describes, as plain values, how raw data became these inputs, so that a deployment can repeat it.
     """
 
     train: AnySplit
     val: AnySplit
     test: AnySplit | None = None
     augment: Callable[[Batch, torch.Generator], Batch] | None = None
+    preprocessing: Mapping[str, Any] | None = None
 
     def parts(self) -> dict[str, AnySplit]:
         """The parts that exist, by name."""

@@ -11,10 +11,12 @@
     │   ├── PlanError           a keep plan that does not fit its groups
     │   ├── NothingToPruneError no channel of the graph can be removed
     │   └── RunError            a run folder or artifact is missing or unreadable
-    └── CheckError              a check failed; the command line exits 1
-        ├── NotEqualError       two models that must agree do not
-        ├── TargetMissedError   the model that came out is over its budget
-        └── SurgeryError        a graph could not be rewritten exactly; nothing was written
+    ├── CheckError              a check failed; the command line exits 1
+    │   ├── NotEqualError       two models that must agree do not
+    │   ├── TargetMissedError   the model that came out is over its budget
+    │   ├── DivergedError       the loss or a weight is not finite any more
+    │   └── SurgeryError        a graph could not be rewritten exactly; nothing was written
+    └── StoppedError            a signal stopped a run, which is kept; exits 130 (Ctrl-C) or 143 (SIGTERM)
 
 A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it.
 """
@@ -74,5 +76,17 @@ class TargetMissedError(CheckError):
     """The model that came out is over its budget."""
 
 
+class DivergedError(CheckError):
+    """Training broke down: the loss or a weight is not finite, or the loss is beyond all measure."""
+
+
 class SurgeryError(CheckError):
     """A graph could not be rewritten exactly; the original is unchanged."""
+
+
+class StoppedError(L0Error):
+    """A signal stopped a run; its folder is kept and can be resumed. ``exit_code`` is 128 plus the signal."""
+
+    def __init__(self, message: str, *, signal: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal

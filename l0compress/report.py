@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from l0compress.graph.cost import Cost
 
 if TYPE_CHECKING:
     from l0compress.bench import BenchReport, Timing
+    from l0compress.runtime.manifest import Manifest, SparseStep
     from l0compress.verify import Equality
 
 ABSENT = "—"
@@ -68,6 +69,8 @@ class Measured:
         cost: parameters, multiply-accumulates and bytes of weights.
         metric: the task's metric on held-out data, such as accuracy between 0 and 1.
         file_bytes: size of its artifact.
+        memory_bytes: what loading and running it adds to a process.
+        quantized: its weights are stored in fewer bytes than ``cost`` counts.
         nonzero: what it costs when the zeros in its weights are left out, where it has any to speak of.
     """
 
@@ -75,6 +78,8 @@ class Measured:
     cost: Cost | None = None
     metric: float | None = None
     file_bytes: int | None = None
+    memory_bytes: int | None = None
+    quantized: bool = False
     nonzero: Cost | None = None
 
     @property
@@ -84,6 +89,13 @@ class Measured:
 
 
 _Count = tuple[str, Callable[[Measured], int | None]]
+_COUNTS: tuple[_Count, ...] = (
+    ("parameters", lambda model: model.cost.params if model.cost else None),
+    ("MACs per sample", lambda model: model.cost.macs if model.cost else None),
+    ("weight bytes", lambda model: model.cost.size_bytes if model.cost and not model.quantized else None),
+    ("file bytes", lambda model: model.file_bytes),
+    ("memory bytes", lambda model: model.memory_bytes),
+)
 _SPARSE_COUNTS: tuple[_Count, ...] = (
     ("nonzero parameters", lambda model: model.without_zeros.params if model.without_zeros else None),
     ("MACs with nonzero weights", lambda model: model.without_zeros.macs if model.without_zeros else None),
@@ -92,53 +104,63 @@ _SPARSE_COUNTS: tuple[_Count, ...] = (
 
 
 def comparison_table(
-    dense: Measured,
-    small: Measured,
-    *,
-    metric_name: str = "accuracy",
-    bench: BenchReport | None = None,
-    title: str = "",
+    *models: Measured, metric_name: str = "accuracy", bench: BenchReport | None = None, title: str = ""
 ) -> Table:
-    """Dense against small: the metric, what each costs, and how long each takes.
+    """Models side by side: the metric, what each costs, and how long each takes; the first is what the others are
+    compared with.
 
-    The last column is small as a share of dense. Latencies are those of the candidates of the same names in ``bench``.
+    Of two models the last column is the second as a share of the first; of more, each cell says its own share.
+    Latencies are those of the candidates of the same names in ``bench``.
 
     Example:
         >>> dense, small = Measured("dense", Cost(1000, 2000, 4000)), Measured("small", Cost(250, 500, 1000))
         >>> comparison_table(dense, small).rows[0]
         ('parameters', '1,000', '250', '25.0 %')
+        >>> comparison_table(dense, small, Measured("smaller", Cost(100, 200, 400))).rows[0]
+        ('parameters', '1,000', '250 (25.0 %)', '100 (10.0 %)')
     """
     rows: list[tuple[str, ...]] = []
-    if dense.metric is not None or small.metric is not None:
-        rows.append((metric_name, *(ABSENT if m is None else f"{m:.4f}" for m in (dense.metric, small.metric)), ""))
-    counts: tuple[_Count, ...] = (
-        ("parameters", lambda model: model.cost.params if model.cost else None),
-        ("MACs per sample", lambda model: model.cost.macs if model.cost else None),
-        ("weight bytes", lambda model: model.cost.size_bytes if model.cost else None),
-        ("file bytes", lambda model: model.file_bytes),
-    )
-    if dense.nonzero or small.nonzero:
-        counts = (*counts, *_SPARSE_COUNTS)
-    for label, count in counts:
-        a, b = count(dense), count(small)
-        if a is not None or b is not None:
-            rows.append((label, _count(a), _count(b), _share(b, a)))
+    if any(model.metric is not None for model in models):
+        cells = (ABSENT if model.metric is None else f"{model.metric:.4f}" for model in models)
+        rows.append((metric_name, *cells, *([""] if len(models) == 2 else [])))
+    for label, count in (*_COUNTS, *(_SPARSE_COUNTS if any(model.nonzero for model in models) else ())):
+        counts = [count(model) for model in models]
+        if any(value is not None for value in counts):
+            rows.append((label, *_shared(counts, _count)))
+    columns = ("", *(model.name for model in models), *(["share"] if len(models) == 2 else []))
     if bench is None:
-        return Table(title, ("", dense.name, small.name, "share"), tuple(rows))
-    rows += [row for size in bench.batch_sizes for row in _latency_rows(bench, dense.name, small.name, size)]
-    return Table(title, ("", dense.name, small.name, "share"), tuple(rows), (_thread_note(bench),))
+        return Table(title, columns, tuple(rows))
+    names = [model.name for model in models]
+    rows += [row for size in bench.batch_sizes for row in _latency_rows(bench, names, size)]
+    return Table(title, columns, tuple(rows), (_thread_note(bench),))
 
 
-def _latency_rows(bench: BenchReport, dense: str, small: str, batch_size: int) -> list[tuple[str, ...]]:
-    a, b = bench.timing(dense, batch_size), bench.timing(small, batch_size)
-    return [
-        (f"latency median, batch {batch_size} (ms)", *_shared(a.median_ms, b.median_ms)),
-        (f"latency p95, batch {batch_size} (ms)", *_shared(a.p95_ms, b.p95_ms)),
+def _latency_rows(bench: BenchReport, names: Sequence[str], batch_size: int) -> list[tuple[str, ...]]:
+    timings = [bench.timing(name, batch_size) for name in names]
+    rows = [
+        (f"latency median, batch {batch_size} (ms)", *_shared([timing.median_ms for timing in timings], _milliseconds)),
+        (f"latency p95, batch {batch_size} (ms)", *_shared([timing.p95_ms for timing in timings], _milliseconds)),
     ]
+    if len(names) > 2:
+        throughputs = [timing.samples_per_second for timing in timings]
+        rows.append((f"samples/s, batch {batch_size}", *_shared(throughputs, lambda value: f"{value:,.0f}")))
+    return rows
 
 
-def _shared(dense_ms: float, small_ms: float) -> tuple[str, str, str]:
-    return _milliseconds(dense_ms), _milliseconds(small_ms), _share(small_ms, dense_ms)
+def _shared(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[str, ...]:
+    """The cells of one row: each value, and its share of the first one."""
+    first, *others = values
+    if len(others) == 1:
+        return _cell(first, text), _cell(others[0], text), _share(others[0], first)
+    shares = (
+        _cell(value, text) if value is None or not first else f"{text(value)} ({_share(value, first)})"
+        for value in others
+    )
+    return _cell(first, text), *shares
+
+
+def _cell(value: Any, text: Callable[[Any], str]) -> str:
+    return ABSENT if value is None else text(value)
 
 
 def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
@@ -157,6 +179,38 @@ def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
     columns = ("model", "file bytes", "batch", "median ms", "p95 ms", "samples/s")
     ordered = [timing for size in report.batch_sizes for timing in report.timings if timing.batch_size == size]
     return Table(title, columns, tuple(row(timing) for timing in ordered), (_thread_note(report),))
+
+
+def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as they were timed at export") -> Table:
+    """Every layer of a bundle: its zeros, and which form each batch size uses beside what it was compared with."""
+    sizes = [size for size, _ in manifest.choices]
+    timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
+    used = {
+        (step.part, size): step.engine or "dense" for size, plan in manifest.choices for step in manifest.plans[plan]
+    }
+
+    def cell(layer: str, size: int) -> str:
+        medians = timed.get((layer, size), {})
+        others = ", ".join(
+            f"{name} {_milliseconds(ms)}" for name, ms in sorted(medians.items(), key=lambda item: item[1])
+        )
+        return f"{used.get((layer, size), 'dense')} ({others})" if others else used.get((layer, size), "dense")
+
+    def zeros(layer: SparseStep) -> str:
+        spec = manifest.tensors[layer.weight]
+        return f"{100 * (1 - (spec.size if spec.nonzeros is None else spec.nonzeros) / spec.size):.1f} %"
+
+    rows = tuple(
+        (layer.name, zeros(layer), *(cell(name, size) for size in sizes)) for name, layer in manifest.layers.items()
+    )
+    notes = [f"{name}: {why}" for name, why in manifest.whys.items() if name not in {row[0] for row in rows}]
+    if manifest.plan_timings:
+        whole = ", ".join(
+            f"{_milliseconds(timing.chosen_ms)} at batch {timing.batch_size} (dense {_milliseconds(timing.dense_ms)})"
+            for timing in manifest.plan_timings
+        )
+        notes.insert(0, f"Median milliseconds, {manifest.about.get('threads')} threads. The whole model: {whole}.")
+    return Table(title, ("layer", "zeros", *(f"batch {size}" for size in sizes)), rows, tuple(notes))
 
 
 def equality_table(equality: Equality, *, title: str = "Equality") -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from l0compress.cli.app import app
+from l0compress.pipeline.durable import sha256_of
+from l0compress.pipeline.manifest import read_manifest
 
 # One thread here and in the commands that tests start: two networks of a few units each would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,6 +27,12 @@ def run_cli(*arguments: str | Path) -> Result:
     if outcome.exception is not None and not isinstance(outcome.exception, SystemExit):
         raise outcome.exception
     return outcome
+
+
+def printed_json(*arguments: str | Path) -> dict:
+    outcome = run_cli(*arguments, "--json")
+    assert outcome.exit_code == 0, outcome.stderr
+    return json.loads(outcome.stdout)
 
 
 def tiny_mlp() -> nn.Module:
@@ -51,6 +60,26 @@ def blobs_npz(tmp_path: Path) -> Path:
     path = tmp_path / "blobs.npz"
     save_blobs(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its data, and a run at half its parameters that was exported to both formats."""
+    folder = tmp_path_factory.mktemp("finished")
+    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), folder / "mlp.pt2")
+    save_blobs(folder / "blobs.npz")
+    arguments = ("--data", folder / "blobs.npz", "--target", "params=0.6", "--epochs", "3", "-o", folder / "run")
+    assert run_cli("finetune", folder / "mlp.pt2", *arguments).exit_code == 0
+    for format in ("onnx", "pt2"):
+        assert run_cli("export", folder / "run", "--format", format).exit_code == 0
+    return folder
+
+
+def sign_again_(run: Path) -> None:
+    """Make a run folder whose files were changed consistent again."""
+    manifest = read_manifest(run)
+    manifest.files.update({name: sha256_of(run / name) for name in manifest.files})
+    manifest.write(run)
 
 
 def save_pt2(model: nn.Module, args: tuple[torch.Tensor, ...], path: Path) -> None:

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutant_list import MUTANTS, Mutant
+from mutant import Mutant
+from mutant_list import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, WRONG_PACKAGE = 50, 51, 99  # pytest's own statuses, moved away from that of a crash

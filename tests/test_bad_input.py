@@ -2,134 +2,69 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
-from torch import nn
+from bad_inputs import CASES, FIX, PAGE, build, contents, message_of, page
+from conftest import run_cli
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+MESSAGES: dict[str, str] = {}
+SAMPLE = ("a pickle that runs code", "a table without a target")
 
 
-class Wanderer(nn.Module):
-    """Its path depends on the data, which no graph can hold."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * 2 if x.sum() > 0 else x - 1
-
-
-def wanderer() -> nn.Module:
-    return nn.Sequential(nn.Linear(8, 3), Wanderer())
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working directory of all cases: none may change it, so one is enough."""
+    folder = tmp_path_factory.mktemp("bad")
+    before = Path.cwd()
+    build(folder)
+    os.chdir(before)
+    return folder
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a model, data that fits it, and the ways in which both can be wrong."""
-    monkeypatch.chdir(tmp_path)
-    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), Path("mlp.pt2"))
-    save_pt2(nn.LayerNorm(8), (torch.zeros(2, 8),), Path("norm.pt2"))
-    torch.save(wanderer().state_dict(), "wanderer.pt")
-    torch.save(tiny_mlp(), "pickled.pt")
-    Path("noise.pt2").write_bytes(b"no archive")
-    Path("noise.npz").write_bytes(b"no archive")
-    save_blobs(Path("blobs.npz"))
-    save_blobs(Path("labels.npz"), y_train=np.full(120, 3))
-    save_blobs(Path("shape.npz"), x_train=np.zeros((120, 5), np.float32))
-    save_blobs(Path("nan.npz"), x_test=np.full((60, 8), np.nan, np.float32))
-    save_blobs(Path("floating.npz"), y_train=np.zeros(120, np.float32))
-    Path("full").mkdir()
-    Path("full/notes.txt").write_text("mine")
-    return tmp_path
+def folder(built: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(built)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return built
 
 
-def finetune(model: str = "mlp.pt2", *more: str, data: str = "blobs.npz", target: str = "params=0.5") -> list[str]:
-    return ["finetune", model, "--data", data, "--target", target, "--epochs", "3", *more]
-
-
-CASES = {
-    "a missing model": (finetune("none.pt2"), "Cannot read model 'none.pt2': no such file."),
-    "an unreadable model": (
-        finetune("noise.pt2"),
-        "Cannot read model 'noise.pt2' as an archive of torch.export.save (",
-    ),
-    "a pickled model": (finetune("pickled.pt"), "Model 'pickled.pt' is a pickled object, and loading it runs code"),
-    "weights without a factory": (finetune("wanderer.pt"), "Model 'wanderer.pt' holds weights, not a module. Say what"),
-    "missing data": (finetune(data="none.npz"), "Cannot read data 'none.npz': no such file."),
-    "unreadable data": (
-        finetune(data="noise.npz"),
-        "Cannot read data 'noise.npz' as an .npz file (it is no zip archive).",
-    ),
-    "unknown data": (finetune(data="table.xls"), "Cannot read data 'table.xls': data is 'digits', an .npz file, or"),
-    "a wrong shape": (
-        finetune(data="shape.npz"),
-        "The model was exported for samples of shape (8,), and the data has (5,). Nothing was changed.",
-    ),
-    "labels out of range": (
-        finetune(data="labels.npz"),
-        "Label 3 of sample 0 in the train part is out of range: the model has 3 outputs, so labels are 0 to 2.",
-    ),
-    "a value that is not finite": (
-        finetune(data="nan.npz"),
-        "Sample 0 of the test part has a value that is not finite in input 0 (60 such samples).",
-    ),
-    "regression targets for classes": (
-        finetune("mlp.pt2", "--loss", "cross-entropy", data="floating.npz"),
-        "The targets of the train part are floating-point numbers, no class labels. For regression say --loss mse.",
-    ),
-    "a target of 0": (finetune(target="macs=0"), "Target 'macs=0' is out of range. A fraction of the dense model lies"),
-    "a target of 2": (finetune(target="macs=2"), "Target 'macs=2' is out of range. A fraction of the dense model lies"),
-    "a target of 1": (finetune(target="macs=1"), "Target 'macs=1' is out of range. A fraction of the dense model lies"),
-    "an unknown unit": (
-        finetune(target="latency=0.5"),
-        "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, bytes.",
-    ),
-    "a target out of reach": (
-        finetune(target="params=0.01"),
-        "Target params=0.01: at most 0 parameters cannot be reached",
-    ),
-    "nothing that can be removed": (finetune("norm.pt2"), "no channel of this model can be removed."),
-    "nothing to inspect": (["inspect", "norm.pt2"], "no channel of this model can be removed."),
-    "a model that cannot be captured": (
-        finetune("wanderer.pt", "--factory", "test_bad_input:wanderer"),
-        "torch.export cannot capture Sequential: ",
-    ),
-    "a module without data to inspect it with": (
-        ["inspect", "wanderer.pt", "--factory", "test_bad_input:wanderer"],
-        "Model 'wanderer.pt' does not say what its inputs look like.",
-    ),
-    "a run folder that is not empty": (
-        finetune("mlp.pt2", "-o", "full"),
-        "'full' exists already. Nothing was written.",
-    ),
-    "a run folder that is a file": (finetune("mlp.pt2", "-o", "mlp.pt2"), "'mlp.pt2' exists already. Nothing was"),
-    "a run folder under a file": (finetune("mlp.pt2", "-o", "mlp.pt2/run"), "Cannot write 'mlp.pt2/run': "),
-    "an unknown device": (finetune("mlp.pt2", "--device", "abacus"), "Device 'abacus' cannot be used: "),
-    "an unknown loss": (finetune("mlp.pt2", "--loss", "hinge"), "Unknown loss 'hinge': expected one of "),
-    "a loss that cannot be imported": (
-        finetune("mlp.pt2", "--loss", "nowhere:f"),
-        "--loss 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError",
-    ),
-    "resuming": (finetune("mlp.pt2", "--resume"), "Runs leave no checkpoints to resume from. Nothing was changed."),
-    "no run to export": (["export"], "There is no finished run under 'runs'."),
-    "a missing run to export": (["export", "none"], "Cannot read run 'none': no such folder."),
-    "a folder that is no run": (["export", "full"], "'full' is no finished run: config.json is missing."),
-    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no finished run: config.json is"),
-    "a missing artifact to time": (["bench", "none.onnx"], "Cannot read artifact 'none.onnx': no such file."),
-    "another kind of artifact": (
-        ["bench", "blobs.npz"],
-        "Cannot read artifact 'blobs.npz': an artifact is an .onnx or a",
-    ),
-    "batch sizes that are none": (["bench", "x.onnx", "--batch", "1,x"], "--batch '1,x' is no list of batch sizes."),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES.keys())
-def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
-    before = sorted(folder.rglob("*"))
-    outcome = run_cli(*arguments)
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(folder: Path, name: str) -> None:
+    case, before = CASES[name], contents(folder)
+    outcome = run_cli(*case.arguments)
     lines = outcome.stderr.splitlines()
-    assert lines[-1].startswith("Error: " + message), outcome.stderr
+    MESSAGES[name] = message_of(outcome.stderr)
+    assert lines[-1].startswith("Error: " + case.message), outcome.stderr
     assert sum(line.startswith("Error: ") for line in lines) == 1 and "Traceback" not in outcome.stderr, outcome.stderr
+    assert FIX.search(lines[-1]), f"it names no fix: {lines[-1]}"
     assert outcome.exit_code == 2
     assert outcome.stdout == ""
-    assert sorted(folder.rglob("*")) == before
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_same_in_a_process_of_its_own(folder: Path, name: str) -> None:
+    case, before = CASES[name], contents(folder)
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-m", "l0compress", *case.arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.stderr.splitlines() == ["Error: " + done.stderr.splitlines()[0].removeprefix("Error: ")]
+    assert done.stderr.startswith("Error: " + case.message)
+    assert contents(folder) == before
+
+
+def test_the_page_of_errors_is_current() -> None:
+    if set(MESSAGES) != set(CASES):
+        pytest.skip("only some cases were run")
+    assert PAGE.read_text(encoding="utf-8") == page(MESSAGES), "make errors writes docs/errors.md anew"

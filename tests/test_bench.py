@@ -14,7 +14,9 @@ from l0compress.calls import Call
 from l0compress.errors import InputError, RunError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
+from l0compress.footprint import footprint
 from l0compress.graph import CapturedGraph, capture
+from l0compress.plot import plot_latency
 
 
 @pytest.fixture
@@ -119,3 +121,35 @@ class TestBadInput:
     def test_a_file_of_another_kind(self, tmp_path):
         with pytest.raises(RunError, match=r"it is neither an \.onnx nor a \.pt2 file"):
             bench({"f": tmp_path / "model.txt"})
+
+
+class TestFootprint:
+    def test_a_larger_model_takes_more(self, tmp_path: Path) -> None:
+        sizes = {}
+        for width in (16, 2048):
+            graph = capture(nn.Linear(2048, width), (torch.randn(2, 2048),))
+            sizes[width] = footprint(export_onnx(graph, tmp_path / f"{width}.onnx").path)
+        weight_bytes = 4 * 2048 * 2048
+        assert sizes[2048] - sizes[16] > 0.9 * weight_bytes
+
+    def test_what_cannot_be_loaded_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "broken.onnx").write_bytes(b"no model")
+        with pytest.raises(RunError, match=r"Cannot measure the memory of .*broken\.onnx: .*ONNX Runtime cannot load"):
+            footprint(tmp_path / "broken.onnx")
+
+
+class TestPlot:
+    REPORT = BenchReport(
+        threads=1,
+        timings=(Timing("dense", 1, 15, 2.0, 3.0, 500.0), Timing("small", 1, 15, 1.0, 1.5, 1000.0)),
+        file_bytes={"dense": 4, "small": 2},
+    )
+
+    @pytest.mark.parametrize("suffix, magic", [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")])
+    def test_it_is_drawn(self, tmp_path: Path, suffix: str, magic: bytes) -> None:
+        assert plot_latency(self.REPORT, tmp_path / f"bench{suffix}").read_bytes().startswith(magic)
+
+    @pytest.mark.parametrize("name", ["bench.bmp", "missing/bench.png"])
+    def test_where_it_cannot_be_drawn(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(InputError, match=r"in a folder that exists\. Nothing was drawn\."):
+            plot_latency(self.REPORT, tmp_path / name)

@@ -14,35 +14,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
+from conftest import printed_json, run_cli, save_blobs, save_pt2, tiny_mlp
 from torch import nn
 
 from l0compress.cli.progress import ProgressDisplay
 from l0compress.cli.render import messages
 from l0compress.export.session import OnnxSession
 from l0compress.loading import load_pt2
+from l0compress.pipeline.config import read_config
+from l0compress.pipeline.durable import sha256_of
+from l0compress.pipeline.manifest import read_manifest
 from l0compress.training.events import ProgressEvent
 
 COMMANDS = ("inspect", "finetune", "export", "verify", "bench")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, its data, and a run at half its parameters that was exported to both formats."""
-    folder = tmp_path_factory.mktemp("finished")
-    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), folder / "mlp.pt2")
-    save_blobs(folder / "blobs.npz")
-    arguments = ("--data", folder / "blobs.npz", "--target", "params=0.6", "--epochs", "3", "-o", folder / "run")
-    assert run_cli("finetune", folder / "mlp.pt2", *arguments).exit_code == 0
-    for format in ("onnx", "pt2"):
-        assert run_cli("export", folder / "run", "--format", format).exit_code == 0
-    return folder
-
-
-def printed_json(*arguments: str | Path) -> dict:
-    outcome = run_cli(*arguments, "--json")
-    assert outcome.exit_code == 0, outcome.stderr
-    return json.loads(outcome.stdout)
 
 
 def x(num_samples: int) -> torch.Tensor:
@@ -77,8 +61,8 @@ class TestFinetune:
     def test_it_leaves_a_complete_run_folder_and_nothing_beside_it(self, finished: Path) -> None:
         assert {path.name for path in finished.iterdir()} == {"mlp.pt2", "blobs.npz", "run"}
         assert {path.name for path in (finished / "run").iterdir()} == {
-            "config.json", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl", "result.json",
-            "model.onnx", "model.pt2",
+            "run.json", "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "metrics.jsonl",
+            "log.jsonl", "result.json", "model.onnx", "model.pt2",
         }  # fmt: skip
 
     def test_the_budget_is_kept(self, finished: Path) -> None:
@@ -159,10 +143,10 @@ class TestFinetune:
             tmp_path / "run",
         )
         printed_json("finetune", finished / "mlp.pt2", *arguments, *flags)
-        settings = json.loads((tmp_path / "run/config.json").read_text())["settings"]
-        names = {"--optimizer": "optimizer", "--clip": "clip", "--batch-size": "batch_size", "--lr": "learning_rate"}
+        settings = read_config(tmp_path / "run/config.toml")
+        names = {"--optimizer": "optimizer", "--clip": "clip", "--batch-size": "batch_size", "--lr": "lr"}
         for flag, value in zip(flags[::2], flags[1::2], strict=True):
-            assert str(settings[names[flag]]) == {"0": "None"}.get(value, value)
+            assert str(settings[names[flag]]) == {"0": "0.0"}.get(value, value)
 
 
 class TestExport:
@@ -188,6 +172,9 @@ class TestExport:
         save_pt2(
             nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3)), (torch.zeros(2, 8),), tmp_path / "run/small.pt2"
         )
+        manifest = read_manifest(tmp_path / "run")
+        manifest.files["small.pt2"] = sha256_of(tmp_path / "run/small.pt2")
+        manifest.write(tmp_path / "run")
         before = sorted(tmp_path.rglob("*"))
         outcome = run_cli("export", tmp_path / "run", "-o", tmp_path / "net.onnx")
         assert outcome.exit_code == 1 and outcome.stdout == ""
@@ -212,13 +199,40 @@ class TestBench:
         arguments = ("bench", finished / "run/model.onnx", "--against", finished / "run", "--batch", "1,2")
         measured = printed_json(*arguments)
         assert {(timing["name"], timing["batch_size"]) for timing in measured["bench"]["timings"]} == {
-            ("dense", 1), ("dense", 2), ("small", 1), ("small", 2),
-        }  # fmt: skip
+            (name, size) for name in ("dense", "dense int8", "small") for size in (1, 2)
+        }
         assert measured["bench"]["threads"] == 2
         printed = run_cli(*arguments).stdout
         for row in ("test accuracy", "parameters", "MACs per sample", "file bytes", "latency median, batch 2 (ms)"):
             assert row in printed
         assert "2 threads" in printed and "Small equals the masked dense model within" in printed
+
+    def test_a_run_is_timed_in_every_form(self, finished: Path, tmp_path: Path) -> None:
+        arguments = ("bench", finished / "run", "--batch", "1,3", "--threads", "1")
+        measured = printed_json(*arguments, "--plot", tmp_path / "forms.svg")
+        names = ["dense", "dense int8", "small", "small int8", "small csr"]
+        candidates = {candidate["name"]: candidate for candidate in measured["bench"]["candidates"]}
+        assert list(candidates) == names
+        assert all(candidate["memory_bytes"] > 0 for candidate in candidates.values())
+        assert set(measured["int8_metrics"]) == {"dense int8", "small int8"}
+        drawing = (tmp_path / "forms.svg").read_text()
+        assert all(f"<!-- {text} -->" in drawing for text in (*names, "batch 1", "batch 3"))
+        header, accuracy = (run_cli(*arguments).stdout.splitlines()[line] for line in (2, 4))
+        assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["", *names]
+        assert "test accuracy" in accuracy and "—" not in accuracy
+
+    def test_an_int8_artifact_is_compared_as_what_it_is(self, finished: Path, tmp_path: Path) -> None:
+        printed_json("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
+        measured = printed_json("bench", tmp_path / "net.onnx", "--against", finished / "run", "--batch", "1")
+        names = [candidate["name"] for candidate in measured["bench"]["candidates"]]
+        assert names == ["dense", "dense int8", "small int8"]
+        assert set(measured["int8_metrics"]) == {"dense int8", "small int8"}
+
+    def test_a_pt2_file_has_no_int8_form(self, finished: Path) -> None:
+        arguments = ("bench", finished / "run/model.pt2", "--against", finished / "run", "--batch", "1")
+        measured = printed_json(*arguments)
+        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small"]
+        assert measured["notes"] == ["ONNX files alone have an int8 form; give an .onnx artifact to compare with it."]
 
     def test_alone_and_against_another_artifact(self, finished: Path) -> None:
         assert "model.onnx" in run_cli("bench", finished / "run/model.onnx", "--batch", "1").stdout
@@ -274,7 +288,7 @@ class TestProcess:
             outcome = run_cli(*arguments)
             assert outcome.exit_code == 2 and outcome.stdout == ""
 
-    def test_ctrl_c_exits_with_130_and_leaves_nothing(self, finished: Path, tmp_path: Path) -> None:
+    def test_ctrl_c_exits_with_130_and_says_how_to_go_on(self, finished: Path, tmp_path: Path) -> None:
         arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "100000")
         process = l0compress("finetune", finished / "mlp.pt2", *arguments, "-o", "some/run", cwd=tmp_path)
         while process.poll() is None and not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")):
@@ -282,8 +296,12 @@ class TestProcess:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 130, err
-        assert out == "" and err.splitlines()[-1] == "Error: interrupted; nothing half-written is left."
-        assert list(tmp_path.iterdir()) == []
+        assert out == "" and re.fullmatch(
+            r"Error: Interrupted\. The run is kept in 'some/run' at (step \d+ of \d+ in|the end of) epoch \d+ of "
+            r"100000\. "
+            r"Go on with: l0compress finetune --resume some/run",
+            err.splitlines()[-1],
+        )
 
 
 def test_progress_that_nobody_watches_is_one_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -255,8 +255,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(graph, data)
     with pytest.raises(L0Error) as error:
         finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, loss=diverging))
     assert str(error.value) == (
-        "The loss became nan at step 1 of epoch 1. Training stopped and nothing was written. Lower the learning "
-        "rate, or look for non-finite values in the data."
+        "The loss became nan at step 1 of epoch 1. Every layer's output is finite: it arises in the loss itself. "
+        "Training stopped. Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme "
+        "values in the data."
     )
 
 

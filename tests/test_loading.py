@@ -97,12 +97,17 @@ class TestModels:
                 if where == "weights" and name.endswith("weights/weight_0"):
                     content = pickle.dumps(Trap(sprung))
                 target.writestr(name, content)
-        with pytest.raises(ModelError, match=r"has parts that run code when they are loaded .* say --trust-pickle\.$"):
+        with pytest.raises(
+            ModelError, match=r"has parts that run code or .* when they are loaded .* say --trust-pickle\.$"
+        ):
             load_model(bad)
         assert not sprung.exists()
 
     def test_a_missing_file(self):
-        with pytest.raises(ModelError, match=r"^Cannot read model 'nowhere\.pt2': no such file\.$"):
+        with pytest.raises(
+            ModelError,
+            match=r"^Cannot read model 'nowhere\.pt2': no such file\. Nothing was changed\. Check the path\.$",
+        ):
             load_model("nowhere.pt2")
 
     @pytest.mark.parametrize("name", ["noise.pt2", "noise.pt", "noise.safetensors"])
@@ -114,7 +119,7 @@ class TestModels:
 
     def test_an_unknown_kind_of_file(self, tmp_path):
         (tmp_path / "model.h5").touch()
-        with pytest.raises(ModelError, match=r"a model is a \.pt2 file of torch\.export\.save, or weights"):
+        with pytest.raises(ModelError, match=r"a model is a \.pt2 file of torch\.export\.save, weights \("):
             load_model(tmp_path / "model.h5")
 
     def test_weights_without_a_factory(self, tmp_path, mlp):
@@ -140,12 +145,14 @@ class TestModels:
 
     def test_weights_of_another_shape(self, tmp_path):
         torch.save(nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3)).state_dict(), tmp_path / "weights.pt")
-        with pytest.raises(ModelError, match=r"do not fit the module of --factory 'conftest:tiny_mlp': size mismatch"):
+        with pytest.raises(ModelError, match=r"'0\.weight' is \(7, 8\) in the file and \(6, 8\) in the module"):
             load_model(tmp_path / "weights.pt", factory=FACTORY)
 
     def test_weights_of_another_module(self, tmp_path):
         torch.save(nn.Linear(8, 6).state_dict(), tmp_path / "weights.pt")
-        message = "the file lacks '0.weight' (4 in all); the module lacks 'weight' (2 in all)."
+        message = (
+            "the file lacks '0.bias', '0.weight', '2.bias' (4 in all); the module lacks 'bias', 'weight' (2 in all)."
+        )
         with pytest.raises(ModelError, match=re.escape(message)):
             load_model(tmp_path / "weights.pt", factory=FACTORY)
 
@@ -219,7 +226,7 @@ class TestData:
         sprung = tmp_path / "sprung"
         np.savez(tmp_path / "bad.npz", x_train=np.array([Trap(sprung)], dtype=object))
         with pytest.raises(
-            DataError, match=r"^Cannot read data .*bad\.npz' as an \.npz file \(ValueError: Object arrays"
+            DataError, match=r"^Cannot read data .*bad\.npz, x_train': it holds Python objects, and load"
         ):
             load_data(str(tmp_path / "bad.npz"))
         assert not sprung.exists()
@@ -231,9 +238,11 @@ class TestData:
             load_data(str(tmp_path / "bad.npz"))
 
     def test_missing_or_unknown_data(self):
-        with pytest.raises(DataError, match=r"^Cannot read data 'nowhere\.npz': no such file\.$"):
+        with pytest.raises(
+            DataError, match=r"^Cannot read data 'nowhere\.npz': no such file\. Nothing was changed\. Check the path\.$"
+        ):
             load_data("nowhere.npz")
-        with pytest.raises(DataError, match=r"^Cannot read data 'table\.xls': data is 'digits', an \.npz file, or"):
+        with pytest.raises(DataError, match=r"^Cannot read data 'table\.xls': data is 'digits', an \.npz file or"):
             load_data("table.xls")
 
 

@@ -45,7 +45,7 @@ def options(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 a check failed, 2 the input is wrong, 130 interrupted."""
+    """Run the command line. Exit codes: 0 done, 1 a check failed, 2 wrong input, 130 and 143 stopped by a signal."""
     if not os.environ.get(TRACEBACK_VARIABLE):
         sys.excepthook = _one_line
     if not sys.warnoptions:

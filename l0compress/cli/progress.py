@@ -12,6 +12,7 @@ from rich.text import Text
 from l0compress.training.events import ProgressEvent
 
 GATED_STAGE = "gates"
+RESUMED = "resumed"
 
 
 class ProgressDisplay:
@@ -38,6 +39,9 @@ class ProgressDisplay:
 
     def show(self, event: ProgressEvent) -> None:
         """Show one event."""
+        if event.stage == RESUMED:
+            self._console.print(Text(_resumed(event), style="bold"), soft_wrap=True)
+            return
         if not event.epoch_done:
             if self._live is not None:
                 self._live.update(_under_way(event))
@@ -46,6 +50,17 @@ class ProgressDisplay:
             self._has_header = True
             self._console.print(Text(_header(event), style="bold"), soft_wrap=True)
         self._console.print(Text(_line(event)), soft_wrap=True)
+
+
+def _resumed(event: ProgressEvent) -> str:
+    """Which epoch and step a run goes on at.
+
+    >>> _resumed(ProgressEvent("resumed", 3, 48, step=5, steps=33)), _resumed(ProgressEvent("resumed", 49, 48))
+    ('resumed in epoch 3 of 48, after step 5 of 33', 'resumed after epoch 48 of 48')
+    """
+    if event.step == 0:
+        return f"resumed after epoch {event.epoch - 1} of {event.epochs}"
+    return f"resumed in epoch {event.epoch} of {event.epochs}, after step {event.step} of {event.steps}"
 
 
 def _header(event: ProgressEvent) -> str:

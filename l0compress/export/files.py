@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import RunError
+from l0compress.report import Table
 from l0compress.verify import Equality
 
 
@@ -30,6 +31,16 @@ class Exported:
     path: Path
     size_bytes: int
     equality: Equality
+
+    def tables(self) -> tuple[Table, ...]:
+        """What was measured, where there is anything."""
+        return ()
+
+    def lines(self) -> tuple[str, ...]:
+        """What was checked, in words."""
+        sizes = ", ".join(map(str, self.equality.batch_sizes))
+        difference = f"largest relative difference {self.equality.max_relative:.2e} at batch sizes {sizes}"
+        return (f"equal to the masked dense model: {difference}",)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""
@@ -68,13 +79,37 @@ def staged(destination: Path) -> Iterator[Path]:
             entry.replace(destination.parent / entry.name)
 
 
+def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:
+    """Write a staged file.
+
+    Raises:
+        RunError: the disk is full or fails; the message names ``for_``, the destination.
+    """
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {str(for_)!r}: {error.strerror}. Nothing was written. Make room, or choose another folder."
+        ) from error
+
+
 def size_on_disk(path: Path) -> int:
-    """Size of an artifact in bytes, with the external data file beside it if there is one.
+    """Size of an artifact in bytes, with the external data file beside it if there is one, or of all files of a folder.
 
     Example:
         >>> path = Path(tempfile.mkdtemp(), "model.onnx")
         >>> path.write_bytes(b"12345"), size_on_disk(path)
         (5, 5)
     """
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    if path.is_dir():
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return path.stat().st_size + (_data_file(path).stat().st_size if has_external_data(path) else 0)
+
+
+def has_external_data(path: Path) -> bool:
+    """Whether weights lie in a ``<name>.data`` file beside the artifact."""
+    return _data_file(path).exists()
+
+
+def _data_file(path: Path) -> Path:
+    return path.with_name(path.name + ".data")

@@ -276,6 +276,9 @@ def _rename_(model: ir.Model, input_names: list[str], output_names: list[str]) -
         name = str(value.name).removeprefix("network.")
         if name not in initializers:
             value.name = name
+        # A weight says its own shape. Said twice, it is wrong as soon as a tool such as ONNX Runtime's quantizer
+        # transposes the weight.
+        value.shape, value.type = None, None
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, output_names, strict=True):

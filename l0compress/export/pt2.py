@@ -7,6 +7,7 @@ ensures:  the archive, loaded again, computes what the reference computes; it ho
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch.fx.graph import _PyTreeCodeGen
 
 from l0compress.calls import example_calls, free_dims
 from l0compress.errors import RunError, SurgeryError
-from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
@@ -61,7 +62,10 @@ def export_pt2(
     if destination.suffix != SUFFIX:
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
     with staged(destination) as staging:
-        torch.export.save(exported_program(graph), staging)
+        # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
+        content = io.BytesIO()
+        torch.export.save(exported_program(graph), content)
+        write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
         # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
         equality = verify(reloaded.forward, reference or graph, inputs=example_calls(graph), tolerance=tolerance)

@@ -125,29 +125,15 @@ def _lstm(
     return _left(y, batch_first), h, c
 
 
-def _gru(
-    input: FLOAT,
-    hx: FLOAT,
-    params: Sequence[FLOAT],
-    has_biases: bool,
-    _num_layers: int,
-    _dropout: float,
-    _train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-) -> Any:
-    y, h = op.GRU(
-        _entered(input, batch_first),
-        *_arguments(params, _places(params, has_biases, bidirectional), _GRU_ORDER),
-        initial_h=hx,
-        direction="bidirectional" if bidirectional else "forward",
-        hidden_size=_width(hx),
-        linear_before_reset=1,
-    )
-    return _left(y, batch_first), h
+def _with_one_state(operator: Any, order: tuple[int, ...], **options: Any) -> Callable[..., Any]:
+    """A translation for a layer that carries one state along, its hidden one.
 
+    Args:
+        operator: of ONNX.
+        order: where ONNX has each block of rows.
+        options: further attributes of the operator; a list is repeated for the second direction.
+    """
 
-def _elman(activation: str) -> Callable[..., Any]:
     def translate(
         input: FLOAT,
         hx: FLOAT,
@@ -159,13 +145,16 @@ def _elman(activation: str) -> Callable[..., Any]:
         bidirectional: bool,
         batch_first: bool,
     ) -> Any:
-        y, h = op.RNN(
+        y, h = operator(
             _entered(input, batch_first),
-            *_arguments(params, _places(params, has_biases, bidirectional), (0,)),
+            *_arguments(params, _places(params, has_biases, bidirectional), order),
             initial_h=hx,
             direction="bidirectional" if bidirectional else "forward",
             hidden_size=_width(hx),
-            activations=[activation] * (2 if bidirectional else 1),
+            **{
+                name: option * (1 + bidirectional) if isinstance(option, list) else option
+                for name, option in options.items()
+            },
         )
         return _left(y, batch_first), h
 
@@ -174,7 +163,7 @@ def _elman(activation: str) -> Callable[..., Any]:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     aten.lstm.input: _lstm,
-    aten.gru.input: _gru,
-    aten.rnn_tanh.input: _elman("Tanh"),
-    aten.rnn_relu.input: _elman("Relu"),
+    aten.gru.input: _with_one_state(op.GRU, _GRU_ORDER, linear_before_reset=1),
+    aten.rnn_tanh.input: _with_one_state(op.RNN, (0,), activations=["Tanh"]),
+    aten.rnn_relu.input: _with_one_state(op.RNN, (0,), activations=["Relu"]),
 }

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import torch
 import torch.utils._pytree as pytree
@@ -19,6 +20,8 @@ from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
+QUANTIZATION_KEY = "l0compress.quantization"
+TOLERANCE_KEY = "l0compress.tolerance"
 EXAMPLE_LENGTH = 16
 
 # The errors of the compiled module, which declares no types.
@@ -77,6 +80,10 @@ class OnnxSession:
         path: the ``.onnx`` file.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
 
+    Attributes:
+        quantization: how the file was quantized, such as ``int8 dynamic``; empty where it is float.
+        tolerance: how closely a quantized file computes what it was made from; None where it is as exact as floats are.
+
     Raises:
         RunError: the file is missing, is no ONNX model, or needs an operator that ONNX Runtime lacks on this machine.
     """
@@ -97,7 +104,10 @@ class OnnxSession:
                 f"ONNX Runtime cannot load {self.path}: {first_line(error)}. Nothing was changed. Check the path, or "
                 "export the model again."
             ) from error
-        declared = self._session.get_modelmeta().custom_metadata_map.get(OUTPUT_NAMES_KEY)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        declared = properties.get(OUTPUT_NAMES_KEY)
+        self.quantization = properties.get(QUANTIZATION_KEY, "")
+        self.tolerance = _positive(properties.get(TOLERANCE_KEY))
         actual = [output.name for output in self._session.get_outputs()]
         self.output_names = tuple(json.loads(declared) if declared else actual)
         self.inputs = tuple(
@@ -127,40 +137,74 @@ class OnnxSession:
         Raises:
             InputError: an input is missing, or is not one of the model's.
         """
-        feeds = {name: tensor.numpy(force=True) for name, tensor in self._feeds(call.args, call.kwargs).items()}
+        feeds = self.feeds(call)
         return lambda: self._session.run(None, feeds)
+
+    def feeds(self, call: Call) -> dict[str, np.ndarray]:
+        """The arrays of one call by input name, as ONNX Runtime takes them.
+
+        Raises:
+            InputError: an input is missing, or is not one of the model's.
+        """
+        tensors = named_feeds([spec.name for spec in self.inputs], call.args, call.kwargs, source=self.path)
+        return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
         """A call made from the input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
 
         Example: an input ``image`` of shape ``(batch, 3, 8, 8)`` gives ``Call(kwargs={"image": <noise>})``.
         """
-        generator = torch.Generator().manual_seed(seed)
+        return example_of(self.inputs, batch_size, seed=seed)
 
-        def fill(spec: TensorSpec) -> Tensor:
-            free = [batch_size, *[EXAMPLE_LENGTH] * len(spec.shape)]
-            shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
-            if spec.dtype.is_floating_point:
-                return torch.randn(shape, generator=generator).to(spec.dtype)
-            return torch.zeros(shape, dtype=spec.dtype)
 
-        return Call(kwargs={spec.name: fill(spec) for spec in self.inputs})
+def named_feeds(
+    names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, source: Path
+) -> dict[str, Tensor]:
+    """The tensors of a call by the names of an artifact's inputs: keywords by name, positional ones in order.
 
-    def _feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
-        names = [spec.name for spec in self.inputs]
-        feeds = dict(named_leaves(kwargs))
-        free = (name for name in names if name not in feeds)
-        for leaf in pytree.tree_leaves(args):
-            if isinstance(leaf, Tensor):
-                feeds[next(free, f"positional input {len(feeds)}")] = leaf
-        feeds = {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
-        missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
-        if missing or extra:
-            raise InputError(
-                f"{self.path} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, "
-                f"unexpected {', '.join(extra) or 'none'}. Nothing was changed."
-            )
-        return feeds
+    Raises:
+        InputError: an input is missing, or is not one of the artifact's.
+    """
+    feeds = dict(named_leaves(kwargs))
+    free = (name for name in names if name not in feeds)
+    for leaf in pytree.tree_leaves(args):
+        if isinstance(leaf, Tensor):
+            feeds[next(free, f"positional input {len(feeds)}")] = leaf
+    feeds = {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
+    missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
+    if missing or extra:
+        raise InputError(
+            f"{source} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, "
+            f"unexpected {', '.join(extra) or 'none'}. Nothing was changed."
+        )
+    return feeds
+
+
+def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) -> Call:
+    """A call made from input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
+
+    Example:
+        >>> example_of([TensorSpec("x", (None, 3), torch.float32)], 5).kwargs["x"].shape
+        torch.Size([5, 3])
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(spec: TensorSpec) -> Tensor:
+        free = [batch_size, *[EXAMPLE_LENGTH] * len(spec.shape)]
+        shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
+        if spec.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(spec.dtype)
+        return torch.zeros(shape, dtype=spec.dtype)
+
+    return Call(kwargs={spec.name: fill(spec) for spec in inputs})
+
+
+def _positive(text: str | None) -> float | None:
+    try:
+        value = float(text or "nan")
+    except ValueError:
+        return None
+    return value if value > 0 else None
 
 
 def _size(dim: Any) -> int | None:

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from l0compress.errors import InputError, NothingToPruneError
+from l0compress.errors import InputError, NothingToPruneError, PlanError
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE, HardConcrete, Stretch
 from l0compress.gates.network import FACTORS, WEIGHT_GATE, GatedNetwork, ReadFactors, product_of
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
@@ -187,20 +187,44 @@ def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
     Every group keeps its two likeliest moves: of a single one nothing is left to decide, so it would lose its gate.
     ``gated`` is not changed; it is returned as it is where nothing is removed.
     """
-    gates = gated.gates
     keep = gated.groups.close(_worth_keeping(gated, threshold))
     unchanged = Compacted(gated, {}, torch.arange(len(keep)))
     if bool(keep.all()):
         return unchanged
-    plan = KeepPlan.from_keep(gated.groups, keep)
+    compacted = _carried_out(gated, KeepPlan.from_keep(gated.groups, keep))
+    # A kept move that is no choice any more in the smaller graph would silently be open for good.
+    whole = torch.equal(compacted.kept_moves.sort().values, keep.nonzero().flatten())
+    return compacted if whole else unchanged
+
+
+def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
+    """The removal that :func:`compact` did once, on a network that stands where that one stood.
+
+    Args:
+        kept_moves: what that removal returned.
+
+    Raises:
+        PlanError: it leads elsewhere, so model or program are not what they were.
+    """
+    keep = torch.zeros(gated.groups.num_moves, dtype=torch.bool)
+    if len(kept_moves) and int(kept_moves.max()) < len(keep):
+        keep[kept_moves] = True
+        compacted = _carried_out(gated, KeepPlan(gated.groups, keep))
+        if torch.equal(compacted.kept_moves, kept_moves):
+            return compacted
+    raise PlanError(
+        "A removal of a stored run leads to another network than it did then. Nothing was changed. Resume with the "
+        "versions of l0compress and PyTorch that the run began with, or start it again."
+    )
+
+
+def _carried_out(gated: GatedNetwork, plan: KeepPlan) -> Compacted:
+    gates = gated.gates
     smaller = find_groups(shrink(gated.graph(), plan))
     kept_moves = match_moves(gated.groups, plan, smaller)
-    # A kept move that is no choice any more in the smaller graph would silently be open for good.
-    if not torch.equal(kept_moves.sort().values, keep.nonzero().flatten()):
-        return unchanged
     smaller_gates = HardConcrete(smaller.num_moves, temperature=gates.temperature, stretch=gates.stretch)
     with torch.no_grad():
-        smaller_gates.log_alpha.copy_(gates.log_alpha.cpu()[kept_moves])
+        smaller_gates.log_alpha.copy_(gates.log_alpha.detach().cpu()[kept_moves])
     result = attach(smaller, smaller_gates, _cut_gates(gated, plan, smaller)).to(gates.log_alpha.device)
     return Compacted(result.train(gated.training), plan.parameter_keeps(), kept_moves)
 

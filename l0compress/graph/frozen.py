@@ -16,7 +16,9 @@ from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled
 from l0compress.graph.moves import Found
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.roots import root_of
 from l0compress.graph.rules.registry import NO_RULE
+from l0compress.graph.space import MEETS, FrozenFact
 from l0compress.graph.values import flattened, varying
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -160,9 +162,22 @@ def _explain(
             return "matmul", "its channels are folded into a dynamic dimension where they are multiplied", ""
         index = found.refused.get(component, -2)
     if 0 <= index < len(facts):
-        return op_name(facts[index].node), facts[index].reason, source_line(facts[index].node)
+        return op_name(facts[index].node), _reason(labelled, facts[index]), source_line(facts[index].node)
     if index == len(facts):
         return "cat", "it is joined with elements that belong to no channel", ""
     if index == -1:
         return "", "removing any part of it would leave a layer empty", ""
     return "", "no closed set of channels contains it", ""
+
+
+def _reason(labelled: Labelled, fact: FrozenFact) -> str:
+    """The reason of a fact, and the one behind it where it has met what was stopped elsewhere."""
+    root = root_of(labelled, fact) if fact.reason == MEETS else None
+    if isinstance(root, FrozenFact):
+        line = source_line(root.node)
+        where = f"{op_name(root.node)} ({line})" if line else op_name(root.node)
+        return f"{fact.reason}, since at {where} {root.reason}"
+    if root is not None:
+        kind = "input" if root.op == "placeholder" else "constant"
+        return f"{fact.reason}: it comes from the {kind} {root.target!s}"
+    return fact.reason

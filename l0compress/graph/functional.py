@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_arg
 
 from l0compress.graph.emit import Emitter
-from l0compress.graph.mutation import base_of, exposed_by, shares, writes
+from l0compress.graph.mutation import base_of, exposed_by, functional_of, shares, writes
 from l0compress.graph.network import op_name
 
 aten = torch.ops.aten
@@ -109,9 +109,8 @@ def _functional(node: fx.Node) -> Callable[..., Any] | None:
     name = op_name(node)
     if name in ("copy", "fill", "zero"):
         return {"copy": _copied, "fill": _filled, "zero": lambda emit, x: emit(aten.zeros_like.default, x)}[name]
-    packet = getattr(aten, name, None)
-    target = getattr(packet, str(node.target).rpartition(".")[2], None)
-    if target is None or target._schema.is_mutable:
+    target = functional_of(node)
+    if target is None:
         return None
     return lambda emit, x, *rest, **kwargs: _as_type(emit, emit(target, x, *rest, **kwargs), x)
 

@@ -57,6 +57,10 @@ class Groups:
         Raises:
             PlanError: ``keep`` has the wrong shape or dtype, or a layer would be left empty.
         """
+        return self._left(keep)[0]
+
+    def _left(self, keep: Tensor) -> tuple[Tensor, Vanished]:
+        """The components that are left, and what becomes of the nodes."""
         if keep.dtype != torch.bool or tuple(keep.shape) != (self.num_moves,):
             raise PlanError(
                 f"a keep mask must be bool of shape ({self.num_moves},), one entry a move, but it is {keep.dtype} of "
@@ -72,15 +76,15 @@ class Groups:
                 "at least one move of every group."
             )
         empty = self.lines.emptied(closed)
-        refusal = self.vanishing.of(empty).obstacle
-        if refusal is not None:
+        fate = self.vanishing.of(empty)
+        if fate.obstacle is not None:
             raise PlanError(
-                f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {refusal}. Nothing "
-                "was changed. Keep at least one move of every group that cannot vanish."
+                f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {fate.obstacle}. "
+                "Nothing was changed. Keep at least one move of every group that cannot vanish."
             )
         alive = torch.ones(self.components.count, dtype=torch.bool)
         alive[list(closed)] = False
-        return alive
+        return alive, fate
 
     def close(self, keep: Tensor) -> Tensor:
         """The same plan with the moves dropped that die as a consequence.
@@ -100,11 +104,13 @@ class Groups:
         Raises:
             PlanError: as :meth:`alive_components`.
         """
-        return self.cost_of_components(self.alive_components(keep))
+        return self._cost(*self._left(keep))
 
     def cost_of_components(self, alive: Tensor) -> Cost:
-        live = self.fate_of(alive).live
-        counts = [round(float(self.costs.evaluate(alive.double(), unit, live=live))) for unit in UNITS]
+        return self._cost(alive, self.fate_of(alive))
+
+    def _cost(self, alive: Tensor, fate: Vanished) -> Cost:
+        counts = [round(float(self.costs.evaluate(alive.double(), unit, live=fate.live))) for unit in UNITS]
         return Cost(*counts)
 
     def fate_of(self, alive: Tensor) -> Vanished:

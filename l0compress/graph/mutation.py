@@ -7,7 +7,10 @@ through another view, so what such tensors hold stays whole.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+import torch
 from torch import fx
 
 from l0compress.graph.network import op_name
@@ -61,6 +64,13 @@ def writes(node: fx.Node) -> bool:
     return node.op == "call_function" and schema is not None and schema.is_mutable and op_name(node) != "detach"
 
 
+def functional_of(node: fx.Node) -> torch._ops.OpOverload | None:
+    """The operator that returns what an in-place one would have written, None where there is none."""
+    overload: Any = node.target
+    found = getattr(getattr(torch.ops.aten, op_name(node), None), overload._overloadname, None)
+    return None if found is None or found._schema.is_mutable else found
+
+
 def shares(node: fx.Node) -> bool:
     """Whether the result may be memory of the first operand: views, in-place operators and items of split lists."""
     if node.op != "call_function":
@@ -70,10 +80,27 @@ def shares(node: fx.Node) -> bool:
     return aliasing or node.target is operator.getitem
 
 
-def written_after(node: fx.Node) -> bool:
-    """Whether the memory of a tensor is written in place later on."""
-    base = base_of(node)
-    return any(other > node and written_base(other) is base for other in node.graph.nodes)
+def written_after(node: fx.Node, writers: Mapping[fx.Node, fx.Node]) -> bool:
+    """Whether the memory of a tensor is written in place later on.
+
+    Args:
+        writers: what :func:`writers_of` finds in the node's graph.
+    """
+    return bool(writers) and any(base is base_of(node) and other > node for other, base in writers.items())
+
+
+def unwritten_until(node: fx.Node, later: fx.Node) -> bool:
+    """Whether nothing is written in place from ``node`` up to ``later``, which comes after it."""
+    while node is not later:
+        if writes(node):
+            return False
+        node = node.next
+    return True
+
+
+def writers_of(nodes: Iterable[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """The nodes that write in place, and the tensor whose memory each writes."""
+    return {node: base for node in nodes if (base := written_base(node)) is not None}
 
 
 def written_base(node: fx.Node) -> fx.Node | None:

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from l0compress.graph.network import Place
 from l0compress.graph.values import Shape, Value, as_matrix, core, flattened, lifted, varying
 
+MEETS = "the tensor that it meets here stays whole"  # a reason that has another behind it
 FROZEN = 0  # the label of everything that belongs to no channel
 
 
@@ -128,7 +129,7 @@ class LabelSpace:
                     elif varying(plane) & free:
                         kept.append(self._united(plane, varying(plane) - free))
                     else:
-                        self.freeze_(plane, node, "the tensor that it meets here stays whole")
+                        self.freeze_(plane, node, MEETS)
             elif len(mine) == 1 and len(theirs) == 1 and varying(mine[0]) == varying(theirs[0]):
                 self.unite_(mine[0], theirs[0])
                 kept.append(mine[0])

@@ -11,8 +11,9 @@ without channels so leaves nothing behind but a bias, and where there was none, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -21,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import free_symbols, is_concrete_int
 
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.moves import Lines
-from l0compress.graph.mutation import original, written_after, written_base
+from l0compress.graph.mutation import original, writers_of, writes, written_after
 from l0compress.graph.network import op_name
 from l0compress.graph.rules.registry import is_pointwise
 
@@ -47,6 +48,7 @@ SUMS: dict[str, int | None] = {
     "sum": None,
     "mean": None,
     "linalg_vector_norm": None,
+    "constant_pad_nd": None,  # nothing filled up with zeros, see leaves_bias
 }
 JOINS = ("cat", "concat", "concatenate")
 _CASTS = ("to", "_to_copy", "alias", "detach", "clone", "contiguous")
@@ -103,6 +105,7 @@ class _Walk:
         self.zeros: set[str] = set()
         self.passed: dict[str, str] = {}
         self.needs: dict[fx.Node, list[fx.Node]] = {}
+        self.writers = writers_of(labelled.graph.nodes())
         self.obstacle: str | None = None
 
     def outcome(self) -> Vanished:
@@ -121,7 +124,7 @@ class _Walk:
         elif node.op == "call_function":
             gone = [source for source in node.all_input_nodes if source.name in self.hollow]
             fixed = [source for source in node.all_input_nodes if source.name in self.constants]
-            base = written_base(node)
+            base = self.writers.get(node)
             if base is not None and base.name in self.constants and original(node) is not base:
                 self.obstacle = f"{node.name!r} writes in place through a view"
             elif not carries_tensor(node):
@@ -142,7 +145,7 @@ class _Walk:
         if name in JOINS:
             self.needs[node] = [source for source in node.all_input_nodes if source.name not in self.hollow]
             return
-        if name not in SUMS:
+        if not leaves_bias(node, self.hollow):
             self.obstacle = f"{name} cannot do without {node.all_input_nodes[0].name!r}"
             return
         bias = added_to(node)
@@ -160,7 +163,7 @@ class _Walk:
             return
         tensors = [source for source in node.all_input_nodes if carries_tensor(source)]
         moving = [s for s in tensors if s.name not in self.constants and s.op != "get_attr"]
-        other = _kept_operand(node, self.zeros)
+        other = _kept_operand(node, self.zeros, self.writers)
         if other is not None and other.name not in self.constants:
             self.passed[node.name] = other.name
             self.needs[node] = [other]
@@ -197,12 +200,11 @@ class _Walk:
         nodes = list(self.labelled.graph.nodes())
         live = {node for node in nodes if node.op == "output"}
         # What is written through one view may be read through another, so that no user tells of it.
-        writers = {node: base for node in nodes if (base := written_base(node)) is not None}
         while True:
             for node in reversed(nodes):
                 if node in live:
                     live.update(self._sources(node))
-            more = {node for node, base in writers.items() if base in live and node.name not in self.hollow} - live
+            more = {node for node, base in self.writers.items() if base in live and node.name not in self.hollow} - live
             if not more:
                 return frozenset(node.name for node in live)
             live |= more
@@ -211,6 +213,14 @@ class _Walk:
 def carries_tensor(node: fx.Node) -> bool:
     """Whether a node returns a tensor or a list of them, and not a number."""
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
+
+
+def leaves_bias(node: fx.Node, hollow: Container[str]) -> bool:
+    """Whether nothing but a bias is left of a node that has lost the operands ``hollow``."""
+    if op_name(node) == "scaled_dot_product_attention":  # without queries and keys it is a mean of the values
+        values: Any = node.args[2]
+        return values.name in hollow
+    return op_name(node) in SUMS and not (op_name(node) == "constant_pad_nd" and [*node.args, 0][2] != 0)
 
 
 def added_to(node: fx.Node) -> fx.Node | None:
@@ -224,9 +234,8 @@ def added_to(node: fx.Node) -> fx.Node | None:
 
 def writes_to_constant(node: fx.Node, constants: Iterable[str]) -> bool:
     """Whether an operator works in place on a tensor that has become a constant."""
-    schema = getattr(node.target, "_schema", None)
     first = node.args[0] if node.args else None
-    return schema is not None and schema.is_mutable and isinstance(first, fx.Node) and first.name in constants
+    return writes(node) and isinstance(first, fx.Node) and first.name in constants
 
 
 def passes_constant(node: fx.Node) -> bool:
@@ -247,7 +256,7 @@ def spreads(node: fx.Node, constants: Iterable[str]) -> bool:
     return bool(whole) and tuple(torch.broadcast_shapes(*whole)) == shape_of(node.meta["val"])
 
 
-def _kept_operand(node: fx.Node, zeros: set[str]) -> fx.Node | None:
+def _kept_operand(node: fx.Node, zeros: set[str], writers: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
     """What a sum with a zero is equal to, where it has the very shape and type of the sum."""
     if op_name(node) not in ("add", "sub") or len(node.all_input_nodes) != 2:
         return None
@@ -258,7 +267,7 @@ def _kept_operand(node: fx.Node, zeros: set[str]) -> fx.Node | None:
         kept = right if op_name(node) == "add" and not node.kwargs else None
     else:
         return None
-    if kept is None or kept.op == "get_attr" or written_after(kept) or written_after(node):
+    if kept is None or kept.op == "get_attr" or written_after(kept, writers) or written_after(node, writers):
         return None  # what is one tensor from now on must not be written as one of two
     mine, sum_of = kept.meta["val"], node.meta["val"]
     return kept if shape_of(mine) == shape_of(sum_of) and mine.dtype == sum_of.dtype else None
@@ -266,12 +275,16 @@ def _kept_operand(node: fx.Node, zeros: set[str]) -> fx.Node | None:
 
 def _sizes_known(node: fx.Node) -> bool:
     """Whether every size of a tensor is a number or follows from a size of the model's inputs."""
-    known = {
-        symbol
-        for other in node.graph.nodes
-        if other.op == "placeholder" and isinstance(other.meta.get("val"), Tensor)
-        for size in other.meta["val"].shape
-        if not is_concrete_int(size) and size.node.expr.is_Symbol
-        for symbol in free_symbols(size)
-    }
+    known = input_sizes(node.graph).keys()
     return all(free_symbols(size) <= known for size in node.meta["val"].shape if not is_concrete_int(size))
+
+
+def input_sizes(graph: fx.Graph) -> dict[Any, tuple[fx.Node, int]]:
+    """Where the model's inputs have each free size: the symbol, the placeholder and its dimension."""
+    found: dict[Any, tuple[fx.Node, int]] = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            for dim, size in enumerate(node.meta["val"].shape):
+                if not is_concrete_int(size) and size.node.expr.is_Symbol:
+                    found.setdefault(size.node.expr, (node, dim))
+    return found

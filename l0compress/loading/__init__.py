@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from l0compress.loading.datasets import load_data
+from l0compress.loading.datasets import DataSource, load_data
+from l0compress.loading.exported import load_pt2
+from l0compress.loading.factories import parse_factory_args
 from l0compress.loading.fit import check_labels, check_values, fit_data
-from l0compress.loading.models import Model, ModelSource, load_model, load_pt2
+from l0compress.loading.models import Model, ModelSource, load_model
 from l0compress.loading.references import import_reference
 from l0compress.loading.targets import Target, make_target, parse_target
 
 __all__ = [
+    "DataSource",
     "Model",
     "ModelSource",
     "Target",
@@ -20,5 +23,6 @@ __all__ = [
     "load_model",
     "load_pt2",
     "make_target",
+    "parse_factory_args",
     "parse_target",
 ]

@@ -1,40 +1,87 @@
-"""Data by name: ``digits``, an ``.npz`` file, or ``package.module:function``."""
+"""Data by name: one function that looks at the name and calls the reader of that kind."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from l0compress.data import AnySplit, Data, Split, StreamSplit
 from l0compress.errors import DataError
-from l0compress.loading.references import FOREIGN_ERRORS, call_reference, first_line, is_reference
+from l0compress.loading.arrays import load_arrays
+from l0compress.loading.images import ImageOptions, Statistics, load_images
+from l0compress.loading.references import call_reference, is_reference
+from l0compress.loading.splits import PARTS, SHARES, split_whole, with_val
+from l0compress.loading.tables import SEPARATORS, TableOptions, load_table
+from l0compress.loading.texts import SUFFIXES as TEXT_SUFFIXES
+from l0compress.loading.texts import TextOptions, load_texts, part_files
 
-VAL_SHARE = 12
-VAL_MOST = 5_000
-SPLIT_SHARES = (0.6, 0.2, 0.2)
-PARTS = ("train", "val", "test")
+KINDS = (
+    "'digits', an .npz file or .npy files, a folder of images, a .csv with --target-column, sentences with "
+    "--tokenizer, or package.module:function that returns parts"
+)
 
 
-def load_data(source: str, *, seed: int = 0) -> Data:
+@dataclass(frozen=True)
+class DataSource:
+    """Where data come from and how they are read.
+
+    Attributes:
+        name: as :func:`load_data` takes it.
+        seed: of every split that is made. Keep it the same over runs, or samples that a model was trained on come into
+            the test part of the next run.
+        shares: of the training, validation and test part, where data come in one piece.
+        target_column: of a table.
+        tokenizer: the folder of a tokenizer, for text.
+        max_length: tokens a sentence; by default the longest in the training part, at most 128.
+        image_size: height and width that images are brought to; by default they must be alike.
+        normalize: mean and deviation of each channel of images.
+        with_labels: False leaves the labels out, so that the dense model alone is the teacher.
+        workers: threads that decode images, or processes where a folder does not fit in memory.
+        batch_size: samples a batch of a folder that does not fit in memory.
+    """
+
+    name: str
+    seed: int = 0
+    shares: tuple[float, float, float] = SHARES
+    target_column: str | None = None
+    tokenizer: Path | None = None
+    max_length: int | None = None
+    image_size: int | None = None
+    normalize: Statistics | None = None
+    with_labels: bool = True
+    workers: int = 0
+    batch_size: int = 64
+
+    def __str__(self) -> str:
+        return self.name
+
+    def load(self) -> Data:
+        """Load it; see :func:`load_data`."""
+        data = _load(self)
+        return data if self.with_labels else _unlabelled(data)
+
+
+def load_data(source: str | DataSource, *, seed: int = 0) -> Data:
     """Load data by name.
 
     - ``digits``: scikit-learn's handwritten digits, ``(n, 1, 8, 8)`` float32 in [0, 1], split 60/20/20.
-    - ``FILE.npz``: ``x_train y_train`` and, where there are such parts, ``x_val y_val`` and ``x_test y_test``; or
-      ``x y``, split 60/20/20. uint8 is divided by 255. Without a validation part, a twelfth of the training part,
-      at most 5,000 samples, becomes one. Labels (``y``) may be absent.
+    - ``FILE.npz`` or a folder of ``.npy`` files: ``x_train y_train`` and, where there are such parts, ``x_val y_val``
+      and ``x_test y_test``; or ``x y``, split 60/20/20. uint8 is divided by 255. Without a validation part, a twelfth
+      of the training part, at most 5,000 samples, becomes one. Labels (``y``) may be absent. ``FILE.npy`` is ``x``.
+    - a folder of images: a folder a class, under ``train``, ``val``, ``test`` where there are such.
+    - ``FILE.csv`` with a target column.
+    - ``FILE.tsv``, ``FILE.txt``, or a folder with ``train.tsv`` and the like: sentences, with a tokenizer.
     - ``package.module:function``: a function that returns :class:`~l0compress.data.Data`, or a dict with ``train``,
       ``val`` and perhaps ``test``, each ``(x, y)`` tensors or a ``DataLoader``.
 
     Args:
-        source: the name.
-        seed: the seed of every split made here. Keep it the same over runs, or samples that a model was trained on
-            come into the test part of the next run.
+        source: the name, or a :class:`DataSource` with more to say.
+        seed: the seed of every split made here, where ``source`` is a name.
 
     Example:
         >>> data = load_data("digits")
@@ -44,15 +91,53 @@ def load_data(source: str, *, seed: int = 0) -> Data:
     Raises:
         DataError: the source is unknown or unreadable; the message says which part of it.
     """
-    if source == "digits":
-        return _digits(seed)
-    if is_reference(source):
-        return as_data(call_reference(source, flag="--data", error=DataError), name=source, seed=seed)
-    if source.endswith(".npz"):
-        return _npz(Path(source), seed)
-    raise DataError(
-        f"Cannot read data {source!r}: data is 'digits', an .npz file, or package.module:function that returns parts."
+    return (DataSource(source, seed=seed) if isinstance(source, str) else source).load()
+
+
+def _load(source: DataSource) -> Data:
+    if source.name == "digits":
+        return _digits(source)
+    if is_reference(source.name):
+        return as_data(call_reference(source.name, flag="--data", error=DataError), name=source.name, seed=source.seed)
+    path = Path(source.name)
+    is_table = path.suffix in SEPARATORS and (path.suffix == ".csv" or source.target_column is not None)
+    known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
+    if not path.exists():
+        reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
+        raise DataError(f"Cannot read data {source.name!r}: {reason}. Nothing was changed. Check the path.")
+    if path.is_dir():
+        return _folder(path, source)
+    if path.suffix in (".npz", ".npy"):
+        return load_arrays(path, seed=source.seed, shares=source.shares)
+    if is_table:
+        return load_table(path, TableOptions(source.target_column, source.seed, source.shares))
+    if path.suffix in TEXT_SUFFIXES:
+        return load_texts(path, _text_options(source))
+    raise DataError(f"Cannot read data {source.name!r}: data is {KINDS}. Nothing was changed. Give one of these.")
+
+
+def _folder(path: Path, source: DataSource) -> Data:
+    if any(path.glob("x*.npy")):
+        return load_arrays(path, seed=source.seed, shares=source.shares)
+    if part_files(path):
+        return load_texts(path, _text_options(source))
+    options = ImageOptions(
+        source.seed, source.shares, source.image_size, source.normalize, source.workers, source.batch_size
     )
+    return load_images(path, options)
+
+
+def _text_options(source: DataSource) -> TextOptions:
+    return TextOptions(source.tokenizer, source.seed, source.shares, source.max_length)
+
+
+def _unlabelled(data: Data) -> Data:
+    parts = {}
+    for name, split in data.parts().items():
+        if not isinstance(split, Split):
+            raise DataError(f"The {name} part is streamed, so its labels cannot be left out. Nothing was changed.")
+        parts[name] = Split(split.inputs)
+    return replace(data, **parts)
 
 
 def as_data(value: Any, *, name: str, seed: int = 0) -> Data:
@@ -64,12 +149,18 @@ def as_data(value: Any, *, name: str, seed: int = 0) -> Data:
     if isinstance(value, Data):
         return value
     if not isinstance(value, Mapping) or "train" not in value:
-        raise DataError(f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test'.")
+        raise DataError(
+            f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test', and gives "
+            f"{type(value).__name__}. Nothing was changed. Return for example {{'train': (x, y)}}."
+        )
     unknown = sorted(set(value) - set(PARTS))
     if unknown:
-        raise DataError(f"{name!r} gives an unknown part {unknown[0]!r}; the parts are {', '.join(PARTS)}.")
+        raise DataError(
+            f"{name!r} gives an unknown part {unknown[0]!r}; the parts are {', '.join(PARTS)}. Nothing was changed. "
+            "Rename it."
+        )
     splits = {part: _as_split(content) for part, content in value.items()}
-    return _with_val(splits, name, seed)
+    return with_val(splits, name, seed)
 
 
 def _as_split(content: Any) -> AnySplit:
@@ -86,34 +177,7 @@ def _as_split(content: Any) -> AnySplit:
     return StreamSplit(content)
 
 
-def _with_val(splits: dict[str, AnySplit], name: str, seed: int) -> Data:
-    if "val" in splits:
-        return Data(splits["train"], splits["val"], splits.get("test"))
-    train = splits["train"]
-    if not isinstance(train, Split):
-        raise DataError(f"{name!r} streams its training part and has no 'val' part. Add one: choices are made on it.")
-    num_val = min(len(train) // VAL_SHARE, VAL_MOST)
-    if num_val == 0:
-        raise DataError(f"{name!r} has {len(train)} training samples, too few to split a validation part off.")
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
-    return Data(_part(train, order[num_val:]), _part(train, order[:num_val]), splits.get("test"))
-
-
-def _part(split: Split, index: Tensor) -> Split:
-    batch = split.take(index.sort().values)
-    return Split(batch.kwargs or batch.args, batch.targets)
-
-
-def _split_whole(whole: Split, name: str, seed: int) -> Data:
-    num_train, num_val = (int(len(whole) * share) for share in SPLIT_SHARES[:2])
-    if num_val == 0:
-        raise DataError(f"{name!r} has {len(whole)} samples, too few to split into three parts.")
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))
-    train, val, test = order.tensor_split([num_train, num_train + num_val])
-    return Data(_part(whole, train), _part(whole, val), _part(whole, test))
-
-
-def _digits(seed: int) -> Data:
+def _digits(source: DataSource) -> Data:
     try:
         from sklearn.datasets import load_digits
     except ImportError as reason:
@@ -122,54 +186,4 @@ def _digits(seed: int) -> Data:
         ) from reason
     pixels, labels = load_digits(return_X_y=True)
     images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    return _split_whole(Split((images,), torch.tensor(labels, dtype=torch.int64)), "digits", seed)
-
-
-def _npz(path: Path, seed: int) -> Data:
-    arrays = _read_npz(path)
-    name = str(path)
-    if "x" in arrays:
-        return _split_whole(_npz_split(arrays, "", name), name, seed)
-    if "x_train" not in arrays:
-        found = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(f"Data {name!r} holds {found}. It needs x_train and y_train, or x and y.")
-    splits: dict[str, AnySplit] = {
-        part: _npz_split(arrays, f"_{part}", name) for part in PARTS if f"x_{part}" in arrays
-    }
-    return _with_val(splits, name, seed)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
-        raise DataError(f"Cannot read data {str(path)!r}: no such file.")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"Cannot read data {str(path)!r} as an .npz file (it is no zip archive).")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except (*FOREIGN_ERRORS, zipfile.BadZipFile) as reason:
-        raise DataError(f"Cannot read data {str(path)!r} as an .npz file ({first_line(reason)}).") from reason
-
-
-def _npz_split(arrays: Mapping[str, np.ndarray], suffix: str, name: str) -> Split:
-    inputs, targets = _as_tensor(arrays[f"x{suffix}"], f"x{suffix}", name), arrays.get(f"y{suffix}")
-    if inputs.dtype == torch.uint8:
-        inputs = inputs.float() / 255
-    if targets is None:
-        return _named_split((inputs,), None, f"x{suffix}", name)
-    labels = _as_tensor(targets, f"y{suffix}", name)
-    labels = labels.float() if labels.is_floating_point() else labels.long()
-    return _named_split((inputs,), labels, f"x{suffix}", name)
-
-
-def _as_tensor(array: np.ndarray, key: str, name: str) -> Tensor:
-    if array.ndim == 0 or array.dtype.kind not in "biuf":
-        raise DataError(f"Data {name!r}: {key} is {array.dtype} of shape {array.shape}; an array of numbers is needed.")
-    return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _named_split(inputs: tuple[Tensor, ...], targets: Tensor | None, key: str, name: str) -> Split:
-    try:
-        return Split(inputs, targets)
-    except DataError as reason:
-        raise DataError(f"Data {name!r}, {key}: {reason}") from reason
+    return split_whole(Split((images,), torch.tensor(labels, dtype=torch.int64)), "digits", source.seed, source.shares)

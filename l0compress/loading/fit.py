@@ -61,7 +61,7 @@ def check_labels(data: Data, num_classes: int) -> None:
         Traceback (most recent call last):
         ...
         l0compress.errors.DataError: Label 7 of sample 2 in the train part is out of range: the model has 3 outputs,
-        so labels are 0 to 2. Nothing was changed.
+        so labels are 0 to 2. Nothing was changed. Give labels of the model's classes; -100 leaves a sample out.
 
     Raises:
         DataError: names the part, the sample and its label; or says that the labels are no integers.
@@ -80,7 +80,7 @@ def check_labels(data: Data, num_classes: int) -> None:
             raise DataError(
                 f"Label {split.targets[tuple(position)].item()} of sample {position[0]} in the {part} part is out of "
                 f"range: the model has {num_classes} outputs, so labels are 0 to {num_classes - 1}. "
-                "Nothing was changed."
+                "Nothing was changed. Give labels of the model's classes; -100 leaves a sample out."
             )
 
 
@@ -154,7 +154,7 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
 def _shape_message(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> str:
     return (
         f"The model was exported for samples of shape {_shapes(wanted)}, and the data has {_shapes(given)}. "
-        "Nothing was changed."
+        "Nothing was changed. Give data of that shape, or export the model for this one."
     )
 
 

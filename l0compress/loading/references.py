@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from l0compress.errors import InputError
@@ -65,7 +68,10 @@ def import_reference(reference: str, *, flag: str, error: type[InputError] = Inp
         InputError: (or ``error``) the form is wrong, the module cannot be imported, or has no such name.
     """
     if not is_reference(reference):
-        raise error(f"{flag} {reference!r} does not have the form package.module:function.")
+        raise error(
+            f"{flag} {reference!r} does not have the form package.module:function. Nothing was changed. "
+            f"Write for example {flag} nets.lenet:build."
+        )
     module_name, _, name = reference.partition(":")
     folder = str(Path.cwd())
     if folder not in sys.path:
@@ -74,24 +80,101 @@ def import_reference(reference: str, *, flag: str, error: type[InputError] = Inp
         module = importlib.import_module(module_name)
     except FOREIGN_ERRORS as reason:
         raise error(
-            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)})."
+            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)}). "
+            "Nothing was changed. Check the spelling, and run where the module is (the working directory is searched)."
         ) from reason
     try:
         return getattr(module, name)
     except AttributeError as reason:
-        raise error(f"{flag} {reference!r}: module {module_name!r} has no {name!r}.") from reason
+        raise error(
+            f"{flag} {reference!r}: module {module_name!r} has no {name!r}. Nothing was changed. Check the spelling."
+        ) from reason
 
 
-def call_reference(reference: str, *, flag: str, error: type[InputError] = InputError) -> Any:
-    """Import what a reference names and call it without arguments.
+def call_reference(
+    reference: str, *, flag: str, error: type[InputError] = InputError, arguments: Mapping[str, Any] | None = None
+) -> Any:
+    """Import what a reference names and call it, without arguments or with keyword arguments.
+
+    Example:
+        >>> call_reference("fractions:Fraction", flag="--factory", arguments={"numerator": 3})
+        Fraction(3, 1)
 
     Raises:
         InputError: (or ``error``) it cannot be imported or called, or the call raises.
     """
     function = import_reference(reference, flag=flag, error=error)
     if not callable(function):
-        raise error(f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called.")
+        raise error(
+            f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called. Nothing was changed. "
+            "Name a function."
+        )
     try:
-        return function()
+        return function(**(arguments or {}))
     except FOREIGN_ERRORS as reason:
-        raise error(f"{flag} {reference!r} failed when it was called ({first_line(reason)}).") from reason
+        given = f" with {dict(arguments)}" if arguments else ""
+        raise error(
+            f"{flag} {reference!r} failed when it was called{given} ({first_line(reason)}). Nothing was changed. "
+            "Check the function and what it is given."
+        ) from reason
+
+
+def import_extra(module: str, *, extra: str, purpose: str, error: type[InputError] = InputError) -> ModuleType:
+    """Import a library that only some users need.
+
+    Args:
+        module: its name in Python.
+        extra: the extra of this package that brings it.
+        purpose: what it is wanted for, as the subject of a sentence.
+        error: the class to raise.
+
+    Example:
+        >>> import_extra("no_such_library", extra="images", purpose="An image folder")
+        Traceback (most recent call last):
+        ...
+        l0compress.errors.InputError: An image folder needs no_such_library, which is not installed. Nothing was
+        changed. Install it: pip install 'l0compress[images]'.
+
+    Raises:
+        InputError: (or ``error``) it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as reason:
+        raise error(
+            f"{purpose} needs {module.partition('.')[0]}, which is not installed. Nothing was changed. "
+            f"Install it: pip install 'l0compress[{extra}]'."
+        ) from reason
+
+
+@contextmanager
+def without_broken(module: str, stand_in: ModuleType | None = None) -> Iterator[None]:
+    """While the body runs, an installed library that fails on import counts as not installed.
+
+    Libraries look for optional companions, and fail as a whole where one is there that was compiled for another version
+    of torch, as torchvision often is.
+
+    Args:
+        module: the companion.
+        stand_in: what is imported in its place; None makes imports fail as where it is missing.
+    """
+    if module in sys.modules or _imports(module):
+        yield
+        return
+    loaded: dict[str, Any] = {module: stand_in}
+    if stand_in is not None:
+        loaded |= {f"{module}.{name}": part for name, part in vars(stand_in).items() if isinstance(part, ModuleType)}
+    sys.modules.update(loaded)
+    try:
+        yield
+    finally:
+        for name in loaded:
+            del sys.modules[name]
+
+
+def _imports(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except (ImportError, RuntimeError, OSError):
+        return False
+    return True

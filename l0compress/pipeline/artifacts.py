@@ -8,27 +8,33 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import RunError
+from l0compress.export.bundled import SUFFIX, BundleSession, is_bundle
 from l0compress.export.session import OnnxSession
 from l0compress.pipeline.runs import open_run
 from l0compress.pipeline.sources import captured_pt2
 from l0compress.verify import Equality, verify
 
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".pt2", SUFFIX)
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
     """Load an exported artifact as something that is called like the model.
 
     Args:
-        path: an ``.onnx`` or a ``.pt2`` file.
-        threads: threads that ONNX Runtime uses within an operator; None leaves the choice to it.
+        path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, or the folder of a bundle.
+        threads: threads that ONNX Runtime and sparse layers use; None leaves the choice to them.
 
     Raises:
         RunError: the file is missing, unreadable or of another kind.
     """
     path = Path(path)
+    if is_bundle(path) and path.exists():
+        return BundleSession(path, threads=threads)
     if path.suffix not in SUFFIXES:
-        raise RunError(f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.")
+        raise RunError(
+            f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file. Nothing was "
+            "changed. Make one with l0compress export."
+        )
     if not path.is_file():
         raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
     return OnnxSession(path, threads=threads) if path.suffix == ".onnx" else captured_pt2(path).module()
@@ -36,15 +42,17 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class Verification:
-    """An artifact equals the masked dense model of a run."""
+    """An artifact equals the masked dense model of a run, a quantized one as closely as its file says it should."""
 
     artifact: Path
     run: Path
     equality: Equality
+    quantization: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"artifact": str(self.artifact), "against": str(self.run), **self.equality.to_json()}
+        about = {"artifact": str(self.artifact), "against": str(self.run), "quantization": self.quantization or None}
+        return {**about, **self.equality.to_json()}
 
 
 def verify_artifact(artifact: Path, *, run: Path) -> Verification:
@@ -55,4 +63,8 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
         NotEqualError: they differ; the message says where.
     """
     finished = open_run(run)
-    return Verification(Path(artifact), finished.folder, verify(load(artifact), captured_pt2(finished.masked)))
+    loaded, masked = load(artifact), captured_pt2(finished.masked)
+    quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
+    tolerance = loaded.tolerance if isinstance(loaded, OnnxSession | BundleSession) else None
+    equality = verify(loaded, masked, tolerance=tolerance)
+    return Verification(Path(artifact), finished.folder, equality, quantization)

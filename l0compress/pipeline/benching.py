@@ -1,52 +1,90 @@
-"""Time an artifact, alone or in turns with the dense model of its run."""
+"""Time artifacts in turns: one alone, one against the dense model of its run, or every form that a run can take."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from l0compress.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.calls import Call
+from l0compress.data import AnySplit
+from l0compress.errors import SurgeryError
+from l0compress.export.bundled import SUFFIX, BundleSession
+from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
-from l0compress.pipeline.artifacts import load, verify_artifact
-from l0compress.pipeline.runs import Run, measured, metric_name, open_run
+from l0compress.export.quantize import Int8
+from l0compress.footprint import footprint
+from l0compress.pipeline.artifacts import Verification, load, verify_artifact
+from l0compress.pipeline.quantizing import quantized_file, run_data, score_files
+from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
 from l0compress.pipeline.sources import captured_pt2
-from l0compress.report import Table, bench_table, comparison_table
-from l0compress.verify import Equality
+from l0compress.report import Measured, Table, bench_table, bundle_table, comparison_table
+from l0compress.runtime.manifest import Manifest
+from l0compress.training.course import Evaluation
 
 DENSE, SMALL = "dense", "small"
+INT8, CSR = " int8", " csr"
+_NO_INT8 = "ONNX files alone have an int8 form; give an .onnx artifact to compare with it."
 
 
 @dataclass(frozen=True)
 class ArtifactBench:
-    """What :func:`bench_artifact` measured; ``run`` and ``equality`` are None without a run to compare with."""
+    """What :func:`bench_artifact` measured.
+
+    Attributes:
+        report: the timings, in turns.
+        run: what was compared with, if that was a run.
+        verification: of the artifact against the run, if both were given.
+        int8_scores: each int8 form's result on the part of the data that the run's own metrics are of.
+        manifest: of the bundle among what was timed, if there is one.
+        notes: what could not be made, and why.
+    """
 
     report: BenchReport
     run: Run | None = None
-    equality: Equality | None = None
+    verification: Verification | None = None
+    int8_scores: Mapping[str, Evaluation] | None = None
+    manifest: Manifest | None = None
+    notes: tuple[str, ...] = ()
 
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
-        if self.run is None or self.equality is None:
-            return (bench_table(self.report),)
-        sizes = self.report.file_bytes
+        layers = () if self.manifest is None else (bundle_table(self.manifest),)
+        return (bench_table(self.report) if self.run is None else self._comparison(self.run), *layers)
+
+    def _comparison(self, run: Run) -> Table:
         table = comparison_table(
-            measured(self.run.result, DENSE, file_bytes=sizes[DENSE]),
-            measured(self.run.result, SMALL, file_bytes=sizes[SMALL]),
-            metric_name=metric_name(self.run.result),
+            *(self._measured(run, name) for name in self.report.file_bytes),
+            metric_name=metric_name(run.result),
             bench=self.report,
-            title="Dense against small",
+            title=f"The forms of {run.folder}",
         )
-        note = f"Small equals the masked dense model within {self.equality.max_relative:.1e}, checked in this run."
-        return (Table(table.title, table.columns, table.rows, (*table.notes, note)),)
+        notes = [*table.notes, *self.notes]
+        if self.verification is not None:
+            difference = f"{self.verification.equality.max_relative:.1e}"
+            notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
+        return Table(table.title, table.columns, table.rows, tuple(notes))
+
+    def _measured(self, run: Run, name: str) -> Measured:
+        known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)
+        score = (self.int8_scores or {}).get(name)
+        return replace(
+            known,
+            name=name,
+            metric=known.metric if score is None else score.metric,
+            file_bytes=self.report.file_bytes[name],
+            memory_bytes=self.report.memory_bytes.get(name),
+            quantized=name.endswith(INT8),
+        )
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
         about = {} if self.run is None else {"run": str(self.run.folder), **self.run.result}
-        return {**about, "bench": self.report.to_json()}
+        scores = {name: score.metric for name, score in (self.int8_scores or {}).items()}
+        return {**about, "int8_metrics": scores, "notes": list(self.notes), "bench": self.report.to_json()}
 
 
 def bench_artifact(
@@ -55,9 +93,9 @@ def bench_artifact(
     """Time an artifact, and in turns with it what it is compared with.
 
     Args:
-        artifact: an ``.onnx`` or ``.pt2`` file.
-        against: a run folder, whose dense model is timed in the same format after the artifact has been verified; or
-            another artifact.
+        artifact: an ``.onnx`` or ``.pt2`` file, or a bundle; or a run folder, of which every form is made and timed.
+        against: a run folder, whose dense model is timed in the same format (as ONNX beside a bundle), and as int8,
+            after the artifact has been verified; or another artifact.
         batch_sizes: samples a call.
         threads: threads that each candidate computes with.
 
@@ -66,24 +104,69 @@ def bench_artifact(
         NotEqualError: the artifact is not that of the run.
     """
     artifact = Path(artifact)
-    if against is None:
-        load(artifact)
-        return ArtifactBench(bench({artifact.name: artifact}, batch_sizes=batch_sizes, threads=threads))
-    if Path(against).is_dir():
+    if is_run(artifact) and against is None:
+        return _every_form(open_run(artifact), batch_sizes, threads)
+    if against is not None and is_run(Path(against)):
         return _against_run(artifact, open_run(against), batch_sizes, threads)
-    for path in (Path(against), artifact):
-        load(path)
-    candidates = {str(against): Path(against), str(artifact): artifact}
-    return ArtifactBench(bench(candidates, batch_sizes=batch_sizes, threads=threads))
+    candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
+    models = [load(path) for path in candidates.values()]
+    report = bench(candidates, batch_sizes=batch_sizes, threads=threads)
+    return ArtifactBench(_with_memory(report, candidates), manifest=_manifest_of(models[-1]))
 
 
 def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
-    equality = verify_artifact(artifact, run=run.folder).equality
-    dense = captured_pt2(run.dense)
-    call = Call(dense.example_args, dense.example_kwargs)
+    """Dense against an artifact, and against int8, which is what a user would pick instead."""
+    checked, model, dense = verify_artifact(artifact, run=run.folder), load(artifact), captured_pt2(run.dense)
+    kind = INT8 if checked.quantization else CSR if isinstance(model, BundleSession) else ""
     with tempfile.TemporaryDirectory() as folder:
-        path = run.dense
-        if artifact.suffix == ".onnx":
-            path = export_onnx(dense, Path(folder, "dense.onnx")).path
-        report = bench({DENSE: path, SMALL: artifact}, call, batch_sizes=batch_sizes, threads=threads)
-    return ArtifactBench(report, run, equality)
+        if artifact.suffix == ".pt2":
+            forms, notes = {DENSE: run.dense}, (_NO_INT8,)
+        else:
+            forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path}
+            notes = _add_int8_(forms, DENSE, run_data(run).train)
+        forms[SMALL + kind] = artifact
+        bench_of_forms = _timed(run, forms, Call(dense.example_args, dense.example_kwargs), batch_sizes, threads)
+    return replace(bench_of_forms, verification=checked, manifest=_manifest_of(model), notes=notes)
+
+
+def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+    dense, small, masked = (captured_pt2(path) for path in (run.dense, run.small, run.masked))
+    train = run_data(run).train
+    with tempfile.TemporaryDirectory() as folder:
+        forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path}
+        notes = _add_int8_(forms, DENSE, train)
+        forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
+        notes += _add_int8_(forms, SMALL, train)
+        path = Path(folder, f"small{SUFFIX}")
+        settings = CsrSettings(threads=threads)
+        bundle = export_csr(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+        forms[SMALL + CSR] = bundle.path
+        bench_of_forms = _timed(run, forms, Call(dense.example_args, dense.example_kwargs), batch_sizes, threads)
+    return replace(bench_of_forms, manifest=bundle.manifest, notes=notes)
+
+
+def _timed(run: Run, forms: Mapping[str, Path], call: Call, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+    report = _with_memory(bench(forms, call, batch_sizes=batch_sizes, threads=threads), forms)
+    scores = score_files(run, {name: path for name, path in forms.items() if name.endswith(INT8)})
+    return ArtifactBench(report, run, int8_scores=scores)
+
+
+def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:
+    """Add the int8 form of one of the forms; returns what to say where there is none."""
+    target = forms[name].with_name(f"{name}.int8.onnx")
+    try:
+        quantized_file(forms[name], target, train, Int8())
+    except SurgeryError as reason:
+        return (f"No int8 form of {name}: {reason}",)
+    forms[name + INT8] = target
+    return ()
+
+
+def _manifest_of(model: Any) -> Manifest | None:
+    return model.bundle.manifest if isinstance(model, BundleSession) else None
+
+
+def _with_memory(report: BenchReport, candidates: Mapping[str, Path]) -> BenchReport:
+    largest = max(report.batch_sizes)
+    memory = {name: footprint(path, batch_size=largest, threads=report.threads) for name, path in candidates.items()}
+    return replace(report, memory_bytes=memory)

@@ -15,12 +15,13 @@ from l0compress.graph.cost import Cost, cost
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.weights import nonzero_cost
-from l0compress.loading import Model, Target, make_target
+from l0compress.loading import DataSource, Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, course_of, finetune
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.snapshot import Checkpoints
 from l0compress.verify import Equality, verify
 
 
@@ -80,7 +81,7 @@ class CompressResult:
 
 def compress(
     model: Model,
-    data: Data | str,
+    data: Data | DataSource | str,
     *,
     target: Mapping[str, float] | Target,
     settings: FinetuneSettings | None = None,
@@ -114,9 +115,23 @@ def compress(
     wanted = target if isinstance(target, Target) else make_target(target)
     settings = FinetuneSettings() if settings is None else settings
     check_device(settings.device)
-    prepared = prepare(model, data, loss=settings.loss)
-    result = finetune(prepared.graph, prepared.data, {wanted.unit: wanted.value}, settings=settings, on_event=on_event)
-    return _checked(result, prepared, wanted, settings)
+    return compress_prepared(prepare(model, data, loss=settings.loss), wanted, settings, on_event=on_event)
+
+
+def compress_prepared(
+    prepared: Prepared,
+    target: Target,
+    settings: FinetuneSettings,
+    *,
+    on_event: OnEvent = ignore,
+    checkpoints: Checkpoints | None = None,
+) -> CompressResult:
+    """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
+    wanted = {target.unit: target.value}
+    result = finetune(
+        prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints
+    )
+    return _checked(result, prepared, target, settings)
 
 
 def check_device(device: str) -> None:

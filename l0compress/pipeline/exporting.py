@@ -2,33 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from l0compress.errors import InputError
-from l0compress.export.files import Exported
+from l0compress.export.bundled import SUFFIX
+from l0compress.export.csr import BATCH_SIZES, CsrSettings, export_csr
+from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
-from l0compress.pipeline.runs import open_run
+from l0compress.export.quantize import Int8
+from l0compress.export.session import OnnxSession
+from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
+from l0compress.pipeline.quantizing import export_int8
+from l0compress.pipeline.runs import Run, open_run
 from l0compress.pipeline.sources import captured_pt2
+from l0compress.verify import verify
 
-EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "pt2": export_pt2}
+EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "csr": export_csr, "pt2": export_pt2}
+SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}
 
 
-def export_run(run: Path | None = None, *, format: str = "onnx", path: Path | None = None) -> Exported:
+@dataclass(frozen=True)
+class ExportOptions:
+    """How an artifact is made; what another format needs is passed over.
+
+    Attributes:
+        int8: quantize an ONNX file as this says.
+        sparse_weights: leave zeros out of an ONNX file.
+        batch_sizes: what a bundle is to be fast at.
+        csr: storage, threads and engines of a bundle.
+    """
+
+    int8: Int8 | None = None
+    sparse_weights: bool = False
+    batch_sizes: Sequence[int] = BATCH_SIZES
+    csr: CsrSettings = field(default_factory=CsrSettings)
+
+
+@dataclass(frozen=True)
+class SparselyStored(Exported):
+    """An ONNX file whose zeros are not stored; ``weights`` says which weights that concerns."""
+
+    weights: SparseWeights
+
+    def lines(self) -> tuple[str, ...]:
+        """What was checked and saved, in words."""
+        weights = self.weights
+        if not weights.names:
+            return (
+                *super().lines(),
+                "no weight has enough zeros to be stored sparsely: at least two thirds are needed",
+            )
+        return (
+            *super().lines(),
+            f"{len(weights.names)} weights are stored sparsely: {weights.bytes_before:,} bytes became "
+            f"{weights.bytes_after:,}",
+            "ONNX Runtime makes them dense again when it loads the file: it is smaller, not faster",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {**super().to_json(), "sparse_weights": asdict(self.weights)}
+
+
+def export_run(
+    run: Path | None = None,
+    *,
+    format: str = "onnx",
+    path: Path | None = None,
+    options: ExportOptions | None = None,
+) -> Exported:
     """Write the small model of a run as an artifact; it appears only if it equals the run's masked dense model.
 
     Args:
         run: the run's folder; the newest run under ``./runs`` where it is not given.
-        format: ``onnx`` or ``pt2``.
-        path: where to write; ``RUN/model.onnx`` or ``RUN/model.pt2`` where it is not given.
+        format: ``onnx``, ``csr`` or ``pt2``.
+        path: where to write; ``RUN/model`` with the suffix of the format where it is not given, ``RUN/model.int8.onnx``
+            for int8.
+        options: how it is made.
 
     Raises:
         InputError: an unknown format, no such run, or a path that cannot be written to.
         NotEqualError: the artifact does not compute what the masked model computes; nothing is written.
     """
+    options = ExportOptions() if options is None else options
+    int8, sparse_weights = options.int8, options.sparse_weights
     if format not in EXPORTERS:
         raise InputError(f"Unknown format {format!r}: expected one of {', '.join(EXPORTERS)}. Nothing was written.")
+    if format != "onnx" and (int8 is not None or sparse_weights):
+        what = "quantized" if int8 is not None else "stored sparsely"
+        raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
+    if int8 is not None and sparse_weights:
+        raise InputError(
+            "A file is either quantized or stored sparsely. Nothing was written. Leave out one of the two."
+        )
     finished = open_run(run)
-    destination = finished.folder / f"model.{format}" if path is None else Path(path)
-    return EXPORTERS[format](captured_pt2(finished.small), destination, reference=captured_pt2(finished.masked))
+    if int8 is not None:
+        return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=int8)
+    destination = finished.folder / f"model{SUFFIXES[format]}" if path is None else Path(path)
+    if sparse_weights:
+        return _sparsely_stored(finished, destination)
+    small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
+    if format == "csr":
+        sizes = options.batch_sizes
+        return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
+    return EXPORTERS[format](small, destination, reference=masked)
+
+
+def _sparsely_stored(run: Run, path: Path) -> SparselyStored:
+    small, masked = captured_pt2(run.small), captured_pt2(run.masked)
+    with staged(path) as staging:
+        export_onnx(small, staging, reference=masked)
+        weights = store_sparsely_(staging)
+        equality = verify(OnnxSession(staging), masked)
+        size_bytes = size_on_disk(staging)
+    return SparselyStored(path, size_bytes, equality, weights)

@@ -11,7 +11,7 @@ from l0compress.gates.reach import smallest_keep
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.frozen import Frozen, FrozenReason, by_reason, unknown_operators
 from l0compress.graph.groups import Group, Groups, find_groups
-from l0compress.loading import ModelSource
+from l0compress.loading import DataSource, ModelSource
 from l0compress.pipeline.repeats import repeated
 from l0compress.pipeline.sources import open_graph
 
@@ -111,7 +111,7 @@ def share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def inspect(source: ModelSource, *, data: str | None = None) -> Inspection:
+def inspect(source: ModelSource, *, data: DataSource | str | None = None) -> Inspection:
     """Load and capture a model, and list what can be removed from it.
 
     Args:

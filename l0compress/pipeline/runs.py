@@ -1,24 +1,25 @@
-"""The run folder: what a fine-tuning run leaves behind, complete or not at all.
+"""The run folder as its readers see it; docs/run_folder.md describes every file.
 
 ::
 
     RUN/
-      config.json      what was asked for
+      run.json    checksums; whether the run is finished
+      config.toml      what was asked for: finetune --config RUN/config.toml does it again
       dense.pt2        the model as it was given
+      metrics.jsonl    one line per epoch
+      log.jsonl        when it began, stopped and went on, and the seconds of every epoch
+      state/           while the run is unfinished: where it goes on
       masked.pt2       the dense-shaped model with the trained weights, blind to what was removed: the reference
       small.pt2        the same function, physically smaller: what is exported
       plan.json        which channels were kept, group by group
-      metrics.jsonl    one line per epoch
       result.json      costs and metrics, dense against small
+      preprocessing.json   how raw data became the model's inputs, where this package did that (docs/data.md)
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,19 +27,21 @@ from typing import Any
 
 from l0compress.errors import RunError
 from l0compress.graph.cost import Cost
+from l0compress.pipeline.manifest import MANIFEST, Manifest, read_manifest
 from l0compress.report import Measured
 
 RUNS = Path("runs")
-CONFIG, RESULT, PLAN, METRICS = "config.json", "result.json", "plan.json", "metrics.jsonl"
+CONFIG, RESULT, PLAN, METRICS, LOG = "config.toml", "result.json", "plan.json", "metrics.jsonl", "log.jsonl"
+PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
+STATE, LOCK = "state", ".lock"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, what was asked for, and what came out."""
+    """A finished run: its folder, and what came out."""
 
     folder: Path
-    config: dict[str, Any]
     result: dict[str, Any]
 
     @property
@@ -58,18 +61,20 @@ class Run:
 
 
 def open_run(folder: Path | None = None, *, root: Path = RUNS) -> Run:
-    """Open a finished run; by default the newest one under ``root``.
+    """Open a finished run, every file checked; by default the newest one under ``root``.
 
     Raises:
-        RunError: there is none, or a file of it is missing or unreadable.
+        RunError: there is none, it is not finished, or a file of it is missing or damaged.
     """
     folder = newest_run(root) if folder is None else Path(folder)
-    if not folder.is_dir():
-        raise RunError(f"Cannot read run {str(folder)!r}: no such folder. Make one with l0compress finetune.")
-    missing = [name for name in (CONFIG, RESULT, DENSE, MASKED, SMALL) if not (folder / name).is_file()]
-    if missing:
-        raise RunError(f"{str(folder)!r} is no finished run: {missing[0]} is missing.")
-    return Run(folder, _read_json(folder / CONFIG), _read_json(folder / RESULT))
+    manifest = read_manifest(folder)
+    if not manifest.finished:
+        raise RunError(
+            f"Run {str(folder)!r} is not finished: its last state is {manifest.position}. Nothing was changed. Unless "
+            f"it is running right now, finish it with: {resume_command(folder)}"
+        )
+    manifest.check_files(folder)
+    return Run(folder, _read_json(folder / RESULT))
 
 
 def newest_run(root: Path = RUNS) -> Path:
@@ -78,51 +83,45 @@ def newest_run(root: Path = RUNS) -> Path:
     Raises:
         RunError: there is none.
     """
-    results = sorted(root.glob(f"*/{RESULT}"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
-    if not results:
+    found = _newest(root, lambda manifest: manifest.finished)
+    if found is None:
         raise RunError(f"There is no finished run under {str(root)!r}. Name one, or make one with l0compress finetune.")
-    return results[-1].parent
+    return found
 
 
-def run_folder(output: Path | None, stem: str, *, root: Path = RUNS) -> Path:
-    """Where a new run goes: ``output``, or a folder under ``root`` named by date, time and the model file's stem.
-
-    Raises:
-        RunError: the folder exists and is not empty, or is a file.
-    """
-    folder = root / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{stem}" if output is None else Path(output)
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise RunError(f"{str(folder)!r} exists already. Nothing was written. Choose another folder with --output.")
-    return folder
-
-
-@contextmanager
-def staged_folder(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder beside ``folder`` that becomes it when the body succeeds, and vanishes when it does not.
+def newest_unfinished(root: Path = RUNS) -> Path:
+    """The unfinished run under ``root`` that was kept last.
 
     Raises:
-        RunError: the folder cannot be made.
+        RunError: there is none.
     """
-    made = [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
+    found = _newest(root, lambda manifest: not manifest.finished)
+    if found is None:
         raise RunError(
-            f"Cannot write {str(folder)!r}: {error.strerror}. Choose another folder with --output."
-        ) from error
-    try:
-        yield staging
-        staging.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        staging.replace(folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        with suppress(OSError):
-            for parent in made:
-                parent.rmdir()
-        raise
+            f"There is no unfinished run under {str(root)!r}. Nothing was changed. Name the run to go on with: "
+            "l0compress finetune --resume RUN"
+        )
+    return found
+
+
+def _newest(root: Path, wanted: Callable[[Manifest], bool]) -> Path | None:
+    found = sorted(root.glob(f"*/{MANIFEST}"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
+    return next((path.parent for path in reversed(found) if wanted(read_manifest(path.parent))), None)
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path is a run folder, finished or not."""
+    return (path / MANIFEST).is_file()
+
+
+def resume_command(folder: Path) -> str:
+    """What to type to go on with a run."""
+    return f"l0compress finetune --resume {folder}"
+
+
+def default_folder(stem: str, *, root: Path = RUNS) -> Path:
+    """Where a new run goes by default: under ``root``, named by date, time and the model file's stem."""
+    return root / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{stem}"
 
 
 def measured(result: Mapping[str, Any], name: str, *, file_bytes: int | None = None) -> Measured:
@@ -149,9 +148,9 @@ def _scores(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return result["test"] or result["val"]
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+def json_bytes(value: Any) -> bytes:
+    """A value as indented JSON."""
+    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _read_json(path: Path) -> dict[str, Any]:

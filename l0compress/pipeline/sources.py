@@ -14,10 +14,20 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0compress.data import Data, example_batch
-from l0compress.errors import InputError, ModelError, RunError
+from l0compress.data import Batch, Data, example_batch
+from l0compress.errors import CaptureError, InputError, ModelError, RunError
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.loading import Model, ModelSource, check_labels, check_values, fit_data, load_data, load_pt2
+from l0compress.loading import (
+    DataSource,
+    Model,
+    ModelSource,
+    check_labels,
+    check_values,
+    fit_data,
+    load_data,
+    load_pt2,
+)
+from l0compress.loading.torchscript import WAY_OUT, traced
 from l0compress.training.losses import TaskLoss, class_last, logits_of, objective_for
 
 EXAMPLE_SAMPLES = 2
@@ -31,14 +41,14 @@ class Prepared:
     data: Data
 
 
-def prepare(model: Model, data: Data | str, *, loss: str | TaskLoss = "auto") -> Prepared:
+def prepare(model: Model, data: Data | DataSource | str, *, loss: str | TaskLoss = "auto") -> Prepared:
     """Capture the model with the data's first samples as example, and check that data, model and loss fit together.
 
     Raises:
         DataError: the data cannot be read, holds values that are not finite, or does not fit the model or the loss.
         CaptureError: the model cannot be captured.
     """
-    data = fit_data(load_data(data) if isinstance(data, str) else data, model)
+    data = fit_data(data if isinstance(data, Data) else load_data(data), model)
     check_values(data)
     graph = capture_with(model, data)
     _check_targets(graph, data, loss)
@@ -55,10 +65,19 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
         return _captured_program(model)
     batch = example_batch(data, EXAMPLE_SAMPLES)
     with _silence():
+        if isinstance(model, torch.jit.ScriptModule):
+            return _captured_script(model, batch)
         return capture(model, batch.args, batch.kwargs)
 
 
-def open_graph(source: ModelSource, data: str | None = None) -> CapturedGraph:
+def _captured_script(model: torch.jit.ScriptModule, batch: Batch) -> CapturedGraph:
+    try:
+        return capture(traced(model, batch.args, batch.kwargs), batch.args, batch.kwargs)
+    except CaptureError as reason:
+        raise CaptureError(f"{reason} This is a TorchScript model. {WAY_OUT}") from reason
+
+
+def open_graph(source: ModelSource, data: DataSource | str | None = None) -> CapturedGraph:
     """Load a model file and capture it; a module needs data for its example inputs.
 
     Raises:

@@ -1,46 +1,34 @@
-"""A fine-tuning run from files to a run folder: all of it is there at the end, or nothing."""
+"""A fine-tuning run from files to a run folder that can be resumed at any moment of it."""
 
 from __future__ import annotations
 
-import json
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from signal import SIGINT
 from typing import Any
 
 import torch
 
-from l0compress.errors import InputError
+from l0compress.errors import DivergedError, InputError, RunError
 from l0compress.export.pt2 import export_pt2
-from l0compress.loading import ModelSource, Target, import_reference
 from l0compress.pipeline import runs
-from l0compress.pipeline.compress import CompressResult, compress
+from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, stopped
+from l0compress.pipeline.compress import CompressResult, check_device, compress_prepared
+from l0compress.pipeline.config import config_text, read_config
+from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
+from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
+from l0compress.pipeline.living_run import LivingRun
+from l0compress.pipeline.options import CHANGEABLE, OPTIONS
+from l0compress.pipeline.requests import RunRequest, request_of
+from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.report import Table, comparison_table
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
-from l0compress.training.settings import FinetuneSettings
 
-
-@dataclass(frozen=True)
-class RunRequest:
-    """What a run is asked to do.
-
-    Attributes:
-        source: the model file.
-        data: names the data.
-        target: the budget.
-        loss: ``auto``, ``cross-entropy``, ``mse``, or ``package.module:function`` of (outputs, targets).
-        output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
-        settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
-    """
-
-    source: ModelSource
-    data: str
-    target: Target
-    loss: str = "auto"
-    output: Path | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
+_CHANGES = "changes"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,65 +57,153 @@ class RunSummary:
 
 
 def finetune_run(request: RunRequest, *, on_event: OnEvent = ignore) -> RunSummary:
-    """Compress a model file to a budget and leave everything in a run folder.
+    """Compress a model file to a budget in a run folder, which is resumable from its first moment on.
 
     Raises:
         InputError: something that was asked for is wrong; nothing was computed or written.
-        CheckError: what came out is not equal or not within the budget; nothing was written.
+        CheckError: what came out is not equal or not within the budget, or training broke down; the run is kept.
+        StoppedError: Ctrl-C or SIGTERM came; the run is kept.
     """
-    settings = _settings(request)
-    folder = runs.run_folder(request.output, request.source.path.stem)
-    model = request.source.load()
-    with runs.staged_folder(folder) as staging:
-        with (staging / runs.METRICS).open("w", encoding="utf-8") as metrics:
-            result = compress(
-                model,
-                request.data,
-                target=request.target,
-                settings=settings,
-                on_event=_recording(on_event, lambda row: _write_row(metrics, row)),
+    folder = runs.default_folder(request.source.path.stem) if request.output is None else Path(request.output)
+    check_new(folder)
+    request = _with_threads(request)
+    prepared = _prepared(request)
+    began_with = _fingerprints(prepared)
+    made = missing_parents(folder)
+    with begin_run(folder, {**began_with, "versions": _versions()}) as run, _kept(run) as stops:
+        try:
+            run.begin_({runs.CONFIG: config_text(request.values()).encode()}, _dense_of(prepared))
+            return _go_on(run, request, prepared, on_event, stops)
+        except InputError as error:
+            # What is wrong with the input is found before the first step; a full disk is nothing of that kind.
+            if run.manifest.state is None and not isinstance(error, RunError):
+                remove_run(folder, made)
+            raise
+
+
+def resume_run(folder: Path, *, given: Mapping[str, Any] | None = None, on_event: OnEvent = ignore) -> RunSummary:
+    """Go on with a run where its last snapshot was taken; the end is that of a run which was never stopped.
+
+    Args:
+        folder: the run. If it is finished, its result is returned.
+        given: settings by their names in a configuration file. Those in ``CHANGEABLE`` may differ from what the run
+            began with, and hold from here on; others have to be the same.
+
+    Raises:
+        RunError: the folder is no run, is damaged or in use; model or data are not what the run began with; or
+            ``given`` contradicts it.
+        CheckError, StoppedError: as :func:`finetune_run`.
+    """
+    folder = Path(folder)
+    with reopen_run(folder) as run:
+        if run.manifest.finished:
+            return RunSummary(folder, runs.open_run(folder).result)
+        request = _stored_request(run, given or {})
+        prepared = _prepared(request)
+        check_same(run.manifest.about, _fingerprints(prepared), str(folder))
+        with _kept(run) as stops:
+            run.log_("resumed", position=run.manifest.position)
+            return _go_on(run, request, prepared, on_event, stops)
+
+
+def _stored_request(run: LivingRun, given: Mapping[str, Any]) -> RunRequest:
+    """What the run was asked to do, with what was changed then and now; the change is noted in the manifest."""
+    before = run.manifest.about.get(_CHANGES, {})
+    stored = {**read_config(run.folder / runs.CONFIG), **before}
+    request = request_of(stored, output=run.folder)
+    values = request.values()
+    for name, value in given.items():
+        if name not in CHANGEABLE and value != values[name]:
+            raise RunError(
+                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, and {value!r} was asked for. "
+                f"Nothing was changed. Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change."
             )
-        summary = result_of(result)
-        _write(staging, result, _config(request, settings), summary)
-    return RunSummary(folder, summary)
+    changes = {name: value for name, value in given.items() if value != values[name]}
+    if changes:
+        run.note_(**{_CHANGES: {**before, **changes}})
+        run.log_("changed", **changes)
+    return _with_threads(request.changed(changes))
 
 
-def _settings(request: RunRequest) -> FinetuneSettings:
-    loss: Any = request.loss
-    if ":" in request.loss:
-        loss = import_reference(request.loss, flag="--loss", error=InputError)
-    return FinetuneSettings(loss=loss, **request.settings)
+def _with_threads(request: RunRequest) -> RunRequest:
+    """The number of threads belongs to a run: sums come out differently with another."""
+    if request.threads is None:
+        return replace(request, threads=torch.get_num_threads())
+    torch.set_num_threads(request.threads)
+    return request
 
 
-def _recording(on_event: OnEvent, record: Callable[[dict[str, Any]], None]) -> OnEvent:
-    def both(event: ProgressEvent) -> None:
+def _prepared(request: RunRequest) -> Prepared:
+    settings = request.finetune_settings()
+    check_device(settings.device)
+    return prepare(request.source.load(), request.data, loss=settings.loss)
+
+
+def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: OnEvent, stops: Stops) -> RunSummary:
+    def tell(event: ProgressEvent) -> None:
         if event.epoch_done:
-            record(event.row())
+            run.tell_(event)
         on_event(event)
 
-    return both
+    checkpoints = RunCheckpoints(run, stops, every=request.checkpoint_every)
+    settings = request.finetune_settings()
+    result = compress_prepared(prepared, request.target, settings, on_event=tell, checkpoints=checkpoints)
+    checkpoints.check_stop()
+    summary = result_of(result)
+    results = {runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}), runs.RESULT: runs.json_bytes(summary)}
+    if prepared.data.preprocessing is not None:
+        results[runs.PREPROCESSING] = runs.json_bytes(dict(prepared.data.preprocessing))
+    run.finish_(results, lambda folder: _export(folder, result))
+    return RunSummary(run.folder, summary)
 
 
-def _write_row(metrics: Any, row: dict[str, Any]) -> None:
-    metrics.write(json.dumps(row, allow_nan=False) + "\n")
-    metrics.flush()
+@contextmanager
+def _kept(run: LivingRun) -> Iterator[Stops]:
+    """Ctrl-C and SIGTERM stop the run after a step, and what stops it says how to go on."""
+    with listening() as stops:
+        try:
+            yield stops
+        except DivergedError as error:
+            run.log_("diverged", position=run.manifest.position)
+            raise DivergedError(
+                f"{error} The last good state is kept: {run.manifest.position}. Go on from there, with a lower rate, "
+                f"by: {runs.resume_command(run.folder)} --lr NUMBER"
+            ) from error
+        except KeyboardInterrupt as error:
+            if not runs.is_run(run.folder):
+                raise
+            raise stopped(run, stops.signal or SIGINT) from error
+        except RuntimeError as error:
+            # The signal went to the workers of a data loader as well, and the loader misses them.
+            if stops.signal is None:
+                raise
+            raise stopped(run, stops.signal) from error
 
 
-def _config(request: RunRequest, settings: FinetuneSettings) -> dict[str, Any]:
-    source = request.source
+def _fingerprints(prepared: Prepared) -> dict[str, Any]:
+    return {"model": graph_fingerprint(prepared.graph), "data": data_fingerprint(prepared.data)}
+
+
+def _versions() -> dict[str, str]:
     return {
-        "model": str(source.path),
-        "factory": source.factory,
-        "data": request.data,
-        "target": str(request.target),
-        "settings": {**asdict(settings), "loss": request.loss},
-        "threads": torch.get_num_threads(),
-        "versions": {
-            "l0compress": version("l0compress"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "l0compress": version("l0compress"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
     }
+
+
+def _dense_of(prepared: Prepared) -> Callable[[Path], tuple[str, ...]]:
+    def export(folder: Path) -> tuple[str, ...]:
+        export_pt2(prepared.graph, folder / runs.DENSE)
+        return (runs.DENSE,)
+
+    return export
+
+
+def _export(folder: Path, result: CompressResult) -> tuple[str, ...]:
+    export_pt2(result.masked, folder / runs.MASKED)
+    export_pt2(result.small, folder / runs.SMALL, reference=result.masked)
+    return runs.MASKED, runs.SMALL
 
 
 def result_of(result: CompressResult) -> dict[str, Any]:
@@ -143,12 +219,3 @@ def result_of(result: CompressResult) -> dict[str, Any]:
         "equality": result.equality.to_json(),
         "epochs": len(result.history),
     }
-
-
-def _write(staging: Path, result: CompressResult, config: dict[str, Any], summary: dict[str, Any]) -> None:
-    export_pt2(result.dense, staging / runs.DENSE)
-    export_pt2(result.masked, staging / runs.MASKED)
-    export_pt2(result.small, staging / runs.SMALL, reference=result.masked)
-    runs.write_json(staging / runs.PLAN, {"kept": result.plan.kept()})
-    runs.write_json(staging / runs.CONFIG, config)
-    runs.write_json(staging / runs.RESULT, summary)

@@ -14,6 +14,7 @@ not to prune", 2017, equation 1).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -50,6 +51,10 @@ class Penalty(Protocol):
     def step(self) -> None: ...
 
     def follow_(self, gated: GatedNetwork) -> None: ...
+
+    def values(self) -> dict[str, float]: ...
+
+    def load_values_(self, values: Mapping[str, float]) -> None: ...
 
 
 class Budget:
@@ -135,6 +140,16 @@ class Budget:
         self._gated = gated
         self._last = None
 
+    def values(self) -> dict[str, float]:
+        """What has to be known between two steps to go on: the ramp's position and the multiplier's state."""
+        return {"num_steps": self._num_steps, **self._multiplier.values()}
+
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`values` returned."""
+        self._num_steps = int(values["num_steps"])
+        self._multiplier.load_values_(values)
+        self._last = None
+
     def _violation(self) -> Tensor:
         return self.expected_cost().log() - math.log(self.target_now)
 
@@ -192,3 +207,10 @@ class FixedPenalty:
     def follow_(self, gated: GatedNetwork) -> None:
         """Go on with ``gated``, what compaction made of the network so far."""
         self._gated = gated
+
+    def values(self) -> dict[str, float]:
+        """Nothing: a fixed penalty has no state."""
+        return {}
+
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Nothing to load."""

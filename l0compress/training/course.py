@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from l0compress.data import AnySplit, Batch, Data
-from l0compress.errors import DataError, L0Error
+from l0compress.errors import DataError
+from l0compress.training.faults import diverged
 from l0compress.training.losses import Objective
+from l0compress.training.randomness import own_generators
 from l0compress.training.settings import FinetuneSettings
 
 _EPOCH_STRIDE = 1_000_003
@@ -27,6 +30,34 @@ class Evaluation:
     metric: float
     metric_name: str
     num_samples: int
+
+
+@dataclass
+class Pass:
+    """One pass over the training data: how far it has come, and where its own random sources stand.
+
+    Attributes:
+        epoch: the epoch, counted from 0 over both phases.
+        augmenting: what augmentation draws from.
+        step: batches done.
+        total: the sum of their losses.
+        sources: the states of the data source's own generators when the pass began.
+        highest: a loss above this has exploded.
+        restore: puts the global random state back once the batches that were done before are skipped.
+    """
+
+    epoch: int
+    augmenting: torch.Generator
+    step: int = 0
+    total: float = 0.0
+    sources: list[Tensor] = field(default_factory=list)
+    highest: float = math.inf
+    restore: Callable[[], None] | None = None
+
+    @property
+    def where(self) -> str:
+        """The position for messages."""
+        return f"step {self.step + 1} of epoch {self.epoch + 1}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +84,34 @@ class Course:
         """Steps in which gates are learned."""
         return self.settings.gated_epochs * self.steps_per_epoch
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
-        """The training batches of an epoch, shuffled and augmented by seed and epoch."""
-        seed = self.settings.seed * _EPOCH_STRIDE + epoch
-        generator = torch.Generator().manual_seed(seed)
+    def start_pass(self, epoch: int) -> Pass:
+        """An epoch from its beginning."""
+        return Pass(epoch, torch.Generator().manual_seed(self._seed(epoch)), sources=self._sources())
+
+    def batches(self, epoch: int | Pass) -> Iterator[Batch]:
+        """The training batches of an epoch, or what is left of one, shuffled and augmented by seed and epoch."""
+        current = epoch if isinstance(epoch, Pass) else self.start_pass(epoch)
         # A last batch of one sample would break batch norm.
-        for batch in self.data.train.batches(self.batch_size, seed=seed, drop_last=True):
+        stream = self.data.train.batches(self.batch_size, seed=self._seed(current.epoch), drop_last=True)
+        if current.restore is None:
+            current.sources = self._sources()
+        else:
+            for source, state in zip(own_generators(self.data.train), current.sources, strict=True):
+                source.set_state(state)
+            # Only the source knows its order, so what was done is drawn again and dropped.
+            for _ in islice(stream, current.step):
+                pass
+            current.restore()
+        for batch in stream:
             if self.data.augment is not None:
-                batch = self.data.augment(batch, generator)
+                batch = self.data.augment(batch, current.augmenting)
             yield batch.to(self.settings.device)
+
+    def _sources(self) -> list[Tensor]:
+        return [source.get_state() for source in own_generators(self.data.train)]
+
+    def _seed(self, epoch: int) -> int:
+        return self.settings.seed * _EPOCH_STRIDE + epoch
 
     def autocast(self) -> AbstractContextManager[Any]:
         device_type = torch.device(self.settings.device).type
@@ -71,9 +121,13 @@ class Course:
         """The training loss of one batch."""
         with self.autocast():
             teacher_outputs = None if self.teacher is None else outputs_of(self.teacher, batch)
-            noisy = drop_inputs(batch, self.settings.input_dropout)
+            noisy = self.noisy(batch)
             outputs = network(*noisy.args, **noisy.kwargs)
         return self.objective.loss(outputs, batch.targets, teacher_outputs)
+
+    def noisy(self, batch: Batch) -> Batch:
+        """What the network is trained on."""
+        return drop_inputs(batch, self.settings.input_dropout)
 
 
 def outputs_of(module: nn.Module, batch: Batch) -> Any:
@@ -115,35 +169,36 @@ def dropout(tensor: Tensor, probability: float) -> Tensor:
 def train_epoch(
     course: Course,
     network: nn.Module,
-    epoch: int,
+    current: Pass,
     *,
     penalty: Callable[[], Tensor] | None = None,
     step: Callable[[int, float], None],
+    done: Callable[[], None],
 ) -> float:
-    """One pass over the training data; returns the mean loss without the penalty.
+    """One pass over the training data, or what is left of it; returns its mean loss without the penalty.
 
     ``step`` is called with the batch's position and loss once gradients are there; it updates what is trained and
-    clears gradients.
+    clears gradients. ``done`` is called when ``current`` says so too.
 
     Raises:
-        L0Error: the loss is NaN or infinite; the message names the step.
+        DivergedError: the loss is not finite or has exploded; the message names the step and the layer.
     """
     network.train()
-    total, count = 0.0, 0
-    for position, batch in enumerate(course.batches(epoch)):
+    for batch in course.batches(current):
+        state = torch.get_rng_state()
         loss = course.loss(network, batch)
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise L0Error(
-                f"The loss became {value} at step {position + 1} of epoch {epoch + 1}. Training stopped and nothing "
-                "was written. Lower the learning rate, or look for non-finite values in the data."
-            )
+        if not value <= current.highest or not math.isfinite(value):
+            # What went wrong may go right with other gates and other dropped units.
+            torch.set_rng_state(state)
+            raise diverged(value, current.where, network, course.noisy(batch))
         (loss if penalty is None else loss + penalty()).backward()
-        step(position, value)
-        total, count = total + value, count + 1
-    if count == 0:
+        step(current.step, value)
+        current.total, current.step = current.total + value, current.step + 1
+        done()
+    if current.step == 0:
         raise DataError("The training data yields no batch. Nothing was changed.")
-    return total / count
+    return current.total / current.step
 
 
 def evaluate(

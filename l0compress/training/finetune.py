@@ -28,17 +28,20 @@ from l0compress.training.course import Course, Evaluation, outputs_of
 from l0compress.training.equality import check_equal
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
 from l0compress.training.harden import harden
+from l0compress.training.journal import Journal
 from l0compress.training.losses import objective_for
 from l0compress.training.multiplier import AscentSettings
-from l0compress.training.phases import Gated, Journal, evaluate_on, train_gates, train_small
+from l0compress.training.phases import Gated, evaluate_on, train_gates, train_small
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.snapshot import FINETUNE, Checkpoints, NoCheckpoints, prefixed
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.sparsity import check_zeros
 from l0compress.training.targets import the_one
 
 TARGETS = "params, macs, bytes, penalty, aic and bic"
 _RECALIBRATION_BATCHES = 100
+_PLAN = "plan"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,19 +97,21 @@ def finetune(
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
+    checkpoints: Checkpoints | None = None,
 ) -> FinetuneResult:
     """Compress a trained model to a budget.
 
     ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the
     dense cost (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty":
     1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
-    a CPU, and the global random state is left as it was.
+    a CPU, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold the
+    one to go on from; the result is that of a run which was never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
         TargetError: the target is malformed or out of reach.
         DataError: data and model do not fit together.
-        L0Error: the loss became NaN; the message names the step.
+        DivergedError: the loss or a weight is not finite any more; the message names the step and the layer.
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
@@ -116,9 +121,18 @@ def finetune(
         groups = gated.groups
         course = course_of(graph, data, settings)
         budget = penalty_for(gated, target, course)
-        run = start(graph, course, on_event)
-        trained = train_gates(course, gated, budget, run.journal)
-        return finish(run, harden_gates(groups, trained, budget), unit=budget.unit, first_epoch=settings.gated_epochs)
+        run = start(graph, course, on_event, checkpoints)
+        kept = run.journal.start_of(FINETUNE)
+        if kept is None:
+            hardened = harden_gates(groups, train_gates(course, gated, budget, run.journal), budget)
+        else:
+            hardened = _stand_in(graph, KeepPlan.from_tensors(groups, kept.under(_PLAN)))
+        return finish(run, hardened, unit=budget.unit, first_epoch=settings.gated_epochs)
+
+
+def _stand_in(graph: CapturedGraph, plan: KeepPlan) -> Hardened:
+    """A decision that was made before, with the dense model's weights until the snapshot's are loaded."""
+    return Hardened(plan, shrink(graph, plan).state())
 
 
 def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> GatedNetwork:
@@ -134,14 +148,16 @@ def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> G
     return gated.to(settings.device)
 
 
-def start(graph: CapturedGraph, course: Course, on_event: OnEvent) -> Run:
-    """Measure the dense model and tell it."""
-    journal = Journal(on_event, course.settings.epochs)
-    dense = evaluate_on(course, graph.module().to(course.settings.device))
-    on_event(
-        ProgressEvent("dense", 0, journal.epochs, loss=dense.loss, metric=dense.metric, metric_name=dense.metric_name)
-    )
-    return Run(graph, course, journal, dense)
+def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: Checkpoints | None = None) -> Run:
+    """Measure the dense model and tell it; or take over what a run has told that was stopped."""
+    journal = Journal(on_event, course.settings.epochs, NoCheckpoints() if checkpoints is None else checkpoints)
+    if journal.checkpoints.start is not None:
+        journal.restore_(journal.checkpoints.start)
+    if journal.dense is None:
+        dense = journal.dense = evaluate_on(course, graph.module().to(course.settings.device))
+        event = ProgressEvent("dense", 0, journal.epochs, loss=dense.loss, metric=dense.metric)
+        on_event(replace(event, metric_name=dense.metric_name))
+    return Run(graph, course, journal, journal.dense)
 
 
 def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> Course:
@@ -202,11 +218,13 @@ def harden_gates(groups: Groups, trained: Gated, budget: Penalty) -> Hardened:
 def finish(run: Run, hardened: Hardened, *, unit: str, first_epoch: int) -> FinetuneResult:
     """From a decision to a result: surgery, its check, BatchNorm statistics, and the epochs from ``first_epoch`` on."""
     course, plan = run.course, hardened.plan
+    run.journal.carried.update(prefixed(_PLAN, plan.tensors()))
     small = _shrunk(run.graph, hardened, course)
     counted, masks = nonzero_cost if plan.masks else cost, plan.small_masks()
     density = counted(small).get(unit) / cost(run.graph).get(unit)
-    batches = islice(course.batches(first_epoch), _RECALIBRATION_BATCHES)
-    small = recalibrate(small, batches, device=course.settings.device)
+    if run.journal.start_of(FINETUNE) is None:
+        batches = islice(course.batches(first_epoch), _RECALIBRATION_BATCHES)
+        small = recalibrate(small, batches, device=course.settings.device)
     objective = replace(course.objective, temperature=course.settings.final_temperature)
     final = replace(course, objective=objective)
     finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch, masks=masks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -45,6 +46,15 @@ class Multiplier:
         mean = self._mean / (1 - s.beta1**self._steps)
         square = self._square / (1 - s.beta2**self._steps)
         self.value += s.learning_rate * mean / (math.sqrt(square) + s.epsilon)
+
+    def values(self) -> dict[str, float]:
+        """Its whole state as numbers."""
+        return {"multiplier": self.value, "mean": self._mean, "square": self._square, "steps": self._steps}
+
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`values` returned."""
+        self.value, self._mean = float(values["multiplier"]), float(values["mean"])
+        self._square, self._steps = float(values["square"]), int(values["steps"])
 
 
 def cubic_ramp(start: float, target: float, progress: float) -> float:

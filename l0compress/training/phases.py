@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from l0compress.gates.attach import Compacted, GatedNetwork, compact
+from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.network import GraphNetwork
 from l0compress.training.budget import Penalty
-from l0compress.training.course import Course, Evaluation, evaluate, train_epoch
-from l0compress.training.events import OnEvent, ProgressEvent
+from l0compress.training.course import Course, Evaluation, Pass, evaluate, train_epoch
+from l0compress.training.events import ProgressEvent
+from l0compress.training.journal import Journal, evaluation_from, evaluation_values
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
+from l0compress.training.snapshot import FINETUNE, GATES, Snapshot, load_optimizer_, optimizer_tensors, prefixed
 from l0compress.training.sparsity import NO_MASKS, keep_zeros_
-
-_SECONDS_BETWEEN_EVENTS = 0.5
-
-
-@dataclass
-class Journal:
-    """Sends events and keeps those that close an epoch; knows how much of the run is left."""
-
-    on_event: OnEvent
-    epochs: int
-    rows: list[ProgressEvent] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
-    last_sent: float = 0.0
-
-    def epoch_(self, event: ProgressEvent) -> None:
-        """Record and send the close of an epoch."""
-        event = self._timed(event, epochs_done=event.epoch)
-        self.rows.append(event)
-        self.on_event(event)
-
-    def step_(self, make_event: Callable[[], ProgressEvent]) -> None:
-        """Send what happens inside an epoch, at most twice a second; an event is only made when it is due."""
-        now = time.monotonic()
-        if now - self.last_sent >= _SECONDS_BETWEEN_EVENTS:
-            self.last_sent = now
-            event = make_event()
-            done = event.epoch - 1 + event.step / max(event.steps, 1)
-            self.on_event(self._timed(replace(event, epoch_done=False), epochs_done=done))
-
-    def _timed(self, event: ProgressEvent, *, epochs_done: float) -> ProgressEvent:
-        seconds = time.monotonic() - self.started
-        left = seconds / epochs_done * (self.epochs - epochs_done) if epochs_done > 0 else None
-        return replace(event, epochs=self.epochs, seconds=seconds, seconds_left=left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,35 +35,87 @@ def train_gates(course: Course, gated: GatedNetwork, budget: Penalty, journal: J
 
     ``gated`` is trained in place until the first removal makes a smaller network of it.
     """
-    settings = course.settings
-    epochs, steps = settings.gated_epochs, course.steps_per_epoch
-    moves = torch.arange(gated.groups.num_moves)
-    optimizers = _Optimizers.of(gated, course)
-    for epoch in range(epochs):
-        step = _gate_step(course, optimizers, gated, budget, journal, epoch)
-        loss = train_epoch(course, gated, epoch, penalty=budget.penalty, step=step)
-        compacted = compact(gated, threshold=settings.gates.compact_below)
-        if compacted.gated is not gated:
-            optimizers = optimizers.sliced(gated, compacted, course)
-            gated, moves = compacted.gated, moves[compacted.kept_moves]
-            budget.follow_(gated)
-        measured = evaluate_on(course, gated)
-        event = _gate_event(epoch, budget, gated, loss, steps, steps)
+    epochs = course.settings.gated_epochs
+    steps = journal.steps = course.steps_per_epoch
+    stage = _GatedStage.of(gated, course, budget)
+    start = journal.start_of(GATES)
+    if start is not None:
+        stage.restore_(start)
+    current = journal.first_pass(course, start, epoch=0)
+    for epoch in range(current.epoch, epochs):
+
+        def keep(now: Pass = current) -> None:
+            journal.offer_(course, GATES, now, stage.stand)
+
+        step = _gate_step(course, stage, journal, epoch)
+        loss = train_epoch(course, stage.gated, current, penalty=budget.penalty, step=step, done=keep)
+        stage.compact_()
+        measured = evaluate_on(course, stage.gated)
+        event = _gate_event(epoch, budget, stage.gated, loss, steps, steps)
         journal.epoch_(replace(event, metric=measured.metric, metric_name=measured.metric_name))
-    return Gated(gated, moves)
+        current = journal.next_pass(course, epoch + 1)
+        journal.offer_(course, GATES, current, stage.stand, must=epoch + 1 == epochs)
+    return Gated(stage.gated, stage.moves)
 
 
-def _gate_step(
-    course: Course, optimizers: _Optimizers, gated: GatedNetwork, budget: Penalty, journal: Journal, epoch: int
-) -> Callable[[int, float], None]:
+def _gate_step(course: Course, stage: _GatedStage, journal: Journal, epoch: int) -> Callable[[int, float], None]:
     epochs, steps = course.settings.gated_epochs, course.steps_per_epoch
+    gated, budget = stage.gated, stage.budget
 
     def step(position: int, loss: float) -> None:
-        optimizers.step_(gated, (epoch + position / steps) / epochs, course)
+        stage.optimizers.step_(gated, (epoch + position / steps) / epochs, course)
         budget.step()
         journal.step_(lambda: _gate_event(epoch, budget, gated, loss, position + 1, steps))
 
     return step
+
+
+@dataclass
+class _GatedStage:
+    """What the gated phase changes. ``cuts`` are the removals so far, each as the moves that it kept."""
+
+    course: Course
+    budget: Penalty
+    gated: GatedNetwork
+    moves: Tensor
+    optimizers: _Optimizers
+    cuts: list[Tensor]
+
+    @classmethod
+    def of(cls, gated: GatedNetwork, course: Course, budget: Penalty) -> _GatedStage:
+        return cls(course, budget, gated, torch.arange(gated.groups.num_moves), _Optimizers.of(gated, course), [])
+
+    def compact_(self) -> None:
+        """Remove what is surely closed."""
+        compacted = compact(self.gated, threshold=self.course.settings.gates.compact_below)
+        if compacted.gated is not self.gated:
+            self.optimizers = self.optimizers.sliced(self.gated, compacted, self.course)
+            self._follow_(compacted)
+
+    def _follow_(self, compacted: Compacted) -> None:
+        self.cuts.append(compacted.kept_moves)
+        self.gated, self.moves = compacted.gated, self.moves[compacted.kept_moves]
+        self.budget.follow_(self.gated)
+
+    def stand(self) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
+        """The network, and what a snapshot needs of the phase."""
+        tensors = {
+            **prefixed("network", self.gated.state_dict()),
+            **prefixed("optimizer.weights", optimizer_tensors(self.optimizers.weights, self.gated.weights())),
+            **prefixed("optimizer.gates", optimizer_tensors(self.optimizers.gates, self.gated.gate_parameters())),
+            **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
+        }
+        return self.gated, {"budget": self.budget.values(), "cuts": len(self.cuts)}, tensors
+
+    def restore_(self, start: Snapshot) -> None:
+        """Cut the dense network as it was cut then, and load what was learned since."""
+        for position in range(start.values["cuts"]):
+            self._follow_(compact_again(self.gated, start.tensors[f"cuts.{position}"]))
+        self.gated.load_state_dict(start.under("network"))
+        self.optimizers = _Optimizers.of(self.gated, self.course)
+        load_optimizer_(self.optimizers.weights, self.gated.weights(), start.under("optimizer.weights"))
+        load_optimizer_(self.optimizers.gates, self.gated.gate_parameters(), start.under("optimizer.gates"))
+        self.budget.load_values_(start.values["budget"])
 
 
 def evaluate_on(course: Course, network: nn.Module) -> Evaluation:
@@ -180,23 +202,15 @@ def train_small(
     ``small`` is not changed; ``density`` is only reported. Weights that ``masks`` drop are zero and stay it.
     """
     settings = course.settings
-    network = keep_zeros_(small.module().to(settings.device), masks)
-    parameters = dict(network.named_parameters())
-    optimizer = weight_optimizer(
-        parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
-    )
-    epochs, steps = settings.epochs - first_epoch, course.steps_per_epoch
-    last = best = evaluate_on(course, network)
-    best_state, best_epoch = copy.deepcopy(network.state_dict()), 0
-    for epoch in range(epochs):
+    epochs = settings.epochs - first_epoch
+    steps = journal.steps = course.steps_per_epoch
+    start = journal.start_of(FINETUNE)
+    stage = _SmallStage.of(keep_zeros_(small.module().to(settings.device), masks), course, start)
+    current = journal.first_pass(course, start, epoch=first_epoch)
+    for epoch in range(current.epoch - first_epoch, epochs):
 
         def step(position: int, loss: float, epoch: int = epoch) -> None:
-            progress = (epoch + position / steps) / epochs
-            set_learning_rate_(optimizer, settings.rate * cosine(progress))
-            if settings.clip is not None:
-                nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
-            optimizer.step()
-            optimizer.zero_grad()
+            stage.step_(settings.rate * cosine((epoch + position / steps) / epochs), settings.clip)
             journal.step_(lambda: event(epoch, loss, position + 1))
 
         def event(epoch: int, loss: float, position: int) -> ProgressEvent:
@@ -206,16 +220,73 @@ def train_small(
                 "finetune", number, 0, step=position, steps=steps, loss=loss, density=density, learning_rate=rate
             )
 
-        mean_loss = train_epoch(course, network, first_epoch + epoch, step=step)
-        last = evaluate_on(course, network)
-        if last.metric == best.metric or (last.metric > best.metric) == course.objective.higher_is_better:
-            best, best_epoch, best_state = last, epoch + 1, copy.deepcopy(network.state_dict())
+        def keep(now: Pass = current) -> None:
+            journal.offer_(course, FINETUNE, now, stage.stand)
+
+        mean_loss = train_epoch(course, stage.network, current, step=step, done=keep)
+        last = stage.judge_(course, epoch + 1)
         closing = event(epoch, mean_loss, steps)
         journal.epoch_(replace(closing, metric=last.metric, metric_name=last.metric_name))
-    last_state = network.state_dict()
-    return Finished(
-        small.with_state(_on_cpu(best_state)), best_epoch, best, small.with_state(_on_cpu(last_state)), last
-    )
+        current = journal.next_pass(course, first_epoch + epoch + 1)
+        journal.offer_(course, FINETUNE, current, stage.stand, must=epoch + 1 == epochs)
+    return stage.finished(small)
+
+
+@dataclass
+class _SmallStage:
+    """What the final phase changes."""
+
+    network: GraphNetwork
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    best_state: dict[str, Tensor]
+    best: Evaluation
+    last: Evaluation
+    best_epoch: int = 0
+
+    @classmethod
+    def of(cls, network: GraphNetwork, course: Course, start: Snapshot | None) -> _SmallStage:
+        settings = course.settings
+        parameters = dict(network.named_parameters())
+        optimizer = weight_optimizer(
+            parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
+        )
+        if start is None:
+            first = evaluate_on(course, network)
+            return cls(network, parameters, optimizer, copy.deepcopy(network.state_dict()), first, first)
+        network.load_state_dict(start.under("network"))
+        load_optimizer_(optimizer, parameters, start.under("optimizer.weights"))
+        best, last = (evaluation_from(start.values[name]) for name in ("best", "last"))
+        return cls(network, parameters, optimizer, start.under("best"), best, last, start.values["best_epoch"])
+
+    def step_(self, rate: float, clip: float | None) -> None:
+        set_learning_rate_(self.optimizer, rate)
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self.parameters.values(), clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def judge_(self, course: Course, epoch: int) -> Evaluation:
+        """Measure the network, and keep its weights if none were better."""
+        last, best = evaluate_on(course, self.network), self.best
+        if last.metric == best.metric or (last.metric > best.metric) == course.objective.higher_is_better:
+            self.best, self.best_epoch, self.best_state = last, epoch, copy.deepcopy(self.network.state_dict())
+        self.last = last
+        return last
+
+    def stand(self) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
+        """The network, and what a snapshot needs of the phase."""
+        values = {name: evaluation_values(value) for name, value in (("best", self.best), ("last", self.last))}
+        tensors = {
+            **prefixed("network", self.network.state_dict()),
+            **prefixed("best", self.best_state),
+            **prefixed("optimizer.weights", optimizer_tensors(self.optimizer, self.parameters)),
+        }
+        return self.network, {**values, "best_epoch": self.best_epoch}, tensors
+
+    def finished(self, small: CapturedGraph) -> Finished:
+        best, last = (small.with_state(_on_cpu(state)) for state in (self.best_state, self.network.state_dict()))
+        return Finished(best, self.best_epoch, self.best, last, self.last)
 
 
 def _on_cpu(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -38,7 +38,7 @@ def batch_norm(draw: st.DrawFn, at: Place) -> Step:
 
 
 def group_norm(draw: st.DrawFn, at: Place) -> Step:
-    layer = nn.GroupNorm(divisor(draw, at.width), at.width)
+    layer = nn.GroupNorm(draw(st.sampled_from([1, divisor(draw, at.width)])), at.width)
     return Step(lambda s, past: getattr(s, at.name)(past[-1]), at.width, {at.name: layer})
 
 

@@ -22,6 +22,24 @@ def scale(_: st.DrawFn, at: Place) -> Step:
     return Step(lambda s, past: getattr(s, at.name)(past[-1].mT).mT, at.width, {at.name: nn.BatchNorm1d(at.width)})
 
 
+def layer_norm(draw: st.DrawFn, at: Place) -> Step:
+    layer = nn.LayerNorm(at.width, elementwise_affine=draw(st.booleans()))
+    return Step(lambda s, past: getattr(s, at.name)(past[-1]), at.width, {at.name: layer})
+
+
+COUNTING: list[Callable[[Tensor], Tensor]] = [
+    lambda h: h * h.softmax(-1),
+    lambda h: h - h.amax(-1, keepdim=True),
+    lambda h: h / (1 + h.var(-1, keepdim=True)),
+]
+
+
+def counting(draw: st.DrawFn, at: Place) -> Step:
+    """What sees the zeros of dead channels."""
+    function = draw(st.sampled_from(COUNTING))
+    return Step(lambda _, past: function(past[-1]), at.width, {})
+
+
 def along_tokens(draw: st.DrawFn, at: Place) -> Step:
     """A convolution along the sequence, with a neighbour on each side."""
     layer = nn.Conv1d(at.width, at.width, 3, padding=1, groups=draw(st.sampled_from([1, at.width])))
@@ -52,7 +70,7 @@ def attention(draw: st.DrawFn, at: Place) -> Step:
     """Heads by view or by folding them into the batch, keys shared or not, by operator or by hand."""
     num_heads, key_size = draw(st.sampled_from([(2, 3), (4, 2), (3, 2)]))
     size, key_heads = draw(st.sampled_from([2, 4])), draw(st.sampled_from([num_heads, 1 if num_heads == 3 else 2]))
-    hand, folded, normed, native = (draw(st.booleans()) for _ in range(4))
+    hand, folded, native = (draw(st.booleans()) for _ in range(3))
     layers: dict[str, nn.Module | nn.Parameter] = {
         f"{at.name}q": nn.Linear(at.width, num_heads * key_size),
         f"{at.name}k": nn.Linear(at.width, key_heads * key_size),
@@ -60,12 +78,19 @@ def attention(draw: st.DrawFn, at: Place) -> Step:
         f"{at.name}o": nn.Linear(num_heads * size, at.width, bias=draw(st.booleans())),
     }
 
+    norms: dict[str, Callable[[Tensor], Tensor]] = {
+        "none": lambda heads: heads,
+        "rms": lambda heads: F.rms_norm(heads, (key_size,)),
+        "layer": lambda heads: F.layer_norm(heads, (key_size,)),
+    }
+    norm = norms[draw(st.sampled_from(sorted(norms)))]
+
     def attend(s: Any, past: list[Tensor]) -> Tensor:
         x, times = past[-1], num_heads // key_heads
         query = getattr(s, f"{at.name}q")(x).unflatten(-1, (num_heads, key_size)).transpose(1, 2)
         key = getattr(s, f"{at.name}k")(x).unflatten(-1, (key_heads, key_size)).transpose(1, 2)
         value = getattr(s, f"{at.name}v")(x).unflatten(-1, (key_heads, size)).transpose(1, 2)
-        query = F.rms_norm(query, (key_size,)) if normed else query
+        query, key = norm(query), norm(key)
         if native and not hand and not folded:
             mixed = F.scaled_dot_product_attention(query, key, value, enable_gqa=times > 1)
             return x + getattr(s, f"{at.name}o")(mixed.transpose(1, 2).flatten(2))
@@ -113,6 +138,8 @@ TOKEN_STEPS: dict[str, tuple[Maker, Callable[[Place], bool]]] = {
     **ANYWHERE,
     "linear": (plain, lambda _: True),
     "batch norm": (scale, lambda _: True),
+    "layer norm": (layer_norm, lambda at: at.width > 1),
+    "counting": (counting, lambda at: at.width > 1),
     "conv1d": (along_tokens, lambda _: True),
     "mlp": (mlp, lambda _: True),
     "attention": (attention, lambda _: True),

@@ -67,7 +67,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], Tensor, dict[str, int]]] = {
             channels_then_positions, r=nn.Conv2d(8, 4, 1), e=nn.Conv2d(4, 8, 1), k=nn.Conv2d(2, 1, 3, padding=1)
         ),
         image(),
-        {"o channels": 6, "r channels": 4},
+        {"c channels": 8, "o channels": 6, "r channels": 4},
     ),
     "XCiT": (
         lambda: Net(
@@ -97,7 +97,7 @@ def build(name: str) -> CapturedGraph:
 def test_channels_go_where_nothing_mixes_them(name: str) -> None:
     groups = assert_exact(build(name))
     assert table(groups) == NETWORKS[name][2]
-    assert prunable_share(groups) > {"ECA": 0.2, "CBAM": 0.3}.get(name, 0.95)
+    assert prunable_share(groups) > {"ECA": 0.2, "CBAM": 0.94}.get(name, 0.95)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -112,7 +112,6 @@ def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
 
 def test_the_reasons_for_the_others() -> None:
     assert reasons(find_groups(build("ECA")), "c.bias") == [(0, "conv1d", "a convolution slides over it")]
-    assert reasons(find_groups(build("CBAM")), "c.bias") == [(0, "amax", "amax is taken over it")]
     assert reasons(find_groups(build("tied embeddings")), "emb.weight") == [
         (0, "embedding", "its rows are chosen by index at run time")
     ]

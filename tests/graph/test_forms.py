@@ -45,6 +45,8 @@ VECTOR_FORMS: dict[str, tuple[Form, int]] = {
     "one channel by index": (lambda h: h + h[:, -2].unsqueeze(1), 8),
     "slice": (lambda h: h[:, 2:-1], 5),
     "strided slice": (lambda h: h[:, 1::3], 3),
+    "narrow of a narrow": (lambda h: h.narrow(1, 2, 5).narrow(1, 1, 3), 3),
+    "narrow from the end": (lambda h: h.narrow(1, -4, 3), 3),
     "narrow": (lambda h: h.narrow(1, 3, 4), 4),
     "flip": (lambda h: h.flip(1), 8),
     "roll": (lambda h: h.roll(3, 1), 8),

@@ -123,18 +123,6 @@ def test_heads_that_share_one_key_and_value_go_by_themselves() -> None:
     }
 
 
-def test_a_norm_over_the_width_of_heads_still_lets_heads_go() -> None:
-    def normed(s: nn.Module, x: Tensor) -> Tensor:
-        query, key, value = (layer(x).unflatten(-1, (4, 4)).transpose(1, 2) for layer in (s.q, s.k, s.v))
-        return s.o(F.scaled_dot_product_attention(s.norm(query), key, value).transpose(1, 2).flatten(2))
-
-    layers = {name: nn.Linear(12, 16) for name in "qkv"}
-    groups = grouped(normed, tokens(), **layers, o=nn.Linear(16, 3), norm=nn.RMSNorm(4))
-    kinds = {name: size for name, size in table(groups).items() if "inputs" not in name}
-    assert kinds == {"q blocks": 4, "v width": 4}
-    assert reasons(groups, "norm.weight") == [(0, "rms_norm", "rms_norm mixes all of it")]
-
-
 def test_heads_go_where_a_table_of_positions_by_width_keeps_the_width() -> None:
     def attention(s: nn.Module, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(-1, (4, 3)).transpose(1, 2) for layer in (s.q, s.k, s.v))
@@ -248,10 +236,9 @@ def test_a_layer_that_is_used_twice_is_cut_once() -> None:
 @pytest.mark.parametrize(
     ("mix", "op", "reason"),
     [
-        (lambda h: F.layer_norm(h, (8,)), "layer_norm", "layer_norm mixes all of it"),
-        (lambda h: h.softmax(-1), "softmax", "softmax is taken over it"),
-        (lambda h: h - h.amax(-1, keepdim=True), "amax", "amax is taken over it"),
-        (lambda h: h / h.std(-1, keepdim=True), "std", "std is taken over it"),
+        (lambda h: h.sort(-1)[0], "sort", "sort is taken over it"),
+        (lambda h: h - h.max(-1, keepdim=True)[0], "max", "max is taken over it"),
+        (lambda h: h - h.median(-1, keepdim=True)[0], "median", "median is taken over it"),
         (lambda h: h / h.norm(-1, -1, True), "linalg_vector_norm", "linalg_vector_norm is taken over it"),
         (lambda h: torch.fft.fft(h).real, "fft_fft", "no rule for aten.fft_fft.default"),
         (lambda h: h.cumsum(-1), "cumsum", "cumsum is taken over it"),
@@ -274,12 +261,32 @@ def test_a_frozen_place_says_which_line_of_the_model_is_the_reason() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             hidden = self.a(x)
-            hidden = F.layer_norm(hidden, (8,))
+            hidden = hidden.cumsum(-1)
             return self.b(hidden)
 
     place = find_groups(capture(Normed(), (vector(),))).frozen[0]
     assert (place.where, place.dim, place.channels) == ("a.weight", 0, 8)
     assert place.source == f"test_groups.py:{Normed.forward.__code__.co_firstlineno + 2}"
+
+
+def test_what_meets_a_frozen_tensor_says_what_froze_that_one() -> None:
+    """Through another meeting and an activation, down to the operator that is the reason."""
+
+    def forward(s: nn.Module, x: Tensor) -> Tensor:
+        stopped = s.c(x).cumsum(-1)
+        return s.b(s.a(x).relu() + torch.tanh(s.d(x) + stopped))
+
+    line = forward.__code__.co_firstlineno + 1
+    groups = grouped(forward, vector(), **{name: nn.Linear(6, 8) for name in "acd"}, b=nn.Linear(8, 3))
+    why = f"the tensor that it meets here stays whole, since at cumsum (test_groups.py:{line}) cumsum is taken over it"
+    assert reasons(groups, "a.weight") == [(0, "add", why)]
+    assert reasons(groups, "d.weight") == [(0, "add", why)]
+
+
+def test_what_meets_the_input_says_so() -> None:
+    groups = grouped(lambda s, x: s.b(s.a(x) * x.cos()), vector(), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
+    why = "the tensor that it meets here stays whole: it comes from the input args_0"
+    assert reasons(groups, "a.weight") == [(0, "mul", why)]
 
 
 def test_a_weight_is_what_reads_rather_than_the_activation() -> None:
@@ -358,6 +365,7 @@ def test_a_model_without_anything_to_prune_says_why() -> None:
         find_groups(graph)
     assert str(caught.value) == (
         "no channel of this model can be removed. Nothing was changed. What stays whole, and why: add: the tensor that "
-        f"it meets here stays whole (test_groups.py:{line}; 1 dimension, 3 parameters). A model needs at least one "
-        "layer between its input and its output whose width only other layers see."
+        f"it meets here stays whole: it comes from the input args_0 (test_groups.py:{line}; 1 dimension, 3 "
+        "parameters). A model needs at least one layer between its input and its output whose width only other layers "
+        "see."
     )

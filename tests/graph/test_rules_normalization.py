@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import captured, grouped, image, reasons, tokens, vector, worst_error
+from networks import captured, grouped, image, tokens, vector, worst_error
 from rulechecks import check
 from torch import Tensor, nn
 
@@ -23,12 +23,6 @@ def between(s: nn.Module, x: Tensor) -> Tensor:
 def test_the_channels_of_a_norm_group_go_together(tmp_path: Path, count: int, moves: int, affine: bool) -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "n": nn.GroupNorm(count, 8, affine=affine), "b": nn.Conv2d(8, 4, 1)}
     check(between, image(), {"a channels": moves}, onnx=tmp_path, **layers)
-
-
-def test_a_norm_over_all_channels_freezes_them() -> None:
-    layers = {"a": nn.Conv2d(3, 8, 1), "n": nn.GroupNorm(1, 8), "b": nn.Conv2d(8, 4, 1), "c": nn.Conv2d(4, 4, 1)}
-    groups = grouped(lambda s, x: s.c(F.gelu(between(s, x)[..., None, None])), image(), **layers)
-    assert reasons(groups, "a.weight")[0] == (0, "group_norm", "group_norm mixes all of it")
 
 
 @pytest.mark.parametrize("norm", [nn.RMSNorm(8), nn.RMSNorm(8, eps=0.1), nn.RMSNorm(8, elementwise_affine=False)])

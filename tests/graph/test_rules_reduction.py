@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,15 @@ VECTOR_FORMS = {
     "normalised": lambda h: F.normalize(h, dim=-1),
     "rms norm by hand": rms_norm,
     "layer norm by hand": layer_norm,
+    "largest": lambda h: h - h.amax(-1, keepdim=True),
+    "smallest": lambda h: h - h.amin((1,), keepdim=True),
+    "logarithm of a sum of exponentials": lambda h: h - h.logsumexp(1, keepdim=True),
+    "deviation": lambda h: h / h.std(-1, keepdim=True),
+    "variance": lambda h: h / h.var(1, correction=0, keepdim=True),
+    "variance of all": lambda h: h / h.var(unbiased=False),
+    "variance and mean": lambda h: torch.sub(h, torch.var_mean(h, 1, keepdim=True)[1]) / h.var(1, keepdim=True),
+    "softmax": lambda h: h * h.softmax(-1),
+    "logarithm of a softmax": lambda h: h.log_softmax(1),
 }
 
 
@@ -55,6 +65,9 @@ def test_sums_over_features(tmp_path: Path, form: str) -> None:
 
 IMAGE_FORMS = {
     "mean over channels": channel_attention,
+    "softmax over channels": lambda h: h * h.softmax(1),
+    "largest channel at a place": lambda h: h * torch.sigmoid(h.amax(1, keepdim=True)),
+    "deviation over everything": lambda h: h / h.std((1, 2, 3), keepdim=True),
     "mean over everything": lambda h: h * h.mean((1, 2, 3), keepdim=True),
     "mean over folded positions": lambda h: h * h.flatten(1).mean(1)[:, None, None, None],
     "response norm of ConvNeXt": lambda h: (g := h.norm(dim=(2, 3), keepdim=True)) / g.mean(1, keepdim=True) * h,
@@ -67,6 +80,15 @@ def test_sums_over_channels(form: str) -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "b": nn.Conv2d(8, 4, 1)}
     function = IMAGE_FORMS[form]
     check(lambda s, x: s.b(function(s.a(x))).flatten(2).mean(2), image(), {"a channels": 8}, **layers)
+
+
+@pytest.mark.parametrize("mix", [lambda h: h.softmax(-1), lambda h: h - h.amax(-1, keepdim=True)])
+def test_what_counts_the_width_of_heads_lets_both_go(mix: Callable[[Tensor], Tensor]) -> None:
+    def heads(s: nn.Module, x: Tensor) -> Tensor:
+        return s.o(mix(s.a(x).unflatten(-1, (4, 3))).flatten(2))
+
+    layers = {"a": nn.Linear(12, 12), "o": nn.Linear(12, 3)}
+    check(heads, tokens(), {"a blocks": 4, "a width": 3, "a inputs": 12}, **layers)
 
 
 def test_a_sum_over_the_width_of_heads() -> None:
@@ -91,12 +113,9 @@ def test_a_gate_is_no_count() -> None:
     "mix",
     [
         lambda h: h.median(-1, keepdim=True)[0],
-        lambda h: h.std(-1, keepdim=True),
-        lambda h: torch.var_mean(h, -1, keepdim=True)[0],
         lambda h: torch.aminmax(h, dim=-1, keepdim=True)[0],
         lambda h: h.logcumsumexp(-1),
         lambda h: h.cummax(-1)[0],
-        lambda h: h.amax(-1, keepdim=True),
         lambda h: torch.linalg.vector_norm(h, -2, -1, keepdim=True),
         lambda h: torch.linalg.vector_norm(h, 3, (1, 2), keepdim=True),
     ],

@@ -45,20 +45,19 @@ def operators(graph: CapturedGraph) -> list[str]:
     return [op_name(node) for node in graph.nodes() if node.op == "call_function"]
 
 
+def beside_a_branch(forward: Any, *, bias: bool = True, **layers: nn.Module) -> CapturedGraph:
+    """A network of a stem and a head over eight features, with a branch (``up``, ``down``) between them."""
+    branch = {"up": nn.Linear(8, 5), "down": nn.Linear(5, 8, bias=bias)}
+    edges = {"stem": nn.Linear(6, 8), "head": nn.Linear(8, 3)}
+    return captured(forward, vector(), **{**edges, **branch, **layers})
+
+
 def residual_mlp(bias: bool) -> CapturedGraph:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
         return net.head(x + net.down(F.gelu(net.up(net.norm(x)))))
 
-    return captured(
-        forward,
-        vector(),
-        stem=nn.Linear(6, 8),
-        norm=nn.LayerNorm(8),
-        up=nn.Linear(8, 16),
-        down=nn.Linear(16, 8, bias=bias),
-        head=nn.Linear(8, 3),
-    )
+    return beside_a_branch(forward, bias=bias, norm=nn.LayerNorm(8))
 
 
 def test_of_a_residual_branch_the_last_bias_stays() -> None:
@@ -81,14 +80,7 @@ def test_a_norm_by_means_goes_with_its_branch_though_surgery_would_have_scaled_i
         normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 0.1)
         return net.head(x + net.down(F.gelu(net.up(normed))))
 
-    graph = captured(
-        forward,
-        vector(),
-        stem=nn.Linear(6, 8),
-        up=nn.Linear(8, 5),
-        down=nn.Linear(5, 8, bias=False),
-        head=nn.Linear(8, 3),
-    )
+    graph = beside_a_branch(forward, bias=False)
     groups = find_groups(graph)
     plan = KeepPlan.from_kept(groups, {"up channels": [], "stem channels": [0, 3, 4]})
     assert operators(check_vanished(graph, plan)) == ["linear", "linear"]
@@ -130,14 +122,7 @@ def taken_away(net: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("forward", [written_before, written_after, sum_written, kept_written, taken_away])
 def test_what_is_written_in_place_beside_a_branch_that_goes_is_still_written(forward: Any) -> None:
-    graph = captured(
-        forward,
-        vector(),
-        stem=nn.Linear(6, 8),
-        up=nn.Linear(8, 5),
-        down=nn.Linear(5, 8, bias=False),
-        head=nn.Linear(8, 3),
-    )
+    graph = beside_a_branch(forward, bias=False)
     check_vanished(graph, emptied(graph, "up channels"))
 
 
@@ -148,22 +133,14 @@ def test_a_branch_that_is_written_through_a_view_stays() -> None:
         y.narrow(-1, 1, 2).copy_(torch.tanh(x.narrow(-1, 0, 2)))
         return net.head(x + y)
 
-    graph = captured(
-        forward, vector(), stem=nn.Linear(6, 8), up=nn.Linear(8, 5), down=nn.Linear(5, 8), head=nn.Linear(8, 3)
-    )
+    graph = beside_a_branch(forward)
     with pytest.raises(PlanError, match="'copy_' writes in place through a view"):
         emptied(graph, "up channels")
 
 
 def test_dropout_of_what_is_left_of_a_branch_is_left_out() -> None:
-    graph = captured(
-        lambda net, x: net.head(net.stem(x) + net.drop(net.down(F.gelu(net.up(net.stem(x)))))),
-        vector(),
-        stem=nn.Linear(6, 8),
-        up=nn.Linear(8, 5),
-        down=nn.Linear(5, 8),
-        drop=nn.Dropout(0.5),
-        head=nn.Linear(8, 3),
+    graph = beside_a_branch(
+        lambda net, x: net.head(net.stem(x) + net.drop(net.down(F.gelu(net.up(net.stem(x)))))), drop=nn.Dropout(0.5)
     )
     small = shrink(graph, emptied(graph, "up channels")).module()
     assert torch.equal(small.train()(vector().double()), small.eval()(vector().double()))
@@ -230,6 +207,20 @@ def test_an_attention_loses_all_heads() -> None:
     assert names_of(small) == {"stem.weight", "stem.bias", "out.bias", "head.weight", "head.bias"}
 
 
+def test_one_head_keeps_a_width_of_its_queries_as_long_as_it_has_values() -> None:
+    """Without queries and keys it would attend to everything alike, which is not nothing."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.head(x + net.o(F.scaled_dot_product_attention(net.q(x), net.k(x), net.v(x))))
+
+    layers = {name: nn.Linear(8, 8) for name in "qkvo"}
+    graph = captured(forward, tokens(), stem=nn.Linear(12, 8), head=nn.Linear(8, 3), **layers)
+    with pytest.raises(PlanError, match="scaled_dot_product_attention cannot do without"):
+        emptied(graph, "q channels")
+    check_vanished(graph, emptied(graph, "v channels"))
+
+
 def test_a_joined_branch_leaves_its_bias_as_channels() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         a, b = F.relu(net.a(x)), F.relu(net.b2(F.relu(net.b1(x))))
@@ -281,9 +272,7 @@ def test_sizes_that_were_read_off_a_vanished_tensor_come_from_the_input() -> Non
         y = net.down(F.relu(net.up(x)))
         return net.head(x.view(y.shape[0], 2, -1) + y.view(y.shape[0], 2, -1))
 
-    graph = captured(
-        forward, vector(), stem=nn.Linear(6, 8), up=nn.Linear(8, 5), down=nn.Linear(5, 8), head=nn.Linear(4, 3)
-    )
+    graph = beside_a_branch(forward, head=nn.Linear(4, 3))
     check_vanished(graph, emptied(graph, "up channels"))
 
 
@@ -306,12 +295,7 @@ def test_windows_of_a_constant_are_expanded() -> None:
 
 
 def test_a_chain_keeps_one_channel_of_every_layer() -> None:
-    graph = captured(
-        lambda net, x: net.b(F.relu(net.a(x))),
-        vector(),
-        a=nn.Linear(6, 4),
-        b=nn.Linear(4, 3),
-    )
+    graph = captured(lambda net, x: net.b(F.relu(net.a(x))), vector(), a=nn.Linear(6, 4), b=nn.Linear(4, 3))
     with pytest.raises(PlanError) as refusal:
         emptied(graph, "a channels")
     assert str(refusal.value) == (
@@ -320,8 +304,9 @@ def test_a_chain_keeps_one_channel_of_every_layer() -> None:
     )
 
 
-def test_of_two_ways_to_the_output_one_has_to_stay() -> None:
-    graph = captured(
+def two_ways() -> CapturedGraph:
+    """From the input to the output over ``a`` and ``b``, and over ``c`` and ``d``."""
+    return captured(
         lambda net, x: net.b(F.relu(net.a(x))) + net.d(F.relu(net.c(x))),
         vector(),
         a=nn.Linear(6, 4),
@@ -329,6 +314,10 @@ def test_of_two_ways_to_the_output_one_has_to_stay() -> None:
         c=nn.Linear(6, 5),
         d=nn.Linear(5, 3),
     )
+
+
+def test_of_two_ways_to_the_output_one_has_to_stay() -> None:
+    graph = two_ways()
     check_vanished(graph, emptied(graph, "a channels"))
     check_vanished(graph, emptied(graph, "c channels"))
     with pytest.raises(PlanError, match="would no longer depend on the input"):
@@ -367,14 +356,7 @@ def test_the_smallest_network_is_the_stem_alone() -> None:
 
 
 def test_of_ways_that_cannot_all_go_the_worst_do() -> None:
-    graph = captured(
-        lambda net, x: net.b(F.relu(net.a(x))) + net.d(F.relu(net.c(x))),
-        vector(),
-        a=nn.Linear(6, 4),
-        b=nn.Linear(4, 3),
-        c=nn.Linear(6, 5),
-        d=nn.Linear(5, 3),
-    )
+    graph = two_ways()
     groups = find_groups(graph)
     kept = KeepPlan.from_keep(groups, smallest_keep(groups, torch.arange(groups.num_moves).double())).kept()
     assert kept == {"a channels": [], "a inputs": [], "c channels": [4], "c inputs": [5]}

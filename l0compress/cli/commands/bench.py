@@ -9,34 +9,39 @@ import typer
 
 from l0compress.cli.commands import options
 from l0compress.cli.render import print_json, print_table
-from l0compress.errors import InputError
 
 
 def bench(
-    artifact: options.Artifact,
+    artifact: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ARTIFACT", help="An .onnx or .pt2 file; or a run folder, of which every form is made and timed."
+        ),
+    ],
     against: Annotated[
         Path | None,
         typer.Option(metavar="DENSE", help="What to compare with: a run folder (its dense model), or an artifact."),
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8,64",
     threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 2,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the latencies: .png, .svg or .pdf (needs l0compress[plot])."),
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Time ARTIFACT, alone or in turns with the dense model. Against a run, ARTIFACT is verified first."""
+    """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
-        batch_sizes = _batch_sizes(batch)
+        batch_sizes = options.batch_sizes(batch)
         from l0compress.pipeline.benching import bench_artifact
 
         measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
+        if plot is not None:
+            from l0compress.plot import plot_latency
+
+            plot_latency(measured.report, plot)
         if as_json:
             print_json(measured.to_json())
             return
         for table in measured.tables():
             print_table(table)
-
-
-def _batch_sizes(text: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
-    return tuple(int(part) for part in parts)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from l0compress.cli.commands import finetune_options as flags
 from l0compress.cli.commands import options
 from l0compress.cli.render import messages, print_json, print_lines, print_table
 from l0compress.errors import RunError
@@ -14,94 +16,119 @@ from l0compress.errors import RunError
 if TYPE_CHECKING:
     from l0compress.pipeline.training_run import RunSummary
 
-TRAINING = "Training"
+
+@dataclass(frozen=True)
+class _Mode:
+    """What is done with the settings."""
+
+    output: Path | None
+    config: Path | None
+    print_config: bool
+    resume: bool
+    as_json: bool
 
 
 def finetune(
-    model: options.ModelPath,
-    data: Annotated[str, typer.Option(help=options.DATA_HELP)],
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="UNIT=NUMBER",
-            help="The budget: params, macs or bytes, as a fraction of MODEL (macs=0.5) or absolute (params=26500, "
-            "macs=12M, bytes=1MB).",
-        ),
-    ],
-    granularity: Annotated[
-        Literal["structured", "weights", "both"],
-        typer.Option(
-            help="What may go: channels, heads and units (structured), single weights, which become zero (weights), or "
-            "both. With single weights the target counts what is not zero."
-        ),
-    ] = "structured",
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="RUN", help="A new folder.", show_default="runs/<time>-<model>"),
-    ] = None,
-    epochs: Annotated[int | None, typer.Option(min=2, help="All epochs together.", rich_help_panel=TRAINING)] = None,
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Samples a step.", rich_help_panel=TRAINING)] = None,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=TRAINING)] = None,
-    optimizer: Annotated[
-        Literal["adamw", "sgd"] | None, typer.Option(help="For the weights.", rich_help_panel=TRAINING)
-    ] = None,
-    clip: Annotated[
-        float | None, typer.Option(help="Largest norm of the gradient; 0 does not clip.", rich_help_panel=TRAINING)
-    ] = None,
-    loss: Annotated[
-        str,
-        typer.Option(
-            help="auto (by the targets' type), cross-entropy, mse, or PKG.MOD:FN of (outputs, targets).",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "auto",
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random but the data's parts.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    bf16: Annotated[bool, typer.Option("--bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)] = False,
+    model: flags.Model = None,
+    data: flags.Data = None,
+    target: flags.Target = None,
+    granularity: flags.Granularity = None,
+    output: flags.Output = None,
+    resume: flags.Resume = False,
+    checkpoint_every: flags.CheckpointEvery = None,
+    config: flags.Config = None,
+    print_config: flags.PrintConfig = False,
+    epochs: flags.Epochs = None,
+    batch_size: flags.BatchSize = None,
+    lr: flags.LearningRate = None,
+    optimizer: flags.Optimizer = None,
+    clip: flags.Clip = None,
+    loss: flags.Loss = None,
+    bf16: flags.Bf16 = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
     factory: options.Factory = None,
+    factory_args: options.FactoryArgs = None,
     trust_pickle: options.TrustPickle = False,
+    target_column: options.TargetColumn = None,
+    tokenizer: options.Tokenizer = None,
+    max_length: options.MaxLength = None,
+    image_size: options.ImageSize = None,
+    normalize: options.Normalize = None,
+    no_labels: options.NoLabels = False,
+    split: flags.Split = None,
+    data_seed: flags.DataSeed = None,
+    workers: flags.Workers = None,
     threads: options.Threads = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue an interrupted run. Refused for now: runs leave no checkpoints.")
-    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Compress MODEL to the target, fine-tuning on DATA, and leave everything in a run folder."""
+    """Compress MODEL to the target, fine-tuning on DATA, and leave everything in a run folder.
+
+    The folder is fit to go on from at any moment: Ctrl-C stops a run, finetune --resume RUN goes on with it.
+    """
+    named = {
+        "model": _text(model), "factory": factory, "factory_args": factory_args, "trust_pickle": trust_pickle or None,
+        "data": data, "target": target, "granularity": granularity, "seed": seed, "device": device, "threads": threads,
+        "checkpoint_every": checkpoint_every, "epochs": epochs, "batch_size": batch_size, "lr": lr,
+        "optimizer": optimizer, "clip": clip, "loss": loss, "bf16": bf16,
+        "target_column": target_column, "tokenizer": _text(tokenizer), "max_length": max_length,
+        "image_size": image_size, "normalize": normalize, "no_labels": no_labels or None, "split": split,
+        "data_seed": data_seed, "workers": workers,
+    }  # fmt: skip
     with options.exit_codes():
-        if resume:
-            raise RunError("Runs leave no checkpoints to resume from. Nothing was changed. Start the run again.")
-        from l0compress.cli.progress import ProgressDisplay
-        from l0compress.loading import ModelSource, parse_target
-        from l0compress.pipeline.training_run import RunRequest, finetune_run
-
-        options.use_threads(threads)
-        flags = {
-            "epochs": epochs, "batch_size": batch_size, "learning_rate": lr, "optimizer": optimizer, "clip": clip,
-            "seed": seed, "device": device, "bf16": bf16, "granularity": granularity,
-        }  # fmt: skip
-        request = RunRequest(
-            source=ModelSource(model, factory, trust_pickle),
-            data=data,
-            target=parse_target(target),
-            loss=loss,
-            output=output,
-            settings=_given(flags),
-        )
-        with ProgressDisplay(messages()) as display:
-            summary = finetune_run(request, on_event=display.show)
-        if as_json:
-            print_json(summary.to_json())
-        else:
-            _print(summary)
+        given = {name: value for name, value in named.items() if value is not None}
+        _finetune(given, _Mode(output, config, print_config, resume, as_json))
 
 
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    given = {name: value for name, value in flags.items() if value is not None}
-    if given.get("clip") == 0:
-        given["clip"] = None
-    return given
+def _finetune(flags_given: dict[str, Any], mode: _Mode) -> None:
+    from l0compress.pipeline.config import checked, complete, config_text, read_config
 
-
-def _print(summary: RunSummary) -> None:
+    from_flags = {name: checked(name, value, _flag(name)) for name, value in flags_given.items()}
+    given = {**({} if mode.config is None else read_config(mode.config)), **from_flags}
+    if mode.print_config:
+        sys.stdout.write(config_text(complete(given)))
+        return
+    summary = _run(given, mode)
+    if mode.as_json:
+        print_json(summary.to_json())
+        return
     print_table(summary.table())
     print_lines([f"wrote {summary.folder}", f"Next: l0compress export {summary.folder} --format onnx"])
+
+
+def _run(given: dict[str, Any], mode: _Mode) -> RunSummary:
+    from l0compress.cli.progress import ProgressDisplay
+    from l0compress.pipeline.requests import request_of
+    from l0compress.pipeline.training_run import finetune_run, resume_run
+
+    folder, settings = _to_resume(given, mode) if mode.resume else (None, given)
+    with ProgressDisplay(messages()) as display:
+        if folder is None:
+            return finetune_run(request_of(settings, output=mode.output), on_event=display.show)
+        return resume_run(folder, given=settings, on_event=display.show)
+
+
+def _to_resume(given: Mapping[str, Any], mode: _Mode) -> tuple[Path | None, dict[str, Any]]:
+    """The run to go on with, None where it has yet to begin, and the settings without it."""
+    from l0compress.pipeline.runs import is_run, newest_unfinished
+
+    model = given.get("model")
+    if model is not None and mode.output is None:
+        if not is_run(Path(model)):
+            raise RunError(
+                f"{model!r} is no run to go on with. Nothing was changed. Name its folder: l0compress finetune "
+                f"--resume RUN, or -o RUN beside the model."
+            )
+        return Path(model), {name: value for name, value in given.items() if name != "model"}
+    if mode.output is None:
+        return newest_unfinished(), dict(given)
+    begun = is_run(mode.output) or model is None
+    return (mode.output if begun else None), dict(given)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _flag(name: str) -> str:
+    return "MODEL" if name == "model" else f"--{name.replace('_', '-')}"

@@ -19,16 +19,31 @@ def inspect(
         str | None, typer.Option(help=f"Data whose first samples serve as example inputs: {options.DATA_HELP}")
     ] = None,
     factory: options.Factory = None,
+    factory_args: options.FactoryArgs = None,
     trust_pickle: options.TrustPickle = False,
+    target_column: options.TargetColumn = None,
+    tokenizer: options.Tokenizer = None,
+    max_length: options.MaxLength = None,
+    image_size: options.ImageSize = None,
+    normalize: options.Normalize = None,
+    no_labels: options.NoLabels = False,
+    split: options.Shares = options.DEFAULT_SHARES,
+    data_seed: options.DataSeed = 0,
+    workers: options.Workers = 0,
     full: Annotated[bool, typer.Option("--full", help="One row a group: do not merge repeated layers.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List what can be removed from MODEL, and what cannot and why."""
     with options.exit_codes():
-        from l0compress.loading import ModelSource
+        described = {
+            "target_column": target_column, "tokenizer": tokenizer, "max_length": max_length, "image_size": image_size,
+            "normalize": normalize, "no_labels": no_labels, "split": split, "data_seed": data_seed, "workers": workers,
+        }  # fmt: skip
+        from l0compress.loading import ModelSource, parse_factory_args
         from l0compress.pipeline import inspection
 
-        found = inspection.inspect(ModelSource(model, factory, trust_pickle), data=data)
+        source = ModelSource(model, factory, trust_pickle, parse_factory_args(factory_args))
+        found = inspection.inspect(source, data=None if data is None else options.data_source(data, model, described))
         if as_json:
             print_json(found.to_json())
         else:

@@ -25,5 +25,6 @@ def verify(
         if as_json:
             print_json(verification.to_json())
             return
-        title = f"Equal: {artifact} and the masked dense model of {against}"
+        verdict = f"Equal up to {verification.quantization}" if verification.quantization else "Equal"
+        title = f"{verdict}: {artifact} and the masked dense model of {against}"
         print_table(equality_table(verification.equality, title=title))

@@ -73,7 +73,7 @@ def pad(step: Step) -> Result:
         dims = varying(plane) & frozenset(padded)
         if not dims:
             planes.append(core(plane).expand(step.shape))
-        elif constant and len(varying(plane)) == 1 and min(padded[min(dims)]) >= 0:
+        elif constant and len(dims) == 1 and min(padded[min(dims)]) >= 0:
             planes.append(_padded(step, plane, min(dims), padded[min(dims)]))
         else:
             step.space.freeze_(plane, step.node, "it is padded by values that depend on its neighbours")
@@ -81,8 +81,12 @@ def pad(step: Step) -> Result:
 
 
 def _padded(step: Step, plane: Tensor, dim: int, widths: list[int]) -> Tensor:
-    before, after = (step.space.fresh(width) for width in widths)
-    labels = torch.cat([before, core(plane).reshape(-1), after])
-    view = [1] * len(step.shape)
-    view[dim] = -1
-    return labels.view(view).expand(step.shape)
+    outer, small = varying(plane) - {dim}, core(plane)
+    if outer:  # heads x width: what is put behind the width goes with its head
+        rows = step.space.fresh_plane(outer, plane.shape)
+        step.space.tie_any_(rows, plane)
+        before, after = (core(rows).expand_as(small.narrow(dim, 0, 1)).repeat_interleave(n, dim) for n in widths)
+    else:
+        size = [-1 if d == dim else 1 for d in range(small.dim())]
+        before, after = (step.space.fresh(width).view(size) for width in widths)
+    return torch.cat([before, small, after], dim).expand(step.shape)

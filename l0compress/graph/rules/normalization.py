@@ -1,12 +1,14 @@
-"""Normalisations: per-channel ones pass channels on, those that mix channels freeze them."""
+"""Normalisations: those by channel pass channels on, those over channels read them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor
 
+from l0compress.graph.rules.reading import read_over
 from l0compress.graph.rules.registry import Result, Step, rule
-from l0compress.graph.space import ReadFact
-from l0compress.graph.values import Value, along, core, flattened, varying
+from l0compress.graph.values import Value, along, core, flattened
 
 
 def channel_vector(step: Step, value: Value, vector: Value | None, dim: int) -> Value:
@@ -55,42 +57,43 @@ def native_batch_norm(step: Step) -> Result:
 @rule("rms_norm")
 def rms_norm(step: Step) -> Result:
     """A mean of squares does not see zeros, so channels are read, and surgery keeps the dense count."""
-    value, last = step.args[0], len(step.shape) - 1
-    plane = value.plane_along(last)
-    if len(step.args[1]) != 1 or plane is None or varying(plane) != {last}:
-        return layer_norm(step)
-    step.space.reads.append(ReadFact(step.node, 0, plane, None))
-    return channel_vector(step, value, step.get(2, "weight"), last)
+    result = _read(step, len(step.shape) - len(step.args[1]))
+    return with_vectors(step, result, [step.get(2, "weight")])
 
 
 @rule("layer_norm", "native_layer_norm")
 def layer_norm(step: Step) -> Result:
-    """The statistics run over the last dimensions: what they cover freezes, what lies outside passes."""
-    value, size = step.args[0], step.args[1]
-    inner = frozenset(range(len(value.shape) - len(size), len(value.shape)))
-    planes = step.passed(value, inner, f"{step.name} mixes all of it")
-    for vector in step.args[2:4]:
-        if isinstance(vector, Value):
-            step.freeze(vector, f"{step.name} mixes all of it")
-    result = Value(step.shape, tuple(plane for plane in planes if varying(plane)))
+    """The statistics run over the last dimensions; surgery fills up what it cuts there with zeros."""
+    result = _read(step, len(step.shape) - len(step.args[1]))
+    result = with_vectors(step, result, [step.get(2, "weight"), step.get(3, "bias")])
     return (result, *(Value(shape) for shape in step.shapes[1:])) if len(step.shapes) > 1 else result
+
+
+def with_vectors(step: Step, value: Value, vectors: Iterable[Value | None]) -> Value:
+    """A value times weights and plus biases of its last dimensions."""
+    return step.space.merge([value, *(vector for vector in vectors if vector is not None)], step.shape, step.node)
+
+
+def _read(step: Step, first: int) -> Value:
+    """The first operand, normalised over its dimensions from ``first`` on."""
+    value = step.args[0]
+    mixed = frozenset(range(first, len(value.shape)))
+    return Value(step.shape, tuple(plane for plane, _ in read_over(step, value, mixed, f"{step.name} mixes all of it")))
 
 
 @rule("group_norm")
 def group_norm(step: Step) -> Result:
-    """The channels of a norm group share their statistics, so they live and die together."""
+    """The channels of a norm group share their statistics, so they live and die together; a single group is read."""
     value, count = step.args[0], int(step.args[1])
-    vectors = [step.get(2, "weight"), step.get(3, "bias")]
     if count == 1:
-        for operand in step.tensors():
-            step.freeze(operand, "group_norm mixes all of it")
-        return Value(step.shape)
-    channels = channels_along(step, value, 1, "group_norm mixes its positions")
-    if channels is not None:
-        table = channels.view(count, -1)
-        step.space.unite_(table, table[:, :1])
-    result = Value(step.shape, () if channels is None else (along(channels, 1, step.shape),))
-    for vector in vectors:
+        result = _read(step, 1)
+    else:
+        channels = channels_along(step, value, 1, "group_norm mixes its positions")
+        if channels is not None:
+            table = channels.view(count, -1)
+            step.space.unite_(table, table[:, :1])
+        result = Value(step.shape, () if channels is None else (along(channels, 1, step.shape),))
+    for vector in (step.get(2, "weight"), step.get(3, "bias")):
         result = channel_vector(step, result, vector, 1)
     return result
 

@@ -1,4 +1,4 @@
-"""Reductions and normalised exponentials: sums read what they reduce, others freeze it, and all else passes."""
+"""Reductions and normalised exponentials: most read what they reduce, others freeze it, and all else passes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from l0compress.graph.rules.reading import read_over
 from l0compress.graph.rules.registry import Result, Step, one_or_many, rule
-from l0compress.graph.space import ReadFact
 from l0compress.graph.values import Shape, Value, varying
 
 
@@ -20,16 +20,9 @@ def dims_of(value: Value, given: Any) -> frozenset[int]:
 
 
 @rule(
-    "amax",
-    "amin",
     "prod",
     "any",
     "all",
-    "logsumexp",
-    "var",
-    "std",
-    "var_mean",
-    "std_mean",
     "argmax",
     "argmin",
     "max",
@@ -68,29 +61,32 @@ def vector_norm(step: Step) -> Result:
     return _reduced(step, dims)
 
 
-def _read(step: Step, dims: frozenset[int]) -> Result:
+@rule("amax", "amin", "logsumexp", "var", "std", "var_mean", "std_mean")
+def counting(step: Step) -> Result:
+    """What sees zeros has them filled in by surgery."""
+    given = step.get(1, "dim")
+    return _read(step, dims_of(step.args[0], None if isinstance(given, bool) else given), counts=True)  # var(x, False)
+
+
+def _read(step: Step, dims: frozenset[int], *, counts: bool = False) -> Result:
     value, source = step.args[0], step.node.args[0]
     # Gates are floating-point factors, and an integer sum would not stay one.
     if not isinstance(source, fx.Node) or not source.meta["val"].is_floating_point():
         return _reduced(step, dims)
-    planes = []
-    for plane in value.planes:
-        inner = varying(plane) & dims
-        if not inner:
-            planes.append(plane)
-            continue
-        survivors = None
-        if varying(plane) - inner:
-            survivors = step.space.fresh_plane(varying(plane) - inner, value.shape)
-            step.space.tie_any_(survivors, plane)
-            planes.append(survivors)
-        step.space.reads.append(ReadFact(step.node, 0, plane, survivors))
-    return Value(step.shape, tuple(_cut(plane, dims, step.shape) for plane in planes))
+    pairs = read_over(step, value, dims, _reason(step), counts=counts)
+    planes = [left for _, left in pairs if left is not None]
+    return one_or_many(
+        tuple(Value(shape, tuple(_cut(plane, dims, shape) for plane in planes)) for shape in step.shapes)
+    )
+
+
+def _reason(step: Step) -> str:
+    return f"{step.name} is taken over it"
 
 
 def _reduced(step: Step, dims: frozenset[int]) -> Result:
     value = step.args[0]
-    planes = step.passed(value, dims, f"{step.name} is taken over it")
+    planes = step.passed(value, dims, _reason(step))
     results = tuple(Value(shape, tuple(_cut(plane, dims, shape) for plane in planes)) for shape in step.shapes)
     return one_or_many(results)
 
@@ -101,11 +97,16 @@ def _cut(plane: Tensor, dims: frozenset[int], shape: Shape) -> Tensor:
     return plane.reshape(shape)
 
 
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax")
+def softmax(step: Step) -> Result:
+    """A channel that is dead takes its share as a zero does, which surgery fills in."""
+    value = step.args[0]
+    dim = int(step.get(1, "dim", -1)) % max(len(value.shape), 1)
+    pairs = read_over(step, value, frozenset({dim}), _reason(step))
+    return Value(step.shape, tuple(plane for plane, _ in pairs))
+
+
 @rule(
-    "softmax",
-    "_softmax",
-    "log_softmax",
-    "_log_softmax",
     "softmin",
     "cumsum",
     "cumprod",
@@ -120,7 +121,7 @@ def along_one_dimension(step: Step) -> Result:
     value = step.args[0]
     position = 2 if step.name == "topk" else 1
     dim = int(step.get(position, "dim", -1)) % max(len(value.shape), 1)
-    planes = step.passed(value, frozenset({dim}), f"{step.name} is taken over it")
+    planes = step.passed(value, frozenset({dim}), _reason(step))
     results = tuple(
         Value(shape, tuple(plane.narrow(dim, 0, 1).expand(shape) for plane in planes)) for shape in step.shapes
     )

@@ -25,14 +25,6 @@ def convolution(cut: Cut) -> None:
         cut.node.update_arg(6, live)
 
 
-@rewrites("group_norm")
-def group_norm(cut: Cut) -> None:
-    """Whole norm groups go, and those that are left keep their width."""
-    source = cut.operands[0]
-    if source.indices[1] is not None:
-        cut.node.update_arg(1, source.shape[1] * cut.arguments[1] // source.dense[1])
-
-
 @rewrites("mean")
 def mean(cut: Cut) -> None:
     """A mean over channels still divides by how many the dense model had."""
@@ -42,28 +34,8 @@ def mean(cut: Cut) -> None:
     dims = [dim % len(source.dense) for dim in listed] or range(len(source.dense))
     share = math.prod(source.shape[dim] / source.dense[dim] for dim in dims)
     if share != 1:
-        with cut.network.graph.inserting_before(cut.node):
-            smaller = cut.network.graph.node_copy(cut.node)
+        smaller = cut.emit(cut.node.target, *cut.node.args, **cut.node.kwargs)
         cut.become(aten.mul.Tensor, smaller, share)
-
-
-@rewrites("rms_norm")
-def rms_norm(cut: Cut) -> None:
-    """The mean of squares still divides by how many channels the dense model had.
-
-    ``x / sqrt(s / dense + eps)`` is ``c * x / sqrt(s / live + eps * c**2)`` with ``c = sqrt(dense / live)``.
-    """
-    source = cut.operands[0]
-    if source.indices[-1] is None or len(cut.arguments[1]) != 1:
-        return
-    share = source.dense[-1] / source.shape[-1]
-    weight: Any = cut.argument(2) if len(cut.arguments) > 2 else None
-    given: Any = cut.arguments[3] if len(cut.arguments) > 3 else None
-    eps = torch.finfo(cut.dense.meta["val"].dtype).eps if given is None else given
-    arguments = (cut.argument(0), [source.shape[-1]], weight, eps * share)
-    with cut.network.graph.inserting_before(cut.node):
-        normal = cut.network.graph.call_function(aten.rms_norm.default, arguments)
-    cut.become(aten.mul.Tensor, normal, math.sqrt(share))
 
 
 @rewrites("linear")
@@ -78,9 +50,7 @@ def linear(cut: Cut) -> None:
         taken, positions = earlier
         wanted = positions[wanted]
     index = cut.constant(wanted, "inputs")
-    with cut.network.graph.inserting_before(cut.node):
-        picked = cut.network.graph.call_function(aten.index_select.default, (taken, dim, index))
-    cut.node.update_arg(0, picked)
+    cut.node.update_arg(0, cut.emit(aten.index_select.default, taken, dim, index))
 
 
 def _earlier_selection(network: GraphNetwork, node: Any, dim: int) -> tuple[fx.Node, Tensor] | None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from l0compress.graph.mutation import unwritten_until
+from l0compress.graph.network import op_name
 from l0compress.graph.surgery.registry import Cut, rewrites
 
 aten = torch.ops.aten
@@ -24,18 +26,26 @@ def slice_(cut: Cut) -> None:
         cut.select(dim, chosen[torch.isin(chosen, keep)], keep)
         return
     first, last = (int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else (0, 0)
-    begin, stop = int((keep < first).sum()), int((keep < last).sum())
-    cut.become(aten.slice.Tensor, cut.node.args[0], dim, begin, stop)
+    _slice_kept_(cut, dim, first, last)
 
 
 @rewrites("narrow")
 def narrow(cut: Cut) -> None:
-    source, dim = cut.operands[0], cut.arguments[1] % len(cut.operands[0].dense)
-    keep = source.indices[dim]
-    if keep is not None:
-        first, last = cut.arguments[2], cut.arguments[2] + cut.arguments[3]
-        begin, stop = int((keep < first).sum()), int((keep < last).sum())
-        cut.become(aten.slice.Tensor, cut.node.args[0], dim, begin, stop)
+    dim, start, length = cut.arguments[1] % len(cut.operands[0].dense), *cut.arguments[2:4]
+    if cut.operands[0].indices[dim] is not None:
+        first = start + cut.operands[0].dense[dim] if start < 0 else start
+        _slice_kept_(cut, dim, first, first + length)
+
+
+def _slice_kept_(cut: Cut, dim: int, first: int, last: int) -> None:
+    """Become a slice of what is left of the dense positions from ``first`` up to ``last``."""
+    keep, taken = cut.operands[0].along(dim), cut.argument(0)
+    begin, stop = int((keep < first).sum()), int((keep < last).sum())
+    if op_name(taken) == "slice" and len(taken.args) == 4 and unwritten_until(taken, cut.node):
+        whole, along, start, end = taken.args
+        if along == dim and isinstance(start, int) and isinstance(end, int) and min(start, end) >= 0:
+            taken, begin, stop = whole, begin + start, min(stop + start, end)
+    cut.become(aten.slice.Tensor, taken, dim, begin, stop)
 
 
 @rewrites("select")

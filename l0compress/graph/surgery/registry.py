@@ -53,9 +53,11 @@ class Cut:
     def result(self) -> Kept:
         return self.results[0]
 
-    def argument(self, position: int) -> Any:
-        """A positional argument of the node as it stands, nodes and symbolic sizes included."""
-        return self.node.args[position]
+    def argument(self, position: int, keyword: str = "", default: Any = None) -> Any:
+        """An argument of the node as it stands, nodes and symbolic sizes included."""
+        if len(self.node.args) > position:
+            return self.node.args[position]
+        return self.node.kwargs.get(keyword, default)
 
     def constant(self, tensor: Tensor, purpose: str) -> fx.Node:
         """A buffer of the small model, as a node in front of this one."""
@@ -65,6 +67,11 @@ class Cut:
         self.network.register_buffer(name, tensor)
         with self.network.graph.inserting_before(self.node):
             return self.network.graph.get_attr(name)
+
+    def emit(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """A new node in front of this one."""
+        with self.network.graph.inserting_before(self.node):
+            return self.network.graph.call_function(target, args, kwargs)
 
     def select(self, dim: int, wanted: Tensor, keep: Tensor) -> None:
         """Become an index_select of ``wanted`` dense indices from the first operand, which holds ``keep``."""
@@ -109,6 +116,6 @@ def set_rewrite(name: str, function: Callable[[Cut], None] | None) -> None:
 
 def rewrite_(cut: Cut) -> None:
     """Adapt one node of the copied graph to its smaller operands."""
-    function = _REWRITES.get(op_name(cut.node))
+    function = _REWRITES.get(op_name(cut.dense))  # an earlier rewrite may have made another operator of the copy
     if function is not None:
         function(cut)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_arg
 from torch.fx.proxy import GraphAppendingTracer
@@ -21,15 +21,17 @@ from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
 from l0compress.errors import SurgeryError
+from l0compress.graph.mutation import functional_of
 from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.surgery.keeps import Kept
 from l0compress.graph.vanish import (
     DROPOUTS,
     JOINS,
-    SUMS,
     Vanished,
     added_to,
     carries_tensor,
+    input_sizes,
+    leaves_bias,
     spreads,
     writes_to_constant,
 )
@@ -70,7 +72,7 @@ class _Surgeon:
             self._replace_(copy, self.copies[fate.passed[node.name]])
         elif node.name not in fate.constants:
             self._beside_constants_(node, copy)
-        elif op_name(node) in SUMS and any(source.name in fate.hollow for source in touched):
+        elif any(source.name in fate.hollow for source in touched) and leaves_bias(node, fate.hollow):
             self._become_bias_(node, copy)
         else:
             self._stay_constant_(node, copy)
@@ -110,7 +112,7 @@ class _Surgeon:
         elif op_name(node) == "batch_norm":
             self._normalize_(node, copy)
         elif writes_to_constant(node, self.fate.constants):
-            copy.target = _functional(node)
+            self._become_functional_(node, copy)
 
     def _normalize_(self, node: fx.Node, copy: fx.Node) -> None:
         """By the running statistics in training too: a constant has none of its own."""
@@ -130,13 +132,24 @@ class _Surgeon:
             copy.update_arg(0, [part for part, dense in parts if not self._hollow(dense)])
         if spreads(node, self.fate.constants):
             if writes_to_constant(node, self.fate.constants):
-                copy.target = _functional(node)
+                self._become_functional_(node, copy)
             return
         for source in node.all_input_nodes:
             if source.name in self.fate.constants:
                 copy.replace_input_with(self.copies[source.name], self._expanded(source, copy))
         if op_name(node) in JOINS and len(_parts(copy)) == 1:
             self._become_(copy, aten.alias.default, *_parts(copy))
+
+    @staticmethod
+    def _become_functional_(node: fx.Node, copy: fx.Node) -> None:
+        target = functional_of(node)
+        if target is None:
+            raise SurgeryError(
+                f"{node.name!r} writes in place into what is a constant now, and PyTorch has no such operator that "
+                "returns its result. Nothing was changed. Please report this with the model; until then freeze the "
+                "layer."
+            )
+        copy.target = target
 
     def _hollow(self, node: Any) -> bool:
         return isinstance(node, fx.Node) and node.name in self.fate.hollow
@@ -161,11 +174,9 @@ class _Surgeon:
             return sympy_interp(PythonReferenceAnalysis, known, size.node.expr).node
 
     def _input_size(self, symbol: Any) -> fx.Node:
-        for node in self.network.graph.nodes:
-            if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-                for dim, size in enumerate(node.meta["val"].shape):
-                    if not is_concrete_int(size) and size.node.expr == symbol:
-                        return self.network.graph.call_function(aten.sym_size.int, (node, dim))
+        found = input_sizes(self.network.graph).get(symbol)
+        if found is not None:
+            return self.network.graph.call_function(aten.sym_size.int, found)
         raise SurgeryError(
             f"no input of the model has the size {symbol}. Nothing was changed. Please report this with the model; "
             "until then freeze the layer."
@@ -179,9 +190,3 @@ class _Surgeon:
 def _parts(join: fx.Node) -> list[Any]:
     parts: Any = join.args[0]
     return list(parts)
-
-
-def _functional(node: fx.Node) -> Any:
-    """The operator that returns what an in-place one would have written."""
-    overload: Any = node.target
-    return getattr(getattr(aten, op_name(node)), overload._overloadname)

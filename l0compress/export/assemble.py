@@ -1,0 +1,175 @@
+"""A graph that was taken apart as the members of a bundle: constants, dense graphs and layers, each of them once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from onnx import helper
+
+from l0compress.errors import InputError
+from l0compress.export.partition.candidates import Candidate
+from l0compress.export.partition.cut import Cut, Types, cut, segment
+from l0compress.export.partition.flow import Flow
+from l0compress.runtime.archive import write_zip
+from l0compress.runtime.coding import TensorSpec, encode
+from l0compress.runtime.manifest import MANIFEST, Manifest, Port, Segment, SparseStep, Step
+from l0compress.runtime.parts import DEFAULT_ENGINE
+from l0compress.runtime.tuning import SPLIT, WHOLE
+
+# A byte of position a value must be worth it.
+MOST_DENSITY = 0.7
+FEWEST_STORED = 256
+
+
+@dataclass
+class Members:
+    """The parts of a bundle while it is put together; a part that is asked for again is the same one.
+
+    Args:
+        flow: the whole graph.
+        types: dtype and shape of its values.
+        storage: of the float32 values of weights.
+    """
+
+    flow: Flow
+    types: Types
+    storage: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    tensors: dict[str, TensorSpec] = field(default_factory=dict)
+    segments: dict[str, Segment] = field(default_factory=dict)
+    layers: dict[str, SparseStep] = field(default_factory=dict)
+    scale_axes: dict[str, int] = field(default_factory=dict)
+    _known: dict[bytes, str] = field(default_factory=dict)
+
+    def plan(self, chosen: Sequence[Candidate], engines: Mapping[Candidate, str]) -> tuple[Step, ...]:
+        """The graph with these candidates as layers; they run on the engines that are named."""
+        steps = []
+        for part in cut(self.flow, self.types, chosen):
+            if isinstance(part, Cut):
+                steps.append(Step(self.segment(part)))
+            else:
+                steps.append(Step(self.layer(part), engines.get(part, DEFAULT_ENGINE)))
+        return tuple(steps)
+
+    def segment(self, part: Cut) -> str:
+        """A dense graph; returns its name."""
+        data = part.model.SerializeToString(deterministic=True)
+        tensors = {name: self.tensor(name) for name in part.constants}
+        if data not in self._known:
+            name = f"s{len(self.segments)}"
+            member = f"segments/{len(self.segments)}.onnx"
+            self.files[member] = data
+            self.segments[name] = Segment(member, part.inputs, part.outputs, tensors)
+            self._known[data] = name
+        return self._known[data]
+
+    def layer(self, candidate: Candidate) -> str:
+        """A sparse layer; returns its name."""
+        name = f"l{candidate.nodes[0]}"
+        if name in self.layers:
+            return name
+        self.scale_axes.setdefault(candidate.weight, int(candidate.transposed))
+        window = candidate.window
+        step = SparseStep(
+            candidate.kind,
+            candidate.name,
+            candidate.input,
+            candidate.output,
+            self.tensor(candidate.weight),
+            candidate.transposed,
+            None if candidate.bias is None else self.tensor(candidate.bias),
+            candidate.activation,
+            self.segment(segment(self.flow, self.types, candidate.nodes)),
+        )
+        if window is not None:
+            step = replace(step, **window.__dict__)
+        self.layers[name] = step
+        return name
+
+    def tensor(self, name: str) -> str:
+        """A constant; returns its name in the bundle.
+
+        Raises:
+            InputError: a value is beyond the range of the storage.
+        """
+        if name in self.tensors:
+            return name
+        array = self.flow.array(name)
+        is_float = array.dtype == np.float32
+        density = np.count_nonzero(array) / max(array.size, 1)
+        is_sparse = bool(is_float and array.size >= FEWEST_STORED and density <= MOST_DENSITY)
+        axis = self.scale_axes.get(name)
+        storage = self.storage if is_float and array.ndim > 1 and (axis is not None or self.storage != "int8") else None
+        try:
+            spec, data = encode(array, storage=storage or str(array.dtype), is_sparse=is_sparse, scale_axis=axis)
+        except OverflowError as error:
+            raise InputError(
+                f"the constant {name!r} cannot be stored as {self.storage}: {error}. Nothing was written. Choose "
+                "bfloat16 or float32."
+            ) from error
+        member = f"tensors/{len(self.tensors)}.npz"
+        self.files[member] = data
+        self.tensors[name] = replace(spec, member=member)
+        return name
+
+
+def members_of(flow: Flow, types: Types, candidates: Sequence[Candidate], storage: str) -> tuple[Members, Manifest]:
+    """The members of a bundle with two plans: every candidate a layer, and all of the graph dense."""
+    members = Members(flow, types, storage)
+    members.scale_axes = {candidate.weight: int(candidate.transposed) for candidate in reversed(candidates)}
+    plans = {WHOLE: members.plan((), {})}
+    if candidates:
+        plans[SPLIT] = members.plan(candidates, {})
+    manifest = Manifest(
+        _ports(flow, "input"), _ports(flow, "output"), {}, {}, {}, plans, ((1, SPLIT if candidates else WHOLE),)
+    )
+    return members, completed(manifest, members)
+
+
+def completed(manifest: Manifest, members: Members) -> Manifest:
+    """The manifest with the members as they are now."""
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.files.items()}
+    return replace(
+        manifest,
+        tensors=dict(members.tensors),
+        segments=dict(members.segments),
+        layers=dict(members.layers),
+        hashes=hashes,
+    )
+
+
+def bundle_bytes(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
+    """A bundle as one zip file: the manifest, and those members that it speaks of."""
+    used = {name: files[name] for name in sorted(manifest.hashes)}
+    return write_zip({MANIFEST: manifest.to_json().encode(), **used})
+
+
+def without_unused(manifest: Manifest) -> Manifest:
+    """The manifest without what no plan of it needs."""
+    steps = [step for plan in manifest.plans.values() for step in plan]
+    layers = {step.part: manifest.layers[step.part] for step in steps if step.engine is not None}
+    names = {step.part for step in steps if step.engine is None} | {layer.dense for layer in layers.values()}
+    segments = {name: segment for name, segment in manifest.segments.items() if name in names}
+    read = {tensor for segment in segments.values() for tensor in segment.tensors.values()}
+    read |= {name for layer in layers.values() for name in (layer.weight, layer.bias) if name is not None}
+    tensors = {name: spec for name, spec in manifest.tensors.items() if name in read}
+    kept = {part.member for part in (*segments.values(), *tensors.values())}
+    hashes = {name: digest for name, digest in manifest.hashes.items() if name in kept}
+    return replace(manifest, layers=layers, segments=segments, tensors=tensors, hashes=hashes)
+
+
+def _ports(flow: Flow, side: str) -> tuple[Port, ...]:
+    values = flow.model.graph.input if side == "input" else flow.model.graph.output
+    ports = []
+    for value in values:
+        kind = value.type.tensor_type
+        dtype = str(np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+        shape = tuple(
+            dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"size_{position}"
+            for position, dim in enumerate(kind.shape.dim)
+        )
+        ports.append(Port(value.name, dtype, shape))
+    return tuple(ports)

@@ -1,0 +1,125 @@
+"""The fastest way to run a model at each batch size, layer by layer, and never slower than all of it dense."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l0compress.export.assemble import Members, completed
+from l0compress.export.partition.candidates import Candidate
+from l0compress.runtime.archive import FormatError
+from l0compress.runtime.manifest import DENSE, LayerTiming, Manifest, PlanTiming, Step
+from l0compress.runtime.parts import Parts
+from l0compress.runtime.timing import medians_ms
+from l0compress.runtime.tuning import SECONDS_A_PLAN, WHOLE, layer_medians, plan_call
+
+Feeds = Mapping[str, NDArray[np.generic]]
+
+NO_LIMIT = 2**62
+# What is no faster than this share of the dense model's time is not worth a cut.
+WORTH = 0.98
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """The members of a bundle that is not written yet."""
+
+    files: Mapping[str, bytes]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the members."""
+        return tuple(self.files)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def read(self, name: str) -> bytes:
+        """One member."""
+        if name not in self.files:
+            raise FormatError(f"has no {name}")
+        return self.files[name]
+
+
+def parts_of(manifest: Manifest, members: Members, threads: int) -> Parts:
+    """The parts of a bundle in memory."""
+    return Parts(InMemory(members.files), manifest, threads=threads, limit_bytes=NO_LIMIT)
+
+
+def chosen_plans(
+    manifest: Manifest,
+    members: Members,
+    candidates: Sequence[Candidate],
+    *,
+    feeds: Mapping[int, Feeds],
+    engines: Sequence[str],
+    threads: int,
+) -> Manifest:
+    """The manifest with the fastest plan for each batch size, and with what was measured.
+
+    Every candidate is timed dense and on each engine. Those that gain by an engine become layers, the others join the
+    dense graphs around them. If the whole is not faster than the dense model, the half that gains least becomes dense
+    too, and so on until nothing is left.
+
+    Args:
+        manifest: with a plan in which every candidate is a layer, and one that is all dense.
+        members: the parts; those of new plans are added.
+        candidates: the layers.
+        feeds: inputs of the model for each batch size.
+        engines: names of the engines to choose from.
+        threads: threads that a layer or a dense graph uses.
+    """
+    layer_timings, plan_timings, plans, choices = [], [], dict(manifest.plans), []
+    parts = parts_of(manifest, members, threads)
+    names = {members.layer(candidate): candidate for candidate in candidates}
+    for batch_size, inputs in feeds.items():
+        table = layer_medians(parts, dict(inputs), engines)
+        layer_timings += [LayerTiming(name, batch_size, medians) for name, medians in table.items()]
+        by_candidate = {names[name]: medians for name, medians in table.items()}
+        plan, timing = _fastest(manifest, members, by_candidate, inputs, threads)
+        known = next((name for name, other in plans.items() if other == plan), f"batch_{batch_size}")
+        plans[known] = plan
+        choices.append((batch_size, known))
+        plan_timings.append(replace(timing, batch_size=batch_size))
+    manifest = replace(
+        manifest,
+        plans=plans,
+        choices=tuple(sorted(choices)),
+        layer_timings=tuple(layer_timings),
+        plan_timings=tuple(plan_timings),
+    )
+    return completed(manifest, members)
+
+
+def _fastest(
+    manifest: Manifest,
+    members: Members,
+    table: Mapping[Candidate, Mapping[str, float]],
+    inputs: Feeds,
+    threads: int,
+) -> tuple[tuple[Step, ...], PlanTiming]:
+    """The fastest plan on these inputs, and how it compares with the model as one dense graph."""
+    engines = {candidate: min(medians, key=medians.__getitem__) for candidate, medians in table.items()}
+    gains = {c: table[c][DENSE] - table[c][engine] for c, engine in engines.items() if engine != DENSE}
+    chosen = sorted(gains, key=gains.__getitem__, reverse=True)
+    whole = manifest.plans[WHOLE]
+    dense_ms = 0.0
+    while chosen:
+        in_order = sorted(chosen, key=lambda candidate: candidate.nodes)
+        plan = members.plan(in_order, engines)
+        parts = parts_of(completed(manifest, members), members, threads)
+        medians = medians_ms(
+            {name: plan_call(parts, steps, inputs) for name, steps in (("chosen", plan), (DENSE, whole))},
+            max_seconds=SECONDS_A_PLAN,
+        )
+        dense_ms = medians[DENSE]
+        if medians["chosen"] <= WORTH * dense_ms:
+            return plan, PlanTiming(1, dense_ms, medians["chosen"])
+        chosen = chosen[: len(chosen) // 2]
+    if not dense_ms:
+        parts = parts_of(manifest, members, threads)
+        dense_ms = medians_ms({DENSE: plan_call(parts, whole, inputs)}, max_seconds=SECONDS_A_PLAN)[DENSE]
+    return whole, PlanTiming(1, dense_ms, dense_ms)

@@ -1,0 +1,262 @@
+"""Export to a bundle: sparse layers as CSR, the rest as ONNX; it needs no torch and is no slower than the dense model.
+
+requires: a captured graph that exports to ONNX.
+ensures:  the bundle, loaded again, computes what the reference computes; the same graph and the same choices give the
+          same bytes (measured times differ from run to run, and choices with them).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from torch import Tensor
+
+from l0compress.calls import Call, example_calls, free_dims
+from l0compress.errors import InputError, SurgeryError
+from l0compress.export.assemble import bundle_bytes, members_of, without_unused
+from l0compress.export.bundled import BundleSession
+from l0compress.export.choosing import chosen_plans
+from l0compress.export.files import Exported, size_on_disk, staged, write_new
+from l0compress.export.onnx import export_onnx
+from l0compress.export.partition.candidates import find_candidates
+from l0compress.export.partition.constants import fold_constants
+from l0compress.export.partition.cut import Types, types_of
+from l0compress.export.partition.flow import Flow, flow_of
+from l0compress.export.session import named_feeds
+from l0compress.graph.capture import CapturedGraph
+from l0compress.report import Table, bundle_table
+from l0compress.runtime.archive import FormatError
+from l0compress.runtime.coding import FLOAT_STORAGES
+from l0compress.runtime.engines import find
+from l0compress.runtime.manifest import DENSE, Manifest
+from l0compress.runtime.protobuf import check_model
+from l0compress.runtime.segments import MOST_MODEL_BYTES
+from l0compress.verify import Model, verify
+
+BATCH_SIZES = (1, 8, 64)
+WITH_TORCH = ("torch",)
+
+
+@dataclass(frozen=True)
+class CsrSettings:
+    """How a bundle is made.
+
+    Attributes:
+        storage: of weights in the file: float32, float16, bfloat16, or int8 with one scale an output for sparse layers.
+            They are float32 again once loaded.
+        threads: threads that layers are timed with, and that the choice is made for.
+        engines: names of the engines to choose from; None stands for all that are installed and need no torch, since a
+            bundle is for where there is none.
+        measure: choose by measurement. Without it every candidate runs sparse on the default engine, and the same graph
+            gives the same bytes.
+    """
+
+    storage: str = "float32"
+    threads: int = 2
+    engines: tuple[str, ...] | None = None
+    measure: bool = True
+
+    def __post_init__(self) -> None:
+        if self.storage not in FLOAT_STORAGES:
+            raise InputError(f"no storage {self.storage!r}. Nothing was written. Choose {', '.join(FLOAT_STORAGES)}.")
+        if self.threads < 1:
+            raise InputError(f"{self.threads} threads are too few. Nothing was written. Give 1 or more.")
+
+
+@dataclass(frozen=True)
+class ExportedBundle(Exported):
+    """A bundle that was written.
+
+    Attributes:
+        manifest: what it says about itself: layers, choices, timings.
+        onnx_bytes: size of the same model as an ONNX file.
+    """
+
+    manifest: Manifest
+    onnx_bytes: int
+
+    def tables(self) -> tuple[Table, ...]:
+        """Every layer with its timings."""
+        return (bundle_table(self.manifest),)
+
+    def lines(self) -> tuple[str, ...]:
+        """What was checked, in words."""
+        return (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for ``json.dumps``."""
+        return {
+            **super().to_json(),
+            "onnx_bytes": self.onnx_bytes,
+            "layers": dict(self.manifest.whys),
+            "choices": [{"batch_size": size, "plan": plan} for size, plan in self.manifest.choices],
+            "layer_timings": [
+                {"layer": self.manifest.layers[t.layer].name, "batch_size": t.batch_size, "median_ms": t.median_ms}
+                for t in self.manifest.layer_timings
+            ],
+            "plan_timings": [timing.__dict__ for timing in self.manifest.plan_timings],
+        }
+
+
+def export_csr(
+    graph: CapturedGraph,
+    path: str | Path,
+    *,
+    reference: Model | None = None,
+    tolerance: float | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    settings: CsrSettings | None = None,
+) -> ExportedBundle:
+    """Write ``graph`` as a bundle, if the bundle computes what the reference computes.
+
+    Products with a constant of which 60 % or more are exact zeros are timed dense and on every engine at each batch
+    size; the fastest is kept, and whatever is not faster in the end than the dense model is dense. All sparse constants
+    are stored without their zeros, whichever way they run.
+
+    Args:
+        graph: the model; dimensions that are free in it stay free.
+        path: the file to write, by custom ``*.l0c``.
+        reference: what the bundle must agree with; by default the graph itself.
+        tolerance: as in :func:`l0compress.verify.verify`; larger by default where weights are rounded for storage.
+        batch_sizes: what the choice is made for. A run takes the choice of the nearest one.
+        settings: storage, threads, engines.
+
+    Raises:
+        NotEqualError: the bundle does not compute what the reference computes.
+        SurgeryError: the graph cannot be converted to ONNX, or ONNX Runtime cannot run the result.
+        InputError: no such storage or engine, or a weight beyond the range of the storage.
+        RunError: the path cannot be written to.
+
+    Example:
+        >>> import torch, l0compress as l0
+        >>> layer = torch.nn.Linear(64, 64)
+        >>> keep = torch.rand(64, 64) < 0.05
+        >>> layer.weight.data *= keep
+        >>> graph = l0.capture(layer, (torch.randn(2, 64),))
+        >>> path = Path(tempfile.mkdtemp(), "model.l0c")
+        >>> exported = export_csr(graph, path, settings=CsrSettings(measure=False))
+        >>> exported.size_bytes < exported.onnx_bytes / 4
+        True
+    """
+    settings = settings or CsrSettings()
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise InputError("batch sizes are whole numbers of at least 1. Nothing was written.")
+    engines = [engine.name for engine in find(settings.engines) if settings.engines or engine.name not in WITH_TORCH]
+    destination = Path(path)
+    calls = example_calls(graph)
+    with staged(destination) as staging:
+        model, onnx_bytes = _dense_model(graph)
+        flow = flow_of(model)
+        types, found = _types(flow, calls), find_candidates(flow)
+        candidates = found.candidates if _all_tensors(flow, types) else ()
+        members, manifest = members_of(flow, types, candidates, settings.storage)
+        if candidates and settings.measure:
+            feeds = {size: _feeds(flow, call) for size, call in _calls(graph, batch_sizes).items()}
+            manifest = chosen_plans(
+                manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
+            )
+        manifest = without_unused(replace(manifest, whys=_whys(manifest, found.reasons), about=_about(settings)))
+        write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
+        session = BundleSession(staging, threads=settings.threads)
+        allowed = session.tolerance if tolerance is None else tolerance
+        equality = verify(session, reference or graph, inputs=calls, tolerance=allowed)
+        size_bytes = size_on_disk(staging)
+    return ExportedBundle(destination, size_bytes, equality, manifest, onnx_bytes)
+
+
+def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
+    """The graph as ONNX with folded constants, and the size of its file."""
+    with tempfile.TemporaryDirectory() as folder:
+        exported = export_onnx(graph, Path(folder, "model.onnx"))
+        model = onnx.load(exported.path)
+    if model.ByteSize() > MOST_MODEL_BYTES:
+        raise SurgeryError(
+            f"the model takes {model.ByteSize():,} bytes as ONNX, and {MOST_MODEL_BYTES:,} fit into a bundle. Nothing "
+            "was written. Export it as onnx."
+        )
+    model = fold_constants(model)
+    try:
+        check_model(model.SerializeToString())
+    except FormatError as error:
+        raise SurgeryError(f"the converted graph {error}. Nothing was written. Export it as onnx.") from error
+    return model, exported.size_bytes
+
+
+def _types(flow: Flow, calls: Sequence[Call]) -> Types:
+    """What every value is, by running the graph with all of them as outputs."""
+    model = onnx.ModelProto()
+    model.CopyFrom(flow.model)
+    known = {value.name for value in model.graph.output}
+    names = [name for name in flow.makers if name not in known]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    every = [output.name for output in session.get_outputs()]
+    examples = []
+    for call in calls:
+        values = dict(zip(every, session.run(every, dict(_feeds(flow, call))), strict=True))
+        examples.append({name: value for name, value in values.items() if isinstance(value, np.ndarray)})
+    return types_of(flow.model, examples)
+
+
+def _all_tensors(flow: Flow, types: Types) -> bool:
+    """Whether every value may cross a cut; sequences and optional values may not."""
+    return all(name in types.values for name in flow.makers)
+
+
+def _feeds(flow: Flow, call: Call) -> dict[str, NDArray[np.generic]]:
+    names = [value.name for value in flow.model.graph.input]
+    tensors: dict[str, Tensor] = named_feeds(names, call.args, call.kwargs, source=Path("the model"))
+    return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+
+
+def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
+    """A call for each batch size; only the example's where the batch is fixed."""
+    example = Call(graph.example_args, graph.example_kwargs)
+    if not any(0 in free for free in free_dims(graph)):
+        return {example.batch_size: example}
+    sizes = sorted(set(batch_sizes))
+    return dict(zip(sizes, example_calls(graph, sizes)[1:], strict=True))
+
+
+def _whys(manifest: Manifest, reasons: dict[str, str]) -> dict[str, str]:
+    """How each sparse constant runs, and why."""
+    whys = {name: f"dense: {reason}" for name, reason in reasons.items()}
+    timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
+    for key, layer in manifest.layers.items():
+        sizes: dict[str, list[str]] = {}
+        for size, plan in manifest.choices:
+            engine = next((step.engine or DENSE for step in manifest.plans[plan] if step.part == key), DENSE)
+            sizes.setdefault(_why(engine, timed.get((key, size))), []).append(str(size))
+        if timed:
+            whys[layer.name] = "; ".join(f"batch {', '.join(at)}: {why}" for why, at in sizes.items())
+        else:
+            whys[layer.name] = next(iter(sizes))
+    return whys
+
+
+def _why(engine: str, medians: dict[str, float] | None) -> str:
+    if not medians:
+        return f"{engine}, not measured"
+    fastest = min(medians, key=medians.__getitem__)
+    if engine != DENSE:
+        return f"{engine}, the fastest"
+    return "dense, the fastest" if fastest == DENSE else f"dense, since {fastest} gains less than a cut costs"
+
+
+def _about(settings: CsrSettings) -> dict[str, str]:
+    return {
+        "producer": f"l0compress {version('l0compress')}",
+        "storage": settings.storage,
+        "threads": str(settings.threads),
+    }

@@ -1,0 +1,250 @@
+"""Products with a constant that is sparse enough: what may become a sparse layer, and what may not and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from l0compress.export.partition.flow import Flow
+
+# Below this share of zeros no engine gains, and below this size no layer is worth a step of its own.
+FEWEST_ZEROS = 0.6
+FEWEST_ELEMENTS = 256
+
+_ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid"}
+_RECURRENT = ("LSTM", "GRU", "RNN")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A product that may run sparse.
+
+    Attributes:
+        kind: ``linear``, ``conv`` or ``embedding``.
+        name: what the layer is called in the user's model, as far as the graph tells.
+        nodes: the nodes that it stands for.
+        input: the value that it reads.
+        output: the value that it makes.
+        weight: its constant.
+        transposed: the outputs of the layer are the columns of the constant, not its rows.
+        bias: a constant of one value an output, or None.
+        activation: what is applied last, or None.
+        zeros: share of exact zeros in the weight.
+        window: of a convolution: kernel, stride, padding, dilation and groups.
+    """
+
+    kind: str
+    name: str
+    nodes: tuple[int, ...]
+    input: str
+    output: str
+    weight: str
+    transposed: bool = False
+    bias: str | None = None
+    activation: str | None = None
+    zeros: float = 0.0
+    window: Window | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a convolution moves; see :class:`l0compress.runtime.layers.SparseConv`."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What :func:`find_candidates` found: candidates, and for sparse constants that are none, the reason."""
+
+    candidates: tuple[Candidate, ...]
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+class _Unfit(Exception):
+    """A node cannot run sparse; the message is the reason."""
+
+
+def find_candidates(flow: Flow, *, activations: tuple[str, ...] = ("relu",)) -> Found:
+    """Find every product with a sparse constant, with the bias and the activation that follow it.
+
+    Args:
+        flow: a graph whose constants are folded.
+        activations: which activations become part of a layer.
+    """
+    candidates, reasons, taken = [], {}, set()
+    for index, node in enumerate(flow.nodes):
+        for name in flow.reads[index]:
+            zeros = sparse_share(flow, name)
+            if zeros is None:
+                continue
+            try:
+                candidate = _candidate(flow, index, node, name, zeros, activations)
+            except _Unfit as reason:
+                reasons[_spoken(name, node)] = f"{node.op_type} {reason}"
+                continue
+            if taken.isdisjoint(candidate.nodes):
+                candidates.append(candidate)
+                taken.update(candidate.nodes)
+    return Found(tuple(candidates), reasons)
+
+
+def sparse_share(flow: Flow, name: str) -> float | None:
+    """Share of exact zeros of a float32 constant that has enough of them; None for everything else."""
+    tensor = flow.constants.get(name)
+    if tensor is None or tensor.data_type != TensorProto.FLOAT:
+        return None
+    if len(tensor.dims) < 2 or prod(tensor.dims) < FEWEST_ELEMENTS:
+        return None
+    array = flow.array(name)
+    zeros = 1 - np.count_nonzero(array) / array.size
+    return zeros if zeros >= FEWEST_ZEROS and bool(np.isfinite(array).all()) else None
+
+
+def _candidate(
+    flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float, activations: tuple[str, ...]
+) -> Candidate:
+    if node.op_type in _RECURRENT:
+        raise _Unfit("multiplies its weights step by step, with what it made before")
+    reader = _READERS.get(node.op_type)
+    if reader is None:
+        raise _Unfit("has no sparse form")
+    return _with_activation(flow, reader(flow, index, node, weight, zeros), activations)
+
+
+def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
+    given = _attributes(node)
+    if list(node.input).index(weight) != 1:
+        raise _Unfit("has the sparse constant on its left, or as its bias")
+    if given.get("transA", 0) or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
+        raise _Unfit("is scaled or transposes its input")
+    transposed = not given.get("transB", 0)
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and not _is_vector(flow, bias, _outputs(flow, weight, transposed)):
+        raise _Unfit("adds what is not one constant an output")
+    name = _layer_name(weight, bias, node)
+    return Candidate("linear", name, (index,), node.input[0], node.output[0], weight, transposed, bias, None, zeros)
+
+
+def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
+    if list(node.input).index(weight) != 1:
+        raise _Unfit("has the sparse constant on its left")
+    if len(flow.constants[weight].dims) != 2:
+        raise _Unfit("multiplies a stack of matrices")
+    bias, nodes, output = None, (index,), node.output[0]
+    follower = flow.only_reader(output)
+    if follower is not None and flow.nodes[follower].op_type == "Add":
+        other = [name for name in flow.nodes[follower].input if name != output]
+        if len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True)):
+            bias, nodes, output = other[0], (index, follower), flow.nodes[follower].output[0]
+    name = _layer_name(weight, bias, flow.nodes[nodes[-1]])
+    return Candidate("linear", name, nodes, node.input[0], output, weight, True, bias, None, zeros)
+
+
+def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
+    given, dims = _attributes(node), flow.constants[weight].dims
+    rank = len(dims) - 2
+    if list(node.input).index(weight) != 1:
+        raise _Unfit("has the sparse constant as its input")
+    if rank not in (1, 2):
+        raise _Unfit(f"has {rank} spatial dimensions")
+    if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
+        raise _Unfit("pads by what its input's size is")
+    pads = given.get("pads") or [0] * (2 * rank)
+    bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
+    if bias is not None and not _is_vector(flow, bias, dims[0]):
+        raise _Unfit("has a bias that is no constant")
+    window = Window(
+        tuple(dims[2:]),
+        tuple(given.get("strides") or [1] * rank),
+        tuple(zip(pads[:rank], pads[rank:], strict=True)),
+        tuple(given.get("dilations") or [1] * rank),
+        given.get("group", 1),
+    )
+    name = _layer_name(weight, bias, node)
+    return Candidate("conv", name, (index,), node.input[0], node.output[0], weight, False, bias, None, zeros, window)
+
+
+def _gather(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
+    if list(node.input).index(weight) != 0 or _attributes(node).get("axis", 0) or len(flow.constants[weight].dims) != 2:
+        raise _Unfit("does not look up rows of a matrix")
+    if node.input[1] in flow.constants:
+        raise _Unfit("looks up the same rows every time")
+    name = _layer_name(weight, None, node)
+    return Candidate("embedding", name, (index,), node.input[1], node.output[0], weight, zeros=zeros)
+
+
+_READERS: dict[str, Callable[[Flow, int, onnx.NodeProto, str, float], Candidate]] = {
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Conv": _conv,
+    "Gather": _gather,
+}
+
+
+def _with_activation(flow: Flow, candidate: Candidate, activations: tuple[str, ...]) -> Candidate:
+    if candidate.kind == "embedding":
+        return candidate
+    found = _activation(flow, candidate.output)
+    if found is None or found[0] not in activations:
+        return candidate
+    activation, nodes = found
+    values = {**candidate.__dict__, "activation": activation, "nodes": (*candidate.nodes, *nodes)}
+    return Candidate(**{**values, "output": flow.nodes[nodes[-1]].output[0]})
+
+
+def _activation(flow: Flow, value: str) -> tuple[str, tuple[int, ...]] | None:
+    """The activation that alone reads a value, and its nodes."""
+    reader = flow.only_reader(value)
+    if reader is not None:
+        node = flow.nodes[reader]
+        if node.op_type == "Gelu":
+            approximate = _attributes(node).get("approximate", b"none")
+            return ("gelu_tanh" if approximate == b"tanh" else "gelu"), (reader,)
+        name = _ACTIVATIONS.get(node.op_type)
+        return None if name is None else (name, (reader,))
+    readers = flow.readers.get(value, ())
+    if len(readers) == 2 and value not in flow.outputs:
+        first, second = (flow.nodes[index] for index in readers)
+        gated = first.op_type == "Sigmoid" and second.op_type == "Mul" and first.output[0] in second.input
+        if gated and flow.only_reader(first.output[0]) == readers[1]:
+            return "silu", readers
+    return None
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+
+
+def _outputs(flow: Flow, weight: str, transposed: bool) -> int:
+    return flow.constants[weight].dims[1 if transposed else 0]
+
+
+def _is_vector(flow: Flow, name: str, size: int) -> bool:
+    """Whether a value is a constant with one number for each of ``size`` outputs."""
+    tensor = flow.constants.get(name)
+    if tensor is None or tensor.data_type != TensorProto.FLOAT or not tensor.dims:
+        return False
+    return prod(tensor.dims) == size == tensor.dims[-1]
+
+
+def _layer_name(weight: str, bias: str | None, node: onnx.NodeProto) -> str:
+    """The user's name where a parameter still bears it, or else that of the value that the layer makes."""
+    for name in (weight, bias):
+        if name is not None and "." in name:
+            return name.rpartition(".")[0]
+    return node.output[0]
+
+
+def _spoken(name: str, node: onnx.NodeProto) -> str:
+    return name if "." in name else node.output[0]

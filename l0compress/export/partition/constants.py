@@ -1,0 +1,125 @@
+"""What hangs on constants alone becomes a constant, so that weights are found that the exporter only rearranges.
+
+The weights of recurrent layers reach their node in ONNX's order of gates, by Split and Concat of the user's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from l0compress.export.partition.flow import Flow, flow_of, has_inner_graph
+
+# A constant that is far larger than what it is made from is better made anew.
+MOST_GROWTH = 2
+FEWEST_ELEMENTS = 4096
+_RANDOM = (
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Multinomial",
+    "Bernoulli",
+    "Dropout",
+)
+
+
+def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every node evaluated that reads constants alone, and without constants that nothing reads.
+
+    Constants of nodes (``Constant``) become initializers. The model that is given stays as it is.
+    """
+    flow = flow_of(model)
+    folded = _foldable(flow)
+    values = _evaluated(flow, folded)
+    large = {name for name, tensor in values.items() if _grows(flow, name, tensor)}
+    gone = {index for index in folded if not any(name in large for name in flow.nodes[index].output)}
+    gone -= _makers_of(flow, large)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    del result.graph.node[:]
+    result.graph.node.extend(node for index, node in enumerate(flow.nodes) if index not in gone)
+    added = [values[name] for index in sorted(gone) for name in flow.nodes[index].output if name in values]
+    result.graph.initializer.extend(added)
+    return without_unread(result)
+
+
+def without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without the initializers, and their descriptions, that no node reads."""
+    flow = flow_of(model)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in flow.readers or tensor.name in flow.outputs]
+    names = {name for node in flow.nodes for name in node.output}
+    described = [value for value in model.graph.value_info if value.name in names]
+    del model.graph.initializer[:]
+    del model.graph.value_info[:]
+    model.graph.initializer.extend(kept)
+    model.graph.value_info.extend(described)
+    return model
+
+
+def _foldable(flow: Flow) -> set[int]:
+    constant, found = set(flow.constants), set()
+    for index, node in enumerate(flow.nodes):
+        fits = node.op_type not in _RANDOM and node.domain in ("", "ai.onnx") and not has_inner_graph(node)
+        if fits and constant.issuperset(flow.reads[index]) and flow.outputs.isdisjoint(node.output):
+            found.add(index)
+            constant.update(node.output)
+    return found
+
+
+def _evaluated(flow: Flow, folded: set[int]) -> dict[str, onnx.TensorProto]:
+    """The values that nodes beyond the folded ones read."""
+    if not folded:
+        return {}
+    wanted = [
+        name
+        for index in sorted(folded)
+        for name in flow.nodes[index].output
+        if name and any(reader not in folded for reader in flow.readers.get(name, ()))
+    ]
+    read = {name for index in folded for name in flow.reads[index]}
+    graph = helper.make_graph(
+        [flow.nodes[index] for index in sorted(folded)],
+        "constants",
+        [],
+        [onnx.ValueInfoProto(name=name) for name in wanted],
+        [tensor for name, tensor in flow.constants.items() if name in read],
+    )
+    model = helper.make_model(graph, opset_imports=flow.model.opset_import, ir_version=flow.model.ir_version)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    arrays = session.run(wanted, {})
+    return {name: numpy_helper.from_array(np.asarray(array), name) for name, array in zip(wanted, arrays, strict=True)}
+
+
+def _grows(flow: Flow, name: str, tensor: onnx.TensorProto) -> bool:
+    size = _size(tensor)
+    sources, waiting = set(), [name]
+    while waiting:
+        current = waiting.pop()
+        if current in flow.makers:
+            waiting += flow.reads[flow.makers[current]]
+        else:
+            sources.add(current)
+    return size > FEWEST_ELEMENTS and size > MOST_GROWTH * sum(_size(flow.constants[source]) for source in sources)
+
+
+def _makers_of(flow: Flow, names: set[str]) -> set[int]:
+    """The nodes that these values hang on."""
+    found, waiting = set(), list(names)
+    while waiting:
+        maker = flow.makers.get(waiting.pop())
+        if maker is not None and maker not in found:
+            found.add(maker)
+            waiting += flow.reads[maker]
+    return found
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    size = 1
+    for dim in tensor.dims:
+        size *= dim
+    return size

@@ -1,0 +1,87 @@
+"""An ONNX graph as data flow: who makes a value, who reads it, and which values are constants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A graph with its values looked up.
+
+    Attributes:
+        model: the graph.
+        nodes: its nodes, in order.
+        reads: for each node the values that it reads, those of its inner graphs (If, Loop, Scan) included.
+        makers: the node that makes a value, by the value's name.
+        readers: the nodes that read a value, by the value's name.
+        constants: initializers by name.
+        outputs: names of the graph's outputs.
+    """
+
+    model: onnx.ModelProto
+    nodes: tuple[onnx.NodeProto, ...]
+    reads: tuple[tuple[str, ...], ...]
+    makers: dict[str, int]
+    readers: dict[str, tuple[int, ...]]
+    constants: dict[str, onnx.TensorProto]
+    outputs: frozenset[str]
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """A constant's values."""
+        return numpy_helper.to_array(self.constants[name])
+
+    def only_reader(self, name: str) -> int | None:
+        """The node that alone reads a value, which is no output of the graph; None where there is no such node."""
+        readers = self.readers.get(name, ())
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+
+def flow_of(model: onnx.ModelProto) -> Flow:
+    """Look up the values of a model.
+
+    Example:
+        >>> from onnx import helper, TensorProto
+        >>> x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+        >>> graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+        >>> flow = flow_of(helper.make_model(graph))
+        >>> flow.reads, flow.makers
+        ((('x',),), {'y': 0})
+    """
+    nodes = tuple(model.graph.node)
+    reads = tuple(tuple(dict.fromkeys(_reads(node))) for node in nodes)
+    makers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    readers: dict[str, list[int]] = {}
+    for index, names in enumerate(reads):
+        for name in names:
+            readers.setdefault(name, []).append(index)
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    outputs = frozenset(value.name for value in model.graph.output)
+    return Flow(model, nodes, reads, makers, {k: tuple(v) for k, v in readers.items()}, constants, outputs)
+
+
+def has_inner_graph(node: onnx.NodeProto) -> bool:
+    """Whether a node has graphs of its own."""
+    return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+
+
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            yield from _captured(graph)
+
+
+def _captured(graph: onnx.GraphProto) -> Iterator[str]:
+    """What an inner graph reads from outside."""
+    own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        yield from (name for name in _reads(node) if name not in own)
+        own.update(node.output)
+    yield from (value.name for value in graph.output if value.name not in own)

@@ -1,0 +1,66 @@
+"""Memory: what loading an artifact and running it adds to a process of its own.
+
+requires: an artifact that says which inputs it takes.
+ensures:  bytes of resident memory, read before loading and after the last run; nothing stays behind.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+from l0compress.bench import call_of, open_candidate, runner
+from l0compress.calls import resized
+from l0compress.errors import RunError
+
+RUNS = 3
+
+
+def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1) -> int:
+    """Bytes of resident memory that an artifact takes: weights, prepared kernels and activations.
+
+    It is measured in a fresh process, imports not counted: the difference between before loading and after three runs.
+
+    Args:
+        path: an artifact, as :func:`~l0compress.bench.bench` takes it.
+        batch_size: samples a run.
+        threads: threads that it computes with.
+
+    Raises:
+        RunError: the artifact cannot be loaded or run.
+
+    Example:
+        >>> import tempfile, l0compress as l0
+        >>> graph = l0.capture(torch.nn.Linear(512, 2048), (torch.randn(2, 512),))
+        >>> exported = l0.export_onnx(graph, Path(tempfile.mkdtemp(), "model.onnx"))
+        >>> footprint(exported.path) > exported.size_bytes / 2
+        True
+    """
+    command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(batch_size), str(threads)]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False)
+    if outcome.returncode != 0:
+        lines = outcome.stderr.strip().splitlines()
+        raise RunError(f"Cannot measure the memory of {path}: {lines[-1] if lines else 'the process died'}.")
+    return int(json.loads(outcome.stdout))
+
+
+def _measure(path: str, batch_size: int, threads: int) -> int:
+    """What the fresh process does."""
+    torch.set_num_threads(threads)
+    process = psutil.Process()
+    before = process.memory_info().rss
+    with torch.inference_mode():
+        opened = open_candidate(path, threads)
+        run = runner(opened, resized(call_of([opened]), batch_size))
+        for _ in range(RUNS):
+            run()
+    return max(0, process.memory_info().rss - before)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))

@@ -1,0 +1,156 @@
+"""Archives of ``torch.export.save``: vetted part by part, and packed anew before torch sees them.
+
+requires: the bytes of a file.
+ensures:  torch reads an archive that holds the vetted parts and nothing else, so that two readers of one damaged or
+          hostile zip cannot see two different things.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import pickle
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.utils._pytree as pytree
+from torch._export.verifier import SpecViolationError
+from torch.export import ExportedProgram
+
+from l0compress.errors import ModelError
+from l0compress.loading.archives import FREE_BYTES, Archive, open_archive
+from l0compress.loading.programs import fault_of_program, without_notes
+from l0compress.loading.references import first_line
+from l0compress.loading.weights import READ_ERRORS, load_tensors
+
+PROGRAM = "models/model.json"
+SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+FORMAT_FILES = ("archive_format", "archive_version", "byteorder", ".data/version")
+PAYLOADS = ("weights", "constants")
+ROOT = "model"
+
+
+def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram:
+    """Load an archive of ``torch.export.save``; one with parts that could run code only where it is trusted.
+
+    Raises:
+        ModelError: the file is missing, unreadable, or has such parts and is not trusted.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        vetted = content if trust_pickle else _vetted(content, path)
+        with _quiet_torch_export():
+            program = torch.export.load(io.BytesIO(vetted))
+            _check_calls(program)
+            return program
+    except (*READ_ERRORS, SpecViolationError) as reason:
+        raise ModelError(
+            f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}). Nothing was "
+            "changed. Export the model again, or copy the file again."
+        ) from reason
+
+
+def _check_calls(program: ExportedProgram) -> None:
+    # torch looks at the description of inputs no sooner than it is wanted.
+    spec = program.call_spec.in_spec
+    if spec is None:
+        raise ValueError("it does not say what it is called with")
+    pytree.tree_unflatten([0] * spec.num_leaves, spec)
+
+
+@contextmanager
+def _quiet_torch_export() -> Iterator[None]:
+    # torch.export.load logs a traceback of the very error that it then raises.
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def _vetted(content: bytes, path: Path) -> bytes:
+    """The archive packed anew from its vetted parts.
+
+    Raises:
+        ModelError: a part is missing or damaged, or could run code.
+    """
+    archive = open_archive(content, f"model {str(path)!r} as an archive of torch.export.save", error=ModelError)
+    entries = {name.partition("/")[2]: name for name in archive.names()}
+    if PROGRAM not in entries:
+        # Older layouts keep the weights as pickles.
+        _refuse(path, "an outdated layout" if "version" in archive.names() else "no program that is called 'model'")
+    parts = {entry: archive.read(entries[entry]) for entry in FORMAT_FILES if entry in entries}
+    program = without_notes(json.loads(archive.read(entries[PROGRAM])))
+    fault = fault_of_program(program)
+    if fault is not None:
+        _refuse(path, fault)
+    parts[PROGRAM] = json.dumps(program).encode()
+    for kind in PAYLOADS:
+        parts |= _payloads(archive, entries, kind, path)
+    parts[SAMPLE_INPUTS] = _sample_inputs(archive, entries, path)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as packed:
+        for entry, part in parts.items():
+            packed.writestr(f"{ROOT}/{entry}", part)
+    return buffer.getvalue()
+
+
+def _payloads(archive: Archive, entries: dict[str, str], kind: str, path: Path) -> dict[str, bytes]:
+    folder = f"data/{kind}"
+    config_name = f"{folder}/model_{kind}_config.json"
+    if config_name not in entries:
+        _refuse(path, f"{kind} in an outdated layout")
+    config = json.loads(archive.read(entries[config_name]))
+    fault = fault_of_program(config)
+    if fault is not None:
+        _refuse(path, fault)
+    parts = {config_name: json.dumps(config).encode()}
+    for name, payload in config["config"].items():
+        entry = f"{folder}/{payload['path_name']}"
+        if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
+            _refuse(path, f"{kind[:-1]} {name!r}, which is an object")
+        if entry not in entries:
+            raise ModelError(
+                f"Cannot read model {str(path)!r}: {kind[:-1]} {name!r} is missing in the archive. Nothing was "
+                "changed. Export the model again."
+            )
+        _check_size(name, payload["tensor_meta"], archive.size(entries[entry]), path)
+        parts[entry] = archive.read(entries[entry])
+    return parts
+
+
+def _check_size(name: str, meta: dict[str, Any], num_bytes: int, path: Path) -> None:
+    # The smallest elements have one byte, so this never refuses what fits.
+    shape = [size["as_int"] for size in meta["sizes"]]
+    if math.prod(shape) > max(num_bytes, FREE_BYTES) or min(shape, default=0) < 0:
+        raise ModelError(
+            f"Cannot read model {str(path)!r}: its tensor {name!r} claims shape {tuple(shape)}, which is more than the "
+            "file holds. Nothing was changed. No honest writer makes such a file; do not use it."
+        )
+
+
+def _sample_inputs(archive: Archive, entries: dict[str, str], path: Path) -> bytes:
+    if SAMPLE_INPUTS not in entries:
+        raise ModelError(f"Cannot read model {str(path)!r}: it has no example inputs. Export the model again.")
+    content = archive.read(entries[SAMPLE_INPUTS])
+    if content:
+        try:
+            load_tensors(content, f"the example inputs of model {str(path)!r}")
+        except (pickle.UnpicklingError, *READ_ERRORS):
+            _refuse(path, SAMPLE_INPUTS)
+    return content
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise ModelError(
+        f"Model {str(path)!r} has parts that run code or claim more than it holds when they are loaded ({what}). "
+        "Nothing was loaded. If you trust its author, say --trust-pickle."
+    )

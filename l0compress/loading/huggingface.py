@@ -1,0 +1,132 @@
+"""Folders of Hugging Face ``transformers``: config, weights, and no code of the folder's own."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from l0compress.errors import ModelError
+from l0compress.loading.references import FOREIGN_ERRORS, first_line, import_extra, without_broken
+from l0compress.loading.weights import read_weights, unwrap
+
+CONFIG = "config.json"
+SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
+INDEX = ".index.json"
+NAMED = 3
+
+
+def load_folder(folder: Path) -> nn.Module:
+    """Build the model that ``config.json`` describes, head included, and fill it with the folder's weights.
+
+    The class is the first of ``architectures`` in the config and has to be one of ``transformers`` itself: code in the
+    folder (``auto_map``) is never run. Weights are read from ``model.safetensors`` or its shards, or with
+    ``weights_only`` from ``pytorch_model.bin``.
+
+    Raises:
+        ModelError: a file is missing or damaged, the class is unknown, or weights are missing.
+    """
+    config = _read_json(folder / CONFIG, folder)
+    with without_broken("torchvision"):
+        transformers = import_extra("transformers", extra="transformers", purpose="A model folder", error=ModelError)
+        return _model(transformers, (config.get("architectures") or [None])[0], folder)
+
+
+def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
+    build = getattr(transformers, str(architecture), None)
+    if not (isinstance(build, type) and issubclass(build, transformers.PreTrainedModel)):
+        raise ModelError(
+            f"Model {str(folder)!r}: config.json names the architecture {architecture!r}, which is no model of "
+            f"transformers {transformers.__version__}. Nothing was loaded; code in the folder is never run. Name one "
+            "in 'architectures', such as BertForSequenceClassification, or load the weights with --factory."
+        )
+    # The weights are read here, by readers that run no code, and handed over by name.
+    weights = _weights(folder)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        model, report = build.from_pretrained(
+            None, config=_settings(transformers, folder), state_dict=weights, output_loading_info=True
+        )
+    except FOREIGN_ERRORS as reason:
+        raise ModelError(
+            f"Cannot read model {str(folder)!r} ({first_line(reason)}). Nothing was changed. Check config.json."
+        ) from reason
+    finally:
+        logging.disable(disabled)
+        transformers.utils.logging.enable_progress_bar()
+    _check(report, folder, str(architecture))
+    return model.float().eval()
+
+
+def _settings(transformers: Any, folder: Path) -> Any:
+    settings = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    # A cache of keys and values is state between calls, which a graph has not.
+    settings.use_cache = False
+    return settings
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    for name in (SAFE, PICKLED):
+        index = folder / f"{name}{INDEX}"
+        if index.exists():
+            shards = sorted(set(_read_json(index, folder).get("weight_map", {}).values()))
+            return {key: value for shard in shards for key, value in _shard(folder, shard).items()}
+        if (folder / name).exists():
+            return _shard(folder, name)
+    raise ModelError(
+        f"Model {str(folder)!r} has no weights: neither {SAFE} nor {PICKLED} is there. Nothing was changed. "
+        "Download the folder again, or save the model with save_pretrained."
+    )
+
+
+def _shard(folder: Path, name: str) -> dict[str, Tensor]:
+    path = folder / str(name)
+    if path.parent != folder or not path.is_file():
+        raise ModelError(
+            f"Model {str(folder)!r}: its part {str(name)!r} is missing or outside the folder. "
+            "Nothing was changed. Download the folder again."
+        )
+    weights = unwrap(read_weights(path))
+    if weights is None:
+        raise ModelError(
+            f"Model {str(folder)!r}: {name!r} holds no weights. Nothing was changed. Download the folder again."
+        )
+    return weights
+
+
+def _read_json(path: Path, folder: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as reason:
+        raise ModelError(
+            f"Cannot read model {str(folder)!r}: {path.name} is missing. Nothing was changed. Name a model folder "
+            "of Hugging Face transformers, with config.json and model.safetensors."
+        ) from reason
+    except (OSError, ValueError, RecursionError) as reason:
+        raise ModelError(
+            f"Cannot read model {str(folder)!r}: {path.name} is damaged ({first_line(reason)}). Nothing was changed. "
+            "Download the folder again."
+        ) from reason
+    if not isinstance(value, dict):
+        raise ModelError(
+            f"Cannot read model {str(folder)!r}: {path.name} is no JSON object. Nothing was changed. "
+            "Download the folder again."
+        )
+    return value
+
+
+def _check(report: dict[str, Any], folder: Path, architecture: str) -> None:
+    """A head that is made up of noise is not the model that the user has."""
+    missing, wrong = sorted(report.get("missing_keys") or ()), list(report.get("mismatched_keys") or ())
+    if missing or wrong:
+        names = [*missing, *[str(item[0]) for item in wrong]]
+        raise ModelError(
+            f"Model {str(folder)!r}: {architecture} needs {', '.join(map(repr, names[:NAMED]))} ({len(names)} in all), "
+            "which the weights lack or hold in another shape. Nothing was changed. "
+            "Name the architecture that was trained in config.json ('architectures')."
+        )

@@ -1,0 +1,182 @@
+"""The graph inside a ``.pt2`` archive, as JSON: everything in it that torch would look up, evaluate or print as code.
+
+torch resolves operators by walking attributes of the ``torch`` module, evaluates symbolic sizes and guards as Python,
+imports what containers name, and writes the names of values into Python source that it then runs. So every text in the
+JSON is held to what honest programs contain. Seen in torch 2.13: ``torch/_export/serde/serialize.py``,
+``torch/export/_unlift.py``, ``torch/utils/_pytree.py``, ``torch/fx/graph.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import math
+import operator
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from l0compress.loading.expressions import is_arithmetic
+
+LARGEST_TENSOR = 2**31
+DEEPEST = 100
+# Regions, branches and loops of the model itself; the others hold compiled code, callbacks or objects.
+REGIONS = frozenset(
+    {
+        "associative_scan", "cond", "flex_attention", "invoke_subgraph", "map_impl", "scan",
+        "tag_activation_checkpoint",
+        "while_loop", "wrap", "wrap_activation_checkpoint", "wrap_with_autocast", "wrap_with_set_grad_enabled",
+    }
+)  # fmt: skip
+# Operators that are no functions of their arguments: they read files, talk to other processes, or keep time.
+FORBIDDEN_NAMESPACES = frozenset(
+    {"c10d", "_c10d_functional", "_c10d_functional_autograd", "debugprims", "debug_mode_ops", "inductor", "_test",
+     "inductor_prims", "profiler", "rngprims", "static_runtime", "symm_mem", "_dtensor", "prim", "rpc",
+     "mkldnn_prepacked"}
+)  # fmt: skip
+FORBIDDEN_OPERATORS = frozenset({"aten.from_file"})
+PLAIN_FUNCTIONS = frozenset(
+    {f"_operator.{name}" for name in (
+        "add", "and_", "eq", "floordiv", "ge", "getitem", "gt", "le", "lt", "mod", "mul", "ne", "neg", "not_", "or_",
+        "pos", "pow", "sub", "truediv", "rshift", "lshift", "xor", "abs", "inv", "is_", "is_not")}
+    | {f"math.{name}" for name in ("ceil", "floor", "sqrt", "trunc")}
+    | {f"torch.{name}" for name in (
+        "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "sym_sqrt", "sym_sum", "_sym_sqrt")}
+)  # fmt: skip
+CONTAINERS = ("builtins.defaultdict", "collections.defaultdict", "defaultdict")
+NAME_KEYS = frozenset({"name", "as_name"})
+_OPERATOR = re.compile(r"torch\.ops\.([A-Za-z]\w*|_\w+)\.(\w+)\.(\w+)")
+_REGION = re.compile(r"torch\.ops\.higher_order\.(\w+)")
+_PLAIN_TEXT = re.compile(r"[^\"'\\`\x00-\x1f\x7f]*")
+
+
+def fault_of_program(program: Any) -> str | None:
+    """What in the JSON of a program could run code, or None.
+
+    Example:
+        >>> fault_of_program({"target": "torch.ops.aten.relu.default", "name": "relu"})
+        >>> fault_of_program({"target": "torch.os.system"})
+        "the operator 'torch.os.system'"
+        >>> fault_of_program({"name": "x=print(1)"})
+        "the name 'x=print(1)'"
+    """
+    return next(_faults(program, "", 0), None)
+
+
+def without_notes(program: Any) -> Any:
+    """The same program without guards and without notes on its source, but for the lines that it was made from."""
+    if isinstance(program, dict):
+        kept = {key: without_notes(value) for key, value in program.items() if key not in ("metadata", "guards_code")}
+        if "metadata" in program:
+            trace = program["metadata"].get("stack_trace") if isinstance(program["metadata"], dict) else None
+            kept["metadata"] = {"stack_trace": trace} if isinstance(trace, str) else {}
+        if "guards_code" in program:
+            kept["guards_code"] = []
+        return kept
+    return [without_notes(item) for item in program] if isinstance(program, list) else program
+
+
+def _faults(value: Any, key: str, depth: int) -> Iterator[str]:
+    if depth > DEEPEST:
+        yield f"parts that are nested more than {DEEPEST} deep"
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            if not _PLAIN_TEXT.fullmatch(name) or name.startswith("__"):
+                yield f"the key {name[:60]!r}"
+            if name != "stack_trace":
+                yield from _faults(item, name, depth + 1)
+        if isinstance(value.get("sizes"), list):
+            yield from _size_faults([size.get("as_int") for size in value["sizes"] if isinstance(size, dict)])
+        if value.get("name") == "size" and isinstance(value.get("arg"), dict):
+            yield from _size_faults(value["arg"].get("as_ints") or [])
+    elif isinstance(value, list):
+        for item in value:
+            yield from _faults(item, key, depth + 1)
+    elif isinstance(value, str):
+        yield from _text_faults(value, key)
+
+
+def _text_faults(text: str, key: str) -> Iterator[str]:
+    if key in ("target", "as_operator"):
+        if not is_safe_operator(text):
+            yield f"the operator {text[:60]!r}"
+    elif key == "expr_str":
+        if not is_arithmetic(text):
+            yield f"the size {text[:60]!r}"
+    elif key in NAME_KEYS:
+        if text and not (text.isidentifier() and not keyword.iskeyword(text) and not text.startswith("__")):
+            yield f"the name {text[:60]!r}"
+    elif text[:1] in ("[", "{"):
+        yield from _tree_faults(text)
+    elif not _PLAIN_TEXT.fullmatch(text) or any(part.startswith("__") for part in text.split(".")):
+        yield f"the text {text[:60]!r}"
+
+
+def _tree_faults(text: str) -> Iterator[str]:
+    """A description of nested containers: JSON within the JSON, whose contexts are JSON again."""
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        yield f"the text {text[:60]!r}"
+        return
+    stack = [tree]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, dict):
+            if "__enum__" in part or "default_factory_module" in part or part.get("type") in CONTAINERS:
+                yield "a container that imports what it names"
+            stack += [*part.keys(), *part.values()]
+        elif isinstance(part, list):
+            stack += part
+        elif isinstance(part, str) and not _PLAIN_TEXT.fullmatch(part):
+            if part[:1] not in ("[", "{", '"'):
+                yield f"the text {part[:60]!r}"
+            else:
+                yield from _nested_faults(part)
+
+
+def _nested_faults(text: str) -> Iterator[str]:
+    try:
+        inner = json.loads(text)
+    except (ValueError, RecursionError):
+        yield f"the text {text[:60]!r}"
+        return
+    if isinstance(inner, str):
+        if not _PLAIN_TEXT.fullmatch(inner):
+            yield f"the text {text[:60]!r}"
+    else:
+        yield from _tree_faults(text)
+
+
+def _size_faults(sizes: list[Any]) -> Iterator[str]:
+    known = [size for size in sizes if isinstance(size, int)]
+    if math.prod(abs(size) for size in known) > LARGEST_TENSOR:
+        yield f"a size of {' x '.join(map(str, known))[:80]}"
+
+
+def is_safe_operator(target: str) -> bool:
+    """Whether the name of an operator is that of a function of its arguments alone, known to this process.
+
+    Example:
+        >>> is_safe_operator("torch.ops.aten.add.Tensor"), is_safe_operator("_operator.mul")
+        (True, True)
+        >>> is_safe_operator("torch.ops.aten.from_file.default"), is_safe_operator("torch.hub.load")
+        (False, False)
+    """
+    if target in PLAIN_FUNCTIONS:
+        return True
+    region = _REGION.fullmatch(target)
+    if region is not None:
+        return region[1] in REGIONS
+    match = _OPERATOR.fullmatch(target)
+    if match is None or match[1] in FORBIDDEN_NAMESPACES or f"{match[1]}.{match[2]}" in FORBIDDEN_OPERATORS:
+        return False
+    if any(part.startswith("__") and not part.endswith("__") for part in match.groups()):
+        return False
+    try:
+        return isinstance(operator.attrgetter(".".join(match.groups()))(torch.ops), OpOverload)
+    except (AttributeError, RuntimeError):
+        return False

@@ -1,0 +1,110 @@
+"""Parts of a data set: named ones as they are, missing ones split off by a seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l0compress.data import AnySplit, Data, Split
+from l0compress.errors import DataError
+
+VAL_SHARE = 12
+VAL_MOST = 5_000
+SHARES = (0.6, 0.2, 0.2)
+PARTS = ("train", "val", "test")
+PART_NAMES = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+def parse_shares(text: str) -> tuple[float, float, float]:
+    """Shares of the training, validation and test part, as ``0.6,0.2,0.2``.
+
+    Example:
+        >>> parse_shares("0.8,0.1,0.1")
+        (0.8, 0.1, 0.1)
+
+    Raises:
+        DataError: not three shares that add up to one, training and validation above zero.
+    """
+    try:
+        train, val, test = (float(part) for part in text.split(","))
+    except ValueError as reason:
+        raise DataError(_shares_message(text)) from reason
+    if not (0 < train < 1 and 0 < val < 1 and 0 <= test < 1 and abs(train + val + test - 1) < 1e-6):
+        raise DataError(_shares_message(text))
+    return train, val, test
+
+
+def _shares_message(text: str) -> str:
+    return (
+        f"--split {text!r} is no list of three shares that add up to 1. Nothing was changed. "
+        "Write training, validation and test, such as --split 0.6,0.2,0.2."
+    )
+
+
+def with_val(
+    splits: Mapping[str, AnySplit], name: str, seed: int, preprocessing: Mapping[str, Any] | None = None
+) -> Data:
+    """Data of the parts that there are; without ``val``, a twelfth of ``train`` (at most 5,000) becomes it.
+
+    Raises:
+        DataError: the training part is a stream, or too small to be split.
+    """
+    test = splits.get("test")
+    if "val" in splits:
+        return Data(splits["train"], splits["val"], test, preprocessing=preprocessing)
+    train = splits["train"]
+    if not isinstance(train, Split):
+        raise DataError(
+            f"Data {name!r} streams its training part and has no 'val' part. Nothing was changed. Add one: choices are "
+            "made on it."
+        )
+    num_val = min(len(train) // VAL_SHARE, VAL_MOST)
+    if num_val == 0:
+        raise DataError(
+            f"Data {name!r} has {len(train)} training samples, too few to split a validation part off. Nothing was "
+            "changed. Give it a validation part, or more samples."
+        )
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    return Data(part(train, order[num_val:]), part(train, order[:num_val]), test, preprocessing=preprocessing)
+
+
+def split_whole(whole: Split, name: str, seed: int, shares: tuple[float, float, float] = SHARES) -> Data:
+    """Data of one piece, split in three at random.
+
+    Raises:
+        DataError: there are too few samples.
+    """
+    indices = shuffled_parts(len(whole), name, seed, shares)
+    parts = {key: part(whole, index) for key, index in indices.items()}
+    return Data(parts["train"], parts["val"], parts.get("test"))
+
+
+def shuffled_parts(count: int, name: str, seed: int, shares: tuple[float, float, float]) -> dict[str, Tensor]:
+    """Which samples come into which part; without ``test`` where its share is zero.
+
+    Raises:
+        DataError: there are too few samples.
+    """
+    num_train, num_val = (int(count * share) for share in shares[:2])
+    if num_val == 0:
+        raise DataError(
+            f"Data {name!r} has {count} samples, too few to split into three parts. Nothing was changed. Give it more "
+            "samples, or parts of its own."
+        )
+    if not shares[2]:
+        num_val = count - num_train
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    pieces = zip(PARTS, order.tensor_split([num_train, num_train + num_val]), strict=True)
+    return {key: index.sort().values for key, index in pieces if len(index)}
+
+
+def part(split: Split, index: Tensor) -> Split:
+    """The samples at ``index``, in the split's order."""
+    batch = split.take(index.sort().values)
+    return Split(batch.kwargs or batch.args, batch.targets)

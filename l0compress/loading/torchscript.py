@@ -1,0 +1,76 @@
+"""TorchScript archives. They hold code and pickles, so they are read only where they are trusted."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from l0compress.errors import CaptureError, ModelError
+from l0compress.loading.references import FOREIGN_ERRORS, first_line
+
+WAY_OUT = (
+    "Take its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and say --factory "
+    "package.module:function; or export the original module with torch.export.save."
+)
+
+
+def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
+    """Load a TorchScript archive as a script module, in evaluation mode.
+
+    Raises:
+        ModelError: it is not trusted, or cannot be read.
+    """
+    if not trust_pickle:
+        raise ModelError(
+            f"Model {str(path)!r} is a TorchScript archive, which runs code that is in the file. Nothing was loaded. "
+            "If you trust its author, say --trust-pickle; safer is to export the original module with "
+            "torch.export.save, or its state_dict() with --factory."
+        )
+    try:
+        with warnings.catch_warnings():
+            # That the format is deprecated is no news to someone who has a file of it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(str(path), map_location="cpu").eval()
+    except FOREIGN_ERRORS as reason:
+        raise ModelError(
+            f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)})."
+        ) from reason
+
+
+def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
+    """A script module as one of plain operators, which ``torch.export`` can capture.
+
+    The converter is torch's own, and the one that ``torch.export`` names for script modules.
+
+    Raises:
+        CaptureError: the converter lacks something that the script uses.
+    """
+    # Half a second to import, and wanted by few.
+    from torch._export.converter import TS2EPConverter
+
+    try:
+        unlifted = TS2EPConverter(module, args, kwargs).convert().module(check_guards=False)
+    except FOREIGN_ERRORS as reason:
+        raise CaptureError(f"torch cannot convert the script ({first_line(reason)}). Nothing was changed.") from reason
+    # The module of an exported program refuses eval(); one with the same graph does not.
+    converted = fx.GraphModule(unlifted, unlifted.graph)  # pyright: ignore[reportArgumentType]
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        _restore_parameter_(converted, name, parameter)
+    return converted
+
+
+def _restore_parameter_(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    # Frozen archives lose the difference between parameters and buffers; the converter takes both for buffers.
+    path, _, last = name.rpartition(".")
+    try:
+        owner = module.get_submodule(path)
+    except AttributeError:
+        return
+    if last in owner._buffers:
+        del owner._buffers[last]
+        owner.register_parameter(last, nn.Parameter(parameter.detach().clone()))

@@ -1,0 +1,112 @@
+"""When a run keeps a snapshot of itself: every so often, at the end of a phase, and when it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from l0compress.errors import StoppedError
+from l0compress.pipeline.living_run import LivingRun
+from l0compress.pipeline.runs import resume_command
+from l0compress.training.snapshot import Snapshot
+
+SECONDS = 30.0
+# A snapshot that takes long to write is written less often: this many times as long passes before the next.
+PATIENCE = 20.0
+NAMES = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
+
+
+class Stops:
+    """The signal that asks the run to stop, if one came."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._process = os.getpid()
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; the second one does not wait for the step to end."""
+        del frame
+        if os.getpid() != self._process:
+            # A data loader's worker has inherited this. Ctrl-C is not for it, and its loader ends it by SIGTERM.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextmanager
+def listening() -> Iterator[Stops]:
+    """Take Ctrl-C and SIGTERM as a request to stop after the step under way; where that is possible at all."""
+    stops = Stops()
+    if threading.current_thread() is not threading.main_thread():
+        yield stops
+        return
+    before = {number: signal.signal(number, stops.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stops
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class RunCheckpoints:
+    """Keeps snapshots in a run's folder.
+
+    Args:
+        run: the folder.
+        stops: is asked after every step.
+        every: steps between two snapshots; None goes by time, with at most a twentieth of it for writing.
+    """
+
+    def __init__(self, run: LivingRun, stops: Stops, *, every: int | None = None) -> None:
+        self.start = run.start()
+        self.kept = self.start is not None
+        self._run, self._stops, self._every = run, stops, every
+        self._steps = 0
+        self._last, self._took = time.monotonic(), 0.0
+
+    def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
+        """Keep a snapshot if one is due.
+
+        Raises:
+            StoppedError: a signal came; the snapshot is kept.
+            RunError: it cannot be written; the one before still holds.
+        """
+        self._steps += 1
+        if must or self._stops.signal is not None or self._due():
+            began = time.monotonic()
+            self._run.keep_(make())
+            self.kept, self._steps, self._last = True, 0, time.monotonic()
+            self._took = self._last - began
+        self.check_stop()
+
+    def check_stop(self) -> None:
+        """Raises:
+        StoppedError: a signal came.
+        """
+        if self._stops.signal is not None:
+            raise stopped(self._run, self._stops.signal)
+
+    def _due(self) -> bool:
+        if self._every is not None:
+            return self._steps >= self._every
+        return time.monotonic() - self._last >= max(SECONDS, PATIENCE * self._took)
+
+
+def stopped(run: LivingRun, number: int) -> StoppedError:
+    """The error for a run that a signal stopped."""
+    run.log_("stopped", signal=signal.Signals(number).name, position=run.manifest.position)
+    name = NAMES.get(signal.Signals(number), "Stopped")
+    return StoppedError(
+        f"{name}. The run is kept in {str(run.folder)!r} at {run.manifest.position}. Go on with: "
+        f"{resume_command(run.folder)}",
+        signal=number,
+    )

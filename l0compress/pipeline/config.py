@@ -1,0 +1,141 @@
+"""Configuration files: every flag of ``l0compress finetune`` in TOML, read with the line of what is wrong, and written.
+
+ensures: what :func:`config_text` writes is read back by :func:`read_config` as the same values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from l0compress.errors import InputError
+from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING, Option
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SECTIONS = (READING, TRAINING, GATES)
+_BY_PLACE = {(option.section, option.key): name for name, option in OPTIONS.items()}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The values that a configuration file gives, by the names in :data:`~l0compress.pipeline.options.OPTIONS`.
+
+    Raises:
+        InputError: the file is missing or no TOML; a key is unknown, or its value has a wrong type or is out of range;
+            the message names file, line and key.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InputError(
+            f"Cannot read configuration {str(path)!r}: {reason}. Nothing was changed. Check the path, or write one "
+            "with finetune --print-config."
+        ) from error
+    return parse_config(text, name=str(path))
+
+
+def parse_config(text: str, *, name: str) -> dict[str, Any]:
+    """As :func:`read_config`, of a text; ``name`` stands for it in messages.
+
+    >>> parse_config("seed = 7\\n[training]\\nlr = 0.01\\n", name="c.toml")
+    {'seed': 7, 'lr': 0.01}
+    >>> parse_config("[training]\\nepoch = 7\\n", name="c.toml")
+    Traceback (most recent call last):
+    ...
+    l0compress.errors.InputError: c.toml, line 2: there is no setting [training] epoch. Nothing was changed. Did you
+    mean [training] epochs?
+    """
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name} is no TOML: {error}. Nothing was changed. Repair the file.") from error
+    values: dict[str, Any] = {}
+    for section, key, value in _entries(content):
+        line = f"{name}, line {_line_of(text, section, key)}"
+        option = _BY_PLACE.get((section, key))
+        if option is None:
+            raise InputError(f"{line}: there is no setting {_place(section, key)}. Nothing was changed. {_hint(key)}")
+        values[option] = checked(option, value, OPTIONS[option].place, line=f"{line}: ")
+    return values
+
+
+def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
+    """A value that will do; ``name`` and ``line`` say where it stands.
+
+    Raises:
+        InputError: it will not.
+    """
+    try:
+        expected = OPTIONS[option].wrong(value)
+    except InputError as error:
+        raise type(error)(f"{line}{error}") from error
+    if expected is not None:
+        raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed. Give such a value.")
+    return float(value) if OPTIONS[option].kind is float else value
+
+
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting, with its default where none is given; None where something is chosen later.
+
+    >>> complete({"seed": 3})["seed"], complete({})["epochs"], complete({})["lr"]
+    (3, 48, None)
+    """
+    return {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+
+
+def config_text(values: Mapping[str, Any]) -> str:
+    """A configuration file with these values; a comment stands where there is none."""
+    lines: list[str] = []
+    for section in ("", *SECTIONS):
+        if section:
+            lines += ["", f"[{section}]"]
+        options = [(name, option) for name, option in OPTIONS.items() if option.section == section]
+        lines += [_written(option, values.get(name)) for name, option in options]
+    return "\n".join(lines) + "\n"
+
+
+def _written(option: Option, value: Any) -> str:
+    return f"# {option.key} =   ({option.absent})" if value is None else tomli_w.dumps({option.key: value}).strip()
+
+
+def _entries(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for key, value in content.items():
+        if key in SECTIONS and isinstance(value, Mapping):
+            yield from ((key, inner, setting) for inner, setting in value.items())
+        else:
+            yield "", key, value
+
+
+def _place(section: str, key: str) -> str:
+    return f"[{section}] {key}" if section else key
+
+
+def _hint(key: str) -> str:
+    keys = [option.key for option in OPTIONS.values()]
+    close = difflib.get_close_matches(key.replace("-", "_"), keys, n=1)
+    places = [option.place for option in OPTIONS.values() if close and option.key == close[0]]
+    return f"Did you mean {places[0]}?" if places else "l0compress finetune --print-config lists all of them."
+
+
+def _line_of(text: str, section: str, key: str) -> int:
+    """The line on which a setting begins: after the longest beginning of the file that is TOML and lacks it."""
+    lines, start = text.split("\n"), 1
+    for count in range(1, len(lines) + 1):
+        try:
+            content = tomllib.loads("\n".join(lines[:count]))
+        except tomllib.TOMLDecodeError:
+            continue
+        table = content.get(section, {}) if section else content
+        if isinstance(table, Mapping) and key in table:
+            return start
+        start = count + 1
+    return start

@@ -1,0 +1,110 @@
+"""Who may write to a run folder: one process at a time, from the moment that the folder is made.
+
+ensures: what holds a folder lets it go when its process ends, however that ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from l0compress.errors import RunError
+from l0compress.pipeline import runs
+from l0compress.pipeline.living_run import LivingRun, remove
+from l0compress.pipeline.manifest import Manifest, read_manifest
+
+# What a process that was killed before it wrote a manifest leaves: nothing that anybody would miss.
+_BEFORE_MANIFEST = (runs.LOCK, runs.CONFIG, runs.DENSE, runs.METRICS, runs.LOG)
+
+
+def check_new(folder: Path) -> None:
+    """Raises:
+    RunError: the folder exists and has something in it, or is a file.
+    """
+    if not folder.is_file() and (not folder.is_dir() or not _foreign(folder)):
+        return
+    way = f" To go on with it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
+    raise RunError(f"{str(folder)!r} exists already. Nothing was written. Choose another folder with --output.{way}")
+
+
+def _foreign(folder: Path) -> bool:
+    """Whether there is anything in a folder that is not the remains of a run that was killed at its very beginning."""
+    names = [entry.name for entry in folder.iterdir()]
+    begun = runs.LOCK in names and not runs.is_run(folder)
+    return any(not (begun and (name in _BEFORE_MANIFEST or name.startswith("."))) for name in names)
+
+
+@contextmanager
+def begin_run(folder: Path, about: Mapping[str, Any]) -> Iterator[LivingRun]:
+    """A new run's folder, held until the end of the block.
+
+    Raises:
+        RunError: the folder cannot be made, has something in it, or another process is making it.
+    """
+    check_new(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {str(folder)!r}: {error.strerror}. Nothing was written. Choose another folder with --output."
+        ) from error
+    with _held(folder):
+        check_new(folder)
+        run = LivingRun(folder, Manifest(about=dict(about)))
+        run.drop_leftovers_()
+        yield run
+
+
+@contextmanager
+def reopen_run(folder: Path) -> Iterator[LivingRun]:
+    """A run's folder, every file of it checked, held until the end of the block; ``manifest.finished`` says if it is.
+
+    Raises:
+        RunError: it is none, it is damaged, or another process holds it.
+    """
+    read_manifest(folder)
+    with _held(folder):
+        manifest = read_manifest(folder)
+        manifest.check_files(folder)
+        run = LivingRun(folder, manifest)
+        run.drop_leftovers_()
+        yield run
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    # The kernel lets go of the lock when its process ends, however that ends.
+    lock = FileLock(folder / runs.LOCK, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RunError(
+            f"Run {str(folder)!r} is in use by another process. Nothing was changed. Wait until it has ended, or "
+            "choose another folder with --output."
+        ) from error
+    except OSError as error:
+        raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}. Nothing was changed.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+        if runs.is_run(folder) and read_manifest(folder).finished:
+            with suppress(OSError):
+                (folder / runs.LOCK).unlink()
+
+
+def remove_run(folder: Path, made: list[Path]) -> None:
+    """Remove a run's folder and the parents that were made for it, where nothing else has come into them."""
+    remove(folder)
+    with suppress(OSError):
+        for parent in made:
+            parent.rmdir()
+
+
+def missing_parents(folder: Path) -> list[Path]:
+    """The parents of a folder that do not exist yet, innermost first."""
+    return [parent for parent in (folder.parent, *folder.parent.parents) if not parent.exists()]

@@ -1,0 +1,224 @@
+"""A run folder while its run is under way: held by one process, and fit to go on from at any moment.
+
+requires: a folder that is new, or that an unfinished run left.
+ensures:  the manifest names only whole files that will not change. A process that ends anywhere, by any cause, leaves
+          the last snapshot that was kept.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from l0compress.errors import RunError
+from l0compress.pipeline import runs
+from l0compress.pipeline.durable import sha256_of, sync, write_durably
+from l0compress.pipeline.manifest import FINISHED, Manifest
+from l0compress.training.events import ProgressEvent
+from l0compress.training.snapshot import Snapshot
+
+_WALL_CLOCK = ("seconds", "seconds_left")
+
+
+class LivingRun:
+    """An unfinished run's folder. Made by :mod:`~l0compress.pipeline.holding`, which also lets it go."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.rows: list[dict[str, Any]] = []
+        self._serial = 0 if manifest.state is None else int(Path(manifest.state).name)
+
+    def start(self) -> Snapshot | None:
+        """The snapshot to go on from; None where the run goes on from its beginning.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        self.rows = []
+        snapshot = None
+        if self.manifest.state is not None:
+            path = self.folder / self.manifest.state
+            try:
+                values = json.loads(path.with_suffix(".json").read_bytes())
+                snapshot = Snapshot(values, load_tensors(path.with_suffix(".safetensors").read_bytes()))
+            except (OSError, ValueError, SafetensorError) as error:
+                raise RunError(f"Cannot read the state {str(path)!r} ({error}). Nothing was changed.") from error
+            self.rows = values.pop("metrics")
+        with self._writing():
+            self._write_metrics()
+        return snapshot
+
+    def keep_(self, snapshot: Snapshot) -> None:
+        """Write a snapshot; it takes the place of the one before.
+
+        Raises:
+            RunError: the disk is full or fails; the one before still holds.
+        """
+        name = f"{runs.STATE}/{self._serial + 1:08}"
+        values = {**snapshot.values, "metrics": self.rows}
+        content = {
+            f"{name}.safetensors": save_tensors(_apart(snapshot.tensors)),
+            f"{name}.json": runs.json_bytes(values),
+        }
+        with self._writing():
+            (self.folder / runs.STATE).mkdir(exist_ok=True)
+            files = {path: write_durably(self.folder / path, written) for path, written in content.items()}
+            stays = {path: digest for path, digest in self.manifest.files.items() if path not in self._state_files()}
+            manifest = replace(self.manifest, position=position(values), state=name, files={**stays, **files})
+            manifest.write(self.folder)
+        self.manifest, self._serial = manifest, self._serial + 1
+        self._drop_old_states()
+
+    def tell_(self, event: ProgressEvent) -> None:
+        """Write the close of an epoch down: what was measured to the metrics, how long it took to the log.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        row = event.row()
+        self.rows.append({name: value for name, value in row.items() if name not in _WALL_CLOCK})
+        with self._writing(), (self.folder / runs.METRICS).open("ab") as file:
+            file.write(_line(self.rows[-1]))
+        self.log_("epoch", stage=event.stage, epoch=event.epoch, seconds=round(event.seconds, 3))
+
+    def log_(self, what: str, **details: Any) -> None:
+        """Add a line to the log.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        time = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        with self._writing(), (self.folder / runs.LOG).open("ab") as file:
+            file.write(_line({"time": time, "what": what, **details}))
+
+    def note_(self, **about: Any) -> None:
+        """Change what the manifest says of the run.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        manifest = replace(self.manifest, about={**self.manifest.about, **about})
+        with self._writing():
+            manifest.write(self.folder)
+        self.manifest = manifest
+
+    def finish_(self, results: Mapping[str, bytes], export: Callable[[Path], tuple[str, ...]]) -> None:
+        """Write the results; the run is finished when the manifest says so, and then needs no state.
+
+        Args:
+            results: contents by name.
+            export: writes the models to the folder, and returns their names.
+
+        Raises:
+            RunError: the disk is full or fails; the last snapshot still holds.
+        """
+        with self._writing():
+            files = {name: write_durably(self.folder / name, content) for name, content in results.items()}
+            self._write_metrics()
+            for name in (*export(self.folder), runs.METRICS):
+                sync(self.folder / name)
+                files[name] = sha256_of(self.folder / name)
+            sync(self.folder)
+            self.log_("finished")
+            stays = {name: digest for name, digest in self.manifest.files.items() if name not in self._state_files()}
+            manifest = Manifest(FINISHED, "the end", None, {**stays, **files}, self.manifest.about)
+            manifest.write(self.folder)
+        self.manifest = manifest
+        self._drop_old_states()
+
+    def begin_(self, files: Mapping[str, bytes], export: Callable[[Path], tuple[str, ...]]) -> None:
+        """Write what a run begins with; from here on it can be resumed.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        with self._writing():
+            written = {name: write_durably(self.folder / name, content) for name, content in files.items()}
+            for name in export(self.folder):
+                sync(self.folder / name)
+                written[name] = sha256_of(self.folder / name)
+            manifest = replace(self.manifest, files=written)
+            manifest.write(self.folder)
+        self.manifest = manifest
+        self.log_("began")
+
+    def drop_leftovers_(self) -> None:
+        """Remove what a process that was killed had not finished writing."""
+        for entry in self.folder.iterdir():
+            if entry.name.startswith(".") and entry.name != runs.LOCK:
+                remove(entry)
+        self._drop_old_states()
+
+    def _state_files(self) -> tuple[str, ...]:
+        state = self.manifest.state
+        return () if state is None else (f"{state}.safetensors", f"{state}.json")
+
+    def _drop_old_states(self) -> None:
+        folder = self.folder / runs.STATE
+        wanted = {Path(path).name for path in self._state_files()}
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if entry.name not in wanted:
+                remove(entry)
+        if not wanted and folder.is_dir():
+            remove(folder)
+
+    def _write_metrics(self) -> None:
+        write_durably(self.folder / runs.METRICS, b"".join(_line(row) for row in self.rows))
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"Cannot write to run {str(self.folder)!r}: {error.strerror}. Its last state is kept: "
+                f"{self.manifest.position}. Make room, then: {runs.resume_command(self.folder)}"
+            ) from error
+
+
+def position(values: Mapping[str, Any]) -> str:
+    """Where a snapshot stands, for people.
+
+    >>> position({"epoch": 2, "epochs": 48, "step": 5, "steps": 33}), position({"epoch": 2, "epochs": 48, "step": 0})
+    ('step 5 of 33 in epoch 3 of 48', 'the end of epoch 2 of 48')
+    """
+    if values["step"]:
+        return f"step {values['step']} of {values['steps']} in epoch {values['epoch'] + 1} of {values['epochs']}"
+    return f"the end of epoch {values['epoch']} of {values['epochs']}"
+
+
+def remove(entry: Path) -> None:
+    """Remove a file, or a folder with all that is in it, as far as that goes."""
+    if entry.is_dir():
+        shutil.rmtree(entry, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            entry.unlink()
+
+
+def _line(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, allow_nan=False) + "\n").encode()
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as a file can hold them: on the CPU, without gaps, none of them sharing memory."""
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        where = plain.untyped_storage().data_ptr()
+        apart[name] = plain.clone() if where in seen else plain
+        seen.add(where)
+    return apart

@@ -1,0 +1,169 @@
+"""What a run is asked to do, and the same as the values of a configuration file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from l0compress.errors import InputError
+from l0compress.loading import DataSource, ModelSource, Target, import_reference, parse_factory_args, parse_target
+from l0compress.loading.images import parse_normalize
+from l0compress.loading.splits import parse_shares
+from l0compress.pipeline.config import complete
+from l0compress.pipeline.options import GATES, OPTIONS
+from l0compress.training.settings import FinetuneSettings, GateSettings
+
+NEEDED = ("model", "data", "target")
+_STREAM_BATCH = 64
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What a run is asked to do.
+
+    Attributes:
+        source: the model file.
+        data: where the data come from.
+        target: the budget.
+        loss: ``auto``, ``cross-entropy``, ``mse``, or ``package.module:function`` of (outputs, targets).
+        output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
+        settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
+        threads: threads of PyTorch; None leaves them as they are.
+        checkpoint_every: steps between two snapshots; None goes by time.
+    """
+
+    source: ModelSource
+    data: DataSource
+    target: Target
+    loss: str = "auto"
+    output: Path | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None
+    checkpoint_every: int | None = None
+
+    def finetune_settings(self) -> FinetuneSettings:
+        """The settings with the user's own loss, if there is one.
+
+        Raises:
+            InputError: the loss cannot be imported, or a setting is out of range.
+        """
+        loss: Any = self.loss
+        if ":" in self.loss:
+            loss = import_reference(self.loss, flag="--loss", error=InputError)
+        return FinetuneSettings(loss=loss, **self.settings)
+
+    def values(self) -> dict[str, Any]:
+        """The request as values of a configuration file; where it goes to is not one of them."""
+        settings = FinetuneSettings(**self.settings)
+        of_settings = {**asdict(settings), "clip": settings.clip or 0.0}
+        named = {
+            name: (of_settings["gates"] if option.section == GATES else of_settings)[option.field]
+            for name, option in OPTIONS.items()
+            if option.field
+        }
+        arguments = dict(self.source.factory_args)
+        about = {
+            "model": str(self.source.path),
+            "factory": self.source.factory,
+            "factory_args": json.dumps(arguments) if arguments else None,
+            **data_values(self.data),
+        }
+        more = {"trust_pickle": self.source.trust_pickle, "target": str(self.target), "loss": self.loss}
+        return complete({**named, **about, **more, "threads": self.threads, "checkpoint_every": self.checkpoint_every})
+
+    def changed(self, changes: Mapping[str, Any]) -> RunRequest:
+        """The request with other values of some settings."""
+        return request_of({**self.values(), **changes}, output=self.output)
+
+
+def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRequest:
+    """The request that values of a configuration file, or of flags, stand for.
+
+    >>> request = request_of({"model": "net.pt2", "data": "digits", "target": "macs=0.5", "epochs": 8, "clip": 0.0})
+    >>> request.settings["epochs"], request.settings["clip"], request_of(request.values()) == request
+    (8, None, True)
+
+    Raises:
+        InputError: model, data or target is missing, or cannot be read.
+    """
+    values = complete(given)
+    missing = [name for name in NEEDED if values[name] is None]
+    if missing:
+        named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
+        raise InputError(f"{named} must be given. Nothing was changed. Say it as a flag, or in the file of --config.")
+    settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
+    gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
+    loss = settings.pop("loss")
+    settings["clip"] = settings["clip"] or None
+    return RunRequest(
+        source=ModelSource(
+            Path(values["model"]),
+            values["factory"],
+            values["trust_pickle"],
+            parse_factory_args(values["factory_args"]),
+        ),
+        data=data_source(values),
+        target=parse_target(values["target"]),
+        loss=loss,
+        output=output,
+        settings={**settings, "gates": replace(GateSettings(), **gates)},
+        threads=values["threads"],
+        checkpoint_every=values["checkpoint_every"],
+    )
+
+
+def data_source(values: Mapping[str, Any]) -> DataSource:
+    """The data that values of a configuration file stand for; a model in a folder brings its own tokenizer.
+
+    Raises:
+        DataError: a text among them is malformed.
+    """
+    normalize, tokenizer, model = values["normalize"], values["tokenizer"], values["model"]
+    if tokenizer is None and model is not None and Path(model).is_dir():
+        tokenizer = model
+    return DataSource(
+        values["data"],
+        seed=values["data_seed"],
+        shares=parse_shares(values["split"]),
+        target_column=values["target_column"],
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        max_length=values["max_length"],
+        image_size=values["image_size"],
+        normalize=None if normalize is None else parse_normalize(normalize),
+        with_labels=not values["no_labels"],
+        workers=values["workers"],
+        batch_size=values["batch_size"] or _STREAM_BATCH,
+    )
+
+
+def data_values(source: DataSource) -> dict[str, Any]:
+    """The values that :func:`data_source` makes ``source`` of; the size of its batches is the training's.
+
+    >>> source = DataSource("pets", normalize=((0.5,), (0.25,)), shares=(0.8, 0.1, 0.1))
+    >>> data_source({**complete({}), **data_values(source)}) == source
+    True
+    """
+    normalize = None if source.normalize is None else "/".join(_listed(side) for side in source.normalize)
+    return {
+        "data": source.name,
+        "data_seed": source.seed,
+        "split": _listed(source.shares),
+        "target_column": source.target_column,
+        "tokenizer": None if source.tokenizer is None else str(source.tokenizer),
+        "max_length": source.max_length,
+        "image_size": source.image_size,
+        "normalize": normalize,
+        "no_labels": not source.with_labels,
+        "workers": source.workers,
+    }
+
+
+def _listed(numbers: Iterable[float]) -> str:
+    return ",".join(map(str, numbers))
+
+
+def _is_gate(option: Any) -> bool:
+    return option.section == GATES

@@ -1,0 +1,245 @@
+"""A compressed model that runs on numpy, scipy and onnxruntime.
+
+::
+
+    model = l0compress.runtime.load("model.l0c", threads=2)
+    outputs = model.run({"x": array})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l0compress.errors import InputError, RunError
+from l0compress.runtime.archive import Files, FormatError, open_files
+from l0compress.runtime.engines import find
+from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Port, Step
+from l0compress.runtime.parts import Parts
+from l0compress.runtime.reading import parse
+from l0compress.runtime.segments import OpenSegment
+from l0compress.runtime.stages import Stage, as_one_graph, run_stages, stages_of
+from l0compress.runtime.tuning import best_plan
+
+Array = NDArray[Any]
+
+LIMIT_BYTES = 2**26
+LIMIT_TIMES_FILE = 256
+MOST_MANIFEST_BYTES = 2**27
+
+
+@dataclass(frozen=True, eq=False)
+class _Way:
+    """A plan that is ready to run: its stages, and the graph that it consists of where that is all."""
+
+    stages: list[Stage]
+    graph: OpenSegment | None
+
+
+class Bundle:
+    """A loaded bundle. Runs may be made from several threads at once.
+
+    Use :func:`load`.
+
+    Attributes:
+        manifest: what the bundle says about itself.
+        inputs: name, dtype and shape of each input.
+        outputs: likewise of each output.
+        plans: for each batch size that was considered, the steps that a run of about that size takes.
+    """
+
+    def __init__(self, parts: Parts, plans: Mapping[int, tuple[Step, ...]]) -> None:
+        self.manifest = parts.manifest
+        self.inputs = self.manifest.inputs
+        self.outputs = self.manifest.outputs
+        self.plans = dict(sorted(plans.items()))
+        self._names = tuple(port.name for port in self.outputs)
+        self._checks = [(port.name, np.dtype(port.dtype), port.shape) for port in self.inputs]
+        ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
+        self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
+        self._batched = next((port.name for port in self.inputs if port.shape and isinstance(port.shape[0], str)), None)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute the outputs.
+
+        Args:
+            inputs: an array for each input, of its dtype and shape; a size with a name is free.
+
+        Raises:
+            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
+        """
+        way = self._way_for(inputs)
+        if way.graph is None:
+            values = dict(inputs)
+            self._check(values)
+            run_stages(way.stages, values)
+            return {name: values[name] for name in self._names}
+        try:
+            return dict(zip(self._names, way.graph.named(inputs), strict=True))
+        except InputError:
+            self._check(inputs)  # says it by the names and shapes of the bundle where those are the reason
+            raise
+
+    def engines(self) -> dict[int, dict[str, str]]:
+        """For each batch size that was considered, which engine runs each sparse layer, ``dense`` being one."""
+        names = {key: layer.name for key, layer in self.manifest.layers.items()}
+        chosen: dict[int, dict[str, str]] = {}
+        for size, plan in self.plans.items():
+            chosen[size] = dict.fromkeys(names.values(), DENSE)
+            chosen[size].update({names[step.part]: step.engine for step in plan if step.engine is not None})
+        return chosen
+
+    def _way(self, stages: list[Stage]) -> _Way:
+        names = [port.name for port in self.inputs]
+        return _Way(stages, as_one_graph(stages, names, self._names))
+
+    def _way_for(self, inputs: Mapping[str, Array]) -> _Way:
+        if len(self._ways) == 1 or self._batched is None:
+            return self._ways[0][1]
+        try:
+            batch_size = inputs[self._batched].shape[0]
+        except (KeyError, AttributeError, IndexError):
+            self._check(inputs)
+            raise
+        # Nearest on a logarithmic scale, in whole numbers.
+        for (size, way), (larger, _) in pairwise(self._ways):
+            if batch_size * batch_size <= size * larger:
+                return way
+        return self._ways[-1][1]
+
+    def _check(self, values: Mapping[str, Array]) -> None:
+        if len(values) != len(self._checks) or any(name not in values for name, _, _ in self._checks):
+            known, given = {name for name, _, _ in self._checks}, set(values)
+            raise InputError(
+                f"the model takes the inputs {_listed(known)}; missing {_listed(known - given)}, unexpected "
+                f"{_listed(given - known)}. "
+                "Nothing was computed."
+            )
+        for name, dtype, shape in self._checks:
+            array = values[name]
+            if not isinstance(array, np.ndarray) or array.dtype != dtype or not _fits(array.shape, shape):
+                raise _misfit(array, next(port for port in self.inputs if port.name == name))
+
+
+def load(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    engine: str | None = None,
+    tune: bool = False,
+    limit_bytes: int | None = None,
+) -> Bundle:
+    """Load a bundle: one file, or a folder with the same members.
+
+    Args:
+        path: what ``l0compress export --format csr`` wrote.
+        threads: threads that a run uses; None leaves the choice to ONNX Runtime and gives sparse layers one.
+        engine: run every sparse layer on this engine, whatever the bundle recommends.
+        tune: time every layer on every engine that this machine has, and the whole, and keep the fastest.
+        limit_bytes: the most memory that constants may take; by default 64 MiB and 256 times the size of the bundle.
+
+    Raises:
+        RunError: the path is no bundle, or the bundle is damaged, of another version, or not what it claims to be;
+            nothing of it was run.
+        InputError: no such engine, or what it needs is not installed.
+    """
+    path = Path(path)
+    try:
+        files, size = _opened(path, limit_bytes)
+        limit = limit_bytes if limit_bytes is not None else LIMIT_BYTES + LIMIT_TIMES_FILE * size
+        with closing(files):
+            return from_files(files, threads=threads, engine=engine, tune=tune, limit_bytes=limit)
+    except FormatError as error:
+        raise RunError(
+            f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. Copy or export it again."
+        ) from error
+    except MemoryError as error:
+        raise RunError(f"Cannot read bundle {str(path)!r}: there is not enough memory for it.") from error
+
+
+def from_files(
+    files: Files, *, threads: int | None, limit_bytes: int, engine: str | None = None, tune: bool = False
+) -> Bundle:
+    """A bundle from its members.
+
+    Raises:
+        FormatError: a member is missing, damaged, or not what the manifest says.
+        InputError: no such engine, or what it needs is not installed.
+    """
+    available = [found.name for found in find([engine] if engine is not None else None)]
+    manifest = _manifest(files)
+    parts = Parts(files, manifest, threads=threads, limit_bytes=limit_bytes)
+    plans = {size: manifest.plans[name] for size, name in manifest.choices}
+    fitted = {size: tuple(_fitted(manifest, step, size, available) for step in plan) for size, plan in plans.items()}
+    bundle = Bundle(parts, fitted)
+    if not tune:
+        return bundle
+    tuned = {size: best_plan(parts, size, available) for size in fitted}
+    return Bundle(parts, tuned)
+
+
+def _opened(path: Path, limit_bytes: int | None) -> tuple[Files, int]:
+    if not path.exists():
+        raise FormatError("there is no such file or folder")
+    if path.is_dir():
+        sizes = (file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
+        size = sum(sizes)
+    else:
+        size = path.stat().st_size
+    limit = limit_bytes if limit_bytes is not None else LIMIT_BYTES + LIMIT_TIMES_FILE * size
+    return open_files(path, limit_bytes=limit), size
+
+
+def _manifest(files: Files) -> Manifest:
+    if MANIFEST not in files.names:
+        raise FormatError(f"has no {MANIFEST}")
+    text = files.read(MANIFEST)
+    if len(text) > MOST_MANIFEST_BYTES:
+        raise FormatError(f"has a {MANIFEST} of {len(text):,} bytes")
+    try:
+        manifest = parse(text)
+    except FormatError as error:
+        raise FormatError(f"{MANIFEST} {error}") from error
+    unexpected = sorted(set(files.names) - {MANIFEST, *manifest.hashes})
+    if unexpected:
+        raise FormatError(f"has {unexpected[0]}, which its manifest does not know")
+    return manifest
+
+
+def _fitted(manifest: Manifest, step: Step, batch_size: int, available: Sequence[str]) -> Step:
+    """The step on an engine that there is here: the one that was chosen, or else the fastest that was timed."""
+    if step.engine is None or step.engine in (DENSE, *available):
+        return step
+    timed = {
+        name: ms
+        for timing in manifest.layer_timings
+        if timing.layer == step.part and timing.batch_size == batch_size
+        for name, ms in timing.median_ms.items()
+        if name in (DENSE, *available)
+    }
+    return replace(step, engine=min(timed, key=timed.__getitem__) if timed else available[0])
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
+    if len(shape) != len(expected):
+        return False
+    return all(isinstance(want, str) or size == want for size, want in zip(shape, expected, strict=True))
+
+
+def _misfit(array: Any, port: Port) -> InputError:
+    found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    return InputError(
+        f"input {port.name!r} is {found}, and the model takes {port.described()}. Nothing was computed. Pass an array "
+        "of that dtype and shape."
+    )

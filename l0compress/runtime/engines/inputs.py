@@ -1,0 +1,49 @@
+"""What every kernel asks of its input before it touches memory."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l0compress.errors import InputError
+from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear, matrix_shape
+
+Array = NDArray[Any]
+
+
+def linear_input(layer: SparseLinear, x: Array) -> Array:
+    """x as contiguous rows of shape (n, in)."""
+    columns = layer.shape[1]
+    if x.dtype != np.float32 or x.ndim < 1 or x.shape[-1] != columns:
+        raise InputError(
+            f"a sparse linear layer takes float32 (..., {columns}) and was given {x.dtype} {x.shape}. "
+            "Nothing was computed. Pass an array of that shape and dtype."
+        )
+    return np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), columns)
+
+
+def conv_input(layer: SparseConv, x: Array) -> Array:
+    """x as a contiguous array of shape (n, channels, *spatial)."""
+    dims = len(layer.kernel)
+    if x.dtype != np.float32 or x.ndim != dims + 2 or x.shape[1] != layer.channels:
+        raise InputError(
+            f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions) and was given "
+            f"{x.dtype} {x.shape}. Nothing was computed. Pass an array of that shape and dtype."
+        )
+    return np.ascontiguousarray(x)
+
+
+def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
+    """The rows asked for, flat, from 0 to the last."""
+    rows, _ = matrix_shape(layer.weight)
+    if x.dtype.kind not in "iu" or (x.size and not (-rows <= x.min() and x.max() < rows)):
+        raise InputError(
+            f"a sparse embedding takes integers from {-rows} to {rows - 1} and was given {x.dtype}"
+            + (f" from {x.min()} to {x.max()}" if x.size else "")
+            + ". Nothing was computed. Pass indices in that range."
+        )
+    flat = x.reshape(-1).astype(np.intp)
+    return np.where(flat < 0, flat + rows, flat)

@@ -1,0 +1,131 @@
+"""The fastest engine: compiled loops, nothing copied but what a thread is about to read.
+
+A product with a batch lays samples side by side, as wide as a vector register; a convolution reads shifted rows of a
+padded image, one nonzero after the other, and needs no im2col matrix. Threads get parts of the batch or of the image
+where there are enough, else rows of the weight with as many nonzeros each.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l0compress.errors import InputError
+from l0compress.runtime.engines.inputs import embedding_input, linear_input
+from l0compress.runtime.engines.numba_convolution import NumbaConv
+from l0compress.runtime.engines.threads import PARTS_A_THREAD, WORTH_A_THREAD, run_parts, split_evenly, split_rows
+from l0compress.runtime.engines.workspace import PACKED_FLOATS, scratch
+from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, matrix_shape
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class NumbaEngine:
+    """Loops compiled by numba when a layer is compiled; the machine code is cached on disk."""
+
+    name: str = "numba"
+
+    def available(self) -> bool:
+        """Whether numba is installed."""
+        return find_spec("numba") is not None
+
+    def supports(self, layer: Layer) -> bool:
+        """True: there is a loop for every layer."""
+        return isinstance(layer, Layer)
+
+    def compile(self, layer: Layer, *, threads: int) -> Callable[[Array], Array]:
+        """See :class:`l0compress.runtime.engines.Engine`.
+
+        Raises:
+            InputError: numba cannot be imported.
+        """
+        kernels = _kernels()
+        if isinstance(layer, SparseConv):
+            return NumbaConv(layer, threads, kernels)
+        if isinstance(layer, SparseEmbedding):
+            return partial(_embedding, layer, _weights(layer, kernels), kernels)
+        return _Linear(layer, threads, kernels)
+
+
+def _kernels() -> ModuleType:
+    try:
+        return importlib.import_module("l0compress.runtime.engines.numba_kernels")
+    except ImportError as error:
+        raise InputError(
+            f"the engine 'numba' cannot run here: {error}. Nothing was run. Install a numba that fits the installed "
+            "numpy: pip install -U 'l0compress[numba]'."
+        ) from error
+
+
+def _weights(layer: Layer, kernels: ModuleType) -> Any:
+    """The layer's weight as the kernels take it, column numbers in two bytes where they fit."""
+    weight = layer.weight
+    rows, columns = matrix_shape(weight)
+    return kernels.Weights(
+        weight.data,
+        weight.indices.astype(np.uint16 if columns <= 1 << 16 else np.int32),
+        weight.indptr.astype(np.int64),
+        np.ones(rows, np.float32) if layer.scale is None else layer.scale,
+        np.zeros(rows, np.float32) if isinstance(layer, SparseEmbedding) or layer.bias is None else layer.bias,
+        kernels.NUMBERS[None if isinstance(layer, SparseEmbedding) else layer.activation],
+    )
+
+
+class _Linear:
+    """The kernel of a linear layer."""
+
+    def __init__(self, layer: SparseLinear, threads: int, kernels: ModuleType) -> None:
+        self._layer, self._threads, self._kernels = layer, threads, kernels
+        self._weights = _weights(layer, kernels)
+        self._row_ranges = lru_cache(maxsize=None)(partial(split_rows, self._weights.starts))
+        for samples in (1, 2):
+            self(np.zeros((samples, layer.shape[1]), np.float32))
+
+    def __call__(self, x: Array) -> Array:
+        samples = linear_input(self._layer, x)
+        rows, _ = self._layer.shape
+        y = np.empty((len(samples), rows), np.float32)
+        run = self._one if len(samples) == 1 else self._batch
+        # A nonzero costs about as much for one sample as for the lanes of half a register.
+        work = self._layer.weight.nnz * max(len(samples), 8) // 32
+        threads = min(self._threads, 1 + work // WORTH_A_THREAD)
+        parts = [partial(run, samples, part, y) for part in self._parts(len(samples), threads)]
+        run_parts(parts, threads=threads)
+        return y.reshape(*x.shape[:-1], rows)
+
+    def _parts(self, samples: int, threads: int) -> list[Any]:
+        rows, _ = self._layer.shape
+        if not samples or not rows:
+            return []
+        if samples >= 2 * self._kernels.LANES * threads:
+            return [self._kernels.Part(*part, 0, rows) for part in split_evenly(samples, threads, self._kernels.LANES)]
+        shares = 1 if threads == 1 else threads * PARTS_A_THREAD
+        return [self._kernels.Part(0, samples, *part) for part in self._row_ranges(shares)]
+
+    def _one(self, x: Array, part: Any, y: Array) -> None:
+        self._kernels.vector_product(self._weights, x, part, y)
+
+    def _batch(self, x: Array, part: Any, y: Array) -> None:
+        columns = x.shape[1]
+        width = self._kernels.tile_width(part.end - part.begin, self._kernels.WIDEST)
+        while width > self._kernels.LANES and width * columns > PACKED_FLOATS:
+            width //= 2
+        packed, sums = scratch(width * columns, width * self._kernels.ROWS)
+        self._kernels.batch_product(self._weights, x, part, packed, sums, y)
+
+
+def _embedding(layer: SparseEmbedding, weights: Any, kernels: ModuleType, x: Array) -> Array:
+    rows = embedding_input(layer, x)
+    width = matrix_shape(layer.weight)[1]
+    out = np.empty((len(rows), width), np.float32)
+    kernels.gather(weights, rows, out)
+    return out.reshape(*x.shape, width)

@@ -1,0 +1,297 @@
+"""The compiled loops of the numba engine. Importing this module imports numba; calling a kernel compiles it once.
+
+Compiled code is kept on disk, beside this file or in the user's cache folder, for as long as this file does not change:
+who edits numba_simd or numba_vector_math touches it as well. Every kernel lets go of the interpreter's lock. None looks
+at indices: layers are checked when they are made, inputs before a kernel is called.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from l0compress.runtime.engines.numba_simd import LANES, make_copy, make_dot, make_tile, make_transpose
+from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
+
+__all__ = [
+    "LANES",
+    "NUMBERS",
+    "Part",
+    "Weights",
+    "Window",
+    "batch_product",
+    "convolve",
+    "gather",
+    "pointwise",
+    "vector_product",
+]
+
+WIDEST = 64
+ROWS = 64
+
+_batch_64 = make_tile(64, 64, 2)
+_batch_32 = make_tile(32, 32, 2)
+_batch_16 = make_tile(16, 16, 4)
+_batch_8 = make_tile(8, 8, 4)
+_batch_4 = make_tile(4, 4, 4)
+_plane_64 = make_tile(64, 1, 2)
+_plane_32 = make_tile(32, 1, 2)
+_plane_16 = make_tile(16, 1, 4)
+_plane_8 = make_tile(8, 1, 4)
+_plane_4 = make_tile(4, 1, 4)
+_dot = make_dot(2)
+_copy = make_copy()
+_transpose_4 = make_transpose(4)
+_transpose_8 = make_transpose(8)
+_transpose_16 = make_transpose(16)
+
+
+class Weights(NamedTuple):
+    """A layer's weight: CSR with a factor and a bias a row, and the number of its activation."""
+
+    values: np.ndarray
+    indices: np.ndarray
+    starts: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray
+    activation: int
+
+
+class Part(NamedTuple):
+    """What one thread computes: a range of the batch and a range of the rows of the weight."""
+
+    begin: int
+    end: int
+    row: int
+    last_row: int
+
+
+class Window(NamedTuple):
+    """How a convolution reads an image: in bands of output, each from a packed copy (channels, phases, rows, pitch).
+
+    A convolution with a stride reads each phase of the image (every stride-th row and column) as an image of its own.
+    """
+
+    phases: np.ndarray  # (phases, 2): first row and column of each
+    rows: int
+    pitch: int
+    stride: tuple[int, int]
+    before: tuple[int, int]  # zeros above and to the left
+    band: tuple[int, int]  # rows and columns of output at a time
+    bands: tuple[int, int]  # how many of them cover the output
+
+
+@inlined
+def tile_width(left: int, widest: int) -> int:
+    """The width of the next tile when so many outputs are left: as few as possible are computed in vain."""
+    width = 4
+    while width < widest and left > (width if width < 32 else 48):
+        width *= 2
+    return width
+
+
+@compiled
+def vector_product(weights, x, part, y):
+    """y[i, row] for a few samples, one at a time."""
+    for i in range(part.begin, part.end):
+        sample = x[i]
+        line = y[i, part.row : part.last_row]
+        for row in range(part.row, part.last_row):
+            total = _dot(weights.values, weights.indices, weights.starts[row], weights.starts[row + 1], sample)
+            line[row - part.row] = total * weights.scale[row] + weights.bias[row]
+        activate_(line, weights.activation)
+
+
+@compiled
+def pack_(x, begin, count, width, packed):
+    """packed[j * width + i] = x[begin + i, j]; a batch that has ended repeats its last sample."""
+    columns = x.shape[1]
+    source, at, last = x.reshape(-1), begin * columns, count - 1
+    if columns < min(width, LANES):
+        for j in range(columns):
+            for i in range(width):
+                packed[j * width + i] = x[begin + min(i, last), j]
+        return
+    for square in range(0, columns, min(width, LANES)):
+        j = min(square, columns - min(width, LANES))
+        if width == 4:
+            _transpose_4(source, at + j, columns, last, packed, j * width, width, width)
+        elif width == 8:
+            _transpose_8(source, at + j, columns, last, packed, j * width, width, width)
+        else:
+            for i in range(0, min(width, count), LANES):
+                first = at + i * columns + j
+                _transpose_16(source, first, columns, last - i, packed, j * width + i, width, width)
+
+
+@compiled
+def unpack_(sums, width, size, y, begin, count, row):
+    """y[begin + i, row + r] = sums[r * width + i] for r below size."""
+    rows = y.shape[1]
+    target, at, last = y.reshape(-1), begin * rows + row, count - 1
+    if size < min(width, LANES):
+        for i in range(count):
+            for r in range(size):
+                y[begin + i, row + r] = sums[r * width + i]
+        return
+    for square in range(0, size, min(width, LANES)):
+        r = min(square, size - min(width, LANES))
+        if width == 4:
+            _transpose_4(sums, r * width, width, width, target, at + r, rows, last)
+        elif width == 8:
+            _transpose_8(sums, r * width, width, width, target, at + r, rows, last)
+        else:
+            for i in range(0, count, LANES):
+                _transpose_16(sums, r * width + i, width, width, target, at + i * rows + r, rows, last - i)
+
+
+@compiled
+def batch_sums(weights, first, last, width, packed, sums):
+    """Rows first to last for ``width`` samples that lie side by side in packed, row after row into sums."""
+    values, indices, starts, scale, bias = weights[:5]
+    at = 0
+    for row in range(first, last):
+        start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
+        if width == 64:
+            _batch_64(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        elif width == 32:
+            _batch_32(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        elif width == 16:
+            _batch_16(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        elif width == 8:
+            _batch_8(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        else:
+            _batch_4(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+        at += width
+    if weights.activation:
+        activate_(sums[:at], weights.activation)
+
+
+@compiled
+def batch_product(weights, x, part, packed, sums, y):
+    """y = activation(x @ W.T * scale + bias) in the part's rectangle; packed and sums are scratch memory."""
+    widest = min(WIDEST, packed.size // max(x.shape[1], 1))
+    begin = part.begin
+    while begin < part.end:
+        width = tile_width(part.end - begin, widest)
+        count = min(width, part.end - begin)
+        pack_(x, begin, count, width, packed)
+        for first in range(part.row, part.last_row, ROWS):
+            last = min(first + ROWS, part.last_row)
+            batch_sums(weights, first, last, width, packed, sums)
+            unpack_(sums, width, last - first, y, begin, count, first)
+        begin += count
+
+
+@inlined
+def largest_tile(left: int) -> int:
+    """The width of the next tile when nothing beyond the last output may be read: at least four are left."""
+    width = WIDEST
+    while width > left:
+        width //= 2
+    return width
+
+
+@inlined
+def plane_sums(weights, row, first, size, source, beyond, sums, at):
+    """One row for ``size`` neighbouring places of an image from ``first`` on; may read a tile beyond if so allowed."""
+    values, indices, starts, scale, bias = weights[:5]
+    start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
+    place = 0
+    while place < size:
+        read, written, left = first + place, at + place, size - place
+        width = tile_width(left, WIDEST) if beyond else largest_tile(left)
+        if width == 64:
+            _plane_64(values, indices, start, stop, source, read, factor, addend, sums, written)
+        elif width == 32:
+            _plane_32(values, indices, start, stop, source, read, factor, addend, sums, written)
+        elif width == 16:
+            _plane_16(values, indices, start, stop, source, read, factor, addend, sums, written)
+        elif width == 8:
+            _plane_8(values, indices, start, stop, source, read, factor, addend, sums, written)
+        else:
+            _plane_4(values, indices, start, stop, source, read, factor, addend, sums, written)
+        place += width
+    if weights.activation:
+        activate_(sums[at : at + size], weights.activation)
+
+
+@compiled
+def pointwise(weights, x, part, span, sums, y):
+    """A convolution that reads every place once: x (n, channels, places), y (n, rows, places).
+
+    A part counts spans of places, image after image. An image has at least four places; what is left of a span after
+    whole tiles is computed by a tile that begins earlier, and only its new places are kept.
+    """
+    channels, places, rows = x.shape[1], x.shape[2], y.shape[1]
+    spans = (places + span - 1) // span
+    source, out = x.reshape(-1), y.reshape(-1)
+    for unit in range(part.begin, part.end):
+        image, begin = unit // spans, unit % spans * span
+        size = min(span, places - begin)
+        whole = size // 4 * 4
+        read = image * channels * places + begin
+        for row in range(part.row, part.last_row):
+            written = (image * rows + row) * places + begin
+            plane_sums(weights, row, read, whole, source, False, out, written)
+            if whole < size:
+                plane_sums(weights, row, read + size - 4, 4, source, False, sums, 0)
+                for place in range(whole, size):
+                    out[written + place] = sums[place - size + 4]
+
+
+@compiled
+def fill_(image, window, top, left, packed):
+    """The part of the padded image, phase by phase, that a band of output from (top, left) on reads."""
+    channels, height, width = image.shape
+    down, across = window.stride
+    pitch, phases = window.pitch, window.phases
+    source = image.reshape(-1)
+    packed[: channels * len(phases) * window.rows * pitch] = 0
+    for channel in range(channels):
+        for phase in range(len(phases)):
+            column = left * across + phases[phase, 1] - window.before[1]
+            begin = min(max(0, -(column // across)), pitch)
+            end = min(max(begin, (width - 1 - column) // across + 1), pitch)
+            for i in range(window.rows):
+                row = (top + i) * down + phases[phase, 0] - window.before[0]
+                if row < 0 or row >= height:
+                    continue
+                read = (channel * height + row) * width + column
+                written = ((channel * len(phases) + phase) * window.rows + i) * pitch
+                if across == 1:
+                    _copy(source, read + begin, packed, written + begin, end - begin)
+                else:
+                    for j in range(begin, end):
+                        packed[written + j] = source[read + j * across]
+
+
+@compiled
+def convolve(weights, x, part, window, packed, sums, y):
+    """y (n, rows, height, width) from x (n, channels, height, width); a part counts bands, image after image."""
+    rows, height, width = y.shape[1:]
+    bands = window.bands[0] * window.bands[1]
+    out = y.reshape(-1)
+    for unit in range(part.begin, part.end):
+        image, band = unit // bands, unit % bands
+        top, left = band // window.bands[1] * window.band[0], band % window.bands[1] * window.band[1]
+        fill_(x[image], window, top, left, packed)
+        lines, columns = min(window.band[0], height - top), min(window.band[1], width - left)
+        size = (lines - 1) * window.pitch + columns
+        for row in range(part.row, part.last_row):
+            plane_sums(weights, row, 0, size, packed, True, sums, 0)
+            for i in range(lines):
+                read, written = i * window.pitch, ((image * rows + row) * height + top + i) * width + left
+                _copy(sums, read, out, written, columns)
+
+
+@compiled
+def gather(weights, rows, out):
+    """out[i] = row rows[i] of the weight, dense."""
+    for i in range(len(rows)):
+        line = out[i]
+        line[:] = 0
+        row = rows[i]
+        for k in range(weights.starts[row], weights.starts[row + 1]):
+            line[weights.indices[k]] = weights.values[k] * weights.scale[row]

@@ -1,0 +1,150 @@
+"""The parts of a bundle as functions: a constant, segment or layer is read and checked when a plan needs it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import replace
+from math import prod
+from typing import Any
+
+from numpy.typing import NDArray
+
+from l0compress.errors import InputError
+from l0compress.runtime.archive import Files, FormatError
+from l0compress.runtime.coding import Stored, TensorSpec, decode
+from l0compress.runtime.engines import ENGINES, Engine
+from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear
+from l0compress.runtime.manifest import DENSE, Manifest, SparseStep, Step
+from l0compress.runtime.segments import Run, open_segment
+
+Array = NDArray[Any]
+
+DEFAULT_ENGINE = "scipy"
+# int32 index and float32 value of CSR, and the int64 position that they are made from.
+_BYTES_A_NONZERO = 24
+
+
+class Parts:
+    """What plans are made of; a part that several plans share is made once.
+
+    Args:
+        files: the members of the bundle.
+        manifest: what they mean.
+        threads: threads that a segment or a layer uses; None leaves the choice to ONNX Runtime, and 1 to layers.
+        limit_bytes: the most memory that constants may take.
+    """
+
+    def __init__(self, files: Files, manifest: Manifest, *, threads: int | None, limit_bytes: int) -> None:
+        self.files = files
+        self.manifest = manifest
+        self.threads = threads
+        self.limit_bytes = limit_bytes
+        self._segments: dict[str, Run] = {}
+        self._layers: dict[tuple[SparseStep, str], Run] = {}
+        self._spent: dict[tuple[str, str], int] = {}
+
+    def run_of(self, step: Step) -> Run:
+        """The function of one step.
+
+        Raises:
+            FormatError: a part is damaged, is not what the manifest says, or needs more memory than allowed.
+        """
+        if step.engine is None:
+            return self._segment(step.part)
+        if step.engine == DENSE:
+            return self._segment(self.manifest.layers[step.part].dense)
+        # Steps that apply one layer several times, as in a loop that was unrolled, share its kernel.
+        layer = replace(self.manifest.layers[step.part], name="", input="", output="", dense="")
+        if (layer, step.engine) not in self._layers:
+            self._layers[layer, step.engine] = self._compiled(step.part, step.engine)
+        return self._layers[layer, step.engine]
+
+    def layer(self, name: str) -> Layer:
+        """A sparse layer as a value.
+
+        Raises:
+            FormatError: its tensors do not make such a layer.
+        """
+        step = self.manifest.layers[name]
+        shape = self.manifest.tensors[step.weight].shape
+        if len(shape) < 2 or shape[2:] != step.kernel:
+            raise FormatError(f"layers.{name} has a weight of shape {shape} for a kernel of {step.kernel}")
+        try:
+            return _layer_of(step, self._stored(step.weight), self._bias(step))
+        except InputError as error:
+            raise FormatError(f"layers.{name}: {error}") from error
+
+    def supported(self, name: str, engines: Iterable[Engine]) -> list[str]:
+        """Which of the engines can run a layer."""
+        layer = self.layer(name)
+        return [engine.name for engine in engines if engine.supports(layer)]
+
+    def _compiled(self, name: str, engine_name: str) -> Run:
+        engine = {engine.name: engine for engine in ENGINES}[engine_name]
+        layer = self.layer(name)
+        if not engine.supports(layer):
+            return self.run_of(Step(name, DEFAULT_ENGINE))
+        kernel = engine.compile(layer, threads=self.threads or 1)
+        return lambda arrays: (kernel(arrays[0]),)
+
+    def _segment(self, name: str) -> Run:
+        if name not in self._segments:
+            segment = self.manifest.segments[name]
+            tensors = {inner: self._dense(tensor) for inner, tensor in segment.tensors.items()}
+            try:
+                self._segments[name] = open_segment(
+                    segment, self._member(segment.member), tensors, threads=self.threads
+                )
+            except FormatError as error:
+                raise FormatError(f"{segment.member} {error}") from error
+        return self._segments[name]
+
+    def _bias(self, step: SparseStep) -> Array | None:
+        return None if step.bias is None else self._dense(step.bias).reshape(-1)
+
+    def _dense(self, tensor: str) -> Array:
+        spec = self.manifest.tensors[tensor]
+        self._spend("dense", tensor, spec.dense_bytes)
+        return self._decoded(spec).dense()
+
+    def _stored(self, tensor: str) -> Stored:
+        spec = self.manifest.tensors[tensor]
+        rows, columns = spec.shape[0], prod(spec.shape[1:])
+        if max(rows, columns) >= 2**31:
+            raise FormatError(f"tensors.{tensor} of shape {spec.shape} is too large for a layer")
+        nonzeros = spec.size if spec.nonzeros is None else spec.nonzeros
+        self._spend("sparse", tensor, 8 * (rows + columns) + _BYTES_A_NONZERO * nonzeros)
+        return self._decoded(spec)
+
+    def _spend(self, form: str, tensor: str, num_bytes: int) -> None:
+        self._spent[form, tensor] = num_bytes
+        total = sum(self._spent.values())
+        if total > self.limit_bytes:
+            raise FormatError(
+                f"needs {total:,} bytes for its constants, and {self.limit_bytes:,} are allowed (limit_bytes)"
+            )
+
+    def _decoded(self, spec: TensorSpec) -> Stored:
+        data = self._member(spec.member)
+        try:
+            return decode(spec, data, limit_bytes=self.limit_bytes)
+        except FormatError as error:
+            raise FormatError(f"{spec.member} {error}") from error
+
+    def _member(self, name: str) -> bytes:
+        data = self.files.read(name)
+        if hashlib.sha256(data).hexdigest() != self.manifest.hashes.get(name):
+            raise FormatError(f"{name} is damaged: its SHA-256 is not that of the manifest")
+        return data
+
+
+def _layer_of(step: SparseStep, stored: Stored, bias: Array | None) -> Layer:
+    weight, scale = stored.csr(transposed=step.transposed)
+    if step.kind == "embedding":
+        return SparseEmbedding(weight, scale)
+    if step.kind == "linear":
+        return SparseLinear(weight, bias, step.activation, scale)
+    return SparseConv(
+        weight, step.kernel, step.stride, step.padding, step.dilation, step.groups, bias, step.activation, scale
+    )

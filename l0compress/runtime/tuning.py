@@ -1,0 +1,111 @@
+"""Which engine is the fastest for which layer, and which plan for the whole model: measured, on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l0compress.runtime.engines import find
+from l0compress.runtime.manifest import DENSE, Port, Step
+from l0compress.runtime.parts import DEFAULT_ENGINE, Parts
+from l0compress.runtime.stages import Stage, run_stages, stages_of
+from l0compress.runtime.timing import medians_ms
+
+Array = NDArray[Any]
+
+# Every candidate a layer, and the model as one dense graph.
+SPLIT, WHOLE = "split", "whole"
+SECONDS_A_LAYER = 0.15
+SECONDS_A_PLAN = 1.0
+EXAMPLE_LENGTH = 16
+
+
+def layer_medians(parts: Parts, inputs: Mapping[str, Array], engines: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each layer on each engine that supports it and as a dense graph, by layer.
+
+    The layers get what they would get in a run of the model on ``inputs``.
+    """
+    plan = tuple(
+        step if step.engine is None else replace(step, engine=DEFAULT_ENGINE) for step in parts.manifest.plans[SPLIT]
+    )
+    values = dict(inputs)
+    table: dict[str, dict[str, float]] = {}
+    for step, stage in zip(plan, stages_of(parts, plan), strict=True):
+        if step.engine is not None and step.part not in table:
+            arrays = [values[name] for name in stage.inputs]
+            names = [DENSE, *parts.supported(step.part, find(engines))]
+            table[step.part] = medians_ms(
+                {name: _call(parts, Step(step.part, name), arrays) for name in names}, max_seconds=SECONDS_A_LAYER
+            )
+        run_stages([stage], values)
+    return table
+
+
+def best_plan(parts: Parts, batch_size: int, engines: Sequence[str]) -> tuple[Step, ...]:
+    """The fastest plan on this machine: each layer on its fastest engine, what was chosen at export, or all dense."""
+    manifest = parts.manifest
+    inputs = example_inputs(manifest.inputs, batch_size)
+    candidates = {name: manifest.plans[name] for size, name in manifest.choices if size == batch_size}
+    candidates = {f"chosen {name}": _on(engines, plan) for name, plan in candidates.items()}
+    if WHOLE in manifest.plans:
+        candidates[WHOLE] = manifest.plans[WHOLE]
+    if SPLIT in manifest.plans:
+        table = layer_medians(parts, inputs, engines)
+        candidates[SPLIT] = on_fastest(manifest.plans[SPLIT], table)
+    runs = {name: plan_call(parts, plan, inputs) for name, plan in candidates.items()}
+    medians = medians_ms(runs, max_seconds=SECONDS_A_PLAN)
+    return candidates[min(medians, key=medians.__getitem__)]
+
+
+def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]]) -> tuple[Step, ...]:
+    """The plan with each layer on the engine with the smallest median.
+
+    Example:
+        >>> on_fastest((Step("a"), Step("b", "scipy")), {"b": {"dense": 2.0, "scipy": 3.0}})
+        (Step(part='a', engine=None), Step(part='b', engine='dense'))
+    """
+    return tuple(
+        step if step.engine is None else Step(step.part, min(table[step.part], key=table[step.part].__getitem__))
+        for step in plan
+    )
+
+
+def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> dict[str, Array]:
+    """Inputs made from shapes alone: normal noise, ones for integers, 16 for a free size that is not the batch.
+
+    Example:
+        >>> example_inputs([Port("x", "float32", ("batch", 3))], 5)["x"].shape
+        (5, 3)
+    """
+    generator = np.random.default_rng(seed)
+
+    def fill(port: Port) -> Array:
+        sizes = (size if isinstance(size, int) else EXAMPLE_LENGTH for size in port.shape)
+        shape = tuple(
+            batch_size if dim == 0 and isinstance(port.shape[0], str) else size for dim, size in enumerate(sizes)
+        )
+        if port.dtype.startswith("float"):
+            return generator.standard_normal(shape).astype(port.dtype)
+        return np.ones(shape, port.dtype)
+
+    return {port.name: fill(port) for port in ports}
+
+
+def plan_call(parts: Parts, plan: tuple[Step, ...], inputs: Mapping[str, Array]) -> Callable[[], Any]:
+    """One run of a plan on fixed inputs."""
+    stages: list[Stage] = stages_of(parts, plan)
+    return lambda: run_stages(stages, dict(inputs))
+
+
+def _on(engines: Sequence[str], plan: tuple[Step, ...]) -> tuple[Step, ...]:
+    known = (None, DENSE, *engines)
+    return tuple(step if step.engine in known else replace(step, engine=engines[0]) for step in plan)
+
+
+def _call(parts: Parts, step: Step, arrays: list[Array]) -> Callable[[], Any]:
+    run = parts.run_of(step)
+    return lambda: run(arrays)

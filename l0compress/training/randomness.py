@@ -1,0 +1,63 @@
+"""Every global source of randomness that a training step may draw from, read as tensors and put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from l0compress.data import AnySplit, StreamSplit
+
+_TORCH, _CUDA, _PYTHON, _NUMPY = "torch", "cuda", "python", "numpy"
+_MERSENNE = "MT19937"
+
+
+def random_states(device: str = "cpu") -> dict[str, Tensor]:
+    """The states of torch's, Python's and NumPy's global generators; a user's data may draw from any of them."""
+    states = {_TORCH: torch.get_rng_state()}
+    if torch.device(device).type == _CUDA:
+        states[_CUDA] = torch.cuda.get_rng_state(device)
+    _, words, gauss = random.getstate()
+    states[f"{_PYTHON}.words"] = torch.tensor(words)
+    states[f"{_PYTHON}.gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64)
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    if kind == _MERSENNE:
+        words = [*np.asarray(keys).tolist(), int(position), int(has_gauss)]
+        states[f"{_NUMPY}.words"] = torch.tensor(words)
+        states[f"{_NUMPY}.gauss"] = torch.tensor([float(cached)], dtype=torch.float64)
+    return states
+
+
+def set_random_states_(states: Mapping[str, Tensor], device: str = "cpu") -> None:
+    """Put back what :func:`random_states` returned.
+
+    >>> states = random_states()
+    >>> drawn = random.random(), np.random.normal(), torch.rand(1).item()
+    >>> set_random_states_(states)
+    >>> (random.random(), np.random.normal(), torch.rand(1).item()) == drawn
+    True
+    """
+    torch.set_rng_state(states[_TORCH].contiguous())
+    if _CUDA in states:
+        torch.cuda.set_rng_state(states[_CUDA].contiguous(), device)
+    gauss = states[f"{_PYTHON}.gauss"].tolist()
+    random.setstate((3, tuple(states[f"{_PYTHON}.words"].tolist()), gauss[0] if gauss else None))
+    if f"{_NUMPY}.words" in states:
+        *keys, position, has_gauss = states[f"{_NUMPY}.words"].tolist()
+        (cached,) = states[f"{_NUMPY}.gauss"].tolist()
+        np.random.set_state((_MERSENNE, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
+
+
+def own_generators(split: AnySplit) -> list[torch.Generator]:
+    """The generators that a ``DataLoader`` was given, its own and its samplers': their state outlives an epoch."""
+    if not isinstance(split, StreamSplit) or not isinstance(split.source, DataLoader):
+        return []
+    loader = split.source
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    found = [getattr(place, "generator", None) for place in (loader, loader.sampler, inner)]
+    unique = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
+    return list(unique.values())

@@ -1,0 +1,456 @@
+"""Inputs that are wrong, and the message that each is refused with; ``docs/errors.md`` is made of them.
+
+PYTHONPATH=.:tests python tests/bad_inputs.py        # print the page
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
+from safetensors.torch import save_file
+from torch import nn
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "errors.md"
+FACTORY = ("--factory", "conftest:tiny_mlp")
+# What other libraries say differs between their versions.
+_FOREIGN = re.compile(r" \((?:\w+Error|BadZipFile|EOFError|\w*Exception): .*?\)(?=[.;,:] ?[A-Z]|\.$|$| Nothing|\. )")
+_VERSION = re.compile(r"transformers \d[\w.]*\d")
+# What a message tells the reader to do.
+FIX = re.compile(
+    r"(Add|Ask|Build|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Remove|Rename|Repair|Return|Save|Say|Start"
+    r"|Take|Write|Download|Did you mean|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
+)
+USUAL = ["--data", "blobs.npz", "--target", "params=0.5", "--epochs", "3"]
+
+
+@dataclass(frozen=True)
+class BadInput:
+    """A command line, and how the message begins that it is refused with."""
+
+    arguments: list[str]
+    message: str
+
+
+class Trap:
+    """Unpickling an instance of this runs code: it creates a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("sprung"),)
+
+
+class Wanderer(nn.Module):
+    """Its path depends on the data, which no graph can hold."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if x.sum() > 0 else x - 1
+
+
+def wanderer() -> nn.Module:
+    """A factory of a module that cannot be captured."""
+    return nn.Sequential(nn.Linear(8, 3), Wanderer())
+
+
+def build(folder: Path) -> None:
+    """Fill a working directory with a model, data that fits it, and the ways in which both can be wrong."""
+    os.chdir(folder)
+    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), Path("mlp.pt2"))
+    save_pt2(nn.LayerNorm(8), (torch.zeros(2, 8),), Path("norm.pt2"))
+    save_blobs(Path("blobs.npz"))
+    Path("full").mkdir()
+    Path("full/notes.txt").write_text("mine")
+    Path("typo.toml").write_text("seed = 1\n[training]\nepoch = 3\n")
+    _build_models()
+    _build_archives()
+    _build_folders()
+    _build_arrays()
+    _build_tables()
+
+
+def _build_models() -> None:
+    torch.save(tiny_mlp().state_dict(), "weights.pt")
+    torch.save(wanderer().state_dict(), "wanderer.pt")
+    torch.save(tiny_mlp(), "pickled.pt")
+    torch.save({"weights": Trap()}, "trap.pt")
+    torch.save({"epoch": 3}, "empty.pt")
+    torch.save(nn.Linear(8, 3).state_dict(), "other.pt")
+    torch.save(nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3)).state_dict(), "wide.pt")
+    save_file(tiny_mlp().state_dict(), "whole.safetensors")
+    Path("cut.safetensors").write_bytes(Path("whole.safetensors").read_bytes()[:100])
+    Path("cut.pt").write_bytes(Path("weights.pt").read_bytes()[:900])
+    Path("cut.pt2").write_bytes(Path("mlp.pt2").read_bytes()[:9000])
+    Path("noise.pt2").write_bytes(b"no archive")
+    Path("noise.pt").write_bytes(b"no model at all")
+    Path("noise.onnx").write_bytes(b"no graph at all")
+    Path("model.h5").write_bytes(b"x")
+    with zipfile.ZipFile("script.pt", "w") as archive:
+        archive.writestr("script/constants.pkl", b"\x80\x02).")
+
+
+def _build_archives() -> None:
+    """Archives that were tampered with: each would run code, or fill the memory, in a reader that trusts it."""
+    tampered = {
+        "operator.pt2": (".json", "torch.ops.aten.linear.default", "torch.os.system"),
+        "file.pt2": (".json", "torch.ops.aten.relu.default", "torch.ops.aten.from_file.default"),
+        "size.pt2": (".json", "Symbol('", "__import__('os').system('touch sprung') or Symbol('"),
+        "name.pt2": (".json", '"name": "relu"', '"name": "relu=print(1)"'),
+        "huge.pt2": ("weights_config.json", '[{"as_int": 6}, {"as_int": 8}]', '[{"as_int": 99999999999}]'),
+        "enum.pt2": (".json", "builtins.tuple", "collections.defaultdict"),
+    }  # fmt: skip
+    for name, (ending, old, new) in tampered.items():
+        rewrite("mlp.pt2", name, ending, lambda content, old=old, new=new: content.replace(old.encode(), new.encode()))
+    rewrite("mlp.pt2", "inputs.pt2", "sample_inputs/model.pt", lambda _: pickle.dumps(Trap()))
+    rewrite("mlp.pt2", "extra.pt2", "", lambda content: content, extra={"mlp/../../outside": b"x"})
+    rewrite("mlp.pt2", "twice.pt2", "", lambda content: content, extra={"MLP/MODELS/MODEL.JSON": b"{}"})
+    rewrite("weights.pt", "moved.pt", "", lambda content: content, extra={"/etc/outside": b"x"})
+    with zipfile.ZipFile("bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x_train.npy", bytes(100 * 2**20))
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (10**12,)})
+    Path("absurd.npy").write_bytes(buffer.getvalue())
+
+
+def rewrite(source: str, target: str, ending: str, change, extra: dict[str, bytes] | None = None) -> None:
+    """Copy a zip archive, changing the members whose names end so, and adding others."""
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, change(content) if ending and name.endswith(ending) else content)
+        for name, content in (extra or {}).items():
+            new.writestr(name, content)
+
+
+def _build_folders() -> None:
+    configs = {
+        "hf_code": {"architectures": ["OwnNet"], "auto_map": {"AutoModel": "own.OwnNet"}, "model_type": "bert"},
+        "hf_bare": {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1},
+        "hf_shards": {"architectures": ["BertModel"], "model_type": "bert"},
+    }
+    for name, config in configs.items():
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(json.dumps(config))
+    Path("hf_code/own.py").write_text("from pathlib import Path\nPath('sprung').touch()\n")
+    Path("hf_shards/model.safetensors.index.json").write_text('{"weight_map": {"a": "../weights.pt"}}')
+    Path("hf_json").mkdir()
+    Path("hf_json/config.json").write_text("{")
+    Path("hf_json/model.safetensors").write_bytes(b"")
+
+
+def _build_arrays() -> None:
+    save_blobs(Path("labels.npz"), y_train=np.full(120, 3))
+    save_blobs(Path("shape.npz"), x_train=np.zeros((120, 5), np.float32))
+    save_blobs(Path("nan.npz"), x_test=np.full((60, 8), np.nan, np.float32))
+    save_blobs(Path("floating.npz"), y_train=np.zeros(120, np.float32))
+    np.savez("objects.npz", x_train=np.array([Trap()], dtype=object))
+    np.savez("letters.npz", x_train=np.array(["a"]), y_train=np.zeros(1))
+    np.savez("uneven.npz", x_train=np.zeros((9, 2)), y_train=np.zeros(8))
+    np.savez("few.npz", x_train=np.zeros((5, 8)), y_train=np.zeros(5))
+    np.savez("nameless.npz", z=np.zeros(3))
+    Path("noise.npz").write_bytes(b"no archive")
+    Path("cut.npz").write_bytes(Path("blobs.npz").read_bytes()[:5000])
+
+
+def _build_tables() -> None:
+    from PIL import Image
+
+    rows = [f"{i},{'red' if i % 3 else 'blue'},{'yes' if i % 2 else 'no'}" for i in range(30)]
+    Path("table.csv").write_text("size,hue,sold\n" + "\n".join(rows) + "\n")
+    Path("gap.csv").write_text("size,hue,sold\n" + "\n".join([*rows[:5], "5,red,", *rows[5:]]) + "\n")
+    Path("ragged.csv").write_text("size,hue\n1,red\n2,red,extra,fields\n")
+    Path("header.csv").write_text("size,sold\n")
+    Path("sentences.tsv").write_text("0 a dull film\n1 a fine film\n" * 10)
+    Path("labelless.tsv").write_text("0 a dull film\nfine\n")
+    for name in ("cats/1.png", "cats/2.png", "dogs/1.png"):
+        Path("pictures", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (4, 4) if name != "cats/2.png" else (5, 4)).save(Path("pictures", name))
+    Path("broken/cats").mkdir(parents=True)
+    for number in range(10):
+        Path(f"broken/cats/{number}.png").write_bytes(b"no picture")
+    Path("nothing").mkdir()
+
+
+def finetune(model: str = "mlp.pt2", *more: str, data: str = "blobs.npz", target: str = "params=0.5") -> list[str]:
+    """A short run that differs from one that works in what is named."""
+    return ["finetune", model, "--data", data, "--target", target, "--epochs", "3", *more]
+
+
+MODELS = {
+    "a missing model": (finetune("none.pt2"), "Cannot read model 'none.pt2': no such file."),
+    "an unknown kind of model": (finetune("model.h5"), "Cannot read model 'model.h5': a model is a .pt2 file of"),
+    "an unreadable archive": (finetune("noise.pt2"), "Cannot read model 'noise.pt2' as an archive of torch.export.sav"),
+    "a truncated archive": (finetune("cut.pt2"), "Cannot read model 'cut.pt2' as an archive of torch.export.save: it"),
+    "unreadable weights": (finetune("noise.pt", *FACTORY), "Cannot read model 'noise.pt': the file is damaged or no"),
+    "truncated weights": (finetune("cut.pt", *FACTORY), "Cannot read model 'cut.pt'"),
+    "truncated safetensors": (finetune("cut.safetensors", *FACTORY), "Cannot read model 'cut.safetensors' ("),
+    "an unreadable ONNX file": (finetune("noise.onnx"), "Cannot read model 'noise.onnx' as an ONNX file ("),
+    "a pickled module": (finetune("pickled.pt"), "Model 'pickled.pt' is a pickled object, and loading it runs code"),
+    "a TorchScript archive": (finetune("script.pt"), "Model 'script.pt' is a TorchScript archive, which runs code"),
+    "a checkpoint without weights": (finetune("empty.pt"), "Model 'empty.pt' holds a dict, neither weights nor a mod"),
+    "weights without a factory": (finetune("weights.pt"), "Model 'weights.pt' holds weights, not a module. Say what"),
+    "a factory that cannot be imported": (
+        finetune("weights.pt", "--factory", "nowhere:f"),
+        "--factory 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError",
+    ),
+    "a factory that is misspelt": (
+        finetune("weights.pt", "--factory", "conftest"),
+        "--factory 'conftest' does not have the form package.module:function.",
+    ),
+    "a factory that returns no module": (
+        finetune("weights.pt", "--factory", "builtins:dict"),
+        "--factory 'builtins:dict' returned a dict, not a torch.nn.Module.",
+    ),
+    "factory arguments that are no JSON": (
+        finetune("weights.pt", *FACTORY, "--factory-args", "width=64"),
+        "--factory-args 'width=64' is no JSON (",
+    ),
+    "factory arguments that are no object": (
+        finetune("weights.pt", *FACTORY, "--factory-args", "[1]"),
+        "--factory-args '[1]' is no JSON object of keyword arguments.",
+    ),
+    "arguments that the factory does not take": (
+        finetune("weights.pt", *FACTORY, "--factory-args", '{"width": 64}'),
+        "--factory 'conftest:tiny_mlp' failed when it was called with {'width': 64} (TypeError",
+    ),
+    "weights of another module": (
+        finetune("other.pt", *FACTORY),
+        "The weights in 'other.pt' do not fit the module of --factory 'conftest:tiny_mlp': the file lacks",
+    ),
+    "weights of another width": (
+        finetune("wide.pt", *FACTORY),
+        "The weights in 'wide.pt' do not fit the module of --factory 'conftest:tiny_mlp': '0.weight' is (7, 8) in",
+    ),
+    "a folder that is no model": (finetune("full"), "Cannot read model 'full': config.json is missing."),
+    "a model folder with code of its own": (
+        finetune("hf_code"),
+        "Model 'hf_code': config.json names the architecture 'OwnNet', which is no model of transformers",
+    ),
+    "a model folder without weights": (finetune("hf_bare"), "Model 'hf_bare' has no weights: neither model.safetens"),
+    "a model folder that points elsewhere": (
+        finetune("hf_shards"),
+        "Model 'hf_shards': its part '../weights.pt' is missing or outside the folder.",
+    ),
+    "a model folder with a damaged config": (
+        finetune("hf_json"),
+        "Cannot read model 'hf_json': config.json is damaged (",
+    ),
+    "a module without data to inspect it with": (
+        ["inspect", "weights.pt", *FACTORY],
+        "Model 'weights.pt' does not say what its inputs look like.",
+    ),
+    "a model that cannot be captured": (
+        finetune("wanderer.pt", "--factory", "bad_inputs:wanderer"),
+        "torch.export cannot capture Sequential: ",
+    ),
+    "nothing that can be removed": (finetune("norm.pt2"), "no channel of this model can be removed."),
+    "nothing to inspect": (["inspect", "norm.pt2"], "no channel of this model can be removed."),
+}
+RUNS_CODE = " has parts that run code or claim more than it holds when they are loaded ("
+HOSTILE = {
+    "a pickle that runs code": (finetune("trap.pt"), "Model 'trap.pt' is a pickled object, and loading it runs code"),
+    "a pickle within an archive": (finetune("inputs.pt2"), f"Model 'inputs.pt2'{RUNS_CODE}data/sample_inputs/model."),
+    "an operator that runs commands": (finetune("operator.pt2"), f"Model 'operator.pt2'{RUNS_CODE}the operator 'torch"),
+    "an operator that writes files": (finetune("file.pt2"), f"Model 'file.pt2'{RUNS_CODE}the operator 'torch.ops.aten"),
+    "a size that runs code": (finetune("size.pt2"), f"Model 'size.pt2'{RUNS_CODE}the size "),
+    "a name that runs code": (finetune("name.pt2"), f"Model 'name.pt2'{RUNS_CODE}the name 'relu=print(1)'"),
+    "a container that imports": (finetune("enum.pt2"), f"Model 'enum.pt2'{RUNS_CODE}a container that imports what it"),
+    "a tensor of absurd size": (finetune("huge.pt2"), f"Model 'huge.pt2'{RUNS_CODE}a size of 99999999999"),
+    "a path out of a model": (finetune("extra.pt2"), "Cannot read model 'extra.pt2' as an archive of torch.export.sa"),
+    "two parts of one name": (finetune("twice.pt2"), "Cannot read model 'twice.pt2' as an archive of torch.export.sa"),
+    "a path out of weights": (finetune("moved.pt", *FACTORY), "Cannot read model 'moved.pt': its part '/etc/outside'"),
+    "a zip bomb": (finetune(data="bomb.npz"), "Cannot read data 'bomb.npz' as an .npz file: it would unpack to"),
+    "an array of absurd size": (finetune(data="absurd.npy"), "Cannot read data 'absurd.npy': its header claims"),
+    "an array of objects": (finetune(data="objects.npz"), "Cannot read data 'objects.npz, x_train': it holds Python"),
+}
+DATA = {
+    "missing data": (finetune(data="none.npz"), "Cannot read data 'none.npz': no such file."),
+    "unknown data": (finetune(data="table.xls"), "Cannot read data 'table.xls': data is 'digits', an .npz file or"),
+    "unreadable data": (finetune(data="noise.npz"), "Cannot read data 'noise.npz' as an .npz file: it is no zip arch"),
+    "truncated data": (finetune(data="cut.npz"), "Cannot read data 'cut.npz' as an .npz file: it is no zip archive"),
+    "arrays under other names": (finetune(data="nameless.npz"), "Data 'nameless.npz' holds z. It needs x_train and"),
+    "arrays of letters": (finetune(data="letters.npz"), "Data 'letters.npz': x_train is <U1 of shape (1,); an array"),
+    "more inputs than labels": (finetune(data="uneven.npz"), "Data 'uneven.npz', x_train: Inputs and targets have"),
+    "too few samples": (finetune(data="few.npz"), "Data 'few.npz' has 5 training samples, too few to split a val"),
+    "a wrong shape": (
+        finetune(data="shape.npz"),
+        "The model was exported for samples of shape (8,), and the data has (5,). Nothing was changed.",
+    ),
+    "labels out of range": (finetune(data="labels.npz"), "Label 3 of sample 0 in the train part is out of range: the"),
+    "a value that is not finite": (
+        finetune(data="nan.npz"),
+        "Sample 0 of the test part has a value that is not finite in input 0 (60 such samples).",
+    ),
+    "regression targets for classes": (
+        finetune("mlp.pt2", "--loss", "cross-entropy", data="floating.npz"),
+        "The targets of the train part are floating-point numbers, no class labels. For regression say --loss mse.",
+    ),
+    "a function that returns no data": (finetune(data="builtins:dict"), "'builtins:dict' must give Data or a dict wi"),
+    "a table without a target": (finetune(data="table.csv"), "Data 'table.csv' is a table. Nothing was changed. Say"),
+    "a column that is not there": (
+        finetune("mlp.pt2", "--target-column", "price", data="table.csv"),
+        "Data 'table.csv' has no column 'price'. Nothing was changed. Name one of size, hue, sold by",
+    ),
+    "a missing target": (
+        finetune("mlp.pt2", "--target-column", "sold", data="gap.csv"),
+        "Data 'gap.csv': the target 'sold' is missing in line 7 (1 such lines).",
+    ),
+    "a table of ragged lines": (
+        finetune("mlp.pt2", "--target-column", "hue", data="ragged.csv"),
+        "Cannot read data 'ragged.csv' as a table (",
+    ),
+    "a table without rows": (
+        finetune("mlp.pt2", "--target-column", "sold", data="header.csv"),
+        "Data 'header.csv' has no rows below its header.",
+    ),
+    "sentences without a tokenizer": (finetune(data="sentences.tsv"), "Data 'sentences.tsv' is text. Nothing was ch"),
+    "a missing tokenizer": (
+        finetune("mlp.pt2", "--tokenizer", "none", data="sentences.tsv"),
+        "--tokenizer 'none': no such folder.",
+    ),
+    "a folder that is no tokenizer": (
+        finetune("mlp.pt2", "--tokenizer", "full", data="sentences.tsv"),
+        "--tokenizer 'full' cannot be read (",
+    ),
+    "a sentence without a label": (
+        finetune("mlp.pt2", "--tokenizer", "full", data="labelless.tsv"),
+        "Data 'labelless.tsv', line 2: a label and a sentence are expected.",
+    ),
+    "a folder without images": (finetune(data="nothing"), "Data 'nothing' is a folder without images in folders of"),
+    "images of different sizes": (
+        finetune("mlp.pt2", "--split", "0.4,0.4,0.2", data="pictures"),
+        "Image 'pictures/cats/2.png' has 5 x 4 pixels, and the first one has 4 x 4.",
+    ),
+    "a damaged image": (finetune(data="broken"), "Image 'broken/cats/"),
+    "shares that do not add up": (
+        finetune("mlp.pt2", "--split", "0.5,0.2"),
+        "--split '0.5,0.2' is no list of three shares that add up to 1.",
+    ),
+    "a malformed normalisation": (
+        finetune("mlp.pt2", "--normalize", "0.5", data="pictures"),
+        "--normalize '0.5' is neither 'imagenet' nor means and deviations of 1 or 3 channels.",
+    ),
+}
+OPTIONS = {
+    "a target of 0": (finetune(target="macs=0"), "Target 'macs=0' is out of range. A fraction of the dense model lies"),
+    "a target of 2": (finetune(target="macs=2"), "Target 'macs=2' is out of range. A fraction of the dense model lies"),
+    "a target of 1": (finetune(target="macs=1"), "Target 'macs=1' is out of range. A fraction of the dense model lies"),
+    "an unknown unit": (
+        finetune(target="latency=0.5"),
+        "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, bytes.",
+    ),
+    "a target out of reach": (
+        finetune(target="params=0.01"),
+        "Target params=0.01: at most 0 parameters cannot be reached",
+    ),
+    "a run folder that is not empty": (
+        finetune("mlp.pt2", "-o", "full"),
+        "'full' exists already. Nothing was written.",
+    ),
+    "a run folder that is a file": (finetune("mlp.pt2", "-o", "mlp.pt2"), "'mlp.pt2' exists already. Nothing was"),
+    "a run folder under a file": (finetune("mlp.pt2", "-o", "mlp.pt2/run"), "Cannot write 'mlp.pt2/run': "),
+    "an unknown device": (finetune("mlp.pt2", "--device", "abacus"), "Device 'abacus' cannot be used: "),
+    "an unknown loss": (finetune("mlp.pt2", "--loss", "hinge"), "Unknown loss 'hinge': expected one of "),
+    "a loss that cannot be imported": (
+        finetune("mlp.pt2", "--loss", "nowhere:f"),
+        "--loss 'nowhere:f': module 'nowhere' cannot be imported (ModuleNotFoundError",
+    ),
+    "resuming a model": (finetune("mlp.pt2", "--resume"), "'mlp.pt2' is no run to go on with. Nothing was changed."),
+    "resuming what is no run": (
+        ["finetune", "--resume", "full"],
+        "'full' is no run to go on with. Nothing was changed.",
+    ),
+    "resuming nothing": (["finetune", "--resume"], "There is no unfinished run under 'runs'. Nothing was changed."),
+    "resuming a missing run": (["finetune", "--resume", "-o", "none"], "Cannot read run 'none': no such folder."),
+    "no model": (["finetune", "--data", "digits"], "MODEL and --target must be given. Nothing was changed. Say it as"),
+    "a rate of 0": (finetune("mlp.pt2", "--lr", "0"), "--lr = 0.0: expected a finite number above 0. Nothing was"),
+    "a missing configuration": (["finetune", "--config", "none.toml"], "Cannot read configuration 'none.toml': "),
+    "no configuration": (["finetune", "--config", "noise.pt2"], "noise.pt2 is no TOML: "),
+    "an unknown setting": (
+        ["finetune", "--config", "typo.toml"],
+        "typo.toml, line 3: there is no setting [training] epo",
+    ),
+}
+ARTIFACTS = {
+    "no run to export": (["export"], "There is no finished run under 'runs'."),
+    "a missing run to export": (["export", "none"], "Cannot read run 'none': no such folder."),
+    "a folder that is no run": (["export", "full"], "'full' is no run: run.json is missing."),
+    "a missing artifact": (["verify", "none.onnx", "--against", "full"], "'full' is no run: run.json is"),
+    "a missing artifact to time": (["bench", "none.onnx"], "Cannot read artifact 'none.onnx': no such file."),
+    "another kind of artifact": (
+        ["bench", "blobs.npz"],
+        "Cannot read artifact 'blobs.npz': an artifact is an .onnx or a",
+    ),
+    "batch sizes that are none": (["bench", "x.onnx", "--batch", "1,x"], "--batch '1,x' is no list of batch sizes."),
+}
+CHAPTERS = {
+    "Models": MODELS,
+    "Hostile files": HOSTILE,
+    "Data": DATA,
+    "Options": OPTIONS,
+    "Runs and artifacts": ARTIFACTS,
+}
+CASES = {name: BadInput(*case) for chapter in CHAPTERS.values() for name, case in chapter.items()}
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file and folder under a folder, with a digest of what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def message_of(stderr: str) -> str:
+    """The message in what a command printed, without what other libraries said."""
+    line = stderr.strip().splitlines()[-1].removeprefix("Error: ")
+    line = line.replace(f"{PAGE.parent.parent}{os.sep}", "")
+    return _VERSION.sub("transformers", _FOREIGN.sub(" (…)", line))
+
+
+def page(messages: dict[str, str]) -> str:
+    """``docs/errors.md``: every case with its message."""
+    lines = [
+        "# What is refused, and how",
+        "",
+        f"{len(CASES)} inputs that are wrong. Each gives one message, exit code 2 and no traceback, and nothing is "
+        "written or changed.",
+        "The tests provoke them all, and `make errors` writes this page from what came out. What other libraries say",
+        "is shortened to (…). Where `--data` and `--target` are not shown, they are what they should be.",
+    ]
+    for title, chapter in CHAPTERS.items():
+        lines += ["", f"## {title}", "", "| what is wrong | command | message |", "|---|---|---|"]
+        for name in chapter:
+            command = " ".join(map(_shell, CASES[name].arguments)).replace(f" {' '.join(USUAL)}", "")
+            command = command.replace(" --epochs 3", "")
+            cells = (name, f"`{command.replace('|', '')}`", messages[name].replace("|", "\\|"))
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shell(argument: str) -> str:
+    return argument if re.fullmatch(r"[\w./:=,-]+", argument) else f"'{argument}'"
+
+
+def main() -> None:
+    """Run every case and write the page."""
+    with tempfile.TemporaryDirectory() as name:
+        build(Path(name))
+        messages = {case: message_of(run_cli(*bad.arguments).stderr) for case, bad in CASES.items()}
+        os.chdir(PAGE.parent)
+    PAGE.write_text(page(messages), encoding="utf-8")
+    sys.stdout.write(f"wrote {PAGE} with {len(messages)} cases\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""A graph that is cut at its sparse products computes what it computed, whatever was chosen."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from bundles import NETWORKS, SPARSE, Recurrent, mlp_graph, randomised
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from l0compress.calls import Call
+from l0compress.export.csr import ExportedBundle, export_csr
+from l0compress.export.onnx import export_onnx
+from l0compress.export.partition.candidates import find_candidates
+from l0compress.export.partition.constants import fold_constants
+from l0compress.export.partition.cut import Cut, Types, cut
+from l0compress.export.partition.flow import flow_of
+from l0compress.graph import capture
+from l0compress.runtime import load
+from l0compress.runtime.archive import Archive
+from l0compress.runtime.coding import decode
+from l0compress.runtime.protobuf import with_initializers
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The bundle of a network, with every product sparse; made once."""
+    folder, known = tmp_path_factory.mktemp("bundles"), {}
+
+    def make(name: str) -> tuple[nn.Module, Call, ExportedBundle]:
+        if name not in known:
+            torch.manual_seed(0)
+            model, call = NETWORKS[name]()
+            exported = export_csr(capture(model, call.args), folder / f"{len(known)}.l0c", settings=SPARSE)
+            known[name] = model, call, exported
+        return known[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_product_sparse_equals_the_model_in_float64(made, name):
+    model, call, exported = made(name)
+    assert any(step.engine is not None for step in exported.manifest.plans["split"]), "nothing ran sparse"
+    bundle, double = load(exported.path), copy.deepcopy(model).double()
+    for batch_size in (1, 4):
+        args = [draw(arg, batch_size) for arg in call.args]
+        feeds = {port.name: arg.numpy() for port, arg in zip(bundle.inputs, args, strict=True)}
+        got = bundle.run(feeds)
+        with torch.no_grad():
+            expected = double(*[arg.double() if arg.is_floating_point() else arg for arg in args])
+        expected = expected if isinstance(expected, dict) else {"output_0": expected}
+        assert got.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(got[key], value.numpy(), atol=2e-6 * float(value.abs().max()))
+
+
+def draw(arg: torch.Tensor, batch_size: int) -> torch.Tensor:
+    shape = (batch_size, *arg.shape[1:])
+    return torch.randn(shape) if arg.is_floating_point() else torch.randint(0, 50, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("linear", {"linear": 3}),
+        ("convolutions", {"conv": 4}),
+        ("one dimension", {"conv": 2}),
+        ("attention", {"embedding": 1, "linear": 7}),
+        ("LSTM", {"linear": 1}),
+        ("unrolled cell", {"linear": 7}),
+    ],
+)
+def test_what_becomes_a_layer(made, name, kinds):
+    found = [layer.kind for layer in made(name)[2].manifest.layers.values()]
+    assert {kind: found.count(kind) for kind in found} == kinds
+
+
+def test_a_weight_that_is_read_several_times_is_stored_once(made):
+    weights = [layer.weight for layer in made("unrolled cell")[2].manifest.layers.values()]
+    assert (len(weights), len(set(weights))) == (7, 3)
+
+
+def test_relu_becomes_part_of_the_layer_and_gelu_does_not(made):
+    assert [layer.activation for layer in made("linear")[2].manifest.layers.values()] == ["relu", None, None]
+
+
+def test_layers_bear_the_users_names_where_the_graph_still_does(made):
+    names = {layer.name for layer in made("attention")[2].manifest.layers.values()}
+    assert names >= {"embedding", "q", "v", "o", "up", "down"}
+
+
+@pytest.mark.parametrize("operator", ["LSTM", "GRU"])
+def test_recurrent_weights_stay_dense_with_a_reason_and_are_stored_without_zeros(made, operator):
+    manifest = made(operator)[2].manifest
+    reasons = [why for why in manifest.whys.values() if why.startswith("dense")]
+    assert reasons and all(f"{operator} multiplies its weights step by step" in why for why in reasons)
+    stored = [spec for spec in manifest.tensors.values() if len(spec.shape) == 3 and spec.shape[-1] in (16, 24)]
+    assert stored and all(spec.nonzeros is not None and spec.nonzeros < spec.size / 4 for spec in stored)
+
+
+def test_a_dense_model_is_one_graph_with_the_nodes_of_the_onnx_file(tmp_path):
+    graph = mlp_graph(zeros=0.0)
+    manifest = export_csr(graph, tmp_path / "model.l0c").manifest
+    export_onnx(graph, tmp_path / "model.onnx")
+    (step,) = manifest.plans["whole"]
+    segment = manifest.segments[step.part]
+    files = Archive.from_bytes((tmp_path / "model.l0c").read_bytes(), limit_bytes=10**9)
+    model = onnx.load_from_string(files.read(segment.member))
+    expected = onnx.load(tmp_path / "model.onnx")
+    assert [node.op_type for node in model.graph.node] == [node.op_type for node in expected.graph.node]
+    assert set(manifest.plans) == {"whole"} and not manifest.layers
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_every_graph_of_a_bundle_is_a_valid_model(made, name):
+    exported = made(name)[2]
+    manifest, files = exported.manifest, Archive.from_bytes(exported.path.read_bytes(), limit_bytes=10**9)
+    for segment in manifest.segments.values():
+        tensors = {
+            inner: decode(manifest.tensors[name], files.read(manifest.tensors[name].member)).dense()
+            for inner, name in segment.tensors.items()
+        }
+        whole = onnx.load_from_string(with_initializers(files.read(segment.member), tensors))
+        onnx.checker.check_model(whole, full_check=True)
+
+
+@pytest.fixture(scope="module")
+def flow(made, tmp_path_factory):
+    model, call, _ = made("attention")
+    path = tmp_path_factory.mktemp("flow") / "model.onnx"
+    export_onnx(capture(model, call.args), path)
+    return flow_of(fold_constants(onnx.load(path)))
+
+
+@pytest.fixture(scope="module")
+def types(flow):
+    return Types({name: onnx.ValueInfoProto(name=name) for name in (*flow.makers, *inputs_of(flow))})
+
+
+class TestCut:
+    """Any choice of candidates gives an order in which each value is there when it is read, with few graphs."""
+
+    @pytest.mark.parametrize("seed", range(20))
+    def test_a_random_choice(self, flow, types, seed):
+        generator = np.random.default_rng(seed)
+        candidates = find_candidates(flow).candidates
+        chosen = [candidate for candidate in candidates if generator.random() < 0.5]
+        made, nodes = set(inputs_of(flow)), 0
+        for part in cut(flow, types, chosen):
+            reads = part.inputs if isinstance(part, Cut) else (part.input,)
+            makes = part.outputs if isinstance(part, Cut) else (part.output,)
+            assert made.issuperset(reads) and made.isdisjoint(makes)
+            made.update(makes)
+            nodes += len(part.model.graph.node) if isinstance(part, Cut) else len(part.nodes)
+        assert made.issuperset(flow.outputs)
+        assert nodes == len(flow.nodes)
+
+    def test_products_on_one_input_stand_between_two_graphs(self, flow, types):
+        projections = [c for c in find_candidates(flow).candidates if c.name in ("q", "v") or c.bias is None][:4]
+        projections = [c for c in projections if c.kind == "linear" and c.input == projections[-1].input]
+        parts = cut(flow, types, projections)
+        assert [isinstance(part, Cut) for part in parts] == [True, *[False] * len(projections), True]
+
+    def test_nothing_chosen_is_one_graph(self, flow, types):
+        (part,) = cut(flow, types, ())
+        assert isinstance(part, Cut) and len(part.model.graph.node) == len(flow.nodes)
+
+
+def inputs_of(flow) -> list[str]:
+    return [value.name for value in flow.model.graph.input]
+
+
+def test_folding_evaluates_what_hangs_on_constants_alone(tmp_path):
+    model = randomised(Recurrent(nn.LSTM))
+    export_onnx(capture(model, (torch.randn(2, 5, 16),)), tmp_path / "model.onnx")
+    before = onnx.load(tmp_path / "model.onnx")
+    after = fold_constants(before)
+    (lstm,) = (node for node in after.graph.node if node.op_type == "LSTM")
+    flow = flow_of(after)
+    assert set(lstm.input[1:4]) <= flow.constants.keys()
+    weight = model.recurrent.weight_hh_l0.detach().numpy()
+    i, f, c, o = np.split(weight, 4)
+    np.testing.assert_array_equal(flow.array(lstm.input[2])[0], np.concatenate([i, o, f, c]))
+    assert any(node.op_type == "Split" for node in before.graph.node)
+
+
+def test_a_branch_reads_constants_and_values_from_outside():
+    """The inner graphs of an If see the values around them; the whole stays one graph, with its reason."""
+    model = branching(randomised(nn.Linear(32, 32)).weight.detach().numpy())
+    flow = flow_of(model)
+    found = find_candidates(flow)
+    assert flow.reads[-1] == ("flag", "hidden", "w")
+    assert [candidate.nodes for candidate in found.candidates] == [(0,)]
+    assert list(found.reasons.values()) == ["If has no sparse form"]
+
+
+def branching(weight: np.ndarray) -> onnx.ModelProto:
+    out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    branches = [
+        helper.make_graph([helper.make_node(op, inputs, ["inner"])], op, [], [out])
+        for op, inputs in (("MatMul", ["hidden", "w"]), ("Relu", ["hidden"]))
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 32])
+    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["hidden"]),
+        helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x, flag], [y], [numpy_helper.from_array(weight, "w")])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_a_free_length_stays_free(tmp_path):
+    model, call = NETWORKS["attention"]()
+    graph = capture(model, call.args, dynamic="batch+sequence")
+    export_csr(graph, Path(tmp_path, "model.l0c"), settings=SPARSE)
+    bundle = load(tmp_path / "model.l0c")
+    assert bundle.inputs[0].shape == ("batch", "length")
+    tokens = torch.randint(0, 50, (3, 11))
+    got, expected = bundle.run({"tokens": tokens.numpy()})["output_0"], model(tokens).detach()
+    np.testing.assert_allclose(got, expected.numpy(), atol=2e-6 * float(expected.abs().max()))

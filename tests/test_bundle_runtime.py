@@ -1,0 +1,262 @@
+"""A bundle runs without torch, from many threads, and on the engines that there are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bundles import SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
+
+from l0compress.errors import InputError, NotEqualError, RunError
+from l0compress.export.assemble import bundle_bytes
+from l0compress.export.choosing import InMemory
+from l0compress.export.csr import CsrSettings, export_csr
+from l0compress.graph import capture
+from l0compress.runtime import load
+from l0compress.runtime.archive import Archive
+from l0compress.runtime.bundle import from_files
+from l0compress.runtime.manifest import LayerTiming, Step
+from l0compress.runtime.reading import parse
+
+NO_TORCH = """
+import sys
+
+# As in an environment without them: find_spec finds nothing, and an import raises ModuleNotFoundError.
+absent = ("torch", "onnx", "onnxscript", "typer", "rich", "safetensors")
+sys.modules.update(dict.fromkeys(absent))
+import numpy as np
+import l0compress.runtime
+bundle = l0compress.runtime.load(sys.argv[1], threads=2)
+x = np.load(sys.argv[2])
+np.save(sys.argv[3], bundle.run({"input": x})["output_0"])
+ours = sorted(name for name in sys.modules if name.startswith("l0compress.") and "runtime" not in name)
+print([name for name in absent if sys.modules[name]], ours)
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    return mlp_bundle(tmp_path_factory.mktemp("bundle") / "model.l0c").path
+
+
+def expected(x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return mlp().double()(torch.from_numpy(x).double()).numpy()
+
+
+def samples(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 48)).astype(np.float32)
+
+
+class TestWithoutTorch:
+    def test_it_runs_where_torch_cannot_be_imported(self, path, tmp_path):
+        np.save(tmp_path / "x.npy", samples(5))
+        arguments = [sys.executable, "-c", NO_TORCH, path, tmp_path / "x.npy", tmp_path / "y.npy"]
+        done = subprocess.run([str(part) for part in arguments], capture_output=True, text=True, check=False)
+        assert done.stdout == "[] ['l0compress.errors']\n", done.stderr
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected(samples(5)), atol=1e-5)
+
+    def test_nothing_asks_for_torch_even_where_it_is(self, path):
+        code = f"import sys, l0compress.runtime as r; r.load({str(path)!r}); print('torch' in sys.modules)"
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "False\n"
+        packages = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+        assert packages.isdisjoint({"torch", "onnx", "onnxscript", "typer", "rich"})
+        assert packages.issuperset({"numpy", "scipy", "onnxruntime", "l0compress"})
+
+
+class TestRuns:
+    @pytest.mark.parametrize("batch_size", [1, 2, 33])
+    def test_any_batch(self, path, batch_size):
+        got = load(path).run({"input": samples(batch_size)})
+        np.testing.assert_allclose(got["output_0"], expected(samples(batch_size)), atol=1e-5)
+
+    def test_names_dtypes_and_shapes(self, tmp_path):
+        graph = capture(randomised(TwoOutputs()), (torch.randn(2, 20), torch.randn(2, 1)))
+        export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+        bundle = load(tmp_path / "model.l0c")
+        assert [port.described() for port in bundle.inputs] == ["float32 (batch, 20)", "float32 (batch, 1)"]
+        assert [port.name for port in bundle.outputs] == ["hidden", "out", "again"]
+
+    def test_a_folder_with_the_same_members(self, path, tmp_path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        x = {"input": samples(3)}
+        np.testing.assert_array_equal(load(tmp_path / "unpacked").run(x)["output_0"], load(path).run(x)["output_0"])
+
+    def test_inputs_stay_as_they_were_and_outputs_are_the_callers_own(self, path):
+        bundle, x = load(path), samples(3)
+        first = bundle.run({"input": x})["output_0"]
+        np.testing.assert_array_equal(x, samples(3))
+        kept = first.copy()
+        bundle.run({"input": samples(3, seed=1)})
+        np.testing.assert_array_equal(first, kept)
+
+    @pytest.mark.parametrize(
+        ("inputs", "message"),
+        [
+            ({}, "missing input, unexpected none"),
+            ({"x": samples(1)}, "missing input, unexpected x"),
+            ({"input": samples(1), "x": samples(1)}, "missing none, unexpected x"),
+            (
+                {"input": samples(1).astype(np.float64)},
+                r"input 'input' is float64 \(1, 48\), and the model takes float32",
+            ),
+            ({"input": samples(1)[:, :5]}, r"is float32 \(1, 5\), and the model takes float32 \(batch, 48\)"),
+            ({"input": samples(1)[0]}, r"is float32 \(48,\)"),
+            ({"input": [1.0]}, "is list"),
+        ],
+    )
+    @pytest.mark.parametrize("plans", [("split",), ("whole",), ("split", "whole"), ("whole", "split")])
+    def test_inputs_that_do_not_fit(self, path, inputs, message, plans):
+        manifest, files = unpacked(path)
+        choices = tuple((8**position, plan) for position, plan in enumerate(plans))
+        with pytest.raises(InputError, match=message):
+            packed(replace(manifest, choices=choices), files).run(inputs)
+
+    def test_four_threads_at_once(self, path):
+        bundle, wrong = load(path, threads=2), []
+        inputs = [samples(1 + k % 3, seed=k) for k in range(12)]
+        outputs = [bundle.run({"input": x})["output_0"] for x in inputs]
+
+        def work(first: int) -> None:
+            for turn in range(100):
+                k = (first + turn) % len(inputs)
+                if not np.array_equal(bundle.run({"input": inputs[k]})["output_0"], outputs[k]):
+                    wrong.append(k)
+
+        threads = [threading.Thread(target=work, args=(first,)) for first in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+
+    def test_values_are_let_go_when_nothing_needs_them(self, path):
+        bundle = load(path)
+        stages = bundle._ways[0][1].stages
+        assert {name for stage in stages for name in stage.frees} >= {"relu", "gelu"}
+        assert all("output_0" not in stage.frees for stage in stages)
+
+
+class TestChoices:
+    def test_measured_bundles_are_equal_and_say_what_was_measured(self, tmp_path):
+        graph = capture(mlp(), (torch.randn(2, 48),))
+        exported = export_csr(graph, tmp_path / "model.l0c", batch_sizes=(1, 16), settings=CsrSettings(threads=1))
+        manifest = exported.manifest
+        assert [size for size, _ in manifest.choices] == [1, 16]
+        assert {(timing.layer, timing.batch_size) for timing in manifest.layer_timings} == {
+            (layer, size) for layer in manifest.layers for size in (1, 16)
+        }
+        assert all({"dense", "scipy"} <= timing.median_ms.keys() for timing in manifest.layer_timings)
+        for timing in manifest.plan_timings:
+            plan = dict(manifest.choices)[timing.batch_size]
+            assert timing.chosen_ms <= timing.dense_ms
+            assert (plan == "whole") == (timing.chosen_ms == timing.dense_ms)
+        bundle = load(tmp_path / "model.l0c")
+        for batch_size in (1, 3, 4, 5, 40):
+            x = samples(batch_size)
+            np.testing.assert_allclose(bundle.run({"input": x})["output_0"], expected(x), atol=1e-5)
+
+    @pytest.mark.parametrize(
+        ("batch_size", "chosen"), [(1, 1), (4, 1), (5, 16), (40, 16), (64, 16), (65, 256), (999, 256)]
+    )
+    def test_a_run_takes_the_choice_of_the_nearest_batch_size(self, path, batch_size, chosen):
+        manifest, files = unpacked(path)
+        plans = {**manifest.plans, "mixed": tuple(dense_after_first(manifest.plans["split"]))}
+        choices = ((1, "whole"), (16, "split"), (256, "mixed"))
+        bundle = packed(replace(manifest, plans=plans, choices=choices), files)
+        way = bundle._way_for({"input": samples(batch_size)})
+        assert way is dict(bundle._ways)[chosen]
+        np.testing.assert_allclose(
+            bundle.run({"input": samples(batch_size)})["output_0"], expected(samples(batch_size)), atol=1e-5
+        )
+
+    def test_tuning_chooses_anew_and_computes_the_same(self, path):
+        bundle = load(path, threads=1, tune=True)
+        assert set(bundle.plans) == {1}
+        np.testing.assert_allclose(bundle.run({"input": samples(4)})["output_0"], expected(samples(4)), atol=1e-5)
+
+    def test_an_engine_can_be_asked_for(self, path):
+        assert set(load(path, engine="scipy").engines()[1].values()) == {"scipy"}
+        with pytest.raises(InputError, match="there is no engine 'blas'"):
+            load(path, engine="blas")
+
+    def test_an_engine_that_is_not_here_is_replaced_by_the_fastest_that_is(self, path):
+        manifest, files = unpacked(path)
+        split = tuple(step if step.engine is None else Step(step.part, "elsewhere") for step in manifest.plans["split"])
+        layers = [step.part for step in split if step.engine]
+        timings = (
+            LayerTiming(layers[0], 1, {"elsewhere": 1.0, "dense": 2.0, "scipy": 3.0}),
+            LayerTiming(layers[1], 1, {"elsewhere": 1.0, "dense": 3.0, "scipy": 2.0}),
+        )
+        bundle = packed(
+            replace(manifest, plans={"split": split}, choices=((1, "split"),), layer_timings=timings), files
+        )
+        engines = [step.engine for step in bundle.plans[1] if step.engine]
+        assert engines == ["dense", "scipy", "scipy"]
+        np.testing.assert_allclose(bundle.run({"input": samples(4)})["output_0"], expected(samples(4)), atol=1e-5)
+
+
+def dense_after_first(plan):
+    seen = False
+    for step in plan:
+        yield replace(step, engine="dense") if step.engine and seen else step
+        seen = seen or step.engine is not None
+
+
+def unpacked(path: Path):
+    archive = Archive.from_bytes(path.read_bytes(), limit_bytes=10**8)
+    files = {name: archive.read(name) for name in archive.names}
+    return parse(files.pop("manifest.json")), files
+
+
+def packed(manifest, files):
+    archive = Archive.from_bytes(bundle_bytes(manifest, files), limit_bytes=10**8)
+    return from_files(InMemory({name: archive.read(name) for name in archive.names}), threads=1, limit_bytes=10**8)
+
+
+class TestExport:
+    def test_a_bundle_that_is_not_equal_is_refused_and_leaves_nothing(self, tmp_path):
+        graph = capture(mlp(), (torch.randn(2, 48),))
+        with pytest.raises(NotEqualError):
+            export_csr(graph, tmp_path / "model.l0c", reference=lambda x: graph.module()(x) + 1, settings=SPARSE)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"storage": "float8"}, "no storage 'float8'"),
+            ({"threads": 0}, "0 threads"),
+            ({"engines": ("blas",)}, "no engine 'blas'"),
+        ],
+    )
+    def test_settings_that_are_wrong(self, tmp_path, options, message):
+        with pytest.raises(InputError, match=message):
+            export_csr(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", settings=CsrSettings(**options))
+
+    def test_a_weight_beyond_float16(self, tmp_path):
+        model = mlp()
+        model[0].weight.data[0, 0] = 1e5
+        graph = capture(model, (torch.randn(2, 48),))
+        with pytest.raises(InputError, match=r"'0.weight' cannot be stored as float16.*Choose bfloat16"):
+            export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(storage="float16", measure=False))
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("batch_sizes", [(), (0,)])
+    def test_batch_sizes_that_are_none(self, tmp_path, batch_sizes):
+        with pytest.raises(InputError, match="batch sizes"):
+            export_csr(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", batch_sizes=batch_sizes)
+
+    def test_no_such_bundle(self, tmp_path):
+        with pytest.raises(RunError, match=r"Cannot read bundle .*there is no such file"):
+            load(tmp_path / "none.l0c")

@@ -1,0 +1,154 @@
+"""Int8 artifacts: weights within half a step of what they were, scores beside the float form, nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime.quantization
+import pytest
+import torch
+from conftest import printed_json, run_cli, sign_again_
+from onnx import numpy_helper
+from torch import nn
+
+from l0compress.calls import Call
+from l0compress.errors import InputError
+from l0compress.export.onnx import export_onnx
+from l0compress.export.quantize import Int8, quantize_onnx
+from l0compress.export.session import OnnxSession
+from l0compress.graph import CapturedGraph, capture
+
+
+def two_layers() -> CapturedGraph:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 5))
+    with torch.no_grad():
+        # Channels of very different sizes: one scale for all of them would round the small ones to nothing.
+        model[0].weight.mul_(torch.logspace(-4, 2, 64)[:, None])
+    return capture(model, (torch.randn(2, 48),))
+
+
+def convolution() -> CapturedGraph:
+    torch.manual_seed(0)
+    return capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (torch.randn(2, 3, 6, 6),))
+
+
+@pytest.fixture
+def linear_onnx(tmp_path: Path) -> Path:
+    return export_onnx(two_layers(), tmp_path / "linear.onnx").path
+
+
+def noise(num_samples: int, *shape: int) -> Call:
+    return Call((torch.randn(num_samples, *shape, generator=torch.Generator().manual_seed(7)),))
+
+
+class TestQuantizeOnnx:
+    def test_every_weight_is_within_half_a_step_of_its_channels_scale(self, linear_onnx: Path, tmp_path: Path) -> None:
+        path = quantize_onnx(linear_onnx, tmp_path / "int8.onnx")
+        exact = {entry.name: numpy_helper.to_array(entry) for entry in onnx.load(linear_onnx).graph.initializer}
+        stored = {entry.name: numpy_helper.to_array(entry) for entry in onnx.load(path).graph.initializer}
+        weight, scale = stored["0.weight_quantized"], stored["0.weight_scale"]
+        assert weight.dtype == np.int8 and scale.shape == (64,)
+        rounding = np.abs(weight * scale - exact["0.weight"].T)
+        assert (rounding <= scale * 0.5000001).all()
+        assert np.abs(weight).max(axis=0).min() == 127
+
+    @pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "static"])
+    def test_it_computes_nearly_the_same(self, linear_onnx: Path, tmp_path: Path, calibrated: bool) -> None:
+        calls = [noise(64, 48)] if calibrated else None
+        path = quantize_onnx(linear_onnx, tmp_path / "int8.onnx", calibration=calls)
+        exact, rounded = (OnnxSession(file)(*noise(9, 48).args)["output_0"] for file in (linear_onnx, path))
+        relative = float((exact - rounded).abs().max() / exact.abs().max())
+        assert 0 < relative < 0.05
+
+    def test_a_static_convolution_runs_on_integers(self, tmp_path: Path) -> None:
+        source = export_onnx(convolution(), tmp_path / "conv.onnx").path
+        path = quantize_onnx(source, tmp_path / "int8.onnx", calibration=[noise(16, 3, 6, 6)])
+        weights = [entry for entry in onnx.load(path).graph.initializer if entry.data_type == onnx.TensorProto.INT8]
+        assert any(list(entry.dims) == [8, 3, 3, 3] for entry in weights)
+        assert Int8().method_for(source) == "static"
+
+    def test_networks_without_convolutions_are_dynamic_by_default(self, linear_onnx: Path) -> None:
+        assert Int8().method_for(linear_onnx) == "dynamic"
+        assert Int8("static").method_for(linear_onnx) == "static"
+
+    def test_weights_beside_the_file_stay_beside_it(self, tmp_path: Path) -> None:
+        source = export_onnx(two_layers(), tmp_path / "large.onnx", largest_file_bytes=100).path
+        path = quantize_onnx(source, tmp_path / "int8.onnx")
+        assert path.with_name("int8.onnx.data").exists()
+        call = noise(3, 48)
+        exact, rounded = OnnxSession(source)(*call.args)["output_0"], OnnxSession(path)(*call.args)["output_0"]
+        assert float((exact - rounded).abs().max() / exact.abs().max()) < 0.03
+
+    @pytest.mark.parametrize("method, num_samples", [("int4", 8), ("static", 0)])
+    def test_what_cannot_be_done_is_refused(self, method: str, num_samples: int) -> None:
+        with pytest.raises(InputError, match=r"Nothing was written\."):
+            Int8(method, num_samples)
+
+
+def test_an_exported_file_suits_the_quantizer_as_it_is(linear_onnx: Path, tmp_path: Path) -> None:
+    """Shapes that are declared for weights too stop ONNX Runtime's quantizer, which transposes weights."""
+    onnxruntime.quantization.quantize_dynamic(linear_onnx, tmp_path / "int8.onnx")
+    declared = {value.name for value in onnx.load(linear_onnx).graph.value_info}
+    assert declared.isdisjoint(entry.name for entry in onnx.load(linear_onnx).graph.initializer)
+
+
+class TestExport:
+    @pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "int8-static"])
+    def test_scores_of_both_forms_are_told_and_verify_knows_what_int8_is(
+        self, finished: Path, tmp_path: Path, quantize: str
+    ) -> None:
+        path = tmp_path / "net.onnx"
+        exported = printed_json("export", finished / "run", "--quantize", quantize, "-o", path)
+        method = "static" if quantize == "int8-static" else "dynamic"
+        assert exported["quantization"] == f"int8 {method}"
+        scores, result = exported["scores"], json.loads((finished / "run/result.json").read_text())
+        assert scores["part"] == "test" and scores["float"]["metric"] == result["test"]["small"]["metric"]
+        assert scores["int8"]["num_samples"] == 60 and scores["int8"]["loss"] != scores["float"]["loss"]
+        verified = printed_json("verify", path, "--against", finished / "run")
+        assert verified["quantization"] == f"int8 {method}"
+        assert 1e-5 < verified["max_relative"] <= verified["outputs"][0]["tolerance"] < 0.2
+
+    def test_for_people(self, finished: Path, tmp_path: Path) -> None:
+        outcome = run_cli("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
+        first, second, third = outcome.stdout.splitlines()
+        assert re.fullmatch(
+            r"the float form equals the masked dense model; int8 dynamic differs from it by at most \d+\.\d% of the "
+            r"largest output",
+            first,
+        )
+        assert re.fullmatch(r"test accuracy on 60 samples: \d\.\d{4} in float, \d\.\d{4} in int8", second)
+        assert third.startswith(f"wrote {tmp_path / 'net.onnx'} (")
+
+    def test_another_models_int8_file_is_found_out(self, finished: Path, tmp_path: Path) -> None:
+        printed_json("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
+        model = onnx.load(tmp_path / "net.onnx")
+        weight = next(entry for entry in model.graph.initializer if entry.name == "0.weight_quantized")
+        weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
+        onnx.save(model, tmp_path / "net.onnx")
+        outcome = run_cli("verify", tmp_path / "net.onnx", "--against", finished / "run")
+        assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: The two models are not equal: ")
+
+    def test_only_onnx_is_quantized(self, finished: Path, tmp_path: Path) -> None:
+        outcome = run_cli(
+            "export", finished / "run", "--format", "pt2", "--quantize", "int8", "-o", tmp_path / "net.pt2"
+        )
+        assert outcome.exit_code == 2
+        assert outcome.stderr.strip() == (
+            "Error: Only ONNX files are quantized, and the format is 'pt2'. Nothing was written."
+        )
+
+    def test_data_that_has_gone_leaves_nothing_behind(self, finished: Path, tmp_path: Path) -> None:
+        shutil.copytree(finished / "run", tmp_path / "run")
+        config = (tmp_path / "run/config.toml").read_text()
+        (tmp_path / "run/config.toml").write_text(config.replace("blobs.npz", "gone.npz"))
+        sign_again_(tmp_path / "run")
+        before = sorted(tmp_path.rglob("*"))
+        outcome = run_cli("export", tmp_path / "run", "--quantize", "int8")
+        assert outcome.exit_code == 2 and "gone.npz" in outcome.stderr
+        assert sorted(tmp_path.rglob("*")) == before
