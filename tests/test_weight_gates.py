@@ -250,6 +250,17 @@ class TestExpectedCost:
         else:
             assert both.expected_cost(unit).item() == pytest.approx(wanted, rel=1e-6)
 
+    def test_of_both_it_is_that_of_weights_where_layers_read_parts_of_one_parameter(self):
+        """A packed projection: its rows meet sequences of 5 and of 7 positions in two products."""
+        layer = randomise(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True))
+        graph = capture(layer, (torch.zeros(2, 5, 8), torch.zeros(2, 7, 8)))
+        alone, both = scattered_(gate(graph, granularity="weights")), gate(graph, granularity="both")
+        with torch.no_grad():
+            both.gates.log_alpha.fill_(40.0)
+            for name, weight_gate in both.weight_gates.items():
+                weight_gate.log_alpha.copy_(alone.weight_gates[name].log_alpha)
+        assert both.expected_cost("macs").item() == pytest.approx(alone.expected_cost("macs").item(), rel=1e-6)
+
     @pytest.mark.parametrize("granularity", ["weights", "both"])
     @pytest.mark.parametrize("unit", ["params", "macs", "bytes"])
     def test_its_derivative_is_that_of_finite_differences(self, granularity, unit):
