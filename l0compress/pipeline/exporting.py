@@ -27,7 +27,7 @@ SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How an artifact is made; what another format needs is passed over.
+    """How an artifact is made.
 
     Attributes:
         int8: quantize an ONNX file as this says.
@@ -95,6 +95,11 @@ def export_run(
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
+    if format != "csr" and options.csr != CsrSettings(threads=options.csr.threads):
+        raise InputError(
+            f"Storage and engines are chosen for bundles, and the format is {format!r}. Nothing was written. Say "
+            "--format csr, or leave out --dtype and --engines."
+        )
     if int8 is not None and sparse_weights:
         raise InputError(
             "A file is either quantized or stored sparsely. Nothing was written. Leave out one of the two."
