@@ -89,6 +89,21 @@ def export_run(
         NotEqualError: the artifact does not compute what the masked model computes; nothing is written.
     """
     options = ExportOptions() if options is None else options
+    _check(format, options)
+    finished = open_run(run)
+    if options.int8 is not None:
+        return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=options.int8)
+    destination = finished.folder / f"model{SUFFIXES[format]}" if path is None else Path(path)
+    if options.sparse_weights:
+        return _sparsely_stored(finished, destination)
+    small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
+    if format == "csr":
+        sizes = options.batch_sizes
+        return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
+    return EXPORTERS[format](small, destination, reference=masked)
+
+
+def _check(format: str, options: ExportOptions) -> None:
     int8, sparse_weights = options.int8, options.sparse_weights
     if format not in EXPORTERS:
         raise InputError(f"Unknown format {format!r}: expected one of {', '.join(EXPORTERS)}. Nothing was written.")
@@ -104,17 +119,6 @@ def export_run(
         raise InputError(
             "A file is either quantized or stored sparsely. Nothing was written. Leave out one of the two."
         )
-    finished = open_run(run)
-    if int8 is not None:
-        return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=int8)
-    destination = finished.folder / f"model{SUFFIXES[format]}" if path is None else Path(path)
-    if sparse_weights:
-        return _sparsely_stored(finished, destination)
-    small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
-    if format == "csr":
-        sizes = options.batch_sizes
-        return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
-    return EXPORTERS[format](small, destination, reference=masked)
 
 
 def _sparsely_stored(run: Run, path: Path) -> SparselyStored:
