@@ -100,7 +100,7 @@ def write_page(results: Sequence[Result], checks: Sequence[tuple[str, bool]], pa
     )
     parts = [
         HEAD,
-        f"This run used {threads} threads.\n\n![speedup over density](sparse.svg)\n",
+        f"This run used {threads} thread{'s' * (threads > 1)}.\n\n![speedup over density](sparse.svg)\n",
         "\n## What was wanted\n\n"
         + "\n".join(f"- {words}{'' if ok else ' **missed**'}" for words, ok in checks)
         + "\n",
@@ -124,6 +124,7 @@ def write_plot(results: Sequence[Result], path: Path, threads: int) -> None:
 
     # The same numbers give the same file.
     matplotlib.rcParams["svg.hashsalt"] = "sparse"
+    matplotlib.rcParams["svg.fonttype"] = "none"
     groups = {key: group for key, group in _by_layer(results).items() if group[0].case.kind == "linear"}
     batches = sorted({batch for _, batch in groups})
     layers = list(dict.fromkeys(layer for layer, _ in groups))

@@ -126,7 +126,7 @@ def delete(content: bytes, rng: random.Random) -> bytes:
 MUTATIONS: tuple[Mutation, ...] = (flip_bits, overwrite, truncate, splice, delete, hostile_files.change_member)
 
 
-def try_file(path: Path, sprung: Path, *, base_bytes: int) -> Outcome:
+def try_file(path: Path, sprung: Path) -> Outcome:
     """Read a file in a child process under limits."""
     reader, writer = os.pipe()
     started = time.monotonic()
@@ -138,7 +138,7 @@ def try_file(path: Path, sprung: Path, *, base_bytes: int) -> Outcome:
     _, status, usage = os.wait4(child, 0)
     seconds = time.monotonic() - started
     with os.fdopen(reader, "rb") as pipe:
-        message = pipe.read().decode(errors="replace")
+        start_bytes, message = int.from_bytes(pipe.read(8), "little"), pipe.read().decode(errors="replace")
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         kind = "hang" if name in ("SIGALRM", "SIGKILL") else f"crash by {name}"
@@ -146,11 +146,12 @@ def try_file(path: Path, sprung: Path, *, base_bytes: int) -> Outcome:
         kind = OUTCOMES.get(os.WEXITSTATUS(status), f"exit {os.WEXITSTATUS(status)}")
     if sprung.exists():
         kind = OUTCOMES[EXECUTED]
-    return Outcome(kind, seconds, usage.ru_maxrss * 1024 - base_bytes, message)
+    return Outcome(kind, seconds, usage.ru_maxrss * 1024 - start_bytes, message)
 
 
 def _as_child(path: Path, sprung: Path, writer: int) -> int:
     signal.alarm(MOST_SECONDS)
+    os.write(writer, resident().to_bytes(8, "little"))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MOST_BYTES, hard))
     os.chdir(sprung.parent)
@@ -198,8 +199,7 @@ def fuzz(
             source, change = rng.choice(seeds), rng.choice(MUTATIONS)
             path, what = folder / f"mutant{source.suffix}", f"{source.name}, {change.__name__}, number {number}"
             path.write_bytes(change(source.read_bytes(), rng))
-        base = resident()
-        outcome = try_file(path, sprung, base_bytes=base)
+        outcome = try_file(path, sprung)
         counts[path.suffix, outcome.kind] += 1
         largest = [max(largest[0], outcome.seconds), max(largest[1], outcome.peak_bytes)]
         if outcome.kind not in FINE or (

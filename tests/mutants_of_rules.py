@@ -167,7 +167,7 @@ RULES = (
         "[value]",
         (LAYER_NORM, "tokens"),
     ),
-    Mutant("rules/reading.py", "any(step.is_dynamic(0, dim) for dim in inner)", "if False:", (LAYER_NORM, "free")),
+    Mutant("rules/reading.py", "any(step.is_dynamic(0, dim) for dim in inner)", "False", (LAYER_NORM, "free")),
     Mutant(
         "rules/normalization.py",
         "planes = tuple(along(flattened(plane), dim, shape) for plane in vector.planes)",

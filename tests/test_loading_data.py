@@ -183,7 +183,7 @@ class TestTables:
         outcome = run_cli("finetune", tmp_path / "net.pt2", *told, "-o", "run")
         assert outcome.exit_code == 0, outcome.stderr
         saved = json.loads(Path("run/preprocessing.json").read_text())
-        assert json.loads(Path("run/config.json").read_text())["data_options"] == {"target_column": "price"}
+        assert 'target-column = "price"' in Path("run/config.toml").read_text().replace("_", "-")
         raw = {
             "size": np.array([np.nan, 3.0]),
             "colour": np.array([None, "pink"], object),

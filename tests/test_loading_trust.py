@@ -117,6 +117,7 @@ class TestPrograms:
             {"in_spec": '[1, {"type": "builtins.dict", "context": "[\\"a\'b\\"]", "children_spec": []}]'},
             {"sizes": [{"as_int": 10**6}, {"as_int": 10**6}]},
             {"parameter_name": "weight.__class__"},
+            {"name": "size", "arg": {"as_ints": [10**6, 10**6]}},
         ],
     )
     def test_texts_that_would_become_code_are_found(self, part):

@@ -209,6 +209,8 @@ CASES = {
     "tied weights": Case(Tied, in_memory(vectors), target={"params": 0.7}, every=3),
     "attention": Case(Attending, in_memory(sequences), target={"params": 0.6}, every=4),
     "a recurrent layer": Case(Reading, in_memory(sequences), target={"params": 0.6}, every=4),
+    "single weights": Case(mlp, in_memory(vectors), replace(VIOLATED, granularity="weights"), every=5),
+    "channels and single weights": Case(conv_net, in_memory(images), replace(QUICK, granularity="both"), every=5),
     "SGD without clipping": Case(mlp, in_memory(vectors), replace(QUICK, optimizer="sgd", clip=None), every=3),
     "a fixed penalty": Case(mlp, in_memory(vectors), target={"penalty": 1e-3}, every=3),
     "a loader that draws from global generators": Case(mlp, loader(), every=3),

@@ -35,6 +35,10 @@ EQUAL = (
 )  # fmt: skip
 
 
+# Processes that tests start run the package that is tested, wherever another one may be installed.
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+
+
 class Killed(BaseException):
     """The process ends here: nothing after this line happens, and nobody catches it."""
 
@@ -375,7 +379,9 @@ class TestFullDisk:
             "from l0compress.cli import main; sys.argv[0] = 'l0compress'; main()"
         )
         flags = ["finetune", "mlp.pt2", "--data", "blobs.npz", "--target", "params=0.6", "--epochs", "3", "-o", "run"]
-        process = subprocess.run([sys.executable, "-c", program, *flags], capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            [sys.executable, "-c", program, *flags], capture_output=True, text=True, env=ENVIRONMENT
+        )
         assert process.returncode == 2, process.stderr
         assert process.stderr.splitlines()[-1].startswith("Error: Cannot write ")
         assert "File too large" in process.stderr and "Traceback" not in process.stderr
@@ -458,14 +464,42 @@ class TestProcesses:
         arguments = ("mlp.pt2", "--data", "blobs.npz", "--target", "params=0.6", "--epochs", "3")
         command = [sys.executable, "-m", "l0compress", "finetune", *arguments, "--checkpoint-every", "2"]
         for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
-            process = subprocess.Popen([*command, "-o", "run", "--resume"], stdout=-1, stderr=-1)
+            process = subprocess.Popen([*command, "-o", "run", "--resume"], stdout=-1, stderr=-1, env=ENVIRONMENT)
             before = state_of("run")
             while process.poll() is None and state_of("run") == before:
                 time.sleep(0.002)
             process.send_signal(number)
             process.communicate()
-        subprocess.run([*command, "-o", "run", "--resume"], check=True, capture_output=True)
+        subprocess.run([*command, "-o", "run", "--resume"], check=True, capture_output=True, env=ENVIRONMENT)
         assert hashes("run") == whole
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.usefixtures("folder")
+    def test_a_signal_to_the_workers_of_a_data_loader_too(self, number: int, status: int) -> None:
+        """What Ctrl-C at a terminal does: every process of the group gets it."""
+        Path("loaded.py").write_text(
+            "import numpy as np, torch\n"
+            "from torch.utils.data import DataLoader, TensorDataset\n"
+            "def parts():\n"
+            "    arrays = {name: torch.from_numpy(array) for name, array in np.load('blobs.npz').items()}\n"
+            "    train = TensorDataset(arrays['x_train'], arrays['y_train'])\n"
+            "    loader = DataLoader(train, batch_size=16, shuffle=True, num_workers=2)\n"
+            "    return {'train': loader, 'val': (arrays['x_test'], arrays['y_test'])}\n"
+        )
+        flags = ("mlp.pt2", "--data", "loaded:parts", "--target", "params=0.6", "--epochs", "3")
+        command = [sys.executable, "-m", "l0compress", "finetune", *flags, "--checkpoint-every", "1", "--resume", "-o"]
+        process = subprocess.Popen(
+            [*command, "run"], stdout=-1, stderr=-1, text=True, start_new_session=True, env=ENVIRONMENT
+        )
+        while process.poll() is None and '"state": "state/' not in state_of("run"):
+            time.sleep(0.002)
+        assert process.poll() is None, process.communicate()
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == status and "The run is kept in 'run' at step " in errors, errors
+        for run in ("run", "other"):
+            subprocess.run([*command, run], check=True, capture_output=True, env=ENVIRONMENT)
+        assert hashes("run") == hashes("other")
 
 
 def state_of(run: str) -> str:

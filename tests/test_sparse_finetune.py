@@ -18,6 +18,7 @@ from l0compress.data import Data
 from l0compress.errors import InputError, NotEqualError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, masked, nonzero_cost
+from l0compress.pipeline.config import read_config
 from l0compress.training import finetune as finetuning
 from l0compress.training.equality import check_equal
 from l0compress.training.finetune import FinetuneResult, finetune
@@ -194,8 +195,7 @@ class TestCommands:
         assert result["small"]["params"] == result["dense"]["params"] == 75
         assert result["nonzero"]["params"] == 37
         assert result["nonzero"]["macs"] == 37 - 9
-        config = json.loads((run / "config.json").read_text())
-        assert config["settings"]["granularity"] == "weights"
+        assert read_config(run / "config.toml")["granularity"] == "weights"
 
     def test_the_artifact_has_the_zeros_and_equals_the_run(self, run, tmp_path):
         assert run_cli("export", run, "--format", "onnx", "-o", tmp_path / "small.onnx").exit_code == 0

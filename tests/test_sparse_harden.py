@@ -217,6 +217,21 @@ def test_a_decision_that_cuts_the_output_off_from_the_input_is_refused():
 
 
 class TestMasks:
+    def test_masked_and_shrunk_networks_have_their_zeros_from_the_plan(self):
+        """Against the user's own module with its weights zeroed by hand."""
+        model = mlp().double()
+        x = torch.randn(5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        graph = capture(model, (x,))
+        mask = torch.rand(10, 6, generator=torch.Generator().manual_seed(2)) < 0.5
+        plan = KeepPlan.everything(groups_without_moves(graph)).with_masks({"0.weight": mask})
+        whole = model(x).detach()
+        with torch.no_grad():
+            model[0].weight.mul_(mask)
+        expected = model(x).detach()
+        assert float((whole - expected).abs().max()) > 0.01
+        torch.testing.assert_close(l0.masked(graph, plan)(x).detach(), expected, rtol=0, atol=1e-14)
+        torch.testing.assert_close(l0.shrink(graph, plan).module()(x).detach(), expected, rtol=0, atol=1e-14)
+
     def test_a_mask_of_another_shape_is_refused(self):
         plan = KeepPlan.everything(groups_without_moves(NETWORKS["linear"]()))
         with pytest.raises(PlanError, match=r"a mask for '0.weight' must be bool of shape \(10, 6\), but it is"):

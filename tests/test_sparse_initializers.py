@@ -85,7 +85,7 @@ class TestExport:
         outcome = run_cli("export", finished / "run", "--sparse-weights", "-o", tmp_path / "net.onnx")
         assert "no weight has enough zeros to be stored sparsely" in outcome.stdout
 
-    @pytest.mark.parametrize("more", [("--format", "pt2"), ("--quantize", "int8")])
+    @pytest.mark.parametrize("more", [("--format", "pt2"), ("--quantize", "int8"), ("--dtype", "float16")])
     def test_what_does_not_go_together(self, finished: Path, tmp_path: Path, more: tuple[str, str]) -> None:
         outcome = run_cli("export", finished / "run", "--sparse-weights", *more, "-o", tmp_path / "net")
         assert outcome.exit_code == 2 and "Nothing was written." in outcome.stderr

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from l0compress.errors import InputError, NothingToPruneError
 from l0compress.gates.attach import GatedNetwork, compact, gate
 from l0compress.gates.hard_concrete import STRETCH, probability_nonzero, sample
-from l0compress.gates.weight_gates import WeightGate, uniform_like
+from l0compress.gates.weight_gates import WeightGate, logistic_like
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, nonzero_cost, shrink
 from l0compress.training.budget import Budget
 
@@ -54,7 +54,7 @@ class TestSampling:
         weight, log_alpha = torch.randn(2, 50, 40, generator=generator, dtype=torch.float64).unbind()
         uniform = torch.rand(50, 40, generator=generator, dtype=torch.float64)
         gate = WeightGate(log_alpha * 2, temperature=0.4)
-        found = gate.sample(weight, uniform.clone())
+        found = gate.sample(weight, uniform.logit())
         z = sample(log_alpha * 2, uniform, temperature=0.4)
         assert 0 < int((z == 0).sum()) < z.numel() and int((z == 1).sum()) > 0
         torch.testing.assert_close(found, weight * z, rtol=0, atol=1e-12)
@@ -69,7 +69,7 @@ class TestSampling:
             weight, log_alpha = (part.clone().requires_grad_() for part in numbers[:2])
             if fused:
                 gate = WeightGate(log_alpha.detach().clone())
-                product, log_alpha = gate.sample(weight, uniform.clone()), gate.log_alpha
+                product, log_alpha = gate.sample(weight, uniform.logit()), gate.log_alpha
             else:
                 product = weight * sample(log_alpha, uniform, temperature=0.5)
             (product * numbers[2]).sum().backward()
@@ -78,9 +78,9 @@ class TestSampling:
             assert float(a.abs().sum()) > 0
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
-    def test_noise_is_uniform_and_never_at_the_ends(self):
+    def test_noise_is_logistic_and_finite(self):
         torch.manual_seed(0)
-        noise = uniform_like(torch.empty(1001, 100))
+        noise = logistic_like(torch.empty(1001, 100)).sigmoid()
         assert float(noise.min()) > 0 and float(noise.max()) < 1
         shares = torch.histc(noise, bins=10, min=0, max=1) / noise.numel()
         assert float((shares - 0.1).abs().max()) < 0.005
@@ -250,6 +250,17 @@ class TestExpectedCost:
         else:
             assert both.expected_cost(unit).item() == pytest.approx(wanted, rel=1e-6)
 
+    def test_of_both_it_is_that_of_weights_where_layers_read_parts_of_one_parameter(self):
+        """A packed projection: its rows meet sequences of 5 and of 7 positions in two products."""
+        layer = randomise(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True))
+        graph = capture(layer, (torch.zeros(2, 5, 8), torch.zeros(2, 7, 8)))
+        alone, both = scattered_(gate(graph, granularity="weights")), gate(graph, granularity="both")
+        with torch.no_grad():
+            both.gates.log_alpha.fill_(40.0)
+            for name, weight_gate in both.weight_gates.items():
+                weight_gate.log_alpha.copy_(alone.weight_gates[name].log_alpha)
+        assert both.expected_cost("macs").item() == pytest.approx(alone.expected_cost("macs").item(), rel=1e-6)
+
     @pytest.mark.parametrize("granularity", ["weights", "both"])
     @pytest.mark.parametrize("unit", ["params", "macs", "bytes"])
     def test_its_derivative_is_that_of_finite_differences(self, granularity, unit):
@@ -271,6 +282,6 @@ def sampled_cost(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan | Non
     """The true cost of a network whose weights are multiplied by one draw of their gates."""
     state = dict(graph.state())
     for name, weight_gate in gated.weight_gates.items():
-        state[name] = weight_gate.sample(state[name], uniform_like(weight_gate.log_alpha)).detach()
+        state[name] = weight_gate.sample(state[name], logistic_like(weight_gate.log_alpha)).detach()
     drawn = graph.with_state(state)
     return nonzero_cost(drawn if plan is None else shrink(drawn, plan))

@@ -48,7 +48,7 @@ def gate(
     :func:`~l0compress.gates.weight_gates.starting_log_alpha`.
 
     >>> from l0compress.graph.capture import capture
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     >>> gated = gate(capture(model, (torch.zeros(2, 4),)))
     >>> gated(torch.zeros(3, 4)).shape
     torch.Size([3, 2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -45,11 +46,11 @@ class WeightGate(nn.Module):
         """``weight`` times one sample of its gates in training mode, times their medians in evaluation mode."""
         if not self.training:
             return weight * self.median().to(weight.dtype)
-        return self.sample(weight, uniform_like(self.log_alpha))
+        return self.sample(weight, logistic_like(self.log_alpha))
 
-    def sample(self, weight: Tensor, uniform: Tensor) -> Tensor:
-        """``weight`` times the gates that ``uniform`` noise in (0, 1) draws; ``uniform`` is overwritten."""
-        return _Gated.apply(weight, self.log_alpha, uniform, self.temperature, self.stretch)
+    def sample(self, weight: Tensor, noise: Tensor) -> Tensor:
+        """``weight`` times the gates that logistic ``noise`` (``log u - log(1 - u)``) draws; it is overwritten."""
+        return _Gated.apply(weight, self.log_alpha, noise, self.temperature, self.stretch)
 
     def median(self) -> Tensor:
         """The test-time gate values."""
@@ -84,18 +85,28 @@ def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor
     return log_alpha + slope * (magnitudes / median).clamp_min(_SMALLEST).log()
 
 
-def uniform_like(tensor: Tensor) -> Tensor:
-    """Uniform noise in (0, 1) of the tensor's shape and type, on a grid of 2^16 values.
+def logistic_like(tensor: Tensor) -> Tensor:
+    """Logistic noise, ``log u - log(1 - u)`` for ``u`` on a grid of 2^16 values in (0, 1), of the tensor's shape.
 
-    >>> noise = uniform_like(torch.zeros(1000))
-    >>> bool((noise > 0).all() and (noise < 1).all()), abs(float(noise.mean()) - 0.5) < 0.05
-    (True, True)
+    >>> noise = logistic_like(torch.zeros(1000))
+    >>> abs(float(noise.sigmoid().mean()) - 0.5) < 0.05
+    True
     """
-    # Four numbers a random word: on a CPU torch.rand would take longer than all else that a gate needs.
+    # Four numbers a random word, and a table instead of logarithms: torch.rand and torch.logit would take longer than
+    # all else that a gate needs.
     words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64, device=tensor.device)
-    integers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[: tensor.numel()]
-    half = 2 ** (_NOISE_BITS - 1)
-    return integers.view(tensor.shape).to(tensor.dtype).add_(half + 0.5).mul_(0.5 / half)
+    numbers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint16)[: tensor.numel()]
+    table = _logistic_table(tensor.device).to(tensor.dtype)
+    noise = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    for positions, part in _blocks(numbers, noise):
+        torch.index_select(table, 0, positions.to(torch.int32), out=part)
+    return noise
+
+
+@cache
+def _logistic_table(device: torch.device) -> Tensor:
+    size = 2**_NOISE_BITS
+    return torch.logit((torch.arange(size, dtype=torch.float64) + 0.5) / size).float().to(device)
 
 
 class _Gated(torch.autograd.Function):
@@ -107,7 +118,7 @@ class _Gated(torch.autograd.Function):
     ) -> Tensor:
         product = torch.empty_like(noise, dtype=torch.promote_types(weight.dtype, noise.dtype))
         for z, location, value, result in _blocks(noise, log_alpha, weight, product):
-            z.logit_().add_(location).div_(temperature).sigmoid_()
+            z.add_(location).mul_(1 / temperature).sigmoid_()
             z.mul_(stretch.high - stretch.low).add_(stretch.low).clamp_(0, 1)
             torch.mul(value, z, out=result)
         ctx.save_for_backward(weight)
@@ -127,8 +138,8 @@ class _Gated(torch.autograd.Function):
         # takes the place of z.
         for slope, value, gradient, result in _blocks(z, weight, gradients[0], of_weight):
             torch.mul(gradient, slope, out=result)
-            inside = (slope > 0) & (slope < 1)
-            slope.sub_(middle).square_().sub_(half**2).mul_(inside).mul_(value).mul_(gradient).mul_(-scale)
+            reached = torch.ops.aten.hardtanh_backward(gradient * value, slope, 0.0, 1.0)
+            slope.sub_(middle).square_().sub_(half**2).mul_(reached).mul_(-scale)
         return of_weight.to(weight.dtype), z, None, None, None
 
 
@@ -142,10 +153,10 @@ class _ExpectedCost(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=log_alpha.device)
         if isinstance(costs, Tensor):
             for location, each in _blocks(log_alpha, costs.to(log_alpha)):
-                total += (location - shift).sigmoid_().mul_(each).sum(dtype=torch.float64)
+                total += (location - shift).sigmoid_().mul_(each).sum()
             return total
         for (location,) in _blocks(log_alpha):
-            total += (location - shift).sigmoid_().sum(dtype=torch.float64)
+            total += (location - shift).sigmoid_().sum()
         return total * costs
 
     @staticmethod

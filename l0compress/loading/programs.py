@@ -90,8 +90,8 @@ def _faults(value: Any, key: str, depth: int) -> Iterator[str]:
                 yield from _faults(item, name, depth + 1)
         if isinstance(value.get("sizes"), list):
             yield from _size_faults([size.get("as_int") for size in value["sizes"] if isinstance(size, dict)])
-        if isinstance(value.get("as_ints"), list):
-            yield from _size_faults(value["as_ints"])
+        if value.get("name") == "size" and isinstance(value.get("arg"), dict):
+            yield from _size_faults(value["arg"].get("as_ints") or [])
     elif isinstance(value, list):
         for item in value:
             yield from _faults(item, key, depth + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -25,10 +26,17 @@ class Stops:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._process = os.getpid()
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; the second one does not wait for the step to end."""
         del frame
+        if os.getpid() != self._process:
+            # A data loader's worker has inherited this. Ctrl-C is not for it, and its loader ends it by SIGTERM.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number

@@ -27,7 +27,7 @@ SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """How an artifact is made; what another format needs is passed over.
+    """How an artifact is made.
 
     Attributes:
         int8: quantize an ONNX file as this says.
@@ -89,27 +89,36 @@ def export_run(
         NotEqualError: the artifact does not compute what the masked model computes; nothing is written.
     """
     options = ExportOptions() if options is None else options
-    int8, sparse_weights = options.int8, options.sparse_weights
-    if format not in EXPORTERS:
-        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(EXPORTERS)}. Nothing was written.")
-    if format != "onnx" and (int8 is not None or sparse_weights):
-        what = "quantized" if int8 is not None else "stored sparsely"
-        raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
-    if int8 is not None and sparse_weights:
-        raise InputError(
-            "A file is either quantized or stored sparsely. Nothing was written. Leave out one of the two."
-        )
+    _check(format, options)
     finished = open_run(run)
-    if int8 is not None:
-        return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=int8)
+    if options.int8 is not None:
+        return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=options.int8)
     destination = finished.folder / f"model{SUFFIXES[format]}" if path is None else Path(path)
-    if sparse_weights:
+    if options.sparse_weights:
         return _sparsely_stored(finished, destination)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
     if format == "csr":
         sizes = options.batch_sizes
         return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
     return EXPORTERS[format](small, destination, reference=masked)
+
+
+def _check(format: str, options: ExportOptions) -> None:
+    int8, sparse_weights = options.int8, options.sparse_weights
+    if format not in EXPORTERS:
+        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(EXPORTERS)}. Nothing was written.")
+    if format != "onnx" and (int8 is not None or sparse_weights):
+        what = "quantized" if int8 is not None else "stored sparsely"
+        raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
+    if format != "csr" and options.csr != CsrSettings(threads=options.csr.threads):
+        raise InputError(
+            f"Storage and engines are chosen for bundles, and the format is {format!r}. Nothing was written. Say "
+            "--format csr, or leave out --dtype and --engines."
+        )
+    if int8 is not None and sparse_weights:
+        raise InputError(
+            "A file is either quantized or stored sparsely. Nothing was written. Leave out one of the two."
+        )
 
 
 def _sparsely_stored(run: Run, path: Path) -> SparselyStored:

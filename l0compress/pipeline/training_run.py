@@ -173,6 +173,11 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
             if not runs.is_run(run.folder):
                 raise
             raise stopped(run, stops.signal or SIGINT) from error
+        except RuntimeError as error:
+            # The signal went to the workers of a data loader as well, and the loader misses them.
+            if stops.signal is None:
+                raise
+            raise stopped(run, stops.signal) from error
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, Any]:

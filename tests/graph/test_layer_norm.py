@@ -149,7 +149,7 @@ def test_channels_that_are_filled_up_with_ones() -> None:
     """Another padding of the user's own is a part of what is normalised, and is not merged with the zeros."""
 
     def forward(s: Any, x: Tensor) -> Tensor:
-        return s.b(s.n(F.pad(s.a(x), (1, 2), value=1.0))[..., 1:9])
+        return s.b(s.n(torch.constant_pad_nd(s.a(x), (1, 2), 1.0))[..., 1:9])
 
     layers = {"a": nn.Linear(12, 8), "n": nn.LayerNorm(11), "b": nn.Linear(8, 3)}
     check(forward, tokens(), {"a channels": 8, "a inputs": 12, "n channels": 3}, **layers)
@@ -182,7 +182,7 @@ def test_a_branch_filled_up_with_ones_stays() -> None:
     """Nothing filled up with ones is not nothing."""
 
     def forward(s: Any, x: Tensor) -> Tensor:
-        return s.c(x + s.b(F.pad(F.gelu(s.a(x)), (0, 1), value=1.0)))
+        return s.c(x + s.b(torch.constant_pad_nd(F.gelu(s.a(x)), (0, 1), 1.0)))
 
     layers = {"a": nn.Linear(6, 4), "b": nn.Linear(5, 6), "c": nn.Linear(6, 3)}
     check(forward, vector(), {"a channels": 4, "a inputs": 6, "b inputs": 1}, **layers)

@@ -15,7 +15,7 @@ TRAINING, RUN = "Training", "Run"
 Model = Annotated[
     Path | None,
     typer.Argument(
-        metavar="[MODEL]",
+        metavar="MODEL",
         help="A .pt2 file of torch.export.save, or weights (.pt, .pth, .th, .safetensors) with --factory. With "
         "--resume: a run folder.",
         show_default=False,

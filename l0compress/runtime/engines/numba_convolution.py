@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
 from math import prod
@@ -20,8 +20,8 @@ from l0compress.runtime.layers import SparseConv, matrix_shape
 Array = NDArray[Any]
 Pair = tuple[int, int]
 
-# Places of an image that are the least that a tile computes.
-SMALLEST_TILE = 4
+# Fewer places than these are better computed as one line, some of it in vain, than shared or cut into whole tiles.
+FEW_PLACES = 256
 
 # Sizes of image whose plans are kept; one has an offset a nonzero.
 KEPT_PLANS = 16
@@ -75,6 +75,8 @@ class Geometry:
 class Plan:
     """How images of one size are convolved: by bands through a packed copy, or in place by spans if window is None."""
 
+    image: Pair  # as the kernel takes it; places of which each is read alone may be one line
+    size: Pair  # of the output, likewise
     weights: Any
     window: Any
     span: int
@@ -119,24 +121,29 @@ class NumbaConv:
     def _run(self, plan: Plan, x: Array, part: Any, y: Array) -> None:
         packed, sums = scratch(plan.packed, plan.sums)
         if plan.window is None:
-            images, outputs = (array.reshape(*array.shape[:2], prod(array.shape[2:])) for array in (x, y))
+            images, outputs = (array.reshape(*array.shape[:2], prod(plan.size)) for array in (x, y))
             self._kernels.pointwise(plan.weights, images, part, plan.span, sums, outputs)
             return
-        images, outputs = (array.reshape(*array.shape[:2], *(1, *array.shape[2:])[-2:]) for array in (x, y))
+        images, outputs = x.reshape(*x.shape[:2], *plan.image), y.reshape(*y.shape[:2], *plan.size)
         self._kernels.convolve(plan.weights, images, part, plan.window, packed, sums, outputs)
 
     def _planned(self, spatial: tuple[int, ...], threads: int) -> Plan:
         """The plan for images of this size, each of which so many threads share."""
         layer, geometry = self._layer, Geometry.of(self._layer, spatial)
-        reads_in_place = prod(layer.kernel) == 1 and prod(layer.stride) == 1 and not np.any(layer.padding)
-        places = prod(geometry.image)
+        places = prod(geometry.size)
+        threads = threads if places >= threads * FEW_PLACES else 1
+        if prod(layer.kernel) > 1 or prod(layer.stride) > 1 or np.any(layer.padding):
+            return self._banded(geometry, threads)
+        line = replace(geometry, image=(1, places), size=(1, places))
+        return self._banded(line, threads) if places < FEW_PLACES else self._in_place(line, threads)
+
+    def _in_place(self, line: Geometry, threads: int) -> Plan:
+        _, places = line.size
         widest = self._kernels.WIDEST
-        if reads_in_place and places >= SMALLEST_TILE:
-            weights = self._weights(lambda channel, _row, _column: channel * places)
-            span = min(-(-places // threads), max(PACKED_FLOATS // max(layer.channels, 1), widest))
-            span = -(-span // widest) * widest
-            return Plan(weights, None, span, -(-places // span), 0, span)
-        return self._banded(geometry, threads)
+        weights = self._weights(lambda channel, _row, _column: channel * places)
+        span = min(-(-places // threads), max(PACKED_FLOATS // max(self._layer.channels, 1), widest))
+        span = -(-span // widest) * widest
+        return Plan(line.image, line.size, weights, None, span, -(-places // span), 0, widest)
 
     def _banded(self, geometry: Geometry, threads: int) -> Plan:
         layer, phases, (down, across) = self._layer, geometry.phases(), geometry.reach()
@@ -163,7 +170,8 @@ class NumbaConv:
         )
         widest = self._kernels.WIDEST
         packed = images * rows * pitch + widest  # a last tile reads a little beyond the last place
-        return Plan(self._weights(offset), window, 0, prod(bands), packed, band * pitch + widest)
+        sums = band * pitch + widest
+        return Plan(geometry.image, geometry.size, self._weights(offset), window, 0, prod(bands), packed, sums)
 
     def _weights(self, offset: Any) -> Any:
         """The weight with an offset into an image in place of each index."""

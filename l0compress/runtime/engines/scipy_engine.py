@@ -80,16 +80,19 @@ class _Linear:
     """The kernel of a linear layer."""
 
     def __init__(self, layer: SparseLinear, threads: int) -> None:
-        self._layer, self._threads = layer, threads
+        self._layer, self._most_threads = layer, threads
         self._weight = float_weight(layer)
 
     def __call__(self, x: Array) -> Array:
         samples = linear_input(self._layer, x)
         y = np.empty((len(samples), self._layer.shape[0]), np.float32)
         tasks = [partial(_multiply, samples, chunk, blocks, y) for chunk, blocks in self._tasks(len(samples))]
-        work = self._weight.nnz * max(len(samples), 4) // 8
-        run_parts(tasks, threads=min(self._threads, 1 + work // WORTH_A_THREAD))
+        run_parts(tasks, threads=self._threads(len(samples)))
         return y.reshape(*x.shape[:-1], y.shape[1])
+
+    def _threads(self, samples: int) -> int:
+        work = self._weight.nnz * max(samples, 4) // 8
+        return min(self._most_threads, 1 + work // WORTH_A_THREAD)
 
     def _tasks(self, samples: int) -> list[tuple[tuple[int, int], list[_Block]]]:
         """Which samples are multiplied with which blocks."""
@@ -98,18 +101,18 @@ class _Linear:
         chunks = -(-samples // CHUNK)
         if chunks == 1:
             return [((0, samples), [block]) for block in self._csc]
-        even = -(-chunks // self._threads) * self._threads
-        return [(chunk, self._csc) for chunk in split_evenly(samples, even, 4)]
+        threads = self._threads(samples)
+        return [(chunk, self._csc) for chunk in split_evenly(samples, -(-chunks // threads) * threads, 4)]
 
     @cached_property
     def _csr(self) -> list[_Block]:
-        parts = 1 if self._threads == 1 else self._threads * PARTS_A_THREAD
-        return _blocks(self._weight, self._layer, parts)
+        threads = self._threads(1)
+        return _blocks(self._weight, self._layer, 1 if threads == 1 else threads * PARTS_A_THREAD)
 
     @cached_property
     def _csc(self) -> list[_Block]:
-        count = -(-self._layer.shape[0] // (BLOCK_ROWS * self._threads)) * self._threads
-        blocks = _blocks(self._weight, self._layer, count)
+        threads = self._threads(CHUNK)
+        blocks = _blocks(self._weight, self._layer, -(-self._layer.shape[0] // (BLOCK_ROWS * threads)) * threads)
         return [replace(block, weight=block.weight.tocsc()) for block in blocks]
 
 

@@ -1,0 +1,63 @@
+"""The flags of ``l0compress export``, in groups by the format that they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+ONNX, CSR = "For onnx", "For csr"
+
+RunFolder = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="A run folder.", show_default="the newest under ./runs")
+]
+Format = Annotated[
+    Literal["onnx", "csr", "pt2"],
+    typer.Option(help="The kind of artifact; csr is a bundle with sparse layers that runs without torch."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="PATH", help="The file to write.", show_default="RUN/model.<format>"),
+]
+Quantize = Annotated[
+    Literal["int8", "int8-dynamic", "int8-static"] | None,
+    typer.Option(
+        help="Round to int8 and print the score before and after. int8 is static where there are convolutions, dynamic "
+        "elsewhere.",
+        rich_help_panel=ONNX,
+    ),
+]
+Calibrate = Annotated[
+    int,
+    typer.Option(min=1, metavar="N", help="Training samples that static int8 is calibrated on.", rich_help_panel=ONNX),
+]
+SparseWeights = Annotated[
+    bool,
+    typer.Option(
+        "--sparse-weights",
+        help="Leave zeros out of the file. ONNX Runtime puts them back when it loads it: smaller, not faster.",
+        rich_help_panel=ONNX,
+    ),
+]
+Storage = Annotated[
+    Literal["float32", "float16", "bfloat16", "int8"],
+    typer.Option(
+        "--dtype",
+        help="How weights are stored; int8 for sparse layers, with one scale an output.",
+        rich_help_panel=CSR,
+    ),
+]
+Batch = Annotated[
+    str, typer.Option(metavar="N,N,...", help="The batch sizes that layers are timed at.", rich_help_panel=CSR)
+]
+Threads = Annotated[int, typer.Option(min=1, help="The threads that layers are timed with.", rich_help_panel=CSR)]
+Engines = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="The engines to choose from: scipy, numba, torch.",
+        show_default="those that are installed, without torch",
+        rich_help_panel=CSR,
+    ),
+]

@@ -1,0 +1,101 @@
+"""The loops of the numba engine stay within their arrays: they check no bounds, so what lies behind is looked at."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import pytest
+from sparse_layers import noise, sparse_matrix
+
+from l0compress.runtime.engines import numba_engine
+from l0compress.runtime.layers import SparseConv, SparseLinear
+from l0compress.runtime.reference import reference
+
+kernels = pytest.importorskip("l0compress.runtime.engines.numba_kernels", exc_type=ImportError)
+
+FENCE = 64
+
+
+class Fenced:
+    """An array of a shape with sentinels before and behind it."""
+
+    def __init__(self, *shape: int) -> None:
+        size = int(np.prod(shape))
+        self._memory = np.full(size + 2 * FENCE, 123.0, np.float32)
+        self.array = self._memory[FENCE : FENCE + size].reshape(shape)
+
+    def is_intact(self) -> bool:
+        return bool((self._memory[:FENCE] == 123).all() and (self._memory[-FENCE:] == 123).all())
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def holding(values: np.ndarray) -> Any:
+    """A copy of the values between sentinels that no sum survives."""
+    fenced = Fenced(*values.shape)
+    fenced.array[...] = values
+    return fenced.array
+
+
+@pytest.mark.parametrize("width", [4, 8, 16, 32, 64])
+@pytest.mark.parametrize("columns", [1, 3, 4, 7, 8, 16, 17, 30, 33])
+def test_a_batch_is_packed_and_unpacked_within_bounds(rng, width, columns):
+    for count in {1, 2, width - 1, width}:
+        x = holding(noise(rng, count + 5, columns))
+        packed, back = Fenced(columns * width), Fenced(count + 5, columns)
+        kernels.pack_(x, 3, count, width, packed.array)
+        repeated = x[3 + np.minimum(np.arange(width), count - 1)]
+        used = width if width <= 16 else -(-count // 16) * 16
+        np.testing.assert_array_equal(packed.array.reshape(columns, width)[:, :used], repeated[:used].T)
+        kernels.unpack_(packed.array, width, columns, back.array, 3, count, 0)
+        np.testing.assert_array_equal(back.array[3 : 3 + count], x[3 : 3 + count])
+        assert (back.array[:3] == 123).all() and (back.array[3 + count :] == 123).all()
+        assert packed.is_intact() and back.is_intact()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 64, 70])
+@pytest.mark.parametrize("batch", [1, 2, 13, 40, 70])
+def test_a_product_writes_its_part_of_the_output_alone(rng, rows, batch):
+    layer = SparseLinear(sparse_matrix(rng, (rows + 7, 21), 0.5))
+    x, y = holding(noise(rng, batch + 2, 21)), Fenced(batch + 2, rows + 7)
+    packed, sums = Fenced(21 * 64), Fenced(64 * 64)
+    part = kernels.Part(1, 1 + batch, 3, 3 + rows)
+    kernels.batch_product(numba_engine._weights(layer, kernels), x, part, packed.array, sums.array, y.array)
+    expected = np.full(y.array.shape, 123.0)
+    expected[1 : 1 + batch, 3 : 3 + rows] = reference(layer, x)[1 : 1 + batch, 3 : 3 + rows]
+    np.testing.assert_allclose(y.array, expected, rtol=1e-5, atol=1e-5)
+    assert y.is_intact() and packed.is_intact() and sums.is_intact()
+
+
+@pytest.mark.parametrize("places", [4, 5, 63, 64, 67, 100, 129])
+@pytest.mark.parametrize("span", [64, 128])
+def test_images_read_in_place_are_not_left(rng, places, span):
+    layer = SparseConv(sparse_matrix(rng, (6, 5), 0.7), (1,))
+    conv = numba_engine.NumbaConv(layer, 1, kernels)
+    weights = conv._weights(lambda channel, _row, _column: channel * places)
+    x, y, sums = holding(noise(rng, 2, 5, places)), Fenced(2, 6, places), Fenced(64)
+    kernels.pointwise(weights, x, kernels.Part(0, 2 * -(-places // span), 0, 6), span, sums.array, y.array)
+    np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
+    assert y.is_intact() and sums.is_intact()
+
+
+@pytest.mark.parametrize("size", [(5, 5), (9, 12), (17, 3), (20, 40)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
+    layer = SparseConv(sparse_matrix(rng, (6, 4 * 9), 0.7), (3, 3), stride=stride, padding=((1, 1), (1, 1)))
+    conv = numba_engine.NumbaConv(layer, 1, kernels)
+    monkeypatch.setattr("l0compress.runtime.engines.numba_convolution.PACKED_FLOATS", 700)
+    plan = conv._planned(size, 1)
+    assert plan.units > 1 or prod(size) < 200
+    packed, sums = Fenced(plan.packed), Fenced(plan.sums)
+    x, y = holding(noise(rng, 2, 4, *size)), Fenced(2, 6, *plan.size)
+    kernels.convolve(
+        plan.weights, x, kernels.Part(0, 2 * plan.units, 0, 6), plan.window, packed.array, sums.array, y.array
+    )
+    np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
+    assert y.is_intact() and packed.is_intact() and sums.is_intact()
