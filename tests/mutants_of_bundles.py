@@ -33,9 +33,7 @@ BUNDLES = (
     ),
     Mutant("../runtime/reading.py", "if not made.issuperset(reads):", "if False:", (HOSTILE, "wrong")),
     Mutant("../runtime/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
-    Mutant(
-        "../runtime/bundle.py", "batch_size * batch_size <= size * larger", "batch_size <= larger", (RUNTIME, "nearest")
-    ),
+    Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
     Mutant(CUT, "name in flow.outputs or any(", "any(", (PARTITION, "float64")),
     Mutant(CANDIDATES, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "columns")),

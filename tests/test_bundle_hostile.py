@@ -142,6 +142,7 @@ class TestManifests:
             (("version",), "1", "version is '1'"),
             (("inputs", 0, "dtype"), "object", r"inputs\[0\]\.dtype is 'object'"),
             (("inputs", 0, "shape"), [1.5], "a list of sizes and names"),
+            (("inputs", 0, "shape"), ["batch", -48], "sizes from 0"),
             (("tensors", "0.weight", "shape"), [-1, 48], "whole numbers from 0"),
             (("tensors", "0.weight", "shape"), [2**30, 2**30], "shape is"),
             (("tensors", "0.weight", "shape"), [40, 48, 2], "has a weight of shape"),
@@ -208,6 +209,12 @@ class TestManifests:
             manifest["choices"] = [[1, "whole"]]
 
         refused(edited(original, change), tmp_path, r"needs 68,719,\d+,\d+ bytes for its constants.*limit_bytes")
+
+    def test_tuning_makes_no_input_larger_than_it_should_be(self, original, tmp_path):
+        def change(manifest: Any) -> None:
+            manifest["inputs"][0]["shape"] = ["batch", 2**31 - 1]
+
+        refused(edited(original, change), tmp_path, "too large to time", tune=True)
 
     def test_a_layer_with_more_rows_than_memory(self, original, tmp_path):
         def change(manifest: Any) -> None:

@@ -64,6 +64,8 @@ class Bundle:
         self._checks = [(port.name, np.dtype(port.dtype), port.shape) for port in self.inputs]
         ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
         self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
+        # Nearest on a logarithmic scale, in whole numbers: up to the root of the product of two neighbours.
+        self._bounds = [(size * larger, way) for (size, way), (larger, _) in pairwise(self._ways)]
         self._batched = next((port.name for port in self.inputs if port.shape and isinstance(port.shape[0], str)), None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -108,9 +110,8 @@ class Bundle:
         except (KeyError, AttributeError, IndexError):
             self._check(inputs)
             raise
-        # Nearest on a logarithmic scale, in whole numbers.
-        for (size, way), (larger, _) in pairwise(self._ways):
-            if batch_size * batch_size <= size * larger:
+        for bound, way in self._bounds:
+            if batch_size * batch_size <= bound:
                 return way
         return self._ways[-1][1]
 

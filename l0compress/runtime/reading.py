@@ -110,6 +110,8 @@ def _port(entry: Fields) -> Port:
     shape = entry.items("shape")
     if len(shape) > MOST_DIMS or any(isinstance(size, bool) or not isinstance(size, int | str) for size in shape):
         raise entry.wrong("shape", "a list of sizes and names")
+    if any(isinstance(size, int) and not 0 <= size < 2**31 for size in shape):
+        raise entry.wrong("shape", "sizes from 0 to 2147483647")
     return Port(entry.text("name"), entry.text("dtype", DTYPES), tuple(shape))
 
 

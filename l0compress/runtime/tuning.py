@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from l0compress.runtime.archive import FormatError
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Port, Step
 from l0compress.runtime.parts import DEFAULT_ENGINE, Parts
@@ -22,6 +24,7 @@ SPLIT, WHOLE = "split", "whole"
 SECONDS_A_LAYER = 0.15
 SECONDS_A_PLAN = 1.0
 EXAMPLE_LENGTH = 16
+MOST_EXAMPLE_ELEMENTS = 2**28
 
 
 def layer_medians(parts: Parts, inputs: Mapping[str, Array], engines: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -77,6 +80,9 @@ def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]])
 def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> dict[str, Array]:
     """Inputs made from shapes alone: normal noise, ones for integers, 16 for a free size that is not the batch.
 
+    Raises:
+        FormatError: an input would have more than 2**28 elements.
+
     Example:
         >>> example_inputs([Port("x", "float32", ("batch", 3))], 5)["x"].shape
         (5, 3)
@@ -88,6 +94,8 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
         shape = tuple(
             batch_size if dim == 0 and isinstance(port.shape[0], str) else size for dim, size in enumerate(sizes)
         )
+        if prod(shape) > MOST_EXAMPLE_ELEMENTS:
+            raise FormatError(f"takes an input of shape {shape}, which is too large to time")
         if port.dtype.startswith("float"):
             return generator.standard_normal(shape).astype(port.dtype)
         return np.ones(shape, port.dtype)
