@@ -52,7 +52,7 @@ def test_a_batch_is_packed_and_unpacked_within_bounds(rng, width, columns):
         repeated = x[3 + np.minimum(np.arange(width), count - 1)]
         used = width if width <= 16 else -(-count // 16) * 16
         np.testing.assert_array_equal(packed.array.reshape(columns, width)[:, :used], repeated[:used].T)
-        kernels.unpack_(packed.array, width, columns, back.array, 3, count, 0)
+        kernels.unpack_(packed.array, width, back.array, 3, count, (0, columns))
         np.testing.assert_array_equal(back.array[3 : 3 + count], x[3 : 3 + count])
         assert (back.array[:3] == 123).all() and (back.array[3 + count :] == 123).all()
         assert packed.is_intact() and back.is_intact()
@@ -95,7 +95,7 @@ def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
     packed, sums = Fenced(plan.packed), Fenced(plan.sums)
     x, y = holding(noise(rng, 2, 4, *size)), Fenced(2, 6, *plan.size)
     kernels.convolve(
-        plan.weights, x, kernels.Part(0, 2 * plan.units, 0, 6), plan.window, packed.array, sums.array, y.array
+        plan.weights, x, kernels.Part(0, 2 * plan.units, 0, 6), plan.window, (packed.array, sums.array), y.array
     )
     np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
     assert y.is_intact() and packed.is_intact() and sums.is_intact()

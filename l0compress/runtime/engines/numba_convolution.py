@@ -125,7 +125,7 @@ class NumbaConv:
             self._kernels.pointwise(plan.weights, images, part, plan.span, sums, outputs)
             return
         images, outputs = x.reshape(*x.shape[:2], *plan.image), y.reshape(*y.shape[:2], *plan.size)
-        self._kernels.convolve(plan.weights, images, part, plan.window, packed, sums, outputs)
+        self._kernels.convolve(plan.weights, images, part, plan.window, (packed, sums), outputs)
 
     def _planned(self, spatial: tuple[int, ...], threads: int) -> Plan:
         """The plan for images of this size, each of which so many threads share."""

@@ -12,20 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from l0compress.runtime.engines.numba_simd import LANES, make_copy, make_dot, make_tile, make_transpose
-from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
-
-__all__ = [
-    "LANES",
-    "NUMBERS",
-    "Part",
-    "Weights",
-    "Window",
-    "batch_product",
-    "convolve",
-    "gather",
-    "pointwise",
-    "vector_product",
-]
+from l0compress.runtime.engines.numba_vector_math import NUMBERS as NUMBERS
+from l0compress.runtime.engines.numba_vector_math import activate_, compiled, inlined
 
 WIDEST = 64
 ROWS = 64
@@ -126,9 +114,9 @@ def pack_(x, begin, count, width, packed):
 
 
 @compiled
-def unpack_(sums, width, size, y, begin, count, row):
-    """y[begin + i, row + r] = sums[r * width + i] for r below size."""
-    rows = y.shape[1]
+def unpack_(sums, width, y, begin, count, span):
+    """y[begin + i, row + r] = sums[r * width + i] for r below size, where span is (row, size)."""
+    (row, size), rows = span, y.shape[1]
     target, at, last = y.reshape(-1), begin * rows + row, count - 1
     if size < min(width, LANES):
         for i in range(count):
@@ -180,7 +168,7 @@ def batch_product(weights, x, part, packed, sums, y):
         for first in range(part.row, part.last_row, ROWS):
             last = min(first + ROWS, part.last_row)
             batch_sums(weights, first, last, width, packed, sums)
-            unpack_(sums, width, last - first, y, begin, count, first)
+            unpack_(sums, width, y, begin, count, (first, last - first))
         begin += count
 
 
@@ -194,8 +182,12 @@ def largest_tile(left: int) -> int:
 
 
 @inlined
-def plane_sums(weights, row, first, size, source, beyond, sums, at):
-    """One row for ``size`` neighbouring places of an image from ``first`` on; may read a tile beyond if so allowed."""
+def plane_sums(weights, row, size, origin, target, beyond):
+    """One row for ``size`` neighbouring places of an image; may read a tile beyond the last if so allowed.
+
+    origin and target are arrays and where in them to begin.
+    """
+    (source, first), (sums, at) = origin, target
     values, indices, starts, scale, bias = weights[:5]
     start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
     place = 0
@@ -234,9 +226,9 @@ def pointwise(weights, x, part, span, sums, y):
         read = image * channels * places + begin
         for row in range(part.row, part.last_row):
             written = (image * rows + row) * places + begin
-            plane_sums(weights, row, read, whole, source, False, out, written)
+            plane_sums(weights, row, whole, (source, read), (out, written), False)
             if whole < size:
-                plane_sums(weights, row, read + size - 4, 4, source, False, sums, 0)
+                plane_sums(weights, row, 4, (source, read + size - 4), (sums, 0), False)
                 for place in range(whole, size):
                     out[written + place] = sums[place - size + 4]
 
@@ -268,8 +260,12 @@ def fill_(image, window, top, left, packed):
 
 
 @compiled
-def convolve(weights, x, part, window, packed, sums, y):
-    """y (n, rows, height, width) from x (n, channels, height, width); a part counts bands, image after image."""
+def convolve(weights, x, part, window, memory, y):
+    """y (n, rows, height, width) from x (n, channels, height, width); a part counts bands, image after image.
+
+    memory is for what is packed and for sums.
+    """
+    packed, sums = memory
     rows, height, width = y.shape[1:]
     bands = window.bands[0] * window.bands[1]
     out = y.reshape(-1)
@@ -280,7 +276,7 @@ def convolve(weights, x, part, window, packed, sums, y):
         lines, columns = min(window.band[0], height - top), min(window.band[1], width - left)
         size = (lines - 1) * window.pitch + columns
         for row in range(part.row, part.last_row):
-            plane_sums(weights, row, 0, size, packed, True, sums, 0)
+            plane_sums(weights, row, size, (packed, 0), (sums, 0), True)
             for i in range(lines):
                 read, written = i * window.pitch, ((image * rows + row) * height + top + i) * width + left
                 _copy(sums, read, out, written, columns)
