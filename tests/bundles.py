@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
 
 class TwoOutputs(nn.Module):
-    """A product that is an output itself and goes on as well; a second input of another length."""
+    """Products that are outputs themselves and go on as well; a second input of another length."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,8 @@ class TwoOutputs(nn.Module):
 
     def forward(self, x: torch.Tensor, shift: torch.Tensor) -> dict[str, torch.Tensor]:
         hidden = self.first(x)
-        return {"hidden": hidden, "out": self.second(torch.relu(hidden + shift)), "again": hidden + 1}
+        out = self.second(torch.relu(hidden))
+        return {"hidden": hidden, "out": out, "again": out + shift}
 
 
 class Transposed(nn.Module):
@@ -110,6 +111,17 @@ class Transposed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.tanh(torch.addmm(self.bias, x, self.first)) @ self.second
+
+
+class Positions(nn.Module):
+    """A product without bias, to which a constant of one value a position and output is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project, self.positions = nn.Linear(24, 30, bias=False), nn.Parameter(torch.empty(7, 30))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.project(x) + self.positions)
 
 
 def convolutions() -> nn.Module:
@@ -138,6 +150,7 @@ NETWORKS = {
     "attention": lambda: (randomised(Attention(), 0.8), Call((torch.randint(0, 50, (2, 6)),))),
     "two outputs": lambda: (randomised(TwoOutputs()), Call((torch.randn(2, 20), torch.randn(2, 1)))),
     "columns": lambda: (randomised(Transposed()), Call((torch.randn(2, 20),))),
+    "positions": lambda: (randomised(Positions()), Call((torch.randn(2, 7, 24),))),
     "LSTM": lambda: (randomised(Recurrent(nn.LSTM)), Call((torch.randn(2, 5, 16),))),
     "GRU": lambda: (randomised(Recurrent(nn.GRU)), Call((torch.randn(2, 5, 16),))),
     "unrolled cell": lambda: (randomised(Unrolled()), Call((torch.randn(2, 3, 16),))),

@@ -38,15 +38,18 @@ BUNDLES = (
     ),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
     Mutant(CUT, "name in flow.outputs or any(", "any(", (PARTITION, "float64")),
+    Mutant(CANDIDATES, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "columns")),
     Mutant(
-        CANDIDATES, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "float64 and columns")
+        CANDIDATES,
+        "return prod(tensor.dims) == size == tensor.dims[-1]",
+        "return True",
+        (PARTITION, "positions"),
     ),
-    Mutant(CANDIDATES, "return prod(tensor.dims) == size == tensor.dims[-1]", "return True", (PARTITION, "float64")),
     Mutant(CANDIDATES, 'given.get("group", 1),', "1,", (PARTITION, "convolutions")),
     Mutant(
         "../export/partition/flow.py",
         "len(readers) == 1 and name not in self.outputs",
         "readers",
-        (PARTITION, "float64"),
+        (PARTITION, "outputs"),
     ),
 )

@@ -73,6 +73,9 @@ def draw(arg: torch.Tensor, batch_size: int) -> torch.Tensor:
         ("one dimension", {"conv": 2}),
         ("attention", {"embedding": 1, "linear": 7}),
         ("LSTM", {"linear": 1}),
+        ("columns", {"linear": 2}),
+        ("positions", {"linear": 1}),
+        ("two outputs", {"linear": 2}),
         ("unrolled cell", {"linear": 7}),
     ],
 )
