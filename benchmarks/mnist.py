@@ -5,8 +5,8 @@
 For every seed a network is trained dense without augmentation, then compressed to each budget by every method with the
 package's default settings. All parameters count, the first layer's too: a pixel that nobody reads leaves it. With
 ``--granularity weights`` single weights become zero and the budget counts what is not: 2 % of all parameters, beside
-magnitude across all layers and within each, 96 epochs for every method instead of 48. Choices are made on 5,000 validation images; the test part is read once a
-model, for the number printed, after the last epoch.
+magnitude across all layers and within each, 96 epochs for every method instead of 48. Choices are made on 5,000
+validation images; the test part is read once a model, for the number printed, after the last epoch.
 MNIST is read from ``$L0COMPRESS_DATA/mnist/mnist.npz``, by default under ``../shared/data``.
 """
 
