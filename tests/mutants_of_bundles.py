@@ -23,7 +23,7 @@ BUNDLES = (
     Mutant(ARCHIVE, "or not stat.S_ISREG(file.lstat().st_mode)", "", (HOSTILE, "folder_with_a_link")),
     Mutant(PARTS, "!= self.manifest.hashes.get(name)", "is None", (HOSTILE, "wrong_hash")),
     Mutant(PARTS, "if total > self.limit_bytes:", "if False:", (HOSTILE, "more_rows")),
-    Mutant("../runtime/protobuf.py", "number == _EXTERNAL_DATA or ", "", (HOSTILE, "another_file")),
+    Mutant("../runtime/protobuf.py", "number == _EXTERNAL_DATA or ", "", (FORMAT, "hides")),
     Mutant("../runtime/protobuf.py", '22: "sparse", 23: "sparse"', "", (FORMAT, "hides")),
     Mutant(
         "../runtime/protobuf.py",
