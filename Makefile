@@ -69,8 +69,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# A file's tests stay together, since some of them share what was expensive to make.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 errors: $(STAMP)
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bad_inputs.py
