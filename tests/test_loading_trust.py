@@ -35,7 +35,7 @@ def program_of(path: Path) -> dict:
 
 
 def rewritten(source: Path, target: Path, ending: str, change) -> Path:
-    hostile_files._rewrite(source, target, ending, change)
+    hostile_files.rewrite_archive(source, target, ending, change)
     return target
 
 

@@ -251,9 +251,18 @@ class TestExpectedCost:
             assert both.expected_cost(unit).item() == pytest.approx(wanted, rel=1e-6)
 
     def test_of_both_it_is_that_of_weights_where_layers_read_parts_of_one_parameter(self):
-        """A packed projection: its rows meet sequences of 5 and of 7 positions in two products."""
-        layer = randomise(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True))
-        graph = capture(layer, (torch.zeros(2, 5, 8), torch.zeros(2, 7, 8)))
+        """A packed projection, whose rows meet sequences of 5 and of 7 positions, and two weights joined into one."""
+
+        class Joined(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.TransformerDecoderLayer(8, 2, 16, batch_first=True)
+                self.upper, self.lower = nn.Parameter(torch.zeros(3, 8)), nn.Parameter(torch.zeros(5, 8))
+
+            def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+                return nn.functional.linear(self.layer(x, memory), torch.cat([self.upper, self.lower]))
+
+        graph = capture(randomise(Joined()), (torch.zeros(2, 5, 8), torch.zeros(2, 7, 8)))
         alone, both = scattered_(gate(graph, granularity="weights")), gate(graph, granularity="both")
         with torch.no_grad():
             both.gates.log_alpha.fill_(40.0)
