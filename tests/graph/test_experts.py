@@ -84,12 +84,14 @@ def in_runs() -> nn.Module:
 
 
 LISTED = {f"e.{number}.0 channels": 6 for number in range(4)}
+# The experts themselves (a softmax over them reads their scores), and the hidden units within them.
+STACKED = {"up channels": 4, "up #2 channels": 6, "down channels": 8, "r inputs": 8}
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], dict[str, int]]] = {
     "weighted sum": (lambda: listed(weighted_sum), {**LISTED, "r inputs": 8, "e.0.2 channels": 8}),
     "chosen by mask": (lambda: listed(chosen_by_mask), {**LISTED, "r inputs": 8, "e.0.2 channels": 8}),
     "sent to experts": (lambda: listed(sent_to_experts, a=nn.Linear(8, 8)), {**LISTED, "e.0.2 channels": 8}),
-    "stacked, bmm": (lambda: stacked(stacked_bmm), {"up channels": 6, "down channels": 8, "r inputs": 8}),
-    "stacked, matmul": (lambda: stacked(stacked_matmul), {"up channels": 6, "down channels": 8, "r inputs": 8}),
+    "stacked, bmm": (lambda: stacked(stacked_bmm), STACKED),
+    "stacked, matmul": (lambda: stacked(stacked_matmul), STACKED),
     "runs of tokens": (in_runs, {"a channels": 8, "up channels": 6}),
 }
 
