@@ -15,7 +15,8 @@ def bench(
     artifact: Annotated[
         Path,
         typer.Argument(
-            metavar="ARTIFACT", help="An .onnx or .pt2 file; or a run folder, of which every form is made and timed."
+            metavar="ARTIFACT",
+            help="An .onnx or .pt2 file, or a bundle; or a run folder, of which every form is made and timed.",
         ),
     ],
     against: Annotated[
@@ -26,7 +27,7 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 2,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the latencies: .png, .svg or .pdf (needs l0compress[plot])."),
+        typer.Option(metavar="FILE", help="Draw the latencies: .png, .svg or .pdf (needs matplotlib)."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:

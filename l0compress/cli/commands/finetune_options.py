@@ -16,8 +16,8 @@ Model = Annotated[
     Path | None,
     typer.Argument(
         metavar="MODEL",
-        help="A .pt2 file of torch.export.save, or weights (.pt, .pth, .th, .safetensors) with --factory. With "
-        "--resume: a run folder.",
+        help="A .pt2 file of torch.export.save, weights (.pt, .pth, .th, .ckpt, .safetensors) with --factory, an .onnx "
+        "file, or a folder of Hugging Face transformers. With --resume: a run folder.",
         show_default=False,
     ),
 ]
