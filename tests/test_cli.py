@@ -159,6 +159,12 @@ class TestExport:
         answer = answer["output_0"] if format == "onnx" else answer
         torch.testing.assert_close(answer, masked(x(5)), rtol=1e-5, atol=1e-6)
 
+    def test_a_bundle_without_zeros_says_so_and_shows_no_empty_table(self, finished: Path, tmp_path: Path) -> None:
+        printed = run_cli("export", finished / "run", "--format", "csr", "-o", tmp_path / "net.l0c").stdout
+        assert "no weight has enough zeros to run sparse: finetune --granularity weights makes them" in printed
+        assert "Sparse layers" not in printed
+        assert "Sparse layers" not in run_cli("bench", tmp_path / "net.l0c", "--batch", "1").stdout
+
     def test_it_goes_where_it_is_told(self, finished: Path, tmp_path: Path) -> None:
         exported = printed_json("export", finished / "run", "-o", tmp_path / "net.onnx")
         assert exported["path"] == str(tmp_path / "net.onnx")

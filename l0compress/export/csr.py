@@ -86,11 +86,14 @@ class ExportedBundle(Exported):
 
     def tables(self) -> tuple[Table, ...]:
         """Every layer with its timings."""
-        return (bundle_table(self.manifest),)
+        return (bundle_table(self.manifest),) if self.manifest.layers else ()
 
     def lines(self) -> tuple[str, ...]:
         """What was checked, in words."""
-        return (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
+        lines = (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
+        if self.manifest.layers:
+            return lines
+        return (*lines, "no weight has enough zeros to run sparse: finetune --granularity weights makes them")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""

@@ -52,7 +52,7 @@ class ArtifactBench:
 
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
-        layers = () if self.manifest is None else (bundle_table(self.manifest),)
+        layers = (bundle_table(self.manifest),) if self.manifest is not None and self.manifest.layers else ()
         return (bench_table(self.report) if self.run is None else self._comparison(self.run), *layers)
 
     def _comparison(self, run: Run) -> Table:
