@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import subprocess
 import sys
 import time
@@ -93,8 +94,9 @@ def test_repeated_calls_hold_no_more_memory(engine):
     tracemalloc.start()
     try:
         run_all()
-        before = run_all()
-        assert run_all() - before < 10_000
+        held = [run_all() for _ in range(4)]
+        # What leaks grows in every round; a thread that comes to its first part late allocates its scratch once.
+        assert min(after - before for before, after in itertools.pairwise(held)) < 10_000
     finally:
         tracemalloc.stop()
 
