@@ -108,6 +108,7 @@ def _build_archives() -> None:
         "name.pt2": (".json", '"name": "relu"', '"name": "relu=print(1)"'),
         "huge.pt2": ("weights_config.json", '[{"as_int": 6}, {"as_int": 8}]', '[{"as_int": 99999999999}]'),
         "enum.pt2": (".json", "builtins.tuple", "collections.defaultdict"),
+        "basket.pt2": (".json", "builtins.tuple", "shop.Basket"),
     }  # fmt: skip
     for name, (ending, old, new) in tampered.items():
         rewrite("mlp.pt2", name, ending, lambda content, old=old, new=new: content.replace(old.encode(), new.encode()))
@@ -264,6 +265,7 @@ HOSTILE = {
     "an operator that writes files": (finetune("file.pt2"), f"Model 'file.pt2'{RUNS_CODE}the operator 'torch.ops.aten"),
     "a size that runs code": (finetune("size.pt2"), f"Model 'size.pt2'{RUNS_CODE}the size "),
     "a name that runs code": (finetune("name.pt2"), f"Model 'name.pt2'{RUNS_CODE}the name 'relu=print(1)'"),
+    "an unknown container": (finetune("basket.pt2"), "Cannot read model 'basket.pt2': it takes or hands on shop.Bask"),
     "a container that imports": (finetune("enum.pt2"), f"Model 'enum.pt2'{RUNS_CODE}a container that imports what it"),
     "a tensor of absurd size": (finetune("huge.pt2"), f"Model 'huge.pt2'{RUNS_CODE}a size of 99999999999"),
     "a path out of a model": (finetune("extra.pt2"), "Cannot read model 'extra.pt2' as an archive of torch.export.sa"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -347,3 +348,22 @@ class TestTargets:
     def test_a_malformed_target(self, text, message):
         with pytest.raises(TargetError, match="^" + re.escape(message)):
             parse_target(text)
+
+
+def test_what_hugging_face_models_hand_on_is_known_without_being_asked_for(tmp_path):
+    """Saved where transformers is imported, read where it is not yet."""
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+
+    class Model(nn.Module):
+        def forward(self, x):
+            return outputs.BaseModelOutput(last_hidden_state=x + 1)
+
+    path = tmp_path / "hands_on.pt2"
+    save_pt2(Model(), (torch.zeros(2, 3),), path)
+    code = (
+        "import sys; from l0compress.loading import load_pt2\n"
+        "assert 'transformers' not in sys.modules\n"
+        f"print(load_pt2({str(path)!r}).call_spec.out_spec.type.__name__)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "BaseModelOutput", done.stderr

@@ -496,7 +496,7 @@ class TestProcesses:
         assert process.poll() is None, process.communicate()
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == status and "The run is kept in 'run' at step " in errors, errors
+        assert process.returncode == status and "The run is kept in 'run' at " in errors, errors
         for run in ("run", "other"):
             subprocess.run([*command, run], check=True, capture_output=True, env=ENVIRONMENT)
         assert hashes("run") == hashes("other")

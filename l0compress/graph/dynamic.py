@@ -70,9 +70,12 @@ def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     named: dict[str, Any] = {}
     for name, value in bound.items():
         if signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            named.update(value)
-        else:
-            named[name] = value
+            raise CaptureError(
+                f"{type(model).__name__}.forward takes {', '.join(map(repr, value))} through **{name}, where "
+                "torch.export cannot leave sizes free. Nothing was changed. Wrap the model in a module whose forward "
+                "names its inputs, or pass dynamic=None to fix all sizes."
+            )
+        named[name] = value
     return named
 
 

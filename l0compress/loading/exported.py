@@ -25,6 +25,7 @@ from torch.export import ExportedProgram
 
 from l0compress.errors import ModelError
 from l0compress.loading.archives import FREE_BYTES, Archive, open_archive
+from l0compress.loading.containers import unknown_containers
 from l0compress.loading.programs import fault_of_program, without_notes
 from l0compress.loading.references import first_line
 from l0compress.loading.weights import READ_ERRORS, load_tensors
@@ -92,6 +93,13 @@ def _vetted(content: bytes, path: Path) -> bytes:
     fault = fault_of_program(program)
     if fault is not None:
         _refuse(path, fault)
+    unknown = unknown_containers(program)
+    if unknown:
+        raise ModelError(
+            f"Cannot read model {str(path)!r}: it takes or hands on {unknown[0]}, a container that nothing here knows. "
+            "Nothing was changed. Export a module that hands on tensors, tuples or dictionaries, or in Python import "
+            "that container's package first."
+        )
     parts[PROGRAM] = json.dumps(program).encode()
     for kind in PAYLOADS:
         parts |= _payloads(archive, entries, kind, path)

@@ -133,6 +133,24 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         capture(TwoLayers(), ())
 
 
+class AnyKeyword(nn.Module):
+    def forward(self, x: Tensor, **more: Tensor) -> Tensor:
+        return x * more["scale"]
+
+
+def test_free_sizes_of_unnamed_keywords_are_refused_and_fixed_ones_are_not() -> None:
+    """torch.export looks for them by two names at once."""
+    message = (
+        r"^AnyKeyword\.forward takes 'scale' through \*\*more, where torch\.export cannot leave sizes free\. Nothing "
+        r"was changed\. Wrap the model in a module whose forward names its inputs, or pass dynamic=None to fix all "
+        r"sizes\.$"
+    )
+    with pytest.raises(CaptureError, match=message):
+        capture(AnyKeyword(), (torch.ones(2, 3),), {"scale": torch.ones(2, 1)})
+    fixed = capture(AnyKeyword(), (torch.ones(2, 3),), {"scale": torch.full((2, 1), 2.0)}, dynamic=None)
+    assert torch.equal(fixed.module()(torch.ones(2, 3), scale=torch.full((2, 1), 2.0)), torch.full((2, 3), 2.0))
+
+
 class Regularised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
