@@ -198,6 +198,14 @@ def test_inside_attention(form: str) -> None:
     check(attention, tokens(), **{name: nn.Linear(12, 16) for name in "qkv"}, o=nn.Linear(16, 3))
 
 
+def test_heads_that_keep_different_widths() -> None:
+    def attention(s: nn.Module, x: Tensor) -> Tensor:
+        heads = zip(*(layer(x).chunk(3, -1) for layer in (s.q, s.k, s.v)), strict=True)
+        return s.o(torch.cat([torch.softmax(q @ k.mT, -1) @ v for q, k, v in heads], -1))
+
+    check(attention, tokens(), **{name: nn.Linear(12, 12) for name in "qkv"}, o=nn.Linear(12, 3))
+
+
 # Whole networks over a vector of six inputs.
 NETWORKS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "a layer used twice": (

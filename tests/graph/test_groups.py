@@ -163,6 +163,20 @@ def test_rotary_embeddings_pair_the_halves_of_every_head() -> None:
     }
 
 
+def heads_apart(s: nn.Module, x: Tensor) -> Tensor:
+    """Attention that is written head by head, so that no view forces their widths to be alike."""
+    parts = (layer(x).chunk(3, -1) for layer in (s.q, s.k, s.v))
+    return s.o(torch.cat([torch.softmax(q @ k.mT, -1) @ v for q, k, v in zip(*parts, strict=True)], -1))
+
+
+def test_heads_apart_keep_widths_of_their_own() -> None:
+    layers = {name: nn.Linear(12, 12) for name in "qkv"}
+    groups = grouped(heads_apart, tokens(), **layers, o=nn.Linear(12, 3))
+    assert {name: size for name, size in table(groups).items() if "inputs" not in name} == {
+        f"{name} channels": 4 for name in ("q", "q #2", "q #3", "v", "v #2", "v #3")
+    }
+
+
 def test_a_channel_shuffle_keeps_every_channel_free() -> None:
     def shuffled(s: nn.Module, x: Tensor) -> Tensor:
         h = s.a(x)
