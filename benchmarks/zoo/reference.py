@@ -4,7 +4,8 @@ Only the kept indices of every parameter are taken from the plan. Where a weight
 a convolution), dropped indices become zero. Everywhere else they become noise, which must not matter, since nothing
 reads it: a reader that the plan has forgotten shows up as a difference. Two exceptions are zero throughout: weights
 whose rows meet another activation in a product (queries and keys), where nothing stands in between that could ignore
-them, and weights whose use is not plain to see.
+them, and weights whose use is not plain to see. A norm whose weight has lost channels gets zeros for them: what else
+is added to those channels (a bias that runs over tokens) is no matter of weights.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 _PRODUCTS = ("matmul", "mm", "bmm", "addmm", "baddbmm", "scaled_dot_product_attention", "einsum")
 _SUMS = ("sum", "mean", "linalg_vector_norm", "norm", "linalg_norm")
+# Where in the arguments of a norm over channels its weight stands.
+_NORMS = {"layer_norm": 2, "native_layer_norm": 2, "rms_norm": 2, "group_norm": 2}
 _LOOSE = ("batch_norm", "add", "mul", "sub", "embedding", "layer_norm", "where", "sym_size")
 
 
@@ -35,6 +38,7 @@ def reads_sums(plan: KeepPlan) -> bool:
 def silenced(graph: CapturedGraph, keeps: Mapping[str, Keeps], *, noisy: bool) -> GraphNetwork:
     """``graph`` with dropped columns zeroed, and dropped rows filled with noise (zero, too, where not ``noisy``)."""
     network = graph.module()
+    _silence_norms_(network, keeps)
     readers, quiet = reading_dims(network), _meeting_activations(network)
     generator = torch.Generator().manual_seed(11)
     tensors = dict(network.named_parameters(remove_duplicate=False)) | dict(
@@ -46,6 +50,31 @@ def silenced(graph: CapturedGraph, keeps: Mapping[str, Keeps], *, noisy: bool) -
                 zero_dims = readers.get(name) if noisy and name not in quiet else None
                 _overwrite_(tensors[name], kept, zero_dims, generator)
     return network
+
+
+def _silence_norms_(network: GraphNetwork, keeps: Mapping[str, Keeps]) -> None:
+    """Multiply what a norm reads by one where its weight keeps the channel, and by zero where it does not."""
+    for index, node in enumerate(list(network.graph.nodes)):
+        place = _NORMS.get(op_name(node), len(node.args))
+        weight = node.args[place] if place < len(node.args) else None
+        kept = keeps.get(str(weight.target), ()) if isinstance(weight, fx.Node) and weight.op == "get_attr" else ()
+        if not any(keep is not None for keep in kept):
+            continue
+        mask = torch.ones(tuple(weight.meta["val"].shape))
+        for dim, keep in enumerate(kept):
+            if keep is not None:
+                mask.movedim(dim, 0)[_dropped(keep, mask.shape[dim])] = 0
+        source = node.args[0]
+        if op_name(node) == "group_norm":
+            mask = mask.view(-1, *[1] * (source.meta["val"].dim() - 2))
+        network.register_buffer(f"kept_{index}", mask.to(source.meta["val"].dtype))
+        with network.graph.inserting_before(node):
+            held = network.graph.get_attr(f"kept_{index}")
+            product = network.graph.call_function(torch.ops.aten.mul.Tensor, (source, held))
+        product.meta["val"] = source.meta["val"]
+        held.meta["val"] = mask
+        node.replace_input_with(source, product)
+    network.recompile()
 
 
 def _overwrite_(tensor: Tensor, kept: Keeps, zero_dims: frozenset[int] | None, generator: torch.Generator) -> None:

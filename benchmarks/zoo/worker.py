@@ -24,7 +24,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from l0compress.calls import Call, example_calls
+from l0compress.calls import BATCH_SIZES, Call, example_calls
 from l0compress.errors import CaptureError, NothingToPruneError
 from l0compress.export.onnx import export_onnx
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
@@ -148,10 +148,23 @@ def compare_wide(report: Report, graph: CapturedGraph, plan: KeepPlan) -> None:
     reference = answers(masked(double, plan), calls)
     report.write(error64=distance(small, reference))
     report.write(**_against_weights(double, plan, small, calls))
-    rounded = answers(masked(graph, plan), example_calls(graph, ()))
-    report.write(noise=distance(rounded, reference[: len(rounded)]))
+    report.write(noise=_rounding(graph, double, plan))
     dense = answers(double.module(), calls)
     report.write(away=distance(reference, dense), largest=max(float(leaf.abs().max()) for leaf in dense))
+
+
+def _rounding(graph: CapturedGraph, double: CapturedGraph, plan: KeepPlan) -> float:
+    """What float32 does to the masked model, at the batches that ONNX Runtime will be asked for."""
+    sizes = BATCH_SIZES if sum(weight.numel() for weight in graph.state().values()) < WIDE_LIMIT else ()
+    calls = example_calls(graph, sizes)
+    return distance(answers(masked(graph, plan), calls), answers(masked(double, plan), tuple(map(_widened, calls))))
+
+
+def _widened(call: Call) -> Call:
+    def cast(leaf: Any) -> Any:
+        return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return Call(*pytree.tree_map(cast, (call.args, call.kwargs)))
 
 
 def _against_weights(
