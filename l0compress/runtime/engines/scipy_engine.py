@@ -25,9 +25,12 @@ from l0compress.runtime.reference import activated
 
 Array = NDArray[Any]
 
-# Rows of a block and samples of a chunk: 256 KiB of sums, which stay in a cache of the second level.
-BLOCK_ROWS = 2048
-CHUNK = 32
+# Samples of a chunk, and rows of a block: 256 KiB of sums, which stay in a cache of the second level.
+CHUNK = 64
+BLOCK_ROWS = 1024
+
+# Samples that are laid side by side at a time: rows that are a power of two apart push each other out of the cache.
+PACKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,11 @@ class _Block:
     activation: str | None
 
     def __call__(self, x: Array) -> Array:
-        """activation(W @ x + bias) for x of shape (columns, n)."""
+        """activation(W @ x + bias) for x of shape (columns,) or (columns, n)."""
         sums = self.weight @ x
         if self.bias is not None:
-            sums += self.bias[self.begin : self.end, None]
+            bias = self.bias[self.begin : self.end]
+            sums += bias if x.ndim == 1 else bias[:, None]
         return activated(self.activation, sums)
 
 
@@ -85,24 +89,40 @@ class _Linear:
 
     def __call__(self, x: Array) -> Array:
         samples = linear_input(self._layer, x)
+        if len(samples) == 1 and len(self._csr) == 1:
+            return self._csr[0](samples[0]).reshape(*x.shape[:-1], self._layer.shape[0])
         y = np.empty((len(samples), self._layer.shape[0]), np.float32)
-        tasks = [partial(_multiply, samples, chunk, blocks, y) for chunk, blocks in self._tasks(len(samples))]
-        run_parts(tasks, threads=self._threads(len(samples)))
+        if len(samples) == 1:
+            run_parts([partial(_multiply_one, samples, block, y) for block in self._csr], threads=self._most_threads)
+        elif len(samples) <= CHUNK:
+            self._share_rows(samples, y)
+        else:
+            self._share_samples(samples, y)
         return y.reshape(*x.shape[:-1], y.shape[1])
+
+    def _share_rows(self, samples: Array, y: Array) -> None:
+        """Too few samples for several threads: each takes some of the rows."""
+        threads, whole = self._threads(len(samples)), (0, len(samples))
+        columns = np.empty(samples.shape[::-1], np.float32)
+        ranges = split_evenly(len(samples), threads, PACKED_AT_ONCE)
+        run_parts([partial(_pack, samples, part, columns) for part in ranges], threads=threads)
+        run_parts([partial(_multiply, columns, whole, [block], y) for block in self._csc], threads=threads)
+
+    def _share_samples(self, samples: Array, y: Array) -> None:
+        threads = self._threads(len(samples))
+        chunks = split_evenly(len(samples), -(-len(samples) // (CHUNK * threads)) * threads, PACKED_AT_ONCE)
+
+        def run(chunk: tuple[int, int]) -> None:
+            begin, end = chunk
+            columns = np.empty((samples.shape[1], end - begin), np.float32)
+            _pack(samples[begin:end], (0, end - begin), columns)
+            _multiply(columns, chunk, self._csc, y)
+
+        run_parts([partial(run, chunk) for chunk in chunks], threads=threads)
 
     def _threads(self, samples: int) -> int:
         work = self._weight.nnz * max(samples, 4) // 8
         return min(self._most_threads, 1 + work // WORTH_A_THREAD)
-
-    def _tasks(self, samples: int) -> list[tuple[tuple[int, int], list[_Block]]]:
-        """Which samples are multiplied with which blocks."""
-        if samples < 2:
-            return [((0, samples), [block]) for block in self._csr]
-        chunks = -(-samples // CHUNK)
-        if chunks == 1:
-            return [((0, samples), [block]) for block in self._csc]
-        threads = self._threads(samples)
-        return [(chunk, self._csc) for chunk in split_evenly(samples, -(-chunks // threads) * threads, 4)]
 
     @cached_property
     def _csr(self) -> list[_Block]:
@@ -116,11 +136,21 @@ class _Linear:
         return [replace(block, weight=block.weight.tocsc()) for block in blocks]
 
 
-def _multiply(x: Array, chunk: tuple[int, int], blocks: list[_Block], y: Array) -> None:
+def _multiply_one(x: Array, block: _Block, y: Array) -> None:
+    y[0, block.begin : block.end] = block(x[0])
+
+
+def _multiply(columns: Array, chunk: tuple[int, int], blocks: list[_Block], y: Array) -> None:
     begin, end = chunk
-    columns = np.ascontiguousarray(x[begin:end].T)
     for block in blocks:
         y[begin:end, block.begin : block.end] = block(columns).T
+
+
+def _pack(x: Array, part: tuple[int, int], columns: Array) -> None:
+    """columns[j, i] = x[i, j] for the samples of a part."""
+    for begin in range(*part, PACKED_AT_ONCE):
+        end = min(begin + PACKED_AT_ONCE, part[1])
+        columns[:, begin:end] = x[begin:end].T
 
 
 class _Conv:

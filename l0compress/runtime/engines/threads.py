@@ -1,12 +1,17 @@
-"""One pool of threads for all kernels of a process; the caller's own thread does its share."""
+"""Helping threads for all kernels of a process; the caller's own thread does its share.
+
+A kernel runs for some ten microseconds, and an executor of ``concurrent.futures`` takes as long to hand over a part and
+to hand back that it is done. So this is a queue and a lock.
+"""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
+from itertools import count, pairwise
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -15,10 +20,82 @@ from numpy.typing import NDArray
 # Parts that a thread gets where they cost nothing to make: the last of them evens out what others lagged behind.
 PARTS_A_THREAD = 2
 
-# Nanoseconds of work that are worth handing to another thread, which takes some ten thousand.
+# Nanoseconds of work that are worth handing to another thread, which may take twenty thousand to wake up.
 WORTH_A_THREAD = 30_000
 
-_pool: list[ThreadPoolExecutor] = []
+
+class _Job:
+    """Parts that several threads take one after the other; who finishes the last of them opens the lock."""
+
+    def __init__(self, parts: Sequence[Callable[[], None]]) -> None:
+        self._todo = deque(parts)
+        self._last = len(parts) - 1
+        self._finished = count()
+        self._done = threading.Lock()
+        self._done.acquire()
+        self.errors: list[BaseException] = []
+
+    def take_turns(self) -> None:
+        while True:
+            try:
+                part = self._todo.popleft()
+            except IndexError:
+                return
+            try:
+                part()
+            except BaseException as error:  # noqa: BLE001 - raised by wait, in the caller's thread
+                self.errors.append(error)
+            if next(self._finished) == self._last:
+                self._done.release()
+
+    def wait(self) -> None:
+        """Until every part has been run, and by whom does not matter."""
+        self._done.acquire()
+        for error in self.errors:
+            raise error
+
+
+class _Helpers:
+    """Threads that wait for jobs; as many as were ever wanted at once, at most one a core."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def call(self, job: _Job, wanted: int) -> None:
+        """Offer a job to so many of them. Who comes late finds nothing to do; if nobody comes, the caller does all."""
+        wanted = min(wanted, os.cpu_count() or 1)
+        if self._count < wanted:
+            self._start(wanted)
+        # Where offers pile up all of them are busy, and more would only be waited for.
+        for _ in range(min(wanted, 2 * self._count - self._jobs.qsize())):
+            self._jobs.put(job)
+
+    def _start(self, wanted: int) -> None:
+        with self._lock:
+            while self._count < wanted:
+                thread = threading.Thread(target=self._serve, name=f"l0compress-{self._count}", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads here, or the interpreter is about to end
+                    return
+                self._count += 1
+
+    def _serve(self) -> None:
+        while True:
+            self._jobs.get().take_turns()
+
+
+_helpers = _Helpers()
+
+
+def _forget_helpers() -> None:
+    global _helpers
+    _helpers = _Helpers()
+
+
+os.register_at_fork(after_in_child=_forget_helpers)
 
 
 def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
@@ -30,28 +107,10 @@ def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
         for part in parts:
             part()
         return
-    if not _pool:
-        _pool.append(ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="l0compress"))
-    todo = deque(parts)
-    helpers = [_pool[0].submit(_take_turns, todo) for _ in range(min(threads, len(parts)) - 1)]
-    try:
-        _take_turns(todo)
-    finally:
-        # One that has not begun has nothing left to do; one that runs writes into memory of the caller's.
-        running = [helper for helper in helpers if not helper.cancel()]
-        errors = [helper.exception() for helper in running]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
-def _take_turns(todo: deque[Callable[[], None]]) -> None:
-    while True:
-        try:
-            part = todo.popleft()
-        except IndexError:
-            return
-        part()
+    job = _Job(parts)
+    _helpers.call(job, min(threads, len(parts)) - 1)
+    job.take_turns()
+    job.wait()
 
 
 def split_rows(row_starts: NDArray[Any], parts: int) -> list[tuple[int, int]]:
@@ -78,6 +137,3 @@ def split_evenly(size: int, parts: int, multiple: int) -> list[tuple[int, int]]:
     """
     step = max(-(-size // (parts * multiple)), 1) * multiple
     return [(begin, min(begin + step, size)) for begin in range(0, size, step)]
-
-
-os.register_at_fork(after_in_child=_pool.clear)  # a child process has the pool but none of its threads
