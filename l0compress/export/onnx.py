@@ -31,6 +31,7 @@ from l0compress.calls import example_calls, free_dims, named_leaves
 from l0compress.errors import RunError, SurgeryError
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.norms import split_norms_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession, first_line
 from l0compress.graph.capture import CapturedGraph
@@ -99,6 +100,7 @@ class FlatNetwork(nn.Module):
         super().__init__()
         self.network = graph.module()
         _lay_out_attention_(self.network)
+        split_norms_(self.network)
         self._leaves, self._spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
 
     def forward(self, *tensors: Tensor) -> tuple[Any, ...]:
