@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def sign_again_(run: Path) -> None:
     manifest = read_manifest(run)
     manifest.files.update({name: sha256_of(run / name) for name in manifest.files})
     manifest.write(run)
+
+
+def without_data(run: Path, copy: Path) -> Path:
+    """A copy of a run on the clouds, whose data have gone since."""
+    shutil.copytree(run, copy)
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(config.replace("blobs.npz", "gone.npz"))
+    sign_again_(copy)
+    return copy
 
 
 def save_pt2(model: nn.Module, args: tuple[torch.Tensor, ...], path: Path) -> None:

@@ -135,7 +135,16 @@ def captured_pt2(path: Path) -> CapturedGraph:
     Raises:
         RunError: the file is missing or unreadable.
     """
+    return capture(program_pt2(path))
+
+
+def program_pt2(path: Path) -> ExportedProgram:
+    """A ``.pt2`` archive as it is, before it is captured.
+
+    Raises:
+        RunError: the file is missing or unreadable.
+    """
     try:
-        return capture(load_pt2(path))
+        return load_pt2(path)
     except ModelError as reason:
         raise RunError(str(reason)) from reason
