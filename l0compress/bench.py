@@ -20,13 +20,12 @@ from torch import nn
 
 from l0compress.calls import Call, resized
 from l0compress.errors import InputError, RunError
-from l0compress.export.bundled import BundleSession, is_bundle
+from l0compress.export.bundled import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
+from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
-from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.loading import load_pt2
+from l0compress.graph.capture import CapturedGraph
 
-Session: TypeAlias = OnnxSession | BundleSession
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 
 BATCH_SIZES = (1, 8, 64)
@@ -155,7 +154,7 @@ def bench(
     return BenchReport(threads, tuple(timings), sizes)
 
 
-def open_candidate(candidate: Candidate, threads: int) -> Session | CapturedGraph | Callable[..., Any]:
+def open_candidate(candidate: Candidate, threads: int | None) -> Session | CapturedGraph | Callable[..., Any]:
     """A file as what runs it; anything else as it is.
 
     Raises:
@@ -164,12 +163,12 @@ def open_candidate(candidate: Candidate, threads: int) -> Session | CapturedGrap
     if not isinstance(candidate, str | Path):
         return candidate
     path = Path(candidate)
+    if is_bundle(path):
+        return BundleSession(path, threads=threads)
     if path.suffix == ".onnx":
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":
-        return capture(load_pt2(path))
-    if is_bundle(path):
-        return BundleSession(path, threads=threads)
+        return captured_pt2(path)
     raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle. Nothing was run.")
 
 
@@ -185,7 +184,7 @@ def call_of(sources: Sequence[Any]) -> Call:
         if isinstance(source, CapturedGraph):
             return Call(source.example_args, source.example_kwargs)
     for source in sources:
-        if isinstance(source, OnnxSession | BundleSession):
+        if isinstance(source, Session):
             return source.example_call()
     raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
 
@@ -196,7 +195,7 @@ def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) 
     Raises:
         InputError: the candidate does not take the inputs, or is in training mode.
     """
-    if isinstance(candidate, OnnxSession | BundleSession):
+    if isinstance(candidate, Session):
         candidate(*call.args, **call.kwargs)
         return candidate.bound(call)
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate

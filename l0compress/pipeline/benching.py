@@ -11,17 +11,18 @@ from typing import Any
 from l0compress.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.data import AnySplit
 from l0compress.errors import SurgeryError
-from l0compress.export.bundled import SUFFIX, BundleSession
+from l0compress.export.bundled import SUFFIX, is_bundle
 from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
 from l0compress.footprint import footprint
 from l0compress.graph.capture import CapturedGraph
-from l0compress.pipeline.artifacts import Verification, load, verify_artifact
+from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_artifact
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
-from l0compress.pipeline.sources import captured_pt2
 from l0compress.report import Measured, Table, bench_table, bundle_table, comparison_table
+from l0compress.runtime.bundle import read_manifest
 from l0compress.runtime.manifest import Manifest
 from l0compress.training.course import Evaluation
 
@@ -109,26 +110,27 @@ def bench_artifact(
     if against is not None and is_run(Path(against)):
         return _against_run(artifact, open_run(against), batch_sizes, threads)
     candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
-    models = [load(path) for path in candidates.values()]
+    for path in candidates.values():
+        existing_artifact(path)
     report = _timed(candidates, None, batch_sizes, threads)
-    return ArtifactBench(report, manifest=_manifest_of(models[-1]))
+    return ArtifactBench(report, manifest=_manifest_of(artifact))
 
 
 def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
-    checked, model = verify_artifact(artifact, run=run.folder), load(artifact)
+    checked = verify_artifact(artifact, run=run.folder)
     if artifact.suffix == ".pt2":
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
         return ArtifactBench(report, run, checked, notes=(_NO_INT8,))
     origin = origin_of(run)
-    kind = INT8 if checked.quantization else CSR if isinstance(model, BundleSession) else ""
+    kind = INT8 if checked.quantization else CSR if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
         forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
         notes = _add_int8_(forms, DENSE, origin.data.train)
         forms[SMALL + kind] = artifact
         report = _timed(forms, origin.dense, batch_sizes, threads)
         scores = score_files(origin, _int8_of(forms))
-    return ArtifactBench(report, run, checked, scores, _manifest_of(model), notes)
+    return ArtifactBench(report, run, checked, scores, _manifest_of(artifact), notes)
 
 
 def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
@@ -173,5 +175,5 @@ def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str,
     return ()
 
 
-def _manifest_of(model: Any) -> Manifest | None:
-    return model.bundle.manifest if isinstance(model, BundleSession) else None
+def _manifest_of(artifact: Path) -> Manifest | None:
+    return read_manifest(artifact) if is_bundle(artifact) else None

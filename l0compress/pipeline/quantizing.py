@@ -16,6 +16,7 @@ from l0compress.calls import Call
 from l0compress.data import AnySplit, Data
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import captured_pt2, program_pt2
 from l0compress.export.quantize import Int8, annotate_, quantize_onnx
 from l0compress.export.session import QUANTIZATION_KEY, TOLERANCE_KEY, OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
@@ -23,7 +24,6 @@ from l0compress.loading import fit_data, load_data
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.requests import request_of
 from l0compress.pipeline.runs import CONFIG, Run
-from l0compress.pipeline.sources import captured_pt2, program_pt2
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.losses import TaskLoss, objective_for
 from l0compress.verify import verify
