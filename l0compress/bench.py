@@ -6,8 +6,6 @@ ensures:  latencies of whole calls, with the thread count that they were taken w
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,6 +23,7 @@ from l0compress.export.files import size_on_disk
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
+from l0compress.runtime.timing import Turns, in_turns
 
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 
@@ -140,12 +139,13 @@ def bench(
         )
     opened = {name: open_candidate(candidate, threads) for name, candidate in candidates.items()}
     call = call_of([inputs] if inputs is not None else list(opened.values()))
+    turns = Turns(max_seconds, rounds, FEWEST_ROUNDS, CALLS_A_ROUND, WARMUP_CALLS)
     timings: list[Timing] = []
     with _threads(threads), torch.inference_mode():
         for batch_size in batch_sizes:
             sized = resized(call, batch_size)
             runners = {name: runner(candidate, sized) for name, candidate in opened.items()}
-            taken = _take_turns(runners, rounds, max_seconds)
+            taken = in_turns(runners, turns)
             timings += [_summary(name, batch_size, nanoseconds) for name, nanoseconds in taken.items()]
     sizes = {
         name: size_on_disk(Path(candidate)) if isinstance(candidate, str | Path) else None
@@ -204,30 +204,6 @@ def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) 
     return lambda: model(*call.args, **call.kwargs)
 
 
-def _take_turns(runners: Mapping[str, Callable[[], Any]], rounds: int, max_seconds: float) -> dict[str, list[int]]:
-    """Nanoseconds of every timed call of every runner."""
-    taken: dict[str, list[int]] = {name: [] for name in runners}
-    for run in runners.values():
-        for _ in range(WARMUP_CALLS):
-            run()
-    names = list(runners)
-    start = time.perf_counter()
-    for index in range(rounds):
-        if index >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
-            break
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            runners[name]()
-            taken[name] += [_nanoseconds(runners[name]) for _ in range(CALLS_A_ROUND)]
-    return taken
-
-
-def _nanoseconds(run: Callable[[], Any]) -> int:
-    begin = time.perf_counter_ns()
-    run()
-    return time.perf_counter_ns() - begin
-
-
 def _summary(name: str, batch_size: int, nanoseconds: list[int]) -> Timing:
     median_ms, p95_ms = (float(value) / 1e6 for value in np.percentile(nanoseconds, [50, 95]))
     return Timing(name, batch_size, len(nanoseconds), median_ms, p95_ms, 1000 * batch_size / median_ms)
@@ -235,14 +211,10 @@ def _summary(name: str, batch_size: int, nanoseconds: list[int]) -> Timing:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Torch's thread count, and no garbage collection in the middle of a timing."""
-    before, collecting = torch.get_num_threads(), gc.isenabled()
+    """Torch's thread count, restored afterwards."""
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
-    gc.collect()
-    gc.disable()
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        if collecting:
-            gc.enable()
