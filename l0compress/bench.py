@@ -6,8 +6,6 @@ ensures:  latencies of whole calls, with the thread count that they were taken w
 
 from __future__ import annotations
 
-import gc
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,13 +18,13 @@ from torch import nn
 
 from l0compress.calls import Call, resized
 from l0compress.errors import InputError, RunError
-from l0compress.export.bundled import BundleSession, is_bundle
+from l0compress.export.bundled import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
+from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
-from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.loading import load_pt2
+from l0compress.graph.capture import CapturedGraph
+from l0compress.runtime.timing import Turns, in_turns
 
-Session: TypeAlias = OnnxSession | BundleSession
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 
 BATCH_SIZES = (1, 8, 64)
@@ -141,12 +139,13 @@ def bench(
         )
     opened = {name: open_candidate(candidate, threads) for name, candidate in candidates.items()}
     call = call_of([inputs] if inputs is not None else list(opened.values()))
+    turns = Turns(max_seconds, rounds, FEWEST_ROUNDS, CALLS_A_ROUND, WARMUP_CALLS)
     timings: list[Timing] = []
     with _threads(threads), torch.inference_mode():
         for batch_size in batch_sizes:
             sized = resized(call, batch_size)
             runners = {name: runner(candidate, sized) for name, candidate in opened.items()}
-            taken = _take_turns(runners, rounds, max_seconds)
+            taken = in_turns(runners, turns)
             timings += [_summary(name, batch_size, nanoseconds) for name, nanoseconds in taken.items()]
     sizes = {
         name: size_on_disk(Path(candidate)) if isinstance(candidate, str | Path) else None
@@ -155,7 +154,7 @@ def bench(
     return BenchReport(threads, tuple(timings), sizes)
 
 
-def open_candidate(candidate: Candidate, threads: int) -> Session | CapturedGraph | Callable[..., Any]:
+def open_candidate(candidate: Candidate, threads: int | None) -> Session | CapturedGraph | Callable[..., Any]:
     """A file as what runs it; anything else as it is.
 
     Raises:
@@ -164,12 +163,12 @@ def open_candidate(candidate: Candidate, threads: int) -> Session | CapturedGrap
     if not isinstance(candidate, str | Path):
         return candidate
     path = Path(candidate)
+    if is_bundle(path):
+        return BundleSession(path, threads=threads)
     if path.suffix == ".onnx":
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":
-        return capture(load_pt2(path))
-    if is_bundle(path):
-        return BundleSession(path, threads=threads)
+        return captured_pt2(path)
     raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle. Nothing was run.")
 
 
@@ -185,7 +184,7 @@ def call_of(sources: Sequence[Any]) -> Call:
         if isinstance(source, CapturedGraph):
             return Call(source.example_args, source.example_kwargs)
     for source in sources:
-        if isinstance(source, OnnxSession | BundleSession):
+        if isinstance(source, Session):
             return source.example_call()
     raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
 
@@ -196,37 +195,13 @@ def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) 
     Raises:
         InputError: the candidate does not take the inputs, or is in training mode.
     """
-    if isinstance(candidate, OnnxSession | BundleSession):
+    if isinstance(candidate, Session):
         candidate(*call.args, **call.kwargs)
         return candidate.bound(call)
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate
     if isinstance(model, nn.Module) and model.training:
         raise InputError(f"{type(model).__name__} is in training mode. Nothing was run. Call .eval() on it first.")
     return lambda: model(*call.args, **call.kwargs)
-
-
-def _take_turns(runners: Mapping[str, Callable[[], Any]], rounds: int, max_seconds: float) -> dict[str, list[int]]:
-    """Nanoseconds of every timed call of every runner."""
-    taken: dict[str, list[int]] = {name: [] for name in runners}
-    for run in runners.values():
-        for _ in range(WARMUP_CALLS):
-            run()
-    names = list(runners)
-    start = time.perf_counter()
-    for index in range(rounds):
-        if index >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
-            break
-        shift = index % len(names)
-        for name in names[shift:] + names[:shift]:
-            runners[name]()
-            taken[name] += [_nanoseconds(runners[name]) for _ in range(CALLS_A_ROUND)]
-    return taken
-
-
-def _nanoseconds(run: Callable[[], Any]) -> int:
-    begin = time.perf_counter_ns()
-    run()
-    return time.perf_counter_ns() - begin
 
 
 def _summary(name: str, batch_size: int, nanoseconds: list[int]) -> Timing:
@@ -236,14 +211,10 @@ def _summary(name: str, batch_size: int, nanoseconds: list[int]) -> Timing:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Torch's thread count, and no garbage collection in the middle of a timing."""
-    before, collecting = torch.get_num_threads(), gc.isenabled()
+    """Torch's thread count, restored afterwards."""
+    before = torch.get_num_threads()
     torch.set_num_threads(count)
-    gc.collect()
-    gc.disable()
     try:
         yield
     finally:
         torch.set_num_threads(before)
-        if collecting:
-            gc.enable()

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from clouds import blobs, trained_mlp
+from run_folders import Killed, dying_at, hashes, request
 from torch import nn
 from typer.testing import CliRunner, Result
 
 from l0compress.cli.app import app
+from l0compress.data import Data
+from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.pipeline.durable import sha256_of
 from l0compress.pipeline.manifest import read_manifest
+from l0compress.pipeline.training_run import finetune_run
 
 # One thread here and in the commands that tests start: two networks of a few units each would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -63,6 +70,18 @@ def blobs_npz(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def data() -> Data:
+    """Three clouds, drawn anew for each part."""
+    return Data(blobs(), blobs(seed=1), blobs(seed=2))
+
+
+@pytest.fixture(scope="session")
+def graph(data: Data) -> CapturedGraph:
+    """A network that knows the clouds."""
+    return capture(trained_mlp(data.train), (data.train.inputs[0][:2],))
+
+
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, its data, and a run at half its parameters that was exported to both formats."""
     folder = tmp_path_factory.mktemp("finished")
@@ -75,11 +94,58 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, data, a run that nobody touched, and one that was killed after its second epoch."""
+    folder, before = tmp_path_factory.mktemp("made"), Path.cwd()
+    os.chdir(folder)
+    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), Path("mlp.pt2"))
+    save_blobs(Path("blobs.npz"))
+    finetune_run(request("whole"))
+    with pytest.raises(Killed):
+        finetune_run(request("run"), on_event=dying_at(2))
+    os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with a model and data; the threads that runs in it set are restored."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mlp.pt2", "blobs.npz"):
+        shutil.copy(made / name, name)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def whole(made: Path, folder: Path) -> dict[str, str]:
+    """The hashes of a run that nobody touched."""
+    shutil.copytree(made / "whole", folder / "whole")
+    return hashes("whole")
+
+
+@pytest.fixture
+def unfinished(made: Path, folder: Path) -> Path:
+    """A run that was killed after its second epoch."""
+    return Path(shutil.copytree(made / "run", folder / "run"))
+
+
 def sign_again_(run: Path) -> None:
     """Make a run folder whose files were changed consistent again."""
     manifest = read_manifest(run)
     manifest.files.update({name: sha256_of(run / name) for name in manifest.files})
     manifest.write(run)
+
+
+def without_data(run: Path, copy: Path) -> Path:
+    """A copy of a run on the clouds, whose data have gone since."""
+    shutil.copytree(run, copy)
+    config = (copy / "config.toml").read_text()
+    (copy / "config.toml").write_text(config.replace("blobs.npz", "gone.npz"))
+    sign_again_(copy)
+    return copy
 
 
 def save_pt2(model: nn.Module, args: tuple[torch.Tensor, ...], path: Path) -> None:

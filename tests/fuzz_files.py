@@ -90,14 +90,6 @@ def read(path: Path) -> None:
         capture(model)
 
 
-def flip_bits(content: bytes, rng: random.Random) -> bytes:
-    """One to eight bits, anywhere."""
-    changed = bytearray(content)
-    for _ in range(rng.randint(1, 8)):
-        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-    return bytes(changed)
-
-
 def overwrite(content: bytes, rng: random.Random) -> bytes:
     """A few bytes by extremes, which are lengths and counts in many formats."""
     changed, at = bytearray(content), rng.randrange(len(content))
@@ -123,7 +115,9 @@ def delete(content: bytes, rng: random.Random) -> bytes:
     return content[:start] + content[start + rng.randint(1, 200) :]
 
 
-MUTATIONS: tuple[Mutation, ...] = (flip_bits, overwrite, truncate, splice, delete, hostile_files.change_member)
+MUTATIONS: tuple[Mutation, ...] = (
+    hostile_files.flip_bits, overwrite, truncate, splice, delete, hostile_files.change_member
+)  # fmt: skip
 
 
 def try_file(path: Path, sprung: Path) -> Outcome:

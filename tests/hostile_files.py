@@ -65,15 +65,16 @@ def change_member(content: bytes, rng: random.Random) -> bytes:
         for name in old.namelist():
             member = old.read(name)
             if name == chosen and member:
-                member = _digits_changed(member, rng) if rng.random() < 0.5 else _bits_changed(member, rng)
+                member = _digits_changed(member, rng) if rng.random() < 0.5 else flip_bits(member, rng, most=4)
             if name != chosen or rng.random() < 0.97:
                 new.writestr(name, member)
     return buffer.getvalue()
 
 
-def _bits_changed(member: bytes, rng: random.Random) -> bytes:
-    changed = bytearray(member)
-    for _ in range(rng.randint(1, 4)):
+def flip_bits(content: bytes, rng: random.Random, *, most: int = 8) -> bytes:
+    """One to ``most`` bits, anywhere."""
+    changed = bytearray(content)
+    for _ in range(rng.randint(1, most)):
         changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
@@ -82,7 +83,7 @@ def _digits_changed(member: bytes, rng: random.Random) -> bytes:
     """A number in text becomes another: sizes, offsets and types of a program's JSON."""
     places = [at for at, byte in enumerate(member) if 48 <= byte < 58]
     if not places:
-        return _bits_changed(member, rng)
+        return flip_bits(member, rng, most=4)
     at = rng.choice(places)
     number = rng.choice([b"0", b"-1", b"7", b"99999", b"2147483648", b"99999999999999", b"9" * 40])
     return member[:at] + number + member[at + 1 :]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
+from conftest import printed_json, run_cli, tiny_mlp
 from torch import nn
 
 import l0compress as l0
@@ -27,23 +27,13 @@ def sparse_mlp() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a run that was exported as a bundle, and whose weights were not sparse."""
-    folder = tmp_path_factory.mktemp("finished")
-    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), folder / "mlp.pt2")
-    save_blobs(folder / "blobs.npz")
-    arguments = ("--data", folder / "blobs.npz", "--target", "params=0.6", "--epochs", "2", "-o", folder / "run")
-    assert run_cli("finetune", folder / "mlp.pt2", *arguments).exit_code == 0
+def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that was exported as a bundle too, and whose weights were not sparse."""
+    folder = Path(shutil.copytree(finished, tmp_path_factory.mktemp("bundle") / "finished"))
     outcome = run_cli("export", folder / "run", "--format", "csr", "--batch", "1,4", "--threads", "1")
     assert outcome.exit_code == 0, outcome.stderr
     assert "equal to the masked dense model" in outcome.stdout
     return folder
-
-
-def printed_json(*arguments: str | Path) -> dict:
-    outcome = run_cli(*arguments, "--json")
-    assert outcome.exit_code == 0, outcome.stderr
-    return json.loads(outcome.stdout)
 
 
 def test_a_run_is_exported_under_the_suffix_of_a_bundle(finished):

@@ -21,8 +21,8 @@ from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.graph import capture
 from l0compress.runtime import load
 from l0compress.runtime.archive import Archive
-from l0compress.runtime.bundle import from_files
-from l0compress.runtime.manifest import LayerTiming, Step
+from l0compress.runtime.bundle import from_files, read_manifest
+from l0compress.runtime.manifest import MANIFEST, LayerTiming, Step
 from l0compress.runtime.reading import parse
 
 NO_TORCH = """
@@ -72,6 +72,14 @@ class TestWithoutTorch:
         packages = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
         assert packages.isdisjoint({"torch", "onnx", "onnxscript", "typer", "rich"})
         assert packages.issuperset({"numpy", "scipy", "onnxruntime", "l0compress"})
+
+
+def test_the_manifest_alone_is_read_without_the_parts(path, tmp_path):
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "alone.l0c", "w") as alone:
+        alone.writestr(MANIFEST, whole.read(MANIFEST))
+    assert read_manifest(tmp_path / "alone.l0c") == load(path).manifest
+    with pytest.raises(RunError, match=r"Cannot read bundle .*none\.l0c': there is no such file or folder\."):
+        read_manifest(tmp_path / "none.l0c")
 
 
 class TestRuns:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import printed_json, run_cli, save_blobs, save_pt2, tiny_mlp
+from conftest import printed_json, run_cli, save_blobs, save_pt2, tiny_mlp, without_data
 from torch import nn
 
 from l0compress.cli.progress import ProgressDisplay
@@ -234,8 +234,9 @@ class TestBench:
         assert names == ["dense", "dense int8", "small int8"]
         assert set(measured["int8_metrics"]) == {"dense int8", "small int8"}
 
-    def test_a_pt2_file_has_no_int8_form(self, finished: Path) -> None:
-        arguments = ("bench", finished / "run/model.pt2", "--against", finished / "run", "--batch", "1")
+    def test_a_pt2_file_has_no_int8_form_and_needs_no_data(self, finished: Path, tmp_path: Path) -> None:
+        run = without_data(finished / "run", tmp_path / "run")
+        arguments = ("bench", finished / "run/model.pt2", "--against", run, "--batch", "1")
         measured = printed_json(*arguments)
         assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small"]
         assert measured["notes"] == ["ONNX files alone have an int8 form; give an .onnx artifact to compare with it."]

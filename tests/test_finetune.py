@@ -9,62 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from clouds import QUICK, Scaled, blobs, trained_mlp
 from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split, StreamSplit
-from l0compress.errors import DataError, InputError, L0Error, NotEqualError, TargetError
+from l0compress.errors import DataError, InputError, L0Error, TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cost import cost
 from l0compress.graph.groups import find_groups
 from l0compress.graph.masked import masked
-from l0compress.training.course import drop_inputs, dropout, evaluate
 from l0compress.training.equality import check_equal
-from l0compress.training.finetune import FinetuneResult, course_of, finetune
-from l0compress.training.losses import cross_entropy, kl_divergence, logits_of, mse, objective_for
+from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.methods.magnitude import magnitude, magnitude_scores
-from l0compress.training.optim import carry_state_, cosine, weight_optimizer
-from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings, GateSettings
-
-QUICK = FinetuneSettings(epochs=6, batch_size=32, gates=GateSettings(learning_rate=0.1, multiplier_rate=0.2))
-
-
-def blobs(num_samples: int = 256, *, labels: bool = True, seed: int = 0) -> Split:
-    """Three clouds in 8 dimensions, of which the last 4 are noise."""
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(3, (num_samples,), generator=generator)
-    centres = torch.zeros(3, 8)
-    centres[:, :3] = 3 * torch.eye(3)
-    inputs = centres[targets] + torch.randn(num_samples, 8, generator=generator)
-    return Split((inputs,), targets if labels else None)
-
-
-def trained_mlp(split: Split, out: int = 3) -> nn.Module:
-    """16 hidden units, fitted by full-batch Adam."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, out))
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    targets = split.targets
-    for _ in range(100):
-        predicted = model(split.inputs[0])
-        loss = (
-            F.mse_loss(predicted[:, 0], targets) if targets.is_floating_point() else F.cross_entropy(predicted, targets)
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return Data(blobs(), blobs(seed=1), blobs(seed=2))
-
-
-@pytest.fixture(scope="module")
-def graph(data: Data) -> CapturedGraph:
-    return capture(trained_mlp(data.train), (data.train.inputs[0][:2],))
 
 
 @pytest.fixture(scope="module")
@@ -205,15 +163,6 @@ def test_a_regression_is_compressed_whatever_the_scale_of_its_targets():
     assert plain_errors[1] == pytest.approx(plain_errors[0], rel=0.5, abs=0.02)
 
 
-class Scaled(nn.Module):
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.factor = factor
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.factor
-
-
 def test_a_loss_of_the_users_own_is_called_with_outputs_and_targets(graph, data):
     def smoothed(outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=0.1)
@@ -311,172 +260,6 @@ class TestMagnitude:
             state["0.weight"].square().sum(1) + state["0.bias"].square() + state["2.weight"].square().sum(0)
         ).sqrt()
         assert torch.allclose(scores[list(hidden.moves)].float(), norms / norms.mean(), rtol=1e-5)
-
-
-class TestLosses:
-    logits = torch.tensor([[2.0, 0.0, -1.0], [0.5, 1.5, 0.0]])
-    teacher = torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 1.0]])
-
-    def test_kl_divergence_is_the_textbook_sum(self):
-        for temperature in (1.0, 2.0):
-            p = torch.softmax(self.teacher / temperature, -1)
-            q = torch.softmax(self.logits / temperature, -1)
-            expected = temperature**2 * (p * (p / q).log()).sum(-1).mean()
-            assert kl_divergence(self.logits, self.teacher, temperature=temperature).item() == pytest.approx(
-                expected.item(), rel=1e-5
-            )
-
-    def test_ignored_labels_count_for_neither_loss(self):
-        targets = torch.tensor([0, -100])
-        assert torch.isclose(cross_entropy(self.logits, targets), F.cross_entropy(self.logits[:1], targets[:1]))
-        both = kl_divergence(self.logits, self.teacher, temperature=2.0, targets=targets)
-        assert torch.isclose(both, kl_divergence(self.logits[:1], self.teacher[:1], temperature=2.0))
-
-    def test_sequences_and_pixels_are_classified_position_by_position(self):
-        sequence, targets = torch.randn(2, 5, 4), torch.randint(4, (2, 5))
-        expected = F.cross_entropy(sequence.reshape(10, 4), targets.reshape(10))
-        assert torch.isclose(cross_entropy(sequence, targets), expected)
-        assert torch.isclose(cross_entropy(sequence.movedim(-1, 1), targets), expected)
-
-    def test_outputs_may_be_a_tensor_a_tuple_or_a_mapping(self):
-        for outputs in (self.logits, (self.logits, None), [self.logits], {"hidden": None, "logits": self.logits}):
-            assert logits_of(outputs) is self.logits
-
-    def test_outputs_without_a_tensor_are_refused(self):
-        with pytest.raises(DataError, match="The model returns dict with no tensor in it, so no loss can be computed"):
-            logits_of({"hidden": None})
-
-    def test_shapes_that_do_not_fit_are_refused_with_both_shapes(self):
-        with pytest.raises(DataError, match=r"output of shape \(2, 3\) does not fit class labels of shape \(3,\)"):
-            cross_entropy(self.logits, torch.tensor([0, 1, 2]))
-        with pytest.raises(DataError, match=r"predicts values of shape \(2, 3\) and the targets have shape \(2,\)"):
-            mse(self.logits, torch.tensor([0.0, 1.0]))
-
-    def test_the_loss_is_half_task_and_half_distillation(self):
-        targets = torch.tensor([0, 1])
-        objective = objective_for("auto", targets, self.teacher)
-        expected = 0.5 * F.cross_entropy(self.logits, targets) + 0.5 * kl_divergence(
-            self.logits, self.teacher, temperature=2.0
-        )
-        assert torch.isclose(objective.loss(self.logits, targets, self.teacher), expected)
-
-    def test_auto_chooses_by_targets_and_outputs(self):
-        assert objective_for("auto", torch.tensor([0, 1]), self.logits).kind == "classes"
-        assert objective_for("auto", torch.tensor([0.0, 1.0]), torch.zeros(2, 1)).kind == "values"
-        assert objective_for("auto", None, {"logits": self.logits}).kind == "classes"
-        assert objective_for("auto", None, {"last_hidden_state": torch.zeros(2, 4, 8)}).kind == "values"
-
-    def test_an_unknown_loss_is_refused(self):
-        with pytest.raises(InputError) as error:
-            objective_for("hinge", None, self.logits)
-        assert str(error.value) == (
-            "Unknown loss 'hinge': expected one of auto, cross-entropy, mse, or a function of (outputs, targets). "
-            "Nothing was changed."
-        )
-
-
-class TestOptimizer:
-    def test_sliced_state_continues_as_if_the_rest_had_never_been_there(self):
-        """Adam is elementwise: training a whole matrix and cutting it equals training the cut one all along."""
-        torch.manual_seed(0)
-        keep = (torch.tensor([0, 2]), torch.tensor([1, 3, 4]))
-        whole = nn.Parameter(torch.randn(4, 5))
-        part = nn.Parameter(whole.detach()[keep[0]][:, keep[1]].clone())
-        settings = {"learning_rate": 0.01, "weight_decay": 0.1}
-        whole_optimizer, part_optimizer = (weight_optimizer({"w": p}, "adamw", **settings) for p in (whole, part))
-        gradients = torch.randn(6, 4, 5)
-        for gradient in gradients[:3]:
-            whole.grad, part.grad = gradient, gradient[keep[0]][:, keep[1]]
-            whole_optimizer.step()
-            part_optimizer.step()
-        cut = nn.Parameter(whole.detach()[keep[0]][:, keep[1]].clone())
-        cut_optimizer = weight_optimizer({"w": cut}, "adamw", **settings)
-        carry_state_(cut_optimizer, whole_optimizer, {"w": (whole, cut)}, {"w": keep})
-        for gradient in gradients[3:]:
-            cut.grad, part.grad = gradient[keep[0]][:, keep[1]], gradient[keep[0]][:, keep[1]].clone()
-            cut_optimizer.step()
-            part_optimizer.step()
-        assert torch.equal(cut, part)
-
-    def test_vectors_are_not_decayed(self):
-        matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
-        optimizer = weight_optimizer({"m": matrix, "v": vector}, "sgd", learning_rate=0.1, weight_decay=0.5)
-        matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(2)
-        optimizer.step()
-        assert torch.equal(vector, torch.ones(2)) and (matrix < 1).all()
-
-    def test_the_schedule_is_a_cosine_after_a_linear_warmup(self):
-        assert cosine(0.55, floor=0.2, warmup=0.1) == pytest.approx(0.2 + 0.8 * 0.5)
-        assert (cosine(0.0, warmup=0.1), cosine(1.0), cosine(1.5)) == (0.0, 0.0, 0.0)
-
-
-class TestBatchNorm:
-    def graph(self) -> CapturedGraph:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 3, 3))
-        return capture(model, (torch.zeros(2, 2, 8, 8),))
-
-    def test_statistics_become_the_means_over_the_batches(self):
-        graph = self.graph()
-        batches = [Batch((torch.randn(16, 2, 8, 8) * scale + 1,), {}) for scale in (1.0, 2.0, 3.0)]
-        state = recalibrate(graph, batches).state()
-        conv = [F.conv2d(batch.args[0], graph.state()["0.weight"], graph.state()["0.bias"]) for batch in batches]
-        means = torch.stack([out.mean((0, 2, 3)) for out in conv]).mean(0)
-        variances = torch.stack([out.var((0, 2, 3)) for out in conv]).mean(0)
-        assert torch.allclose(state["1.running_mean"], means, atol=1e-5)
-        assert torch.allclose(state["1.running_var"], variances, atol=1e-4)
-
-    def test_everything_else_stays(self):
-        graph = self.graph()
-        before = {name: tensor.clone() for name, tensor in graph.state().items()}
-        after = recalibrate(graph, [Batch((torch.randn(4, 2, 8, 8),), {})]).state()
-        assert {name for name in before if not torch.equal(before[name], after[name])} == {
-            "1.running_mean", "1.running_var"
-        }  # fmt: skip
-        assert all(torch.equal(tensor, before[name]) for name, tensor in graph.state().items())
-
-    def test_a_graph_without_statistics_is_returned_as_it_is(self, graph):
-        assert recalibrate(graph, [Batch((torch.zeros(2, 8),), {})]) is graph
-
-
-class TestEvaluation:
-    def test_accuracy_and_loss_are_exact_over_uneven_batches(self, graph, data):
-        course = course_of(graph, data, QUICK)
-        network = graph.module()
-        with torch.no_grad():
-            logits = network(data.val.inputs[0])
-        measured = evaluate(network, data.val, replace(course.objective, task_share=1.0), batch_size=100)
-        assert measured.metric == (logits.argmax(-1) == data.val.targets).float().mean().item()
-        assert measured.loss == pytest.approx(F.cross_entropy(logits, data.val.targets).item(), rel=1e-5)
-        assert measured.num_samples == len(data.val)
-
-    def test_the_mode_is_restored(self, graph, data):
-        network = graph.module().train()
-        evaluate(network, data.val, course_of(graph, data, QUICK).objective)
-        assert network.training
-
-    def test_models_that_differ_are_refused(self, data):
-        torch.manual_seed(0)
-        one, other = nn.Linear(8, 3), nn.Linear(8, 3)
-        with pytest.raises(NotEqualError, match="After surgery, output 0 differs from the masked dense model's by"):
-            check_equal(one, other, data.val.take(slice(0, 4)))
-        broken = nn.Sequential(one, Scaled(math.nan))
-        with pytest.raises(NotEqualError, match="differs"):
-            check_equal(broken, one, data.val.take(slice(0, 4)))
-
-
-class TestInputDropout:
-    def test_the_share_dropped_and_the_mean_are_right(self):
-        torch.manual_seed(0)
-        dropped = dropout(torch.ones(400, 500), 0.25)
-        assert (dropped == 0).double().mean().item() == pytest.approx(0.25, abs=0.005)
-        assert torch.allclose(dropped.unique(), torch.tensor([0.0, 4 / 3]))
-
-    def test_only_flat_floating_inputs_are_touched(self):
-        image, tokens, flat = torch.ones(2, 1, 4, 4), torch.ones(2, 50, dtype=torch.long), torch.ones(2, 500)
-        batch = drop_inputs(Batch((image, tokens), {"features": flat}), 0.5)
-        assert torch.equal(batch.args[0], image) and torch.equal(batch.args[1], tokens)
-        assert (batch.kwargs["features"] == 0).any()
 
 
 class Residual(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import onnx
 import onnxruntime.quantization
 import pytest
 import torch
-from conftest import printed_json, run_cli, sign_again_
+from conftest import printed_json, run_cli, without_data
 from onnx import numpy_helper
 from torch import nn
 
@@ -22,6 +21,8 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8, quantize_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, capture
+from l0compress.loading import load_data
+from l0compress.pipeline import quantizing
 
 
 def two_layers() -> CapturedGraph:
@@ -134,6 +135,12 @@ class TestExport:
         outcome = run_cli("verify", tmp_path / "net.onnx", "--against", finished / "run")
         assert outcome.exit_code == 1 and outcome.stderr.startswith("Error: The two models are not equal: ")
 
+    def test_the_data_are_read_once(self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[str] = []
+        monkeypatch.setattr(quantizing, "load_data", lambda source: read.append(source.name) or load_data(source))
+        printed_json("export", finished / "run", "--quantize", "int8-static", "-o", tmp_path / "net.onnx")
+        assert read == [str(finished / "blobs.npz")]
+
     def test_only_onnx_is_quantized(self, finished: Path, tmp_path: Path) -> None:
         outcome = run_cli(
             "export", finished / "run", "--format", "pt2", "--quantize", "int8", "-o", tmp_path / "net.pt2"
@@ -144,10 +151,7 @@ class TestExport:
         )
 
     def test_data_that_has_gone_leaves_nothing_behind(self, finished: Path, tmp_path: Path) -> None:
-        shutil.copytree(finished / "run", tmp_path / "run")
-        config = (tmp_path / "run/config.toml").read_text()
-        (tmp_path / "run/config.toml").write_text(config.replace("blobs.npz", "gone.npz"))
-        sign_again_(tmp_path / "run")
+        without_data(finished / "run", tmp_path / "run")
         before = sorted(tmp_path.rglob("*"))
         outcome = run_cli("export", tmp_path / "run", "--quantize", "int8")
         assert outcome.exit_code == 2 and "gone.npz" in outcome.stderr

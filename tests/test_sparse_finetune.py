@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from clouds import QUICK
 from conftest import run_cli
-from test_finetune import QUICK, blobs, trained_mlp
 from torch import Tensor
 
 import l0compress as l0
 from l0compress.data import Data
 from l0compress.errors import InputError, NotEqualError
 from l0compress.gates.attach import GatedNetwork, gate
-from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, masked, nonzero_cost
+from l0compress.graph import CapturedGraph, KeepPlan, cost, masked, nonzero_cost
 from l0compress.pipeline.config import read_config
 from l0compress.training import finetune as finetuning
 from l0compress.training.equality import check_equal
@@ -29,16 +29,6 @@ SPARSE = replace(QUICK, granularity="weights", epochs=8)
 LONGER = replace(SPARSE, epochs=24)
 BOTH = replace(QUICK, granularity="both")
 DENSE = 8 * 16 + 16 + 16 * 3 + 3
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return Data(blobs(), blobs(seed=1), blobs(seed=2))
-
-
-@pytest.fixture(scope="module")
-def graph(data: Data) -> CapturedGraph:
-    return capture(trained_mlp(data.train), (data.train.inputs[0][:2],))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from l0compress.calls import Call
-from l0compress.export.session import TensorSpec, example_of, named_feeds
+from l0compress.export.session import OnnxSession, TensorSpec, example_of, named_feeds
 from l0compress.runtime import Bundle, load
 from l0compress.runtime.manifest import MANIFEST
 
@@ -87,3 +87,7 @@ class BundleSession:
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
         """A call made from the input shapes alone."""
         return example_of(self.inputs, batch_size, seed=seed)
+
+
+# An artifact that ONNX Runtime and sparse kernels run; a .pt2 file is a graph instead.
+Session: TypeAlias = OnnxSession | BundleSession

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,6 +39,7 @@ from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Manifest
 from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
+from l0compress.runtime.sessions import open_session
 from l0compress.verify import Model, verify
 
 BATCH_SIZES = (1, 8, 64)
@@ -201,9 +201,7 @@ def _types(flow: Flow, calls: Sequence[Call]) -> Types:
     known = {value.name for value in model.graph.output}
     names = [name for name in flow.makers if name not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     every = [output.name for output in session.get_outputs()]
     examples = []
     for call in calls:

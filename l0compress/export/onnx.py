@@ -33,11 +33,12 @@ from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
-from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession, first_line
+from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.recurrent import any_length
+from l0compress.runtime.sessions import first_line
 from l0compress.verify import Model, verify
 
 # A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.

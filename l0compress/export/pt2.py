@@ -19,11 +19,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
 from l0compress.calls import example_calls, free_dims
-from l0compress.errors import RunError, SurgeryError
+from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
-from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
+from l0compress.loading import load_pt2
 from l0compress.verify import Model, verify
 
 SUFFIX = ".pt2"
@@ -71,6 +72,27 @@ def export_pt2(
         equality = verify(reloaded.forward, reference or graph, inputs=example_calls(graph), tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
+
+
+def captured_pt2(path: Path) -> CapturedGraph:
+    """A ``.pt2`` archive as a captured graph, with its own example inputs.
+
+    Raises:
+        RunError: the file is missing or unreadable.
+    """
+    return capture(program_pt2(path))
+
+
+def program_pt2(path: Path) -> ExportedProgram:
+    """A ``.pt2`` archive as it is, before it is captured.
+
+    Raises:
+        RunError: the file is missing or unreadable.
+    """
+    try:
+        return load_pt2(path)
+    except ModelError as reason:
+        raise RunError(str(reason)) from reason
 
 
 def exported_program(graph: CapturedGraph) -> ExportedProgram:

@@ -21,7 +21,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from l0compress.calls import Call
 from l0compress.errors import InputError, SurgeryError
 from l0compress.export.files import has_external_data
-from l0compress.export.session import OnnxSession, first_line
+from l0compress.export.session import OnnxSession
+from l0compress.runtime.sessions import first_line
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 

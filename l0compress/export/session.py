@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
 from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
+from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
 QUANTIZATION_KEY = "l0compress.quantization"
 TOLERANCE_KEY = "l0compress.tolerance"
 EXAMPLE_LENGTH = 16
 
-# The errors of the compiled module, which declares no types.
-native = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
-
-_SILENT = 4
-_ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _DTYPES = {
     "tensor(float)": torch.float32,
     "tensor(double)": torch.float64,
@@ -39,15 +32,6 @@ _DTYPES = {
     "tensor(uint8)": torch.uint8,
     "tensor(bool)": torch.bool,
 }
-_LOAD_ERRORS = (
-    native.Fail,
-    native.InvalidArgument,
-    native.InvalidGraph,
-    native.InvalidProtobuf,
-    native.NoSuchFile,
-    native.NotImplemented,
-    native.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -90,16 +74,9 @@ class OnnxSession:
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
         self.path = Path(path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = _SILENT
-        if threads is not None:
-            options.intra_op_num_threads = threads
-            options.inter_op_num_threads = 1
-        # Threads that go on spinning after a run would slow down whatever is timed next in the same process.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         try:
-            self._session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        except _LOAD_ERRORS as error:
+            self._session = open_session(str(self.path), threads=threads)
+        except NATIVE_ERRORS as error:
             raise RunError(
                 f"ONNX Runtime cannot load {self.path}: {first_line(error)}. Nothing was changed. Check the path, or "
                 "export the model again."
@@ -124,7 +101,7 @@ class OnnxSession:
         run = self.bound(Call(args, kwargs))
         try:
             outputs = run()
-        except (native.InvalidArgument, native.Fail, native.RuntimeException) as error:
+        except NATIVE_ERRORS as error:
             takes = ", ".join(f"{spec.name} {spec.described()}" for spec in self.inputs)
             raise InputError(
                 f"{self.path} cannot run on these inputs: {first_line(error)}. Nothing was changed. It takes {takes}."
@@ -209,9 +186,3 @@ def _positive(text: str | None) -> float | None:
 
 def _size(dim: Any) -> int | None:
     return dim if isinstance(dim, int) else None
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message without ONNX Runtime's error code, or the error's type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return _ERROR_CODE.sub("", lines[0]).rstrip(".") if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What is done with artifacts: load them, check them against a run, time them against the dense model."""
+"""What is done with artifacts: load them, and check them against a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from l0compress.bench import open_candidate
 from l0compress.errors import RunError
-from l0compress.export.bundled import SUFFIX, BundleSession, is_bundle
+from l0compress.export.bundled import SUFFIX, Session, is_bundle
+from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
+from l0compress.graph.capture import CapturedGraph
 from l0compress.pipeline.runs import open_run
-from l0compress.pipeline.sources import captured_pt2
 from l0compress.verify import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
@@ -27,9 +29,19 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
     Raises:
         RunError: the file is missing, unreadable or of another kind.
     """
+    opened = open_candidate(existing_artifact(path), threads)
+    return opened.module() if isinstance(opened, CapturedGraph) else opened
+
+
+def existing_artifact(path: Path | str) -> Path:
+    """The path of an artifact, if there is one by its name.
+
+    Raises:
+        RunError: the file is missing, or of another kind.
+    """
     path = Path(path)
     if is_bundle(path) and path.exists():
-        return BundleSession(path, threads=threads)
+        return path
     if path.suffix not in SUFFIXES:
         raise RunError(
             f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file. Nothing was "
@@ -37,7 +49,7 @@ def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
         )
     if not path.is_file():
         raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
-    return OnnxSession(path, threads=threads) if path.suffix == ".onnx" else captured_pt2(path).module()
+    return path
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,6 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
     finished = open_run(run)
     loaded, masked = load(artifact), captured_pt2(finished.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
-    tolerance = loaded.tolerance if isinstance(loaded, OnnxSession | BundleSession) else None
+    tolerance = loaded.tolerance if isinstance(loaded, Session) else None
     equality = verify(loaded, masked, tolerance=tolerance)
     return Verification(Path(artifact), finished.folder, equality, quantization)

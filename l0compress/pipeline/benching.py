@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.bench import BATCH_SIZES, BenchReport, bench
-from l0compress.calls import Call
 from l0compress.data import AnySplit
 from l0compress.errors import SurgeryError
-from l0compress.export.bundled import SUFFIX, BundleSession
+from l0compress.export.bundled import SUFFIX, is_bundle
 from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
 from l0compress.footprint import footprint
-from l0compress.pipeline.artifacts import Verification, load, verify_artifact
-from l0compress.pipeline.quantizing import quantized_file, run_data, score_files
+from l0compress.graph.capture import CapturedGraph
+from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_artifact
+from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
-from l0compress.pipeline.sources import captured_pt2
 from l0compress.report import Measured, Table, bench_table, bundle_table, comparison_table
+from l0compress.runtime.bundle import read_manifest
 from l0compress.runtime.manifest import Manifest
 from l0compress.training.course import Evaluation
 
@@ -109,31 +110,34 @@ def bench_artifact(
     if against is not None and is_run(Path(against)):
         return _against_run(artifact, open_run(against), batch_sizes, threads)
     candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
-    models = [load(path) for path in candidates.values()]
-    report = bench(candidates, batch_sizes=batch_sizes, threads=threads)
-    return ArtifactBench(_with_memory(report, candidates), manifest=_manifest_of(models[-1]))
+    for path in candidates.values():
+        existing_artifact(path)
+    report = _timed(candidates, None, batch_sizes, threads)
+    return ArtifactBench(report, manifest=_manifest_of(artifact))
 
 
 def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
-    checked, model, dense = verify_artifact(artifact, run=run.folder), load(artifact), captured_pt2(run.dense)
-    kind = INT8 if checked.quantization else CSR if isinstance(model, BundleSession) else ""
+    checked = verify_artifact(artifact, run=run.folder)
+    if artifact.suffix == ".pt2":
+        report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
+        return ArtifactBench(report, run, checked, notes=(_NO_INT8,))
+    origin = origin_of(run)
+    kind = INT8 if checked.quantization else CSR if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
-        if artifact.suffix == ".pt2":
-            forms, notes = {DENSE: run.dense}, (_NO_INT8,)
-        else:
-            forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path}
-            notes = _add_int8_(forms, DENSE, run_data(run).train)
+        forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
+        notes = _add_int8_(forms, DENSE, origin.data.train)
         forms[SMALL + kind] = artifact
-        bench_of_forms = _timed(run, forms, Call(dense.example_args, dense.example_kwargs), batch_sizes, threads)
-    return replace(bench_of_forms, verification=checked, manifest=_manifest_of(model), notes=notes)
+        report = _timed(forms, origin.dense, batch_sizes, threads)
+        scores = score_files(origin, _int8_of(forms))
+    return ArtifactBench(report, run, checked, scores, _manifest_of(artifact), notes)
 
 
 def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
-    dense, small, masked = (captured_pt2(path) for path in (run.dense, run.small, run.masked))
-    train = run_data(run).train
+    small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
+    train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:
-        forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path}
+        forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
         notes = _add_int8_(forms, DENSE, train)
         forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
         notes += _add_int8_(forms, SMALL, train)
@@ -141,14 +145,23 @@ def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactB
         settings = CsrSettings(threads=threads)
         bundle = export_csr(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
         forms[SMALL + CSR] = bundle.path
-        bench_of_forms = _timed(run, forms, Call(dense.example_args, dense.example_kwargs), batch_sizes, threads)
-    return replace(bench_of_forms, manifest=bundle.manifest, notes=notes)
+        report = _timed(forms, origin.dense, batch_sizes, threads)
+        scores = score_files(origin, _int8_of(forms))
+    return ArtifactBench(report, run, int8_scores=scores, manifest=bundle.manifest, notes=notes)
 
 
-def _timed(run: Run, forms: Mapping[str, Path], call: Call, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
-    report = _with_memory(bench(forms, call, batch_sizes=batch_sizes, threads=threads), forms)
-    scores = score_files(run, {name: path for name, path in forms.items() if name.endswith(INT8)})
-    return ArtifactBench(report, run, int8_scores=scores)
+def _timed(
+    forms: Mapping[str, Path], inputs: CapturedGraph | None, batch_sizes: Sequence[int], threads: int
+) -> BenchReport:
+    """Latency and memory of files, which get the example inputs of ``inputs``, or of the first that says some."""
+    report = bench(forms, inputs, batch_sizes=batch_sizes, threads=threads)
+    largest = max(report.batch_sizes)
+    memory = {name: footprint(path, batch_size=largest, threads=threads) for name, path in forms.items()}
+    return replace(report, memory_bytes=memory)
+
+
+def _int8_of(forms: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: path for name, path in forms.items() if name.endswith(INT8)}
 
 
 def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:
@@ -162,11 +175,5 @@ def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str,
     return ()
 
 
-def _manifest_of(model: Any) -> Manifest | None:
-    return model.bundle.manifest if isinstance(model, BundleSession) else None
-
-
-def _with_memory(report: BenchReport, candidates: Mapping[str, Path]) -> BenchReport:
-    largest = max(report.batch_sizes)
-    memory = {name: footprint(path, batch_size=largest, threads=report.threads) for name, path in candidates.items()}
-    return replace(report, memory_bytes=memory)
+def _manifest_of(artifact: Path) -> Manifest | None:
+    return read_manifest(artifact) if is_bundle(artifact) else None

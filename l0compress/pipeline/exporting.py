@@ -12,13 +12,12 @@ from l0compress.export.bundled import SUFFIX
 from l0compress.export.csr import BATCH_SIZES, CsrSettings, export_csr
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
-from l0compress.export.pt2 import export_pt2
+from l0compress.export.pt2 import captured_pt2, export_pt2
 from l0compress.export.quantize import Int8
 from l0compress.export.session import OnnxSession
 from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
 from l0compress.pipeline.quantizing import export_int8
 from l0compress.pipeline.runs import Run, open_run
-from l0compress.pipeline.sources import captured_pt2
 from l0compress.verify import verify
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "csr": export_csr, "pt2": export_pt2}

@@ -16,19 +16,52 @@ from l0compress.calls import Call
 from l0compress.data import AnySplit, Data
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import captured_pt2, program_pt2
 from l0compress.export.quantize import Int8, annotate_, quantize_onnx
 from l0compress.export.session import QUANTIZATION_KEY, TOLERANCE_KEY, OnnxSession
-from l0compress.loading import fit_data, load_data, load_pt2
+from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.loading import fit_data, load_data
 from l0compress.pipeline.config import read_config
-from l0compress.pipeline.requests import RunRequest, request_of
+from l0compress.pipeline.requests import request_of
 from l0compress.pipeline.runs import CONFIG, Run
-from l0compress.pipeline.sources import captured_pt2
 from l0compress.training.course import Evaluation, evaluate
-from l0compress.training.losses import objective_for
+from l0compress.training.losses import TaskLoss, objective_for
 from l0compress.verify import verify
 
 _BATCH = 32
 _SLACK = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What a run was made from, read again.
+
+    Attributes:
+        dense: the model as it was given.
+        data: the data that it was trained on.
+        loss: what was minimised.
+    """
+
+    dense: CapturedGraph
+    data: Data
+    loss: str | TaskLoss
+
+    @property
+    def scored_part(self) -> str:
+        """The part of the data that forms of the run are scored on: ``test``, or ``val`` where there is none."""
+        return "val" if self.data.test is None else "test"
+
+
+def origin_of(run: Run) -> Origin:
+    """Read what a run was made from.
+
+    Raises:
+        DataError: the data cannot be read any more.
+        InputError: the loss cannot be imported any more.
+    """
+    request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
+    data = fit_data(load_data(request.data), program)
+    return Origin(capture(program), data, request.finetune_settings().loss)
 
 
 @dataclass(frozen=True)
@@ -74,18 +107,17 @@ def export_int8(run: Run, path: Path, *, int8: Int8) -> Quantized:
         SurgeryError: the model cannot be exported or quantized.
         DataError: the run's data cannot be read.
     """
-    small, masked, data = captured_pt2(run.small), captured_pt2(run.masked), run_data(run)
+    small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     with tempfile.TemporaryDirectory() as folder, staged(path) as staging:
         exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked).path
-        quantization = quantized_file(exact, staging, data.train, int8)
+        quantization = quantized_file(exact, staging, origin.data.train, int8)
         closeness = verify(OnnxSession(staging), masked, tolerance=math.inf)
         annotate_(staging, {QUANTIZATION_KEY: quantization, TOLERANCE_KEY: f"{_SLACK * closeness.max_relative:.3g}"})
         written = OnnxSession(staging)
         equality = verify(written, masked, tolerance=written.tolerance)
-        scores = score_files(run, {"float": exact, "int8": staging})
+        scores = score_files(origin, {"float": exact, "int8": staging})
         size_bytes = size_on_disk(staging)
-    part = "val" if data.test is None else "test"
-    return Quantized(path, size_bytes, equality, quantization, part, scores["float"], scores["int8"])
+    return Quantized(path, size_bytes, equality, quantization, origin.scored_part, scores["float"], scores["int8"])
 
 
 def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str:
@@ -93,19 +125,6 @@ def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str
     method = int8.method_for(source)
     quantize_onnx(source, path, calibration=_calls(train, int8.num_samples) if method == "static" else None)
     return f"int8 {method}"
-
-
-def run_data(run: Run) -> Data:
-    """The data that a run was made with.
-
-    Raises:
-        DataError: they cannot be read any more.
-    """
-    return fit_data(load_data(_request(run).data), load_pt2(run.dense))
-
-
-def _request(run: Run) -> RunRequest:
-    return request_of(read_config(run.folder / CONFIG))
 
 
 class _Answers(nn.Module):
@@ -119,16 +138,14 @@ class _Answers(nn.Module):
         return self.session(*args, **kwargs)
 
 
-def score_files(run: Run, files: Mapping[str, Path]) -> dict[str, Evaluation]:
-    """ONNX files on the run's test part (validation where there is none) by the run's loss.
+def score_files(origin: Origin, files: Mapping[str, Path]) -> dict[str, Evaluation]:
+    """ONNX files on the part of a run's data that forms are scored on, by the run's loss.
 
     Where there are no labels, they are compared with the dense model.
     """
-    data, teacher = run_data(run), captured_pt2(run.dense).module()
-    split = data.val if data.test is None else data.test
+    teacher, split = origin.dense.module(), origin.data.parts()[origin.scored_part]
     first = next(iter(split.batches(_BATCH)))
-    loss = _request(run).finetune_settings().loss
-    objective = objective_for(loss, first.targets, teacher(*first.args, **first.kwargs))
+    objective = objective_for(origin.loss, first.targets, teacher(*first.args, **first.kwargs))
     return {
         name: evaluate(_Answers(OnnxSession(path)), split, objective, teacher=teacher) for name, path in files.items()
     }

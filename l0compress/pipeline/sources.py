@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, example_batch
-from l0compress.errors import CaptureError, InputError, ModelError, RunError
+from l0compress.errors import CaptureError, InputError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import (
     DataSource,
@@ -25,7 +24,6 @@ from l0compress.loading import (
     check_values,
     fit_data,
     load_data,
-    load_pt2,
 )
 from l0compress.loading.torchscript import WAY_OUT, traced
 from l0compress.training.losses import TaskLoss, class_last, logits_of, objective_for
@@ -127,15 +125,3 @@ def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> No
         check_labels(data, num_classes)
     else:
         objective.task(outputs, batch.targets)
-
-
-def captured_pt2(path: Path) -> CapturedGraph:
-    """A ``.pt2`` archive as a captured graph, with its own example inputs.
-
-    Raises:
-        RunError: the file is missing or unreadable.
-    """
-    try:
-        return capture(load_pt2(path))
-    except ModelError as reason:
-        raise RunError(str(reason)) from reason

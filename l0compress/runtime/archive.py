@@ -2,6 +2,9 @@
 
 ensures: a name is one of plain words and never leaves the archive; what is read is no longer than it was declared to
          be, and no member and no total is larger than the limit; the same files give the same zip, byte for byte.
+
+These are not the rules of :mod:`l0compress.loading.archives`: names and packing are those of our own writer alone,
+which archives of torch and numpy would not pass, and sizes are bound by a limit that the caller gives.
 """
 
 from __future__ import annotations

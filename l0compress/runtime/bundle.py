@@ -8,8 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -151,12 +151,27 @@ def load(
             nothing of it was run.
         InputError: no such engine, or what it needs is not installed.
     """
-    path = Path(path)
+    with _members(Path(path), limit_bytes) as (files, limit):
+        return from_files(files, threads=threads, engine=engine, tune=tune, limit_bytes=limit)
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """What a bundle says about itself; none of its parts is read.
+
+    Raises:
+        RunError: the path is no bundle, or one of another version, or its manifest is damaged.
+    """
+    with _members(Path(path)) as (files, _):
+        return _manifest(files)
+
+
+@contextmanager
+def _members(path: Path, limit_bytes: int | None = None) -> Iterator[tuple[Files, int]]:
+    """The members of a bundle, and the most memory that its constants may take; faults within name the bundle."""
     try:
-        files, size = _opened(path, limit_bytes)
-        limit = limit_bytes if limit_bytes is not None else LIMIT_BYTES + LIMIT_TIMES_FILE * size
+        files, limit = _opened(path, limit_bytes)
         with closing(files):
-            return from_files(files, threads=threads, engine=engine, tune=tune, limit_bytes=limit)
+            yield files, limit
     except FormatError as error:
         raise RunError(
             f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. Copy or export it again."
@@ -195,7 +210,7 @@ def _opened(path: Path, limit_bytes: int | None) -> tuple[Files, int]:
     else:
         size = path.stat().st_size
     limit = limit_bytes if limit_bytes is not None else LIMIT_BYTES + LIMIT_TIMES_FILE * size
-    return open_files(path, limit_bytes=limit), size
+    return open_files(path, limit_bytes=limit), limit
 
 
 def _manifest(files: Files) -> Manifest:

@@ -4,40 +4,69 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-CALLS_A_ROUND = 3
-FEWEST_ROUNDS = 3
-MOST_ROUNDS = 40
+
+@dataclass(frozen=True)
+class Turns:
+    """How often functions are called that take turns.
+
+    Attributes:
+        max_seconds: no new round begins after this long, except for the fewest.
+        rounds: the most rounds; in each, every function is called once untimed and then some times timed.
+        fewest_rounds: rounds that are made however long they take.
+        calls_a_round: timed calls of each function in a round.
+        warmup_calls: untimed calls of each function before the first round.
+    """
+
+    max_seconds: float
+    rounds: int = 40
+    fewest_rounds: int = 3
+    calls_a_round: int = 3
+    warmup_calls: int = 1
+
+
+def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, list[int]]:
+    """Nanoseconds of every timed call of each function.
+
+    The untimed call of a round lets caches fill and the threads of the function before go to sleep. The order rotates
+    from round to round. No garbage is collected in the meantime.
+
+    Example:
+        >>> taken = in_turns({"sum": lambda: sum(range(9))}, Turns(max_seconds=0, fewest_rounds=2))
+        >>> len(taken["sum"])
+        6
+    """
+    taken: dict[str, list[int]] = {name: [] for name in calls}
+    names = list(calls)
+    for call in calls.values():
+        for _ in range(turns.warmup_calls):
+            call()
+    with _no_collection():
+        start = time.perf_counter()
+        for index in range(turns.rounds):
+            if index >= turns.fewest_rounds and time.perf_counter() - start > turns.max_seconds:
+                break
+            shift = index % len(names)
+            for name in names[shift:] + names[:shift]:
+                calls[name]()
+                taken[name] += [_nanoseconds(calls[name]) for _ in range(turns.calls_a_round)]
+    return taken
 
 
 def medians_ms(calls: Mapping[str, Callable[[], Any]], *, max_seconds: float) -> dict[str, float]:
-    """Median milliseconds of each function.
-
-    In each round every function is called once untimed, so that caches fill and the threads of the one before go to
-    sleep, and then three times; the order rotates.
+    """Median milliseconds of each function, in turns.
 
     Example:
         >>> sorted(medians_ms({"sum": lambda: sum(range(9)), "max": lambda: max(range(9))}, max_seconds=0.1))
         ['max', 'sum']
     """
-    taken: dict[str, list[int]] = {name: [] for name in calls}
-    names = list(calls)
-    for call in calls.values():
-        call()
-    start = time.perf_counter()
-    with _no_collection():
-        for index in range(MOST_ROUNDS):
-            if index >= FEWEST_ROUNDS and time.perf_counter() - start > max_seconds:
-                break
-            shift = index % len(names)
-            for name in names[shift:] + names[:shift]:
-                calls[name]()
-                taken[name] += [_nanoseconds(calls[name]) for _ in range(CALLS_A_ROUND)]
+    taken = in_turns(calls, Turns(max_seconds))
     return {name: float(np.median(nanoseconds)) / 1e6 for name, nanoseconds in taken.items()}
 
 
@@ -48,7 +77,7 @@ def _nanoseconds(call: Callable[[], Any]) -> int:
 
 
 @contextmanager
-def _no_collection():
+def _no_collection() -> Iterator[None]:
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()

@@ -56,9 +56,9 @@ def finetune(
     image_size: options.ImageSize = None,
     normalize: options.Normalize = None,
     no_labels: options.NoLabels = False,
-    split: flags.Split = None,
-    data_seed: flags.DataSeed = None,
-    workers: flags.Workers = None,
+    split: options.Shares = None,
+    data_seed: options.DataSeed = None,
+    workers: options.Workers = None,
     threads: options.Threads = None,
     as_json: options.AsJson = False,
 ) -> None:

@@ -105,21 +105,3 @@ Loss = Annotated[
     ),
 ]
 Bf16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)]
-
-Split = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TRAIN,VAL,TEST",
-        help="Shares of the parts, where data come in one piece.",
-        show_default=options.DEFAULT_SHARES,
-        rich_help_panel=options.DATA_PANEL,
-    ),
-]
-DataSeed = Annotated[
-    int | None,
-    typer.Option(min=0, help="Of the data's parts.", show_default="0", rich_help_panel=options.DATA_PANEL),
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=0, help="That decode images.", show_default="0", rich_help_panel=options.DATA_PANEL),
-]

@@ -27,9 +27,9 @@ def inspect(
     image_size: options.ImageSize = None,
     normalize: options.Normalize = None,
     no_labels: options.NoLabels = False,
-    split: options.Shares = options.DEFAULT_SHARES,
-    data_seed: options.DataSeed = 0,
-    workers: options.Workers = 0,
+    split: options.Shares = None,
+    data_seed: options.DataSeed = None,
+    workers: options.Workers = None,
     full: Annotated[bool, typer.Option("--full", help="One row a group: do not merge repeated layers.")] = False,
     as_json: options.AsJson = False,
 ) -> None:

@@ -72,23 +72,27 @@ NoLabels = Annotated[
     ),
 ]
 Shares = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--split",
         metavar="TRAIN,VAL,TEST",
         help="Shares of the parts, where data come in one piece.",
+        show_default="0.6,0.2,0.2",
         rich_help_panel=DATA_PANEL,
     ),
 ]
-DEFAULT_SHARES = "0.6,0.2,0.2"
-DataSeed = Annotated[int, typer.Option(min=0, help="Of the data's parts.", rich_help_panel=DATA_PANEL)]
-Workers = Annotated[int, typer.Option(min=0, help="That decode images.", rich_help_panel=DATA_PANEL)]
+DataSeed = Annotated[
+    int | None, typer.Option(min=0, help="Of the data's parts.", show_default="0", rich_help_panel=DATA_PANEL)
+]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="That decode images.", show_default="0", rich_help_panel=DATA_PANEL)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, nothing else.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")]
 
 
 def data_source(name: str, model: Path, given: Mapping[str, Any]) -> DataSource:
-    """The data that the options describe, which are given by their names in a configuration file.
+    """The data that the options describe, which are given by their names in a configuration file; None is not given.
 
     Raises:
         DataError: a text among them is malformed.
@@ -96,7 +100,8 @@ def data_source(name: str, model: Path, given: Mapping[str, Any]) -> DataSource:
     from l0compress.pipeline.config import complete
     from l0compress.pipeline.requests import data_source as described
 
-    return described(complete({**given, "data": name, "model": str(model)}))
+    named = {option: value for option, value in given.items() if value is not None}
+    return described(complete({**named, "data": name, "model": str(model)}))
 
 
 @contextmanager

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from l0compress.export.partition.flow import Flow, flow_of, has_inner_graph
+from l0compress.runtime.sessions import open_session
 
 # A constant that is far larger than what it is made from is better made anew.
 MOST_GROWTH = 2
@@ -88,9 +88,7 @@ def _evaluated(flow: Flow, folded: set[int]) -> dict[str, onnx.TensorProto]:
         [tensor for name, tensor in flow.constants.items() if name in read],
     )
     model = helper.make_model(graph, opset_imports=flow.model.opset_import, ir_version=flow.model.ir_version)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(model.SerializeToString())
     arrays = session.run(wanted, {})
     return {name: numpy_helper.from_array(np.asarray(array), name) for name, array in zip(wanted, arrays, strict=True)}
 

@@ -1,0 +1,58 @@
+"""ONNX Runtime as everything here uses it: on the CPU, silent, with the errors that it raises."""
+
+from __future__ import annotations
+
+import importlib
+import re
+
+import onnxruntime
+
+# The errors of the compiled module, which declares no types.
+_native = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+NATIVE_ERRORS: tuple[type[Exception], ...] = (
+    _native.EPFail,
+    _native.Fail,
+    _native.InvalidArgument,
+    _native.InvalidGraph,
+    _native.InvalidProtobuf,
+    _native.ModelLoaded,
+    _native.NoModel,
+    _native.NoSuchFile,
+    _native.NotImplemented,
+    _native.RuntimeException,
+)
+_ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
+_SILENT = 4
+
+
+def open_session(model: str | bytes, *, threads: int | None = None) -> onnxruntime.InferenceSession:
+    """A model in ONNX Runtime.
+
+    Args:
+        model: the path of an ``.onnx`` file, or its content.
+        threads: threads within an operator; None leaves the choice to ONNX Runtime.
+
+    Raises:
+        Exception: one of ``NATIVE_ERRORS``: the model cannot be loaded. A hostile one may raise ValueError, TypeError,
+            RuntimeError or MemoryError as well.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    if threads is not None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    # Threads that go on spinning after a run would slow down whatever runs, or is timed, next in the same process.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Without the fallback, which prints before it tries the same again.
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message without ONNX Runtime's error code, or the error's type where it has none.
+
+    Example:
+        >>> first_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : no such operator."))
+        'no such operator'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _ERROR_CODE.sub("", lines[0]).rstrip(".") if lines else type(error).__name__
