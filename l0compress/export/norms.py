@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -22,17 +23,19 @@ MANY = 4096
 def split_norms_(network: GraphNetwork) -> None:
     """Replace norms over more than :data:`MANY` values by functions that take their means in two steps."""
     for node in network.graph.nodes:
-        name = op_name(node)
-        if name == "group_norm" and _many(node, 1) > MANY * node.args[1]:
+        if op_name(node) not in ("group_norm", "layer_norm"):
+            continue
+        source, over = cast(Any, node.args[:2])
+        if op_name(node) == "group_norm" and _many(source, 1) > MANY * over:
             node.target = group_norm
-        elif name == "layer_norm" and len(node.args[1]) > 1 and _many(node, -len(node.args[1])) > MANY:
+        elif op_name(node) == "layer_norm" and len(over) > 1 and _many(source, -len(over)) > MANY:
             node.target = layer_norm
     network.recompile()
 
 
-def _many(node: fx.Node, first: int) -> float:
-    """Values of a node's operand from dimension ``first`` on, for one of those before; many where a size is free."""
-    sizes = node.args[0].meta["val"].shape[first:]
+def _many(source: fx.Node, first: int) -> float:
+    """Values from dimension ``first`` on, for one of those before; many where a size is free."""
+    sizes = source.meta["val"].shape[first:]
     return math.prod(size if isinstance(size, int) else math.inf for size in sizes)
 
 
