@@ -13,7 +13,7 @@ from l0compress.export.bundled import SUFFIX, Session, is_bundle
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
-from l0compress.pipeline.runs import open_run
+from l0compress.pipeline.runs import Run, open_run
 from l0compress.verify import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
@@ -74,9 +74,13 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
         RunError: the artifact or the run cannot be read.
         NotEqualError: they differ; the message says where.
     """
-    finished = open_run(run)
-    loaded, masked = load(artifact), captured_pt2(finished.masked)
+    return verify_against(artifact, open_run(run))
+
+
+def verify_against(artifact: Path, run: Run) -> Verification:
+    """As :func:`verify_artifact`, for a run that is open already."""
+    loaded, masked = load(artifact), captured_pt2(run.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
     tolerance = loaded.tolerance if isinstance(loaded, Session) else None
     equality = verify(loaded, masked, tolerance=tolerance)
-    return Verification(Path(artifact), finished.folder, equality, quantization)
+    return Verification(Path(artifact), run.folder, equality, quantization)

@@ -18,7 +18,7 @@ from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
 from l0compress.footprint import footprint
 from l0compress.graph.capture import CapturedGraph
-from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_artifact
+from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
 from l0compress.report import Measured, Table, bench_table, bundle_table, comparison_table
@@ -118,7 +118,7 @@ def bench_artifact(
 
 def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
-    checked = verify_artifact(artifact, run=run.folder)
+    checked = verify_against(artifact, run)
     if artifact.suffix == ".pt2":
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
         return ArtifactBench(report, run, checked, notes=(_NO_INT8,))
