@@ -6,7 +6,8 @@ import json
 
 from l0compress.bench import BenchReport, Timing
 from l0compress.graph import Cost
-from l0compress.report import Measured, Table, bench_table, comparison_table, equality_table
+from l0compress.report import Measured, bench_table, comparison_table, equality_table
+from l0compress.table import Table
 from l0compress.verify import Equality, OutputEquality
 
 DENSE = Measured("dense", Cost(61706, 281640, 246824), metric=0.9861, file_bytes=250000)

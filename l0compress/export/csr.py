@@ -32,7 +32,7 @@ from l0compress.export.partition.cut import Types, types_of
 from l0compress.export.partition.flow import Flow, flow_of
 from l0compress.export.session import named_feeds
 from l0compress.graph.capture import CapturedGraph
-from l0compress.report import Table, bundle_table
+from l0compress.report import bundle_table
 from l0compress.runtime.archive import FormatError
 from l0compress.runtime.coding import FLOAT_STORAGES
 from l0compress.runtime.engines import find
@@ -40,6 +40,7 @@ from l0compress.runtime.manifest import DENSE, Manifest
 from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
 from l0compress.runtime.sessions import open_session
+from l0compress.table import Table
 from l0compress.verify import Model, verify
 
 BATCH_SIZES = (1, 8, 64)

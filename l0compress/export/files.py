@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import RunError
-from l0compress.report import Table
+from l0compress.table import Table
 from l0compress.verify import Equality
 
 

@@ -21,9 +21,10 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
-from l0compress.report import Measured, Table, bench_table, bundle_table, comparison_table
+from l0compress.report import Measured, bench_table, bundle_table, comparison_table
 from l0compress.runtime.bundle import read_manifest
 from l0compress.runtime.manifest import Manifest
+from l0compress.table import Table
 from l0compress.training.course import Evaluation
 
 DENSE, SMALL = "dense", "small"

@@ -25,7 +25,8 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.report import Table, comparison_table
+from l0compress.report import comparison_table
+from l0compress.table import Table
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
 
 _CHANGES = "changes"
