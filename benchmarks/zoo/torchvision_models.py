@@ -142,7 +142,7 @@ def _video(name: str) -> Built:
     import torchvision_without_ops
 
     model = torchvision_without_ops.load().models.get_model(name, weights=None)
-    frames, size = (16, 224) if name.startswith("mvit") else (16, 64)
+    frames, size = (16, 224) if name.startswith(("mvit", "s3d")) else (16, 64)
     clip = torch.randn(2, 3, frames, size, size, generator=torch.Generator().manual_seed(1))
     return model, (clip,), {}
 

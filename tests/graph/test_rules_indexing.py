@@ -202,3 +202,16 @@ def test_written_positions_of_images() -> None:
         return s.b(F.gelu(buffer)).flatten(2).mean(2)
 
     check(quadrants, image(), {"a channels": 8}, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))
+
+
+def test_a_mask_of_windows_that_are_shifted_along_one_side_only() -> None:
+    """Slices such as ``[-0:0]`` are empty: nothing is written there."""
+
+    def masked_by_windows(s: nn.Module, x: Tensor) -> Tensor:
+        mask = x.new_zeros(8, 8)
+        for number, rows in enumerate((slice(-4), slice(-4, 0), slice(0, None))):
+            for columns in (slice(-4), slice(-4, -2), slice(-2, None)):
+                mask[rows, columns] = number
+        return s.b(s.a(x) * mask)
+
+    check(masked_by_windows, image(), {"a channels": 8}, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 4, 1))

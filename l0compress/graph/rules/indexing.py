@@ -157,6 +157,8 @@ def _all_frozen(step: Step, reason: str) -> Value:
 def slice_scatter(step: Step) -> Result:
     """What is written brings its own labels; the rest keeps what it had."""
     value, part = step.args[:2]
+    if not prod(part.shape):
+        return value
     dim = int(step.get(2, "dim", 0)) % len(step.shape)
     bounds = (step.get(3, "start"), step.get(4, "end"), step.get(5, "step", 1))
     if step.is_dynamic(0, dim) or any(isinstance(bound, fx.Node) for bound in step.node.args[3:]):
@@ -167,6 +169,8 @@ def slice_scatter(step: Step) -> Result:
 @rule("select_scatter")
 def select_scatter(step: Step) -> Result:
     value, part = step.args[:2]
+    if not prod(part.shape):
+        return value
     dim = int(step.args[2]) % len(step.shape)
     single = (*part.shape[:dim], 1, *part.shape[dim:])
     row = Value(single, tuple(core(plane).unsqueeze(dim).expand(single) for plane in part.planes))
