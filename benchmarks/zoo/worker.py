@@ -8,6 +8,7 @@ what is known already; the last line counts.
 
 from __future__ import annotations
 
+import gc
 import json
 import resource
 import sys
@@ -17,6 +18,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +86,13 @@ def answers(model: nn.Module, calls: tuple[Call, ...]) -> list[Tensor]:
         return [leaf for call in calls for leaf in floats(model(*call.copy().args, **call.copy().kwargs))]
 
 
+def answers_of(build: Callable[[], nn.Module], calls: tuple[Call, ...]) -> list[Tensor]:
+    """The same of a model that is made for it and let go: modules hold themselves, and large ones cannot wait."""
+    found = answers(build(), calls)
+    gc.collect()
+    return found
+
+
 def shares(groups: Groups) -> dict[str, Any]:
     """What at least one move removes, of all parameters and of those between embeddings and output layers."""
     removable = torch.zeros(groups.components.count, dtype=torch.bool)
@@ -144,12 +153,12 @@ def compare_wide(report: Report, graph: CapturedGraph, plan: KeepPlan) -> None:
     """float64: shrunk against masked, against the independent reference, and masked against float32 and dense."""
     double = report.timed("to float64", wide, graph)
     calls = example_calls(double, (3,) if report.found["params"] < WIDE_LIMIT else ())
-    small = answers(shrink(double, plan).module(), calls)
-    reference = answers(masked(double, plan), calls)
+    small = answers_of(lambda: shrink(double, plan).module(), calls)
+    reference = answers_of(lambda: masked(double, plan), calls)
     report.write(error64=distance(small, reference))
     report.write(**_against_weights(double, plan, small, calls))
     report.write(noise=_rounding(graph, double, plan))
-    dense = answers(double.module(), calls)
+    dense = answers_of(double.module, calls)
     report.write(away=distance(reference, dense), largest=max(float(leaf.abs().max()) for leaf in dense))
 
 
@@ -157,7 +166,8 @@ def _rounding(graph: CapturedGraph, double: CapturedGraph, plan: KeepPlan) -> fl
     """What float32 does to the masked model, at the batches that ONNX Runtime will be asked for."""
     sizes = BATCH_SIZES if sum(weight.numel() for weight in graph.state().values()) < WIDE_LIMIT else ()
     calls = example_calls(graph, sizes)
-    return distance(answers(masked(graph, plan), calls), answers(masked(double, plan), tuple(map(_widened, calls))))
+    rounded = answers_of(lambda: masked(graph, plan), calls)
+    return distance(rounded, answers_of(lambda: masked(double, plan), tuple(map(_widened, calls))))
 
 
 def _widened(call: Call) -> Call:
@@ -172,7 +182,8 @@ def _against_weights(
 ) -> dict[str, Any]:
     """The independent reference with noise in dropped rows, else with zeros; None where means run over channels."""
     for noisy in (True, False):
-        error = distance(small, answers(silenced(graph, plan.parameter_keeps(), noisy=noisy), calls))
+        found = answers_of(partial(silenced, graph, plan.parameter_keeps(), noisy=noisy), calls)
+        error = distance(small, found)
         if error <= TOLERANCE_64:
             return {"independent": error, "noisy": noisy}
     return {"independent": None if reads_sums(plan) else error, "noisy": False}
@@ -234,6 +245,7 @@ def examine(entry: Entry, report: Report, *, with_onnx: bool) -> None:
     report.write(left=found.params / max(report.found["params"], 1), cost_exact=predicted == found)
     report.found["stage"] = "compare"
     compare_wide(report, graph, plan)
+    gc.collect()
     report.write(stage="export" if with_onnx else "done")
     if with_onnx:
         compare_narrow(report, graph, plan, small)
