@@ -15,8 +15,14 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from l0compress.errors import InputError
+from l0compress.runtime.layer_checks import ACTIVATIONS as ACTIVATIONS
+from l0compress.runtime.layer_checks import check_epilogue, check_vector, check_weight, refuse
+from l0compress.runtime.layer_checks import matrix_shape as matrix_shape
 
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
+# Cells, and how many blocks of rows the weights of each have. In ONNX's order: input, output, forget, cell of an LSTM;
+# update, reset, hidden of a GRU. "gru" multiplies the state that was reset, "gru_reset_after" resets the product.
+GATES = {"lstm": 4, "gru": 3, "gru_reset_after": 3, "rnn_tanh": 1, "rnn_relu": 1}
+DIRECTIONS = ("forward", "reverse", "bidirectional")
 
 Array = NDArray[Any]
 
@@ -45,8 +51,8 @@ class SparseLinear:
     scale: Array | None = None
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight, self.scale)
-        _check_epilogue(matrix_shape(self.weight)[0], self.bias, self.activation)
+        check_weight(self.weight, self.scale)
+        check_epilogue(matrix_shape(self.weight)[0], self.bias, self.activation)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -94,8 +100,8 @@ class SparseConv:
         object.__setattr__(self, "stride", self.stride or (1,) * dims)
         object.__setattr__(self, "padding", self.padding or ((0, 0),) * dims)
         object.__setattr__(self, "dilation", self.dilation or (1,) * dims)
-        _check_weight(self.weight, self.scale)
-        _check_epilogue(matrix_shape(self.weight)[0], self.bias, self.activation)
+        check_weight(self.weight, self.scale)
+        check_epilogue(matrix_shape(self.weight)[0], self.bias, self.activation)
         _check_window(self)
 
     @property
@@ -143,25 +149,83 @@ class SparseEmbedding:
     scale: Array | None = None
 
     def __post_init__(self) -> None:
-        _check_weight(self.weight, self.scale)
+        check_weight(self.weight, self.scale)
 
 
-def matrix_shape(weight: sparse.csr_array) -> tuple[int, int]:
-    """(rows, columns); scipy's own property is untyped.
+@dataclass(frozen=True, eq=False)
+class SparseRecurrent:
+    """A recurrent layer over sequences, as ONNX's LSTM, GRU and RNN compute it; x is (length, batch, in).
+
+    The rows of both weights are those of the first direction and then those of the second, each with one block of
+    ``hidden`` rows a gate, in ONNX's order (see :data:`GATES`).
+
+    Args:
+        cell: one of :data:`GATES`.
+        direction: one of :data:`DIRECTIONS`.
+        weight: CSR of shape (directions * gates * hidden, in), which the input is multiplied with.
+        recurrent: CSR of shape (directions * gates * hidden, hidden), which the state is multiplied with.
+        bias: (2 * directions * gates * hidden,) float32, or None: for each direction what is added to the input's
+            product and then what is added to the state's.
+        scale: a float32 a row of ``weight`` where its values are int8, as in :class:`SparseLinear`.
+        recurrent_scale: likewise of ``recurrent``.
+
+    Raises:
+        InputError: shapes, dtypes or indices do not fit, or a number is not finite.
 
     Example:
-        >>> matrix_shape(sparse.csr_array((2, 5)))
-        (2, 5)
+        >>> weight, recurrent = (sparse.csr_array(np.ones((12, size), np.float32)) for size in (5, 3))
+        >>> layer = SparseRecurrent("lstm", "forward", weight, recurrent)
+        >>> layer.columns, layer.hidden, layer.directions, layer.states
+        (5, 3, 1, 2)
     """
-    shape: Any = weight.shape
-    return shape
+
+    cell: str
+    direction: str
+    weight: sparse.csr_array
+    recurrent: sparse.csr_array
+    bias: Array | None = None
+    scale: Array | None = None
+    recurrent_scale: Array | None = None
+
+    def __post_init__(self) -> None:
+        if self.cell not in GATES or self.direction not in DIRECTIONS:
+            raise refuse(f"there is no cell {self.cell!r} in direction {self.direction!r}")
+        check_weight(self.weight, self.scale)
+        check_weight(self.recurrent, self.recurrent_scale)
+        rows = self.directions * GATES[self.cell] * self.hidden
+        if not rows or (matrix_shape(self.weight)[0], matrix_shape(self.recurrent)[0]) != (rows, rows):
+            raise refuse(
+                f"its weights are {self.weight.shape} and {self.recurrent.shape}, and have to have {rows} rows, "
+                f"{GATES[self.cell]} of them for each hidden unit and direction, and at least one"
+            )
+        check_vector("bias", self.bias, 2 * rows)
+
+    @property
+    def columns(self) -> int:
+        """Features of the input."""
+        return matrix_shape(self.weight)[1]
+
+    @property
+    def hidden(self) -> int:
+        """Hidden units of one direction."""
+        return matrix_shape(self.recurrent)[1]
+
+    @property
+    def directions(self) -> int:
+        """1, or 2 where the sequence is read both ways."""
+        return 1 + (self.direction == "bidirectional")
+
+    @property
+    def states(self) -> int:
+        """How many states are carried along: an LSTM has a cell beside the hidden one."""
+        return 1 + (self.cell == "lstm")
 
 
-Layer = SparseLinear | SparseConv | SparseEmbedding
+Layer = SparseLinear | SparseConv | SparseEmbedding | SparseRecurrent
 
 
 def float_weight(layer: Layer) -> sparse.csr_array:
-    """The layer's weight with float32 values: the int8 ones times their row's scale.
+    """The weight, of a recurrent layer its input's, with float32 values: the int8 ones times their row's scale.
 
     Example:
         >>> weight = sparse.csr_array(np.array([[0, 3]], np.int8))
@@ -175,63 +239,14 @@ def float_weight(layer: Layer) -> sparse.csr_array:
     return sparse.csr_array((values, weight.indices, weight.indptr), shape=weight.shape)
 
 
-def _refuse(problem: str) -> InputError:
-    return InputError(f"a sparse layer cannot be made: {problem}. Nothing was computed. Export the model again.")
-
-
-def _check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
-    if not isinstance(weight, sparse.csr_array) or weight.ndim != 2:
-        raise _refuse(
-            f"its weight is {type(weight).__name__}, and has to be a scipy.sparse.csr_array of two dimensions"
-        )
-    rows, columns = matrix_shape(weight)
-    starts, indices = weight.indptr, weight.indices
-    if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in (starts, indices)):
-        raise _refuse(
-            f"its indices are {indices.dtype} {indices.shape} and its row pointers {starts.dtype} {starts.shape}, "
-            "and have to be vectors of integers"
-        )
-    counts = np.diff(starts.astype(np.int64))
-    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(indices) or counts.min(initial=0) < 0:
-        raise _refuse(f"its row pointers do not divide {len(indices)} nonzeros into {rows} rows")
-    if weight.data.shape != indices.shape:
-        raise _refuse(f"it has values of shape {weight.data.shape} at {len(indices)} indices")
-    if len(indices) and not (indices.min() >= 0 and indices.max() < columns):
-        raise _refuse(f"it has indices between {indices.min()} and {indices.max()} in rows of {columns}")
-    falls = np.flatnonzero(np.diff(indices.astype(np.int64)) <= 0) + 1
-    if not np.isin(falls, starts).all():
-        raise _refuse("the indices of a row do not increase")
-    expected = np.float32 if scale is None else np.int8
-    if weight.data.dtype != expected:
-        raise _refuse(f"its values are {weight.data.dtype}, and have to be {np.dtype(expected)}")
-    if not np.isfinite(weight.data).all():
-        raise _refuse("a value is not finite")
-    _check_vector("scale", scale, rows)
-
-
-def _check_epilogue(rows: int, bias: Array | None, activation: str | None) -> None:
-    _check_vector("bias", bias, rows)
-    if activation is not None and activation not in ACTIVATIONS:
-        raise _refuse(f"its activation is {activation!r}, and has to be None or one of {', '.join(ACTIVATIONS)}")
-
-
-def _check_vector(name: str, values: Array | None, rows: int) -> None:
-    if values is None:
-        return
-    if values.shape != (rows,) or values.dtype != np.float32:
-        raise _refuse(f"its {name} is {values.dtype} {values.shape}, and has to be float32 ({rows},)")
-    if not np.isfinite(values).all():
-        raise _refuse(f"its {name} is not finite")
-
-
 def _check_window(layer: SparseConv) -> None:
     dims = len(layer.kernel)
     options = (layer.stride, layer.padding, layer.dilation)
     if dims not in (1, 2) or any(len(option) != dims for option in options):
-        raise _refuse(f"kernel {layer.kernel}, stride, padding and dilation {options} are not of 1 or 2 dimensions")
+        raise refuse(f"kernel {layer.kernel}, stride, padding and dilation {options} are not of 1 or 2 dimensions")
     pads = [pad for pair in layer.padding for pad in pair]
     if len(pads) != 2 * dims or min(pads) < 0 or min(*layer.kernel, *layer.stride, *layer.dilation, layer.groups) < 1:
-        raise _refuse(f"kernel {layer.kernel}, groups {layer.groups} or {options} hold a number that is too small")
+        raise refuse(f"kernel {layer.kernel}, groups {layer.groups} or {options} hold a number that is too small")
     rows, columns = matrix_shape(layer.weight)
     if rows % layer.groups or columns % prod(layer.kernel):
-        raise _refuse(f"a weight of shape {layer.weight.shape} has no kernel {layer.kernel} in {layer.groups} groups")
+        raise refuse(f"a weight of shape {layer.weight.shape} has no kernel {layer.kernel} in {layer.groups} groups")

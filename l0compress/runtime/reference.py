@@ -9,12 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import erf, expit
 
-from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, float_weight
+from l0compress.runtime.layers import (
+    GATES,
+    SparseConv,
+    SparseEmbedding,
+    SparseLinear,
+    SparseRecurrent,
+    float_weight,
+)
 
 Array = NDArray[Any]
 
 
-def reference(layer: Layer, x: Array) -> Array:
+def reference(layer: SparseLinear | SparseConv | SparseEmbedding, x: Array) -> Array:
     """The layer's output for x, accumulated in float64 and returned in it.
 
     Example:
@@ -36,6 +43,70 @@ def reference(layer: Layer, x: Array) -> Array:
     if layer.bias is not None:
         summed = summed + layer.bias.reshape(bias_shape)
     return activated(layer.activation, summed)
+
+
+def recurrent_reference(layer: SparseRecurrent, x: Array, *states: Array | None) -> tuple[Array, ...]:
+    """What a recurrent layer hands on for x: every hidden state, the last of them, and an LSTM's last cell state.
+
+    Args:
+        layer: the layer.
+        x: (length, batch, in).
+        states: (directions, batch, hidden) that the layer begins with; None, or none, for zeros.
+
+    Example:
+        >>> from scipy import sparse
+        >>> one = sparse.csr_array(np.ones((1, 1), np.float32))
+        >>> y, last = recurrent_reference(SparseRecurrent("rnn_relu", "forward", one, one), np.ones((3, 1, 1)))
+        >>> y.ravel(), last.ravel()
+        (array([1., 2., 3.]), array([3.]))
+    """
+    length, batch, _ = x.shape
+    size = GATES[layer.cell] * layer.hidden
+    recurrent = float_weight(SparseLinear(layer.recurrent, scale=layer.recurrent_scale))
+    products = [
+        weight.toarray().astype(np.float64).reshape(layer.directions, size, -1)
+        for weight in (float_weight(layer), recurrent)
+    ]
+    biases = np.zeros((layer.directions, 2, size)) if layer.bias is None else layer.bias.astype(np.float64)
+    biases = biases.reshape(layer.directions, 2, size)
+    given = [*states, *[None] * (layer.states - len(states))]
+    carried = [
+        np.zeros((layer.directions, batch, layer.hidden)) if state is None else state.astype(np.float64)
+        for state in given
+    ]
+    y = np.zeros((length, layer.directions, batch, layer.hidden))
+    for side in range(layer.directions):
+        backward = layer.direction == "reverse" or side == 1
+        state = tuple(one[side] for one in carried)
+        for at in reversed(range(length)) if backward else range(length):
+            from_input = x[at].astype(np.float64) @ products[0][side].T + biases[side, 0]
+            state = _stepped(layer.cell, from_input, state, products[1][side], biases[side, 1])
+            y[at, side] = state[0]
+        for one, last in zip(carried, state, strict=True):
+            one[side] = last
+    return (y, *carried)
+
+
+def _stepped(
+    cell: str, from_input: Array, state: tuple[Array, ...], recurrent: Array, bias: Array
+) -> tuple[Array, ...]:
+    """The next state; the formulas are those of ONNX's operators."""
+    hidden = state[0]
+    if cell.startswith("rnn"):
+        return (activated(cell.removeprefix("rnn_"), from_input + hidden @ recurrent.T + bias),)
+    gates = GATES[cell]
+    from_inputs, recurrents, biases = np.split(from_input, gates, 1), np.split(recurrent, gates), np.split(bias, gates)
+    sums = [x + hidden @ weight.T + b for x, weight, b in zip(from_inputs, recurrents, biases, strict=True)]
+    if cell == "lstm":
+        i, o, f = (expit(total) for total in sums[:3])
+        carried = f * state[1] + i * np.tanh(sums[3])
+        return o * np.tanh(carried), carried
+    z, r = (expit(total) for total in sums[:2])
+    if cell == "gru":
+        new = np.tanh(from_inputs[2] + (r * hidden) @ recurrents[2].T + biases[2])
+    else:
+        new = np.tanh(from_inputs[2] + r * (hidden @ recurrents[2].T + biases[2]))
+    return ((1 - z) * new + z * hidden,)
 
 
 def activated(activation: str | None, x: Array) -> Array:

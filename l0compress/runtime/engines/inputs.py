@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l0compress.errors import InputError
-from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear, matrix_shape
+from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, matrix_shape
 
 Array = NDArray[Any]
 
@@ -47,3 +47,27 @@ def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
         )
     flat = x.reshape(-1).astype(np.intp)
     return np.where(flat < 0, flat + rows, flat)
+
+
+def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None, ...]) -> tuple[Array, list[Array]]:
+    """x as contiguous (length, batch, in), and copies of the states (directions, batch, hidden), zeros for None."""
+    if x.dtype != np.float32 or x.ndim != 3 or x.shape[2] != layer.columns:
+        raise InputError(
+            f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}) and was given {x.dtype} "
+            f"{x.shape}. Nothing was computed. Pass an array of that shape and dtype."
+        )
+    shape = (layer.directions, x.shape[1], layer.hidden)
+    for state in states:
+        if state is not None and (state.dtype != np.float32 or state.shape != shape):
+            raise InputError(
+                f"a sparse recurrent layer begins with states of float32 {shape} and was given {state.dtype} "
+                f"{state.shape}. Nothing was computed. Pass arrays of that shape and dtype."
+            )
+    if len(states) > layer.states:
+        raise InputError(
+            f"a sparse recurrent layer with the cell {layer.cell!r} begins with {layer.states} state(s) and was given "
+            f"{len(states)}. Nothing was computed. Pass no more."
+        )
+    given = [*states, *[None] * (layer.states - len(states))]
+    begin = [np.zeros(shape, np.float32) if state is None else np.array(state, order="C") for state in given]
+    return np.ascontiguousarray(x), begin

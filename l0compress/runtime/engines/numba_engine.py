@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from l0compress.errors import InputError
 from l0compress.runtime.engines.inputs import embedding_input, linear_input
 from l0compress.runtime.engines.numba_convolution import NumbaConv
+from l0compress.runtime.engines.numba_recurrent import NumbaRecurrent
 from l0compress.runtime.engines.threads import PARTS_A_THREAD, WORTH_A_THREAD, run_parts, split_evenly, split_rows
 from l0compress.runtime.engines.workspace import PACKED_FLOATS, scratch
-from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, matrix_shape
+from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, matrix_shape
 
 Array = NDArray[Any]
 
@@ -42,7 +43,7 @@ class NumbaEngine:
         """True: there is a loop for every layer."""
         return isinstance(layer, Layer)
 
-    def compile(self, layer: Layer, *, threads: int) -> Callable[[Array], Array]:
+    def compile(self, layer: Layer, *, threads: int) -> Callable[..., Any]:
         """See :class:`l0compress.runtime.engines.Engine`.
 
         Raises:
@@ -53,12 +54,16 @@ class NumbaEngine:
             return NumbaConv(layer, threads, kernels)
         if isinstance(layer, SparseEmbedding):
             return partial(_embedding, layer, _weights(layer, kernels), kernels)
+        if isinstance(layer, SparseRecurrent):
+            linear = partial(_Linear, threads=threads, kernels=kernels)
+            weights = partial(_weights, kernels=kernels)
+            return NumbaRecurrent(layer, threads, _kernels("numba_recurrent_kernels"), linear, weights)
         return _Linear(layer, threads, kernels)
 
 
-def _kernels() -> ModuleType:
+def _kernels(name: str = "numba_kernels") -> ModuleType:
     try:
-        return importlib.import_module("l0compress.runtime.engines.numba_kernels")
+        return importlib.import_module(f"l0compress.runtime.engines.{name}")
     except ImportError as error:
         raise InputError(
             f"the engine 'numba' cannot run here: {error}. Nothing was run. Install a numba that fits the installed "
@@ -66,7 +71,7 @@ def _kernels() -> ModuleType:
         ) from error
 
 
-def _weights(layer: Layer, kernels: ModuleType) -> Any:
+def _weights(layer: SparseLinear | SparseEmbedding, kernels: ModuleType) -> Any:
     """The layer's weight as the kernels take it, column numbers in two bytes where they fit."""
     weight = layer.weight
     rows, columns = matrix_shape(weight)

@@ -19,8 +19,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from l0compress.runtime.engines.inputs import conv_input, embedding_input, linear_input
+from l0compress.runtime.engines.scipy_recurrent import ScipyRecurrent
 from l0compress.runtime.engines.threads import PARTS_A_THREAD, WORTH_A_THREAD, run_parts, split_evenly, split_rows
-from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, float_weight, matrix_shape
+from l0compress.runtime.layers import (
+    Layer,
+    SparseConv,
+    SparseEmbedding,
+    SparseLinear,
+    SparseRecurrent,
+    float_weight,
+    matrix_shape,
+)
 from l0compress.runtime.reference import activated
 
 Array = NDArray[Any]
@@ -47,12 +56,14 @@ class ScipyEngine:
         """True: every layer has a form in scipy."""
         return isinstance(layer, Layer)
 
-    def compile(self, layer: Layer, *, threads: int) -> Callable[[Array], Array]:
+    def compile(self, layer: Layer, *, threads: int) -> Callable[..., Any]:
         """See :class:`l0compress.runtime.engines.Engine`."""
         if isinstance(layer, SparseConv):
             return _Conv(layer, threads)
         if isinstance(layer, SparseEmbedding):
             return partial(_embedding, layer, float_weight(layer))
+        if isinstance(layer, SparseRecurrent):
+            return ScipyRecurrent(layer, partial(_Linear, threads=threads))
         return _Linear(layer, threads)
 
 
