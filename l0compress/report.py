@@ -154,8 +154,9 @@ def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as they wer
         return f"{used.get((layer, size), 'dense')} ({others})" if others else used.get((layer, size), "dense")
 
     def zeros(layer: SparseStep) -> str:
-        spec = manifest.tensors[layer.weight]
-        return f"{100 * (1 - (spec.size if spec.nonzeros is None else spec.nonzeros) / spec.size):.1f} %"
+        specs = [manifest.tensors[weight] for weight in layer.weights]
+        nonzeros = sum(spec.size if spec.nonzeros is None else spec.nonzeros for spec in specs)
+        return f"{100 * (1 - nonzeros / sum(spec.size for spec in specs)):.1f} %"
 
     rows = tuple(
         (layer.name, zeros(layer), *(cell(name, size) for size in sizes)) for name, layer in manifest.layers.items()

@@ -71,13 +71,14 @@ class Members:
         name = f"l{candidate.nodes[0]}"
         if name in self.layers:
             return name
-        self.scale_axes.setdefault(candidate.weight, int(candidate.transposed))
+        for weight, axis in candidate.scale_axes().items():
+            self.scale_axes.setdefault(weight, axis)
         window = candidate.window
         step = SparseStep(
             candidate.kind,
             candidate.name,
-            candidate.input,
-            candidate.output,
+            candidate.inputs,
+            candidate.outputs,
             self.tensor(candidate.weight),
             candidate.transposed,
             None if candidate.bias is None else self.tensor(candidate.bias),
@@ -86,6 +87,10 @@ class Members:
         )
         if window is not None:
             step = replace(step, **window.__dict__)
+        if candidate.recurrence is not None:
+            step = replace(
+                step, recurrence=replace(candidate.recurrence, weight=self.tensor(candidate.recurrence.weight))
+            )
         self.layers[name] = step
         return name
 
@@ -119,7 +124,9 @@ class Members:
 def members_of(flow: Flow, types: Types, candidates: Sequence[Candidate], storage: str) -> tuple[Members, Manifest]:
     """The members of a bundle with two plans: every candidate a layer, and all of the graph dense."""
     members = Members(flow, types, storage)
-    members.scale_axes = {candidate.weight: int(candidate.transposed) for candidate in reversed(candidates)}
+    for candidate in candidates:
+        for weight, axis in candidate.scale_axes().items():
+            members.scale_axes.setdefault(weight, axis)
     plans = {WHOLE: members.plan((), {})}
     if candidates:
         plans[SPLIT] = members.plan(candidates, {})
@@ -154,7 +161,7 @@ def without_unused(manifest: Manifest) -> Manifest:
     names = {step.part for step in steps if step.engine is None} | {layer.dense for layer in layers.values()}
     segments = {name: segment for name, segment in manifest.segments.items() if name in names}
     read = {tensor for segment in segments.values() for tensor in segment.tensors.values()}
-    read |= {name for layer in layers.values() for name in (layer.weight, layer.bias) if name is not None}
+    read |= {name for layer in layers.values() for name in layer.tensors}
     tensors = {name: spec for name, spec in manifest.tensors.items() if name in read}
     kept = {part.member for part in (*segments.values(), *tensors.values())}
     hashes = {name: digest for name, digest in manifest.hashes.items() if name in kept}

@@ -30,6 +30,7 @@ from l0compress.export.partition.candidates import find_candidates
 from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.cut import Types, types_of
 from l0compress.export.partition.flow import Flow, flow_of
+from l0compress.export.partition.recurrent import without_zero_states
 from l0compress.export.session import named_feeds
 from l0compress.graph.capture import CapturedGraph
 from l0compress.report import bundle_table
@@ -187,7 +188,7 @@ def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
             f"the model takes {model.ByteSize():,} bytes as ONNX, and {MOST_MODEL_BYTES:,} fit into a bundle. Nothing "
             "was written. Export it as onnx."
         )
-    model = fold_constants(model)
+    model = without_zero_states(fold_constants(model))
     try:
         check_model(model.SerializeToString())
     except FormatError as error:

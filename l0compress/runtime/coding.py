@@ -98,14 +98,15 @@ class Stored:
         out[self.positions] = values
         return out.reshape(self.spec.shape)
 
-    def csr(self, *, transposed: bool) -> tuple[sparse.csr_array, Array | None]:
-        """The tensor as a matrix with a row for every index of its first dimension, and its scale by row.
+    def csr(self, *, transposed: bool = False, row_dims: int = 1) -> tuple[sparse.csr_array, Array | None]:
+        """The tensor as a matrix with a row for every index of its first dimensions, and its scale by row.
 
         Args:
             transposed: rows are the columns of a tensor of two dimensions instead.
+            row_dims: how many dimensions count rows. Scales along the last of them repeat for those before.
         """
-        shape = (self.spec.shape[0], prod(self.spec.shape[1:]))
-        by_row = self.scale is not None and self.spec.scale_axis == int(transposed)
+        shape = (prod(self.spec.shape[:row_dims]), prod(self.spec.shape[row_dims:]))
+        by_row = self.scale is not None and self.spec.scale_axis == (1 if transposed else row_dims - 1)
         values = self.values if by_row else self._scaled()
         positions = np.flatnonzero(values) if self.positions is None else self.positions
         if self.positions is None:
@@ -116,7 +117,8 @@ class Stored:
         if transposed:
             matrix = sparse.csr_array(matrix.T)
         matrix.sort_indices()
-        return matrix, self.scale if by_row else None
+        scale = self.scale if by_row else None
+        return matrix, scale if scale is None else np.tile(scale, prod(self.spec.shape[: row_dims - 1]))
 
     def _scaled(self) -> Array:
         if self.scale is None or self.spec.scale_axis is None:

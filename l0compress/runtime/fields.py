@@ -89,6 +89,11 @@ class Fields:
         inner = Fields(self._value.get(key), f"{self.where}{key}: ")
         return {name: parse(Fields(value, f"{self.where}{key}.{name}.")) for name, value in inner.raw().items()}
 
+    def optional(self, key: str, parse: Callable[[Fields], T]) -> T | None:
+        """An object, parsed, or null."""
+        value = self._value.get(key)
+        return None if value is None else parse(Fields(value, f"{self.where}{key}."))
+
     def raw(self) -> Mapping[str, Any]:
         """The object as it is; its keys are texts of a reasonable length."""
         if len(self._value) > MOST_ITEMS or any(len(key) > LONGEST_TEXT for key in self._value):

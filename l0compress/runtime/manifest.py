@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 from l0compress.runtime.coding import TensorSpec
 
-FORMAT, VERSION = "l0compress-bundle", 1
+FORMAT, VERSION = "l0compress-bundle", 2
 MANIFEST = "manifest.json"
 DENSE = "dense"
 
@@ -54,26 +54,47 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class SparseStep:
-    """A layer: which value it reads, which one it makes, and with which tensors.
+class Recurrence:
+    """What a recurrent layer is beside its first weight; see :class:`l0compress.runtime.layers.SparseRecurrent`.
 
     Attributes:
-        kind: ``linear``, ``conv`` or ``embedding``.
+        cell: one of :data:`l0compress.runtime.layers.GATES`.
+        direction: one of :data:`l0compress.runtime.layers.DIRECTIONS`.
+        weight: the tensor that the state is multiplied with, (directions, gates * hidden, hidden).
+        states: for each state of the cell which input of the layer it begins with; 0, which is the sequence, for zeros.
+        makes: what each output of the layer is: 0 all hidden states, 1 the last of them, 2 the last cell state.
+    """
+
+    cell: str
+    direction: str
+    weight: str
+    states: tuple[int, ...]
+    makes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SparseStep:
+    """A layer: which values it reads, which ones it makes, and with which tensors.
+
+    Attributes:
+        kind: ``linear``, ``conv``, ``embedding`` or ``recurrent``.
         name: what the layer is called in the model.
-        input: the value that it reads.
-        output: the value that it makes.
-        weight: its tensor; a matrix with a row an output, or, where ``transposed``, a column.
+        inputs: the values that it reads: one, and after it the states that a recurrent layer begins with.
+        outputs: the values that it makes: one, or several of a recurrent layer.
+        weight: its tensor; a matrix with a row an output, or, where ``transposed``, a column. Of a recurrent layer
+            that of the input, (directions, gates * hidden, in).
         transposed: see ``weight``.
         bias: its tensor, or None.
         activation: one of :data:`l0compress.runtime.layers.ACTIVATIONS`, or None.
         dense: the segment that computes the same.
         kernel: of a convolution, as are the others: see :class:`l0compress.runtime.layers.SparseConv`.
+        recurrence: of a recurrent layer, and None otherwise.
     """
 
     kind: str
     name: str
-    input: str
-    output: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     weight: str
     transposed: bool
     bias: str | None
@@ -84,6 +105,17 @@ class SparseStep:
     padding: tuple[tuple[int, int], ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    recurrence: Recurrence | None = None
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The tensors that are multiplied with."""
+        return (self.weight,) if self.recurrence is None else (self.weight, self.recurrence.weight)
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """All tensors that it reads."""
+        return self.weights if self.bias is None else (*self.weights, self.bias)
 
 
 @dataclass(frozen=True)

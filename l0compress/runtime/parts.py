@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from l0compress.errors import InputError
 from l0compress.runtime.archive import Files, FormatError
 from l0compress.runtime.coding import Stored, TensorSpec, decode
-from l0compress.runtime.engines import ENGINES, Engine
-from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear
-from l0compress.runtime.manifest import DENSE, Manifest, SparseStep, Step
+from l0compress.runtime.engines import ENGINES, Engine, Kernel
+from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent
+from l0compress.runtime.manifest import DENSE, Manifest, Recurrence, SparseStep, Step
 from l0compress.runtime.segments import Run, open_segment
 
 Array = NDArray[Any]
@@ -55,7 +56,7 @@ class Parts:
         if step.engine == DENSE:
             return self._segment(self.manifest.layers[step.part].dense)
         # Steps that apply one layer several times, as in a loop that was unrolled, share its kernel.
-        layer = replace(self.manifest.layers[step.part], name="", input="", output="", dense="")
+        layer = replace(self.manifest.layers[step.part], name="", inputs=(), outputs=(), dense="")
         if (layer, step.engine) not in self._layers:
             self._layers[layer, step.engine] = self._compiled(step.part, step.engine)
         return self._layers[layer, step.engine]
@@ -67,11 +68,14 @@ class Parts:
             FormatError: its tensors do not make such a layer.
         """
         step = self.manifest.layers[name]
-        shape = self.manifest.tensors[step.weight].shape
-        if len(shape) < 2 or shape[2:] != step.kernel:
-            raise FormatError(f"layers.{name} has a weight of shape {shape} for a kernel of {step.kernel}")
+        row_dims = 1 if step.recurrence is None else 2
+        for weight in step.weights:
+            shape = self.manifest.tensors[weight].shape
+            if len(shape) <= row_dims or shape[max(row_dims + 1, 2) :] != step.kernel:
+                raise FormatError(f"layers.{name} has a weight of shape {shape} for a kernel of {step.kernel}")
         try:
-            return _layer_of(step, self._stored(step.weight), self._bias(step))
+            stored = [self._stored(weight, row_dims) for weight in step.weights]
+            return _layer_of(step, stored, self._bias(step))
         except InputError as error:
             raise FormatError(f"layers.{name}: {error}") from error
 
@@ -86,6 +90,9 @@ class Parts:
         if not engine.supports(layer):
             return self.run_of(Step(name, DEFAULT_ENGINE))
         kernel = engine.compile(layer, threads=self.threads or 1)
+        recurrence = self.manifest.layers[name].recurrence
+        if recurrence is not None:
+            return partial(_run_recurrent, kernel, recurrence)
         return lambda arrays: (kernel(arrays[0]),)
 
     def _segment(self, name: str) -> Run:
@@ -108,9 +115,9 @@ class Parts:
         self._spend("dense", tensor, spec.dense_bytes)
         return self._decoded(spec).dense()
 
-    def _stored(self, tensor: str) -> Stored:
+    def _stored(self, tensor: str, row_dims: int) -> Stored:
         spec = self.manifest.tensors[tensor]
-        rows, columns = spec.shape[0], prod(spec.shape[1:])
+        rows, columns = prod(spec.shape[:row_dims]), prod(spec.shape[row_dims:])
         if max(rows, columns) >= 2**31:
             raise FormatError(f"tensors.{tensor} of shape {spec.shape} is too large for a layer")
         nonzeros = spec.size if spec.nonzeros is None else spec.nonzeros
@@ -139,8 +146,17 @@ class Parts:
         return data
 
 
-def _layer_of(step: SparseStep, stored: Stored, bias: Array | None) -> Layer:
-    weight, scale = stored.csr(transposed=step.transposed)
+def _run_recurrent(kernel: Kernel, recurrence: Recurrence, arrays: Sequence[Array]) -> Sequence[Array]:
+    made = kernel(arrays[0], *(arrays[at] if at else None for at in recurrence.states))
+    return [made[at] for at in recurrence.makes]
+
+
+def _layer_of(step: SparseStep, stored: Sequence[Stored], bias: Array | None) -> Layer:
+    if step.recurrence is not None:
+        (weight, scale), (recurrent, recurrent_scale) = (each.csr(row_dims=2) for each in stored)
+        recurrence = step.recurrence
+        return SparseRecurrent(recurrence.cell, recurrence.direction, weight, recurrent, bias, scale, recurrent_scale)
+    weight, scale = stored[0].csr(transposed=step.transposed)
     if step.kind == "embedding":
         return SparseEmbedding(weight, scale)
     if step.kind == "linear":

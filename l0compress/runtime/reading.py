@@ -7,7 +7,7 @@ import json
 from l0compress.runtime.archive import FormatError
 from l0compress.runtime.coding import DTYPES, FLOAT_STORAGES, TensorSpec
 from l0compress.runtime.fields import Fields
-from l0compress.runtime.layers import ACTIVATIONS
+from l0compress.runtime.layers import ACTIVATIONS, DIRECTIONS, GATES
 from l0compress.runtime.manifest import (
     FORMAT,
     VERSION,
@@ -15,12 +15,13 @@ from l0compress.runtime.manifest import (
     Manifest,
     PlanTiming,
     Port,
+    Recurrence,
     Segment,
     SparseStep,
     Step,
 )
 
-LAYER_KINDS = ("linear", "conv", "embedding")
+LAYER_KINDS = ("linear", "conv", "embedding", "recurrent")
 MOST_DIMS = 16
 
 
@@ -68,11 +69,11 @@ def check(manifest: Manifest) -> None:
         FormatError: it does not hold together.
     """
     for name, layer in manifest.layers.items():
-        for tensor in (layer.weight, layer.bias):
-            if tensor is not None and tensor not in manifest.tensors:
+        for tensor in layer.tensors:
+            if tensor not in manifest.tensors:
                 raise FormatError(f"layers.{name} reads a tensor {tensor!r} that there is not")
         dense = manifest.segments.get(layer.dense)
-        if dense is None or dense.inputs != (layer.input,) or dense.outputs != (layer.output,):
+        if dense is None or dense.inputs != layer.inputs or dense.outputs != layer.outputs:
             raise FormatError(f"layers.{name} has no segment that computes the same")
     for name, segment in manifest.segments.items():
         absent = sorted(set(segment.tensors.values()) - manifest.tensors.keys())
@@ -94,13 +95,11 @@ def _check_plan(manifest: Manifest, name: str, plan: tuple[Step, ...]) -> None:
         part = manifest.segments.get(step.part) if step.engine is None else manifest.layers.get(step.part)
         if part is None:
             raise FormatError(f"plans.{name} has a step {step.part!r} that there is not")
-        reads = part.inputs if isinstance(part, Segment) else (part.input,)
-        makes = part.outputs if isinstance(part, Segment) else (part.output,)
-        if not made.issuperset(reads):
-            raise FormatError(f"plans.{name} reads {sorted(set(reads) - made)[0]!r} before it is made")
-        if not made.isdisjoint(makes) or len(set(makes)) != len(makes):
+        if not made.issuperset(part.inputs):
+            raise FormatError(f"plans.{name} reads {sorted(set(part.inputs) - made)[0]!r} before it is made")
+        if not made.isdisjoint(part.outputs) or len(set(part.outputs)) != len(part.outputs):
             raise FormatError(f"plans.{name} makes a value twice")
-        made.update(makes)
+        made.update(part.outputs)
     missing = [port.name for port in manifest.outputs if port.name not in made]
     if missing:
         raise FormatError(f"plans.{name} does not make the output {missing[0]!r}")
@@ -145,11 +144,11 @@ def _layer(entry: Fields) -> SparseStep:
         raise entry.wrong("padding", "a list of pairs")
     if any(type(size) is not int or not 0 <= size < 2**31 for pair in padding for size in pair):
         raise entry.wrong("padding", "a list of pairs of sizes")
-    return SparseStep(
+    step = SparseStep(
         entry.text("kind", LAYER_KINDS),
         entry.text("name"),
-        entry.text("input"),
-        entry.text("output"),
+        entry.texts("inputs"),
+        entry.texts("outputs"),
         entry.text("weight"),
         entry.flag("transposed"),
         entry.optional_text("bias"),
@@ -160,7 +159,41 @@ def _layer(entry: Fields) -> SparseStep:
         tuple((pair[0], pair[1]) for pair in padding),
         entry.integers("dilation", 1),
         entry.integer("groups", 1),
+        entry.optional("recurrence", _recurrence),
     )
+    _check_ends(entry, step)
+    return step
+
+
+def _recurrence(entry: Fields) -> Recurrence:
+    return Recurrence(
+        entry.text("cell", tuple(GATES)),
+        entry.text("direction", DIRECTIONS),
+        entry.text("weight"),
+        entry.integers("states"),
+        entry.integers("makes"),
+    )
+
+
+def _check_ends(entry: Fields, step: SparseStep) -> None:
+    """A layer reads and makes one value, but for a recurrent one, which says what its values are."""
+    recurrence = step.recurrence
+    if (step.kind == "recurrent") != (recurrence is not None):
+        raise entry.wrong("recurrence", "an object for a recurrent layer, and null otherwise")
+    if len(set(step.inputs)) != len(step.inputs):
+        raise entry.wrong("inputs", "different values")
+    if recurrence is None:
+        if (len(step.inputs), len(step.outputs)) != (1, 1):
+            raise entry.wrong("inputs", "one value, as outputs")
+        return
+    states = 1 + (recurrence.cell == "lstm")
+    if len(recurrence.states) != states or {0, *recurrence.states} != set(range(len(step.inputs))):
+        raise entry.wrong("recurrence", f"{states} states that are inputs, and no other inputs but the sequence")
+    made = set(recurrence.makes)
+    if not made or not len(made) == len(recurrence.makes) == len(step.outputs) or not made <= set(range(1 + states)):
+        raise entry.wrong("recurrence", f"what each output is, from 0 to {states}")
+    if step.transposed or step.activation is not None or step.kernel:
+        raise entry.wrong("kind", "one that is transposed, has an activation or a kernel")
 
 
 def _plans(root: Fields) -> dict[str, tuple[Step, ...]]:

@@ -63,4 +63,4 @@ def _ends(manifest: Manifest, step: Step) -> tuple[tuple[str, ...], tuple[str, .
         segment = manifest.segments[step.part]
         return segment.inputs, segment.outputs
     layer = manifest.layers[step.part]
-    return (layer.input,), (layer.output,)
+    return layer.inputs, layer.outputs

@@ -12,13 +12,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from l0compress.export.partition.flow import Flow
+from l0compress.export.partition.recurrent import RECURRENT, recurrence_of, weights_of, why_dense
+from l0compress.runtime.manifest import Recurrence
 
 # Below this share of zeros no engine gains, and below this size no layer is worth a step of its own.
 FEWEST_ZEROS = 0.6
 FEWEST_ELEMENTS = 256
 
 _ACTIVATIONS = {"Relu": "relu", "Tanh": "tanh", "Sigmoid": "sigmoid"}
-_RECURRENT = ("LSTM", "GRU", "RNN")
 
 
 @dataclass(frozen=True)
@@ -26,30 +27,38 @@ class Candidate:
     """A product that may run sparse.
 
     Attributes:
-        kind: ``linear``, ``conv`` or ``embedding``.
+        kind: ``linear``, ``conv``, ``embedding`` or ``recurrent``.
         name: what the layer is called in the user's model, as far as the graph tells.
         nodes: the nodes that it stands for.
-        input: the value that it reads.
-        output: the value that it makes.
+        inputs: the values that it reads: one, but for the states of a recurrent node.
+        outputs: the values that it makes: one, but for those of a recurrent node.
         weight: its constant.
         transposed: the outputs of the layer are the columns of the constant, not its rows.
         bias: a constant of one value an output, or None.
         activation: what is applied last, or None.
-        zeros: share of exact zeros in the weight.
+        zeros: share of exact zeros in the weight, of a recurrent node in both weights together.
         window: of a convolution: kernel, stride, padding, dilation and groups.
+        recurrence: of a recurrent node, with its second weight by its name in the graph.
     """
 
     kind: str
     name: str
     nodes: tuple[int, ...]
-    input: str
-    output: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
     weight: str
     transposed: bool = False
     bias: str | None = None
     activation: str | None = None
     zeros: float = 0.0
     window: Window | None = None
+    recurrence: Recurrence | None = None
+
+    def scale_axes(self) -> dict[str, int]:
+        """For each of its constants that may be stored with a scale an output, the dimension of the outputs."""
+        if self.recurrence is not None:
+            return {self.weight: 1, self.recurrence.weight: 1}
+        return {self.weight: int(self.transposed)}
 
 
 @dataclass(frozen=True)
@@ -99,23 +108,22 @@ def find_candidates(flow: Flow, *, activations: tuple[str, ...] = ("relu",)) -> 
     return Found(tuple(candidates), reasons)
 
 
-def sparse_share(flow: Flow, name: str) -> float | None:
-    """Share of exact zeros of a float32 constant that has enough of them; None for everything else."""
-    tensor = flow.constants.get(name)
-    if tensor is None or tensor.data_type != TensorProto.FLOAT:
+def sparse_share(flow: Flow, *names: str) -> float | None:
+    """Share of exact zeros of float32 constants that together have enough of them; None for everything else."""
+    tensors = [flow.constants.get(name) for name in names]
+    if any(tensor is None or tensor.data_type != TensorProto.FLOAT or len(tensor.dims) < 2 for tensor in tensors):
         return None
-    if len(tensor.dims) < 2 or prod(tensor.dims) < FEWEST_ELEMENTS:
+    size = sum(prod(tensor.dims) for tensor in tensors if tensor is not None)
+    if size < FEWEST_ELEMENTS:
         return None
-    array = flow.array(name)
-    zeros = 1 - np.count_nonzero(array) / array.size
-    return zeros if zeros >= FEWEST_ZEROS and bool(np.isfinite(array).all()) else None
+    arrays = [flow.array(name) for name in names]
+    zeros = 1 - sum(np.count_nonzero(array) for array in arrays) / size
+    return zeros if zeros >= FEWEST_ZEROS and all(np.isfinite(array).all() for array in arrays) else None
 
 
 def _candidate(
     flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float, activations: tuple[str, ...]
 ) -> Candidate:
-    if node.op_type in _RECURRENT:
-        raise _Unfit("multiplies its weights step by step, with what it made before")
     reader = _READERS.get(node.op_type)
     if reader is None:
         raise _Unfit("has no sparse form")
@@ -132,8 +140,10 @@ def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, _outputs(flow, weight, transposed)):
         raise _Unfit("adds what is not one constant an output")
-    name = _layer_name(weight, bias, node)
-    return Candidate("linear", name, (index,), node.input[0], node.output[0], weight, transposed, bias, None, zeros)
+    name = _layer_name(weight, bias, node.output[0])
+    return Candidate(
+        "linear", name, (index,), (node.input[0],), (node.output[0],), weight, transposed, bias, None, zeros
+    )
 
 
 def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
@@ -147,8 +157,8 @@ def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
         other = [name for name in flow.nodes[follower].input if name != output]
         if len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True)):
             bias, nodes, output = other[0], (index, follower), flow.nodes[follower].output[0]
-    name = _layer_name(weight, bias, flow.nodes[nodes[-1]])
-    return Candidate("linear", name, nodes, node.input[0], output, weight, True, bias, None, zeros)
+    name = _layer_name(weight, bias, output)
+    return Candidate("linear", name, nodes, (node.input[0],), (output,), weight, True, bias, None, zeros)
 
 
 def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
@@ -171,8 +181,10 @@ def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
         tuple(given.get("dilations") or [1] * rank),
         given.get("group", 1),
     )
-    name = _layer_name(weight, bias, node)
-    return Candidate("conv", name, (index,), node.input[0], node.output[0], weight, False, bias, None, zeros, window)
+    name = _layer_name(weight, bias, node.output[0])
+    return Candidate(
+        "conv", name, (index,), (node.input[0],), (node.output[0],), weight, False, bias, None, zeros, window
+    )
 
 
 def _gather(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
@@ -180,8 +192,23 @@ def _gather(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
         raise _Unfit("does not look up rows of a matrix")
     if node.input[1] in flow.constants:
         raise _Unfit("looks up the same rows every time")
-    name = _layer_name(weight, None, node)
-    return Candidate("embedding", name, (index,), node.input[1], node.output[0], weight, zeros=zeros)
+    name = _layer_name(weight, None, node.output[0])
+    return Candidate("embedding", name, (index,), (node.input[1],), (node.output[0],), weight, zeros=zeros)
+
+
+def _recurrent(flow: Flow, index: int, node: onnx.NodeProto, _: str, _zeros: float) -> Candidate:
+    weight, recurrent, bias = weights_of(node)
+    zeros = sparse_share(flow, weight, recurrent)
+    if zeros is None:
+        raise _Unfit("has too few zeros in its two weights together")
+    reason = why_dense(flow, node)
+    if reason is not None:
+        raise _Unfit(reason)
+    inputs, outputs, recurrence = recurrence_of(flow, node)
+    name = _layer_name(weight, bias, outputs[0])
+    return Candidate(
+        "recurrent", name, (index,), inputs, outputs, weight, bias=bias, zeros=zeros, recurrence=recurrence
+    )
 
 
 _READERS: dict[str, Callable[[Flow, int, onnx.NodeProto, str, float], Candidate]] = {
@@ -189,18 +216,19 @@ _READERS: dict[str, Callable[[Flow, int, onnx.NodeProto, str, float], Candidate]
     "MatMul": _matmul,
     "Conv": _conv,
     "Gather": _gather,
+    **dict.fromkeys(RECURRENT, _recurrent),
 }
 
 
 def _with_activation(flow: Flow, candidate: Candidate, activations: tuple[str, ...]) -> Candidate:
-    if candidate.kind == "embedding":
+    if candidate.kind in ("embedding", "recurrent"):
         return candidate
-    found = _activation(flow, candidate.output)
+    found = _activation(flow, candidate.outputs[0])
     if found is None or found[0] not in activations:
         return candidate
     activation, nodes = found
     values = {**candidate.__dict__, "activation": activation, "nodes": (*candidate.nodes, *nodes)}
-    return Candidate(**{**values, "output": flow.nodes[nodes[-1]].output[0]})
+    return Candidate(**{**values, "outputs": (flow.nodes[nodes[-1]].output[0],)})
 
 
 def _activation(flow: Flow, value: str) -> tuple[str, tuple[int, ...]] | None:
@@ -238,13 +266,13 @@ def _is_vector(flow: Flow, name: str, size: int) -> bool:
     return prod(tensor.dims) == size == tensor.dims[-1]
 
 
-def _layer_name(weight: str, bias: str | None, node: onnx.NodeProto) -> str:
+def _layer_name(weight: str, bias: str | None, output: str) -> str:
     """The user's name where a parameter still bears it, or else that of the value that the layer makes."""
     for name in (weight, bias):
         if name is not None and "." in name:
             return name.rpartition(".")[0]
-    return node.output[0]
+    return output
 
 
 def _spoken(name: str, node: onnx.NodeProto) -> str:
-    return name if "." in name else node.output[0]
+    return name if "." in name else next(filter(None, node.output), name)

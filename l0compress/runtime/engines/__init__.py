@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
-
 from l0compress.errors import InputError
 from l0compress.runtime.engines.numba_engine import NumbaEngine
 from l0compress.runtime.engines.scipy_engine import ScipyEngine
 from l0compress.runtime.engines.torch_engine import TorchEngine
 from l0compress.runtime.layers import Layer
 
-Kernel = Callable[[NDArray[Any]], NDArray[Any]]
+# From an array to an array; of a recurrent layer from several to a tuple.
+Kernel = Callable[..., Any]
 
 
 class Engine(Protocol):
@@ -41,7 +40,10 @@ class Engine(Protocol):
         """A function from the layer's input to its output that uses at most so many threads.
 
         Linear takes float32 (..., in) and gives (..., out); a convolution (n, channels, *spatial); an embedding takes
-        integers of any shape and gives one dimension more. The kernel raises InputError for anything else.
+        integers of any shape and gives one dimension more. A recurrent layer takes (length, batch, in) and the states
+        that it begins with, (directions, batch, hidden) or None for zeros, and gives all hidden states, (length,
+        directions, batch, hidden), the last of them, and an LSTM's last cell state. The kernel raises InputError for
+        anything else.
         """
         ...
 

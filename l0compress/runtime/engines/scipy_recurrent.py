@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from l0compress.runtime.engines.inputs import recurrent_input
-from l0compress.runtime.layers import SparseRecurrent, float_weight
+from l0compress.runtime.layers import SparseRecurrent, float_weight, matrix_shape
 from l0compress.runtime.recurrence import OneDirection, directions_of
 
 Array = NDArray[Any]
@@ -70,7 +70,7 @@ class _Loop:
     @cached_property
     def _halves(self) -> tuple[Any, Any]:
         """The rows of a GRU's gates, and those of its new state."""
-        rows = 2 * self._csr.shape[0] // 3
+        rows = 2 * matrix_shape(self._csr)[0] // 3
         return self._csr[:rows], self._csr[rows:]
 
     def _sums(self, hidden: Array) -> Array:
