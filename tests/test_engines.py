@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from sparse_layers import DTYPES, noise, onnxruntime_output, scale_of, sparse_matrix, vector
+from sparse_layers import DTYPES, noise, onnxruntime_output, recurrent_layer, scale_of, sparse_matrix, vector
 
 from l0compress.errors import InputError
 from l0compress.runtime.engines import ENGINES, find
@@ -180,7 +180,9 @@ def test_engines_are_found_by_name():
 
 def test_an_engine_that_does_not_support_a_layer_says_so(rng):
     conv, table = SparseConv(sparse_matrix(rng, (2, 9), 0.5), (3, 3)), SparseEmbedding(sparse_matrix(rng, (2, 3), 1))
+    recurrent = recurrent_layer(rng, "lstm", "forward", (3, 4))
     supported = {
-        engine.name: [engine.supports(layer) for layer in (linear(rng, 3, 4), conv, table)] for engine in ENGINES
+        engine.name: [engine.supports(layer) for layer in (linear(rng, 3, 4), conv, table, recurrent)]
+        for engine in ENGINES
     }
-    assert supported == {"scipy": [True] * 3, "numba": [True] * 3, "torch": [True, False, False]}
+    assert supported == {"scipy": [True] * 4, "numba": [True] * 4, "torch": [True, False, False, False]}
