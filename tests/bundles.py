@@ -48,12 +48,42 @@ def mlp_bundle(path: Path, **options: Any) -> ExportedBundle:
 class Recurrent(nn.Module):
     """A recurrent layer, of which ONNX makes one node, and a head."""
 
-    def __init__(self, kind: type[nn.Module]) -> None:
+    def __init__(self, kind: type[nn.Module], **options: Any) -> None:
         super().__init__()
-        self.recurrent, self.head = kind(16, 24, batch_first=True), nn.Linear(24, 16)
+        self.recurrent = kind(16, 24, batch_first=True, **options)
+        width = options.get("proj_size", 24) * (1 + options.get("bidirectional", False))
+        self.head = nn.Linear(width, 16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.recurrent(x)[0])
+
+
+class LastStates(Recurrent):
+    """What is left at the end of a sequence, hidden and cell states of both directions."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, (hidden, cell) = self.recurrent(x)
+        return self.head(torch.cat([hidden[-1], cell[0]], -1))
+
+
+class Translated(nn.Module):
+    """A sequence that is read from where another one ended, hidden and cell states and all."""
+
+    def __init__(self, kind: type[nn.Module]) -> None:
+        super().__init__()
+        self.encoder, self.decoder = (kind(16, 24, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(24, 16)
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.head(self.decoder(y, self.encoder(x)[1])[0])
+
+
+class SameStates(Recurrent):
+    """Hidden and cell state begin as one and the same value."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        state = torch.tanh(x.sum(1)).repeat(1, 2)[:, :24].unsqueeze(0)
+        return self.head(self.recurrent(x, (state, state))[0])
 
 
 class Unrolled(nn.Module):
@@ -153,5 +183,29 @@ NETWORKS = {
     "positions": lambda: (randomised(Positions()), Call((torch.randn(2, 7, 24),))),
     "LSTM": lambda: (randomised(Recurrent(nn.LSTM)), Call((torch.randn(2, 5, 16),))),
     "GRU": lambda: (randomised(Recurrent(nn.GRU)), Call((torch.randn(2, 5, 16),))),
+    "RNN": lambda: (randomised(Recurrent(nn.RNN)), Call((torch.randn(2, 5, 16),))),
+    "ReLU RNN without biases": lambda: (
+        randomised(Recurrent(nn.RNN, nonlinearity="relu", bias=False, bidirectional=True), 0.8),
+        Call((torch.randn(2, 5, 16),)),
+    ),
+    "LSTM both ways": lambda: (
+        randomised(Recurrent(nn.LSTM, num_layers=2, bidirectional=True)),
+        Call((torch.randn(2, 5, 16),)),
+    ),
+    "GRU both ways": lambda: (
+        randomised(Recurrent(nn.GRU, num_layers=2, bidirectional=True)),
+        Call((torch.randn(2, 5, 16),)),
+    ),
+    "projections": lambda: (randomised(Recurrent(nn.LSTM, proj_size=20)), Call((torch.randn(2, 5, 16),))),
+    "last states": lambda: (randomised(LastStates(nn.LSTM, bidirectional=True)), Call((torch.randn(2, 5, 16),))),
+    "LSTM decoder": lambda: (
+        randomised(Translated(nn.LSTM)),
+        Call((torch.randn(2, 5, 16), torch.randn(2, 3, 16))),
+    ),
+    "GRU decoder": lambda: (
+        randomised(Translated(nn.GRU)),
+        Call((torch.randn(2, 5, 16), torch.randn(2, 3, 16))),
+    ),
+    "one state as both": lambda: (randomised(SameStates(nn.LSTM)), Call((torch.randn(2, 5, 16),))),
     "unrolled cell": lambda: (randomised(Unrolled()), Call((torch.randn(2, 3, 16),))),
 }

@@ -61,6 +61,12 @@ class TestTensors:
         np.testing.assert_array_equal(matrix.toarray(), flat.T if transposed else flat)
         assert scale is None and matrix.has_sorted_indices
 
+    def test_rows_over_two_dimensions(self):
+        array = sparse_array((2, 12, 7), 0.3)
+        matrix, scale = decode(*encode(array, storage="float32", is_sparse=True)).csr(row_dims=2)
+        np.testing.assert_array_equal(matrix.toarray(), array.reshape(24, 7))
+        assert scale is None
+
     def test_a_matrix_without_nonzeros(self):
         spec, data = encode(np.zeros((4, 5), np.float32), storage="float32", is_sparse=True)
         assert decode(spec, data).csr(transposed=True)[0].shape == (5, 4)
@@ -108,6 +114,16 @@ class TestTensors:
         assert matrix.dtype == np.int8 and scale is not None
         rebuilt = matrix.toarray().astype(np.float32) * scale[:, None]
         np.testing.assert_allclose(rebuilt.T if axis else rebuilt, stored.dense(), rtol=1e-6)
+
+    @pytest.mark.parametrize("is_sparse", [True, False])
+    def test_two_directions_share_the_int8_scales_of_their_rows(self, is_sparse):
+        array = sparse_array((2, 30, 40), 0.3) * np.geomspace(1e-3, 1e3, 30, dtype=np.float32)[:, None]
+        stored = decode(*encode(array, storage="int8", is_sparse=is_sparse, scale_axis=1))
+        matrix, scale = stored.csr(row_dims=2)
+        assert matrix.dtype == np.int8 and scale is not None and scale.shape == (60,)
+        rebuilt = matrix.toarray().astype(np.float32) * scale[:, None]
+        np.testing.assert_allclose(rebuilt.reshape(2, 30, 40), stored.dense(), rtol=1e-6)
+        np.testing.assert_array_equal(scale[:30], scale[30:])
 
     def test_int8_along_the_other_axis_becomes_float(self):
         array = sparse_array((6, 8), 0.5)

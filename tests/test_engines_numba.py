@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sparse_layers import noise, sparse_matrix
+from sparse_layers import noise, recurrent_layer, sparse_matrix
 
 from l0compress.runtime.engines import numba_engine
-from l0compress.runtime.layers import SparseConv, SparseLinear
-from l0compress.runtime.reference import reference
+from l0compress.runtime.layers import GATES, SparseConv, SparseLinear
+from l0compress.runtime.recurrence import directions_of
+from l0compress.runtime.reference import recurrent_reference, reference
 
 kernels = pytest.importorskip("l0compress.runtime.engines.numba_kernels", exc_type=ImportError)
 
@@ -99,3 +100,35 @@ def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
     )
     np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
     assert y.is_intact() and packed.is_intact() and sums.is_intact()
+
+
+@pytest.mark.parametrize("cell", GATES)
+@pytest.mark.parametrize("units", [1, 5, 16, 19])
+@pytest.mark.parametrize("batch", [1, 2, 13, 40, 70])
+def test_the_steps_of_a_sequence_stay_in_their_range_of_the_batch(rng, cell, units, batch):
+    loops = pytest.importorskip("l0compress.runtime.engines.numba_recurrent_kernels", exc_type=ImportError)
+    layer = recurrent_layer(rng, cell, "bidirectional", (7, units))
+    direction = directions_of(layer)[1]
+    rows = GATES[cell] * units
+    x = noise(rng, 3, batch + 3, 7)
+    projected = holding(reference(direction.input, x).astype(np.float32))
+    y, states = Fenced(3, 2, batch + 3, units), [Fenced(2, batch + 3, units) for _ in range(2)]
+    for state in states:
+        state.array[1, 2 : 2 + batch] = 0
+    memory = [Fenced(width * 64) for width in (units, units, rows, rows)]
+    loops.recur(
+        numba_engine._weights(direction.recurrent, kernels),
+        loops.CELLS[cell],
+        (2, 2 + batch, 1, True),
+        projected,
+        tuple(fence.array for fence in memory),
+        tuple(state.array for state in states),
+        y.array,
+    )
+    expected = np.full(y.array.shape, 123.0)
+    made = recurrent_reference(layer, x)
+    expected[:, 1, 2 : 2 + batch] = made[0][:, 1, 2 : 2 + batch]
+    np.testing.assert_allclose(y.array, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(states[0].array[1, 2 : 2 + batch], made[1][1, 2 : 2 + batch], rtol=1e-5, atol=1e-5)
+    assert (states[0].array[0] == 123).all() and (states[1].array[1, :2] == 123).all()
+    assert all(fence.is_intact() for fence in (y, *states, *memory))

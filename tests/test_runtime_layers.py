@@ -10,10 +10,12 @@ from scipy import sparse
 from sparse_layers import sparse_matrix
 
 from l0compress.errors import InputError
-from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear, float_weight
+from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, float_weight
 from l0compress.runtime.reference import reference
 
 GOOD = {"data": [1.0, 2.0, 3.0], "indices": [0, 2, 1], "starts": [0, 2, 3], "shape": (2, 3)}
+
+SQUARE = sparse.csr_array(np.eye(2, dtype=np.float32))
 
 
 def raw(data: Any, indices: Any, starts: Any, shape: tuple[int, int], dtype: Any = np.float32) -> sparse.csr_array:
@@ -50,7 +52,14 @@ def test_a_weight_that_would_be_read_out_of_bounds_is_no_layer(name):
     change, problem = BAD[name]
     weight = raw(**{**GOOD, **change})
     expected = f"a sparse layer cannot be made: {problem}. Nothing was computed. Export the model again."
-    for make in (SparseLinear, SparseEmbedding, lambda weight: SparseConv(weight, (3,))):
+    makers = (
+        SparseLinear,
+        SparseEmbedding,
+        lambda weight: SparseConv(weight, (3,)),
+        lambda weight: SparseRecurrent("rnn_tanh", "forward", weight, SQUARE),
+        lambda weight: SparseRecurrent("rnn_tanh", "forward", SQUARE, weight),
+    )
+    for make in makers:
         with pytest.raises(InputError) as refused:
             make(weight)
         assert str(refused.value) == expected
@@ -108,6 +117,30 @@ def test_a_dense_matrix_is_no_weight():
 def test_a_window_that_makes_no_sense_is_no_convolution(options):
     with pytest.raises(InputError, match=r"^a sparse layer cannot be made: .* Nothing was computed\."):
         SparseConv(raw(**GOOD), **options)
+
+
+@pytest.mark.parametrize(
+    ("cell", "direction", "rows", "bias", "problem"),
+    [
+        ("lstm", "forward", (8, 7), None, r"its weights are \(8, 3\) and \(7, 2\), and have to have 8 rows, 4 of them"),
+        ("lstm", "forward", (7, 8), None, r"its weights are \(7, 3\) and \(8, 2\)"),
+        ("gru", "forward", (8, 8), None, ".* and have to have 6 rows, 3 of them for each hidden unit"),
+        ("lstm", "bidirectional", (8, 8), None, ".* and have to have 16 rows"),
+        ("lstm", "forward", (8, 8), 8, r"its bias is float32 \(8,\), and has to be float32 \(16,\)"),
+        ("peephole", "forward", (8, 8), None, "there is no cell 'peephole' in direction 'forward'"),
+        ("lstm", "sideways", (8, 8), None, "there is no cell 'lstm' in direction 'sideways'"),
+    ],
+)
+def test_a_recurrent_layer_has_the_rows_of_its_gates(cell, direction, rows, bias, problem):
+    weight, recurrent = (sparse.csr_array((rows[at], width), dtype=np.float32) for at, width in enumerate((3, 2)))
+    with pytest.raises(InputError, match=f"^a sparse layer cannot be made: {problem}"):
+        SparseRecurrent(cell, direction, weight, recurrent, None if bias is None else np.zeros(bias, np.float32))
+
+
+def test_a_recurrent_layer_has_a_hidden_unit():
+    weight, recurrent = (sparse.csr_array((0, width), dtype=np.float32) for width in (3, 0))
+    with pytest.raises(InputError, match="and have to have 0 rows"):
+        SparseRecurrent("lstm", "forward", weight, recurrent)
 
 
 @pytest.mark.parametrize("make", [SparseLinear, SparseEmbedding])

@@ -71,8 +71,8 @@ class Parts:
         row_dims = 1 if step.recurrence is None else 2
         for weight in step.weights:
             shape = self.manifest.tensors[weight].shape
-            if len(shape) <= row_dims or shape[max(row_dims + 1, 2) :] != step.kernel:
-                raise FormatError(f"layers.{name} has a weight of shape {shape} for a kernel of {step.kernel}")
+            if not _fits(step, shape):
+                raise FormatError(f"layers.{name} has a weight of shape {shape}, which no such {step.kind} layer has")
         try:
             stored = [self._stored(weight, row_dims) for weight in step.weights]
             return _layer_of(step, stored, self._bias(step))
@@ -144,6 +144,13 @@ class Parts:
         if hashlib.sha256(data).hexdigest() != self.manifest.hashes.get(name):
             raise FormatError(f"{name} is damaged: its SHA-256 is not that of the manifest")
         return data
+
+
+def _fits(step: SparseStep, shape: tuple[int, ...]) -> bool:
+    """Whether a weight of this shape has the dimensions that it needs; how large they are is for the layer to check."""
+    if step.recurrence is None:
+        return len(shape) >= 2 and shape[2:] == step.kernel
+    return len(shape) == 3 and shape[0] == 1 + (step.recurrence.direction == "bidirectional")
 
 
 def _run_recurrent(kernel: Kernel, recurrence: Recurrence, arrays: Sequence[Array]) -> Sequence[Array]:

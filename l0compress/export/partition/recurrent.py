@@ -69,7 +69,8 @@ def why_dense(flow: Flow, node: onnx.NodeProto) -> str | None:
     if given.get("clip") or given.get("input_forget") or given.get("layout"):
         return "clips its sums, couples its gates or has the batch first"
     if _cell(node) is None:
-        return f"has the activations {', '.join(_activations(node))}"
+        with_parameters = " with parameters" if given.get("activation_alpha") or given.get("activation_beta") else ""
+        return f"has the activations {', '.join(_activations(node))}{with_parameters}"
     values = [_input(node, place) for place in (_X, _HIDDEN, _CARRIED)]
     if any(name in flow.constants for name in values) or values[0] in values[1:]:
         return "reads a sequence or a state that is a constant, or one as the other"
