@@ -8,13 +8,21 @@ CODING, ARCHIVE, PARTS = "../runtime/coding.py", "../runtime/archive.py", "../ru
 CUT, CANDIDATES = "../export/partition/cut.py", "../export/partition/candidates.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
+RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
+RECURRENT_NODES, READING = "../export/partition/recurrent.py", "../runtime/reading.py"
+KERNELS, STEPS = "../runtime/engines/numba_recurrent_kernels.py", "../runtime/engines/scipy_recurrent.py"
 
 BUNDLES = (
     Mutant(CODING, "escapes = steps // ESCAPE", "escapes = (steps + 1) // ESCAPE", (FORMAT, "gaps")),
     Mutant(CODING, "if len(positions) and positions[-1] >= spec.size:", "if False:", (FORMAT, "Damage")),
     Mutant(CODING, "(len(gaps) and gaps[-1] == ESCAPE)", "False", (FORMAT, "Damage")),
     Mutant(CODING, "bits + 0x7FFF + ((bits >> 16) & 1)", "bits", (FORMAT, "bfloat16")),
-    Mutant(CODING, "self.scale is not None and self.spec.scale_axis == int(transposed)", "True", (FORMAT, "int8")),
+    Mutant(
+        CODING,
+        "self.scale is not None and self.spec.scale_axis == (1 if transposed else row_dims - 1)",
+        "True",
+        (FORMAT, "int8"),
+    ),
     Mutant(CODING, "not np.isfinite(values).all() and spec.nonzeros is not None", "False", (FORMAT, "finite")),
     Mutant(ARCHIVE, "if len(self._members) != len(members):", "if False:", (HOSTILE, "two_members")),
     Mutant(ARCHIVE, "if not _NAME.fullmatch(name):", "if False:", (HOSTILE, "names_that")),
@@ -31,7 +39,7 @@ BUNDLES = (
         "is None:\n            raise",
         (FORMAT, "not_onnx"),
     ),
-    Mutant("../runtime/reading.py", "if not made.issuperset(reads):", "if False:", (HOSTILE, "wrong")),
+    Mutant("../runtime/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
     Mutant("../runtime/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
     Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
@@ -49,5 +57,41 @@ BUNDLES = (
         "len(readers) == 1 and name not in self.outputs",
         "readers",
         (PARTITION, "outputs"),
+    ),
+    Mutant(RECURRENT_NODES, "return value is None or not np.any(", "return np.any(", (RECURRENT, "not_made")),
+    Mutant(
+        RECURRENT_NODES,
+        "if maker is None:\n            return False",
+        "if maker is None:\n            return True",
+        (RECURRENT, "counts_as_zeros"),
+    ),
+    Mutant(
+        RECURRENT_NODES,
+        "places = tuple(inputs.index(name) if name else 0 for name in states)",
+        "places = tuple(range(1, 1 + len(states)))",
+        (RECURRENT, "states"),
+    ),
+    Mutant(RECURRENT_NODES, "if _input(node, _LENGTHS):", "if False:", (RECURRENT, "stays_dense")),
+    Mutant(RECURRENT_NODES, "if _input(node, _PEEPHOLES):", "if False:", (RECURRENT, "stays_dense")),
+    Mutant(RECURRENT_NODES, 'given.get("linear_before_reset", 0)', "False", (RECURRENT, "becomes_a_layer")),
+    Mutant(
+        CANDIDATES,
+        "return {self.weight: 1, self.recurrence.weight: 1}",
+        "return {self.weight: 0, self.recurrence.weight: 0}",
+        (RECURRENT, "storage"),
+    ),
+    Mutant(READING, "{0, *recurrence.states} != set(range(len(step.inputs)))", "False", (RECURRENT, "Strangers")),
+    Mutant(READING, "not made <= set(range(1 + states))", "False", (RECURRENT, "Strangers")),
+    Mutant(PARTS, 'shape[0] == 1 + (step.recurrence.direction == "bidirectional")', "True", (RECURRENT, "Strangers")),
+    Mutant("../runtime/recurrence.py", 'layer.direction == "reverse" or side == 1', "side == 1", (LOOPS, "direction")),
+    Mutant("../runtime/recurrence.py", 'if layer.cell != "gru_reset_after":', "if True:", (LOOPS, "direction")),
+    Mutant(
+        KERNELS,
+        "hidden[k] = new[k] + update[k] * (hidden[k] - new[k])",
+        "hidden[k] = hidden[k] + update[k] * (new[k] - hidden[k])",
+        (LOOPS, "direction"),
+    ),
+    Mutant(
+        STEPS, "        carried *= f\n        new *= i", "        carried *= i\n        new *= f", (LOOPS, "direction")
     ),
 )
