@@ -6,15 +6,19 @@ gate is then a line of numbers like the state, and everything but the products g
 
 from __future__ import annotations
 
+import numpy as np
+
 from l0compress.runtime.engines.numba_kernels import WIDEST, batch_sums, pack_, tile_width, unpack_
 from l0compress.runtime.engines.numba_simd import make_copy, make_dot
-from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled
+from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
 from l0compress.runtime.layers import GATES
 
 CELLS = {cell: number for number, cell in enumerate(GATES)}
 
 _LSTM, _GRU, _GRU_RESET_AFTER, _RNN_TANH, _ = range(5)
-_SIGMOID, _TANH, _RELU = (NUMBERS[name] for name in ("sigmoid", "tanh", "relu"))
+# With plain numbers as arguments numba would compile what is called once for each of them.
+_ZERO = np.int64(0)
+_SIGMOID, _TANH, _RELU = (np.int64(NUMBERS[name]) for name in ("sigmoid", "tanh", "relu"))
 
 _dot = make_dot(2)
 _copy = make_copy()
@@ -35,7 +39,7 @@ def leave_(packed, width, y, begin, count):
     if width == 1:
         _copy(packed, 0, y.reshape(-1), begin * y.shape[1], y.shape[1])
     else:
-        unpack_(packed, width, y, begin, count, (0, y.shape[1]))
+        unpack_(packed, width, y, begin, count, (_ZERO, y.shape[1]))
 
 
 @compiled
@@ -99,21 +103,21 @@ def reset_after_(from_input, sums, size):
         sums[k] = sums[k] * sums[k - size] + from_input[k]
 
 
-@compiled
+@inlined
 def step_(weights, cell, width, lines):
     """One step. lines: the product of the input, the sums, the hidden state, and the cell state or what was reset."""
     from_input, sums, hidden, carried = lines
     rows = weights.starts.size - 1
     if cell == _GRU:
         of_gates = rows // 3 * 2
-        sums_(weights, 0, of_gates, width, hidden, sums)
+        sums_(weights, _ZERO, of_gates, width, hidden, sums)
         gates_(from_input, sums, hidden, carried)
         new = sums[of_gates * width :]
         sums_(weights, of_gates, rows, width, carried, new)
         add_(from_input[of_gates * width :], new)
         update_(sums, hidden)
         return
-    sums_(weights, 0, rows, width, hidden, sums)
+    sums_(weights, _ZERO, rows, width, hidden, sums)
     if cell == _GRU_RESET_AFTER:
         gates_(from_input, sums, hidden, carried)
         reset_after_(from_input, sums, hidden.size)
