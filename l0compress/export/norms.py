@@ -17,7 +17,7 @@ from torch import Tensor, fx
 from l0compress.graph.network import GraphNetwork, op_name
 
 # Values that one float32 sum is trusted with.
-MANY = 4096
+MANY = 1024
 
 
 def split_norms_(network: GraphNetwork) -> None:
