@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -25,6 +26,7 @@ from mutant_list import MUTANTS
 ROOT = Path(__file__).resolve().parent.parent
 PASSED, FAILED, WRONG_PACKAGE = 50, 51, 99  # pytest's own statuses, moved away from that of a crash
 SECONDS = 600  # a fault may make a loop endless
+MEMORY = 12 * 2**30  # or ask for more memory than there is
 
 
 def copied(to: Path) -> Path:
@@ -49,6 +51,7 @@ def outcome(copy: Path, files: Sequence[str], which: str = "") -> int | None:
 
 def run_tests(copy: Path, files: Sequence[str], which: str) -> None:
     """Run pytest on the package of the copy, silently, and exit with its status."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     silence = os.open(copy / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(silence, stream)
@@ -90,7 +93,10 @@ def verdict(copy: Path, mutant: Mutant) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
-    chosen = [mutant for mutant in MUTANTS if parser.parse_args().only in f"{mutant.file} {mutant.new}"]
+    only = parser.parse_args().only
+    chosen = [mutant for mutant in MUTANTS if only in f"{mutant.file} {mutant.new}"]
+    if not chosen:
+        parser.error(f"no mutant's file or new text contains {only!r}")
     started, verdicts = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder).resolve())
