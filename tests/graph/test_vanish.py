@@ -74,6 +74,21 @@ def test_of_a_branch_without_bias_nothing_stays() -> None:
     assert operators(small) == ["linear", "linear"]
 
 
+@pytest.mark.parametrize("gone", [("up",), ("up", "wider"), ("up", "wider", "again")])
+def test_branches_in_a_row_go_one_by_one_or_together(gone: tuple[str, ...]) -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        for up, down in ((net.up, net.down), (net.wider, net.narrower), (net.again, net.back)):
+            x = x + down(F.gelu(up(x)))
+        return net.head(x)
+
+    ups, downs = ("up", "wider", "again"), ("down", "narrower", "back")
+    layers = {name: nn.Linear(8, 6) for name in ups} | {name: nn.Linear(6, 8, bias=False) for name in downs}
+    graph = captured(forward, vector(), stem=nn.Linear(6, 8), head=nn.Linear(8, 3), **layers)
+    small = check_vanished(graph, emptied(graph, *(f"{name} channels" for name in gone)))
+    assert operators(small).count("add") == 3 - len(gone)
+
+
 def test_a_norm_by_means_goes_with_its_branch_though_surgery_would_have_scaled_it() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)

@@ -69,13 +69,19 @@ class _Surgeon:
         if node.op == "call_function" and not carries_tensor(node):
             self._replace_(copy, self._size(copy, node.meta["val"]))
         elif node.name in fate.passed:
-            self._replace_(copy, self.copies[fate.passed[node.name]])
+            self._replace_(copy, self.copies[self._survivor(node.name)])
         elif node.name not in fate.constants:
             self._beside_constants_(node, copy)
         elif any(source.name in fate.hollow for source in touched) and leaves_bias(node, fate.hollow):
             self._become_bias_(node, copy)
         else:
             self._stay_constant_(node, copy)
+
+    def _survivor(self, name: str) -> str:
+        """What a chain of sums with zeros is equal to; the links of it are erased one after the other."""
+        while name in self.fate.passed:
+            name = self.fate.passed[name]
+        return name
 
     def _replace_(self, copy: fx.Node, by: Any) -> None:
         if isinstance(by, fx.Node):
