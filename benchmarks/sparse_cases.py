@@ -25,8 +25,10 @@ from l0compress.runtime.engines.threads import run_parts
 from l0compress.runtime.layers import SparseConv, SparseLinear
 
 DENSE, INT8 = "dense", "int8"
-# Calls of one candidate in a row; the first of them is not timed.
-CALLS_A_TURN = 4
+# Timed calls of one candidate in a row, after untimed ones for so long: torch's threads go on spinning after a call, on
+# the core that the next candidate wants.
+CALLS_A_TURN = 3
+SETTLING_SECONDS = 0.003
 FEWEST_TURNS = 7
 
 Runner = Callable[[], Any]
@@ -195,8 +197,11 @@ def interleaved(runners: Mapping[str, Runner], seconds: float) -> dict[str, floa
     while turn < FEWEST_TURNS or time.perf_counter() - start < seconds:
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
+            settled = time.perf_counter() + SETTLING_SECONDS
             runners[name]()
-            for _ in range(CALLS_A_TURN - 1):
+            while time.perf_counter() < settled:
+                runners[name]()
+            for _ in range(CALLS_A_TURN):
                 begin = time.perf_counter_ns()
                 runners[name]()
                 taken[name].append(time.perf_counter_ns() - begin)

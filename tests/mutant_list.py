@@ -65,7 +65,7 @@ WHOLE = (
         "vanish.py",
         'not (op_name(node) == "constant_pad_nd" and [*node.args, 0][2] != 0)',
         "True",
-        (LAYER_NORM, "ones"),
+        (VANISH, ""),
     ),
 )
 

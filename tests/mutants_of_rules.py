@@ -205,7 +205,7 @@ RULES = (
         "rules/registry.py",
         "                self.space.unite_(plane, first)\n",
         "",
-        (GROUPS, "norm_over_the_width or table_of_positions"),
+        (GROUPS, ""),
     ),
     Mutant(
         "rules/spatial.py",

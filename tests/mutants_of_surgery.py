@@ -51,9 +51,6 @@ SURGERY = (
     Mutant("surgery/counting.py", "behind.get(dim, 0)", "0", (LAYER_NORM, "tokens")),
     Mutant("surgery/counting.py", "if user.args[1] == 0]", "]", (LAYER_NORM, "statistics")),
     Mutant(
-        "mutation.py", "        if writes(node):\n            return False\n", "", (LAYER_NORM, "written_in_between")
-    ),
-    Mutant(
         "surgery/positions.py",
         "begin, stop = int((keep < first).sum()), int((keep < last).sum())",
         "begin, stop = first, last",
@@ -66,7 +63,7 @@ SURGERY = (
         (FORMS, "linear"),
     ),
     Mutant("surgery/positions.py", "if start < 0 else start", "if start > 0 else start", (FORMS, "linear")),
-    Mutant("surgery/registry.py", "op_name(cut.dense)", "op_name(cut.node)", (LAYER_NORM, "statistics")),
+    Mutant("surgery/registry.py", "op_name(cut.dense)", "op_name(cut.node)", (LAYER_NORM, "")),
     Mutant("surgery/positions.py", "int((keep < wanted).sum()))", "wanted)", (FORMS, "linear or convolutions")),
     Mutant(
         "surgery/positions.py",
@@ -93,11 +90,19 @@ SURGERY = (
     ),
     Mutant("surgery/sizes.py", "cut.become(aten.squeeze.dims, cut.node.args[0], dims)", "pass", (FORMS, "")),
     Mutant("surgery/vanished.py", "if op_name(node) in DROPOUTS:", "if False:", (VANISH, "dropout_of")),
+    Mutant("surgery/vanished.py", "while name in self.fate.passed:", "if True:", (VANISH, "in_a_row")),
+    Mutant("../export/norms.py", "> MANY * over", "> 1e9", ("../test_export_norms.py", "as_close")),
+    Mutant(
+        "rules/indexing.py",
+        "    if not prod(part.shape):\n        return value\n    dim = int(step.get(2",
+        "    dim = int(step.get(2",
+        (INDEXING, "shifted"),
+    ),
     Mutant(
         "surgery/vanished.py",
         "            self._normalize_(node, copy)\n",
         "            pass\n",
-        (VANISH, "dropout_of"),
+        (VANISH, ""),
     ),
     Mutant(
         "surgery/vanished.py",
