@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mutant import COST, FORMS, GROUPS, LAYER_NORM, PLAN, SHRINK, VANISH, Mutant
+from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Mutant
 from mutants_of_bundles import BUNDLES
 from mutants_of_rules import RULES
 from mutants_of_surgery import SURGERY
