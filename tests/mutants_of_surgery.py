@@ -63,7 +63,6 @@ SURGERY = (
         (FORMS, "linear"),
     ),
     Mutant("surgery/positions.py", "if start < 0 else start", "if start > 0 else start", (FORMS, "linear")),
-    Mutant("surgery/registry.py", "op_name(cut.dense)", "op_name(cut.node)", (LAYER_NORM, "")),
     Mutant("surgery/positions.py", "int((keep < wanted).sum()))", "wanted)", (FORMS, "linear or convolutions")),
     Mutant(
         "surgery/positions.py",

@@ -163,6 +163,14 @@ def test_rotary_embeddings_pair_the_halves_of_every_head() -> None:
     }
 
 
+def test_a_sorting_over_the_width_of_heads_keeps_the_width_and_lets_heads_go() -> None:
+    def sorted_heads(s: nn.Module, x: Tensor) -> Tensor:
+        return s.o(s.v(x).unflatten(-1, (3, 4)).sort(-1)[0].flatten(-2))
+
+    groups = grouped(sorted_heads, tokens(), v=nn.Linear(12, 12), o=nn.Linear(12, 3))
+    assert {name: size for name, size in table(groups).items() if "inputs" not in name} == {"v blocks": 3}
+
+
 def heads_apart(s: nn.Module, x: Tensor) -> Tensor:
     """Attention that is written head by head, so that no view forces their widths to be alike."""
     parts = (layer(x).chunk(3, -1) for layer in (s.q, s.k, s.v))

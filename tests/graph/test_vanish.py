@@ -89,6 +89,19 @@ def test_branches_in_a_row_go_one_by_one_or_together(gone: tuple[str, ...]) -> N
     assert operators(small).count("add") == 3 - len(gone)
 
 
+def test_what_is_filled_up_with_ones_cannot_do_without_its_channels() -> None:
+    """The ones are there still, and are no zeros."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        x = net.stem(x)
+        return net.head(x + net.down(torch.constant_pad_nd(F.gelu(net.up(x)), (0, 1), 1.0)))
+
+    layers = {"stem": nn.Linear(6, 8), "up": nn.Linear(8, 4), "down": nn.Linear(5, 8), "head": nn.Linear(8, 3)}
+    graph = captured(forward, vector(), **layers)
+    with pytest.raises(PlanError, match="constant_pad_nd cannot do without 'gelu'"):
+        emptied(graph, "up channels")
+
+
 def test_a_norm_by_means_goes_with_its_branch_though_surgery_would_have_scaled_it() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)
