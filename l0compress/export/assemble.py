@@ -71,8 +71,6 @@ class Members:
         name = f"l{candidate.nodes[0]}"
         if name in self.layers:
             return name
-        for weight, axis in candidate.scale_axes().items():
-            self.scale_axes.setdefault(weight, axis)
         window = candidate.window
         step = SparseStep(
             candidate.kind,

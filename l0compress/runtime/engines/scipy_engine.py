@@ -104,7 +104,7 @@ class _Linear:
             return self._csr[0](samples[0]).reshape(*x.shape[:-1], self._layer.shape[0])
         y = np.empty((len(samples), self._layer.shape[0]), np.float32)
         if len(samples) == 1:
-            run_parts([partial(_multiply_one, samples, block, y) for block in self._csr], threads=self._most_threads)
+            run_parts([partial(_multiply_one, samples, block, y) for block in self._csr], threads=self._threads(1))
         elif len(samples) <= CHUNK:
             self._share_rows(samples, y)
         else:
