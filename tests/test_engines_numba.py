@@ -66,7 +66,8 @@ def test_a_product_writes_its_part_of_the_output_alone(rng, rows, batch):
     x, y = holding(noise(rng, batch + 2, 21)), Fenced(batch + 2, rows + 7)
     packed, sums = Fenced(21 * 64), Fenced(64 * 64)
     part = kernels.Part(1, 1 + batch, 3, 3 + rows)
-    kernels.batch_product(numba_engine._weights(layer, kernels), x, part, packed.array, sums.array, y.array)
+    memory = (packed.array, sums.array)
+    kernels.batch_product(numba_engine._weights(layer, kernels), x, part, False, memory, y.array)
     expected = np.full(y.array.shape, 123.0)
     expected[1 : 1 + batch, 3 : 3 + rows] = reference(layer, x)[1 : 1 + batch, 3 : 3 + rows]
     np.testing.assert_allclose(y.array, expected, rtol=1e-5, atol=1e-5)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib.util import find_spec
+from threading import get_ident
 from types import ModuleType
 from typing import Any
 
@@ -99,7 +100,7 @@ class _Linear:
         samples = linear_input(self._layer, x)
         rows, _ = self._layer.shape
         y = np.empty((len(samples), rows), np.float32)
-        run = self._one if len(samples) == 1 else self._batch
+        run = self._one if len(samples) == 1 else partial(self._batch, set())
         # A nonzero costs about as much for one sample as for the lanes of half a register.
         work = self._layer.weight.nnz * max(len(samples), 8) // 32
         threads = min(self._threads, 1 + work // WORTH_A_THREAD)
@@ -119,13 +120,17 @@ class _Linear:
     def _one(self, x: Array, part: Any, y: Array) -> None:
         self._kernels.vector_product(self._weights, x, part, y)
 
-    def _batch(self, x: Array, part: Any, y: Array) -> None:
-        columns = x.shape[1]
-        width = self._kernels.tile_width(part.end - part.begin, self._kernels.WIDEST)
+    def _batch(self, packed_by: set[int], x: Array, part: Any, y: Array) -> None:
+        """``packed_by``: the threads whose scratch memory holds all samples; parts of the same call share it."""
+        columns, samples = x.shape[1], part.end - part.begin
+        width = self._kernels.tile_width(samples, self._kernels.WIDEST)
         while width > self._kernels.LANES and width * columns > PACKED_FLOATS:
             width //= 2
-        packed, sums = scratch(width * columns, width * self._kernels.ROWS)
-        self._kernels.batch_product(self._weights, x, part, packed, sums, y)
+        memory = tuple(scratch(width * columns, width * self._kernels.ROWS))
+        thread = get_ident()
+        self._kernels.batch_product(self._weights, x, part, thread in packed_by, memory, y)
+        if samples <= width and samples == len(x):
+            packed_by.add(thread)
 
 
 def _embedding(layer: SparseEmbedding, weights: Any, kernels: ModuleType, x: Array) -> Array:

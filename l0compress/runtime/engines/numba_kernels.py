@@ -11,23 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l0compress.runtime.engines.numba_simd import LANES, make_copy, make_dot, make_tile, make_transpose
+from l0compress.runtime.engines.numba_simd import (
+    LANES,
+    WIDTHS,
+    make_copy,
+    make_dot,
+    make_line,
+    make_tile,
+    make_transpose,
+)
 from l0compress.runtime.engines.numba_vector_math import NUMBERS as NUMBERS
 from l0compress.runtime.engines.numba_vector_math import activate_, compiled, inlined
 
-WIDEST = 64
+WIDEST = WIDTHS[-1]
 ROWS = 64
 
-_batch_64 = make_tile(64, 64, 2)
-_batch_32 = make_tile(32, 32, 2)
-_batch_16 = make_tile(16, 16, 4)
-_batch_8 = make_tile(8, 8, 4)
-_batch_4 = make_tile(4, 4, 4)
-_plane_64 = make_tile(64, 1, 2)
-_plane_32 = make_tile(32, 1, 2)
-_plane_16 = make_tile(16, 1, 4)
-_plane_8 = make_tile(8, 1, 4)
-_plane_4 = make_tile(4, 1, 4)
+_batch_4, _batch_8, _batch_16, _batch_32, _batch_64 = (make_tile(width) for width in WIDTHS)
+_line, _line_beyond = make_line(beyond=False), make_line(beyond=True)
 _dot = make_dot(2)
 _copy = make_copy()
 _transpose_4 = make_transpose(4)
@@ -86,8 +86,7 @@ def vector_product(weights, x, part, y):
         sample = x[i]
         line = y[i, part.row : part.last_row]
         for row in range(part.row, part.last_row):
-            total = _dot(weights.values, weights.indices, weights.starts[row], weights.starts[row + 1], sample)
-            line[row - part.row] = total * weights.scale[row] + weights.bias[row]
+            line[row - part.row] = _dot(weights, row, sample)
         activate_(line, weights.activation)
 
 
@@ -137,76 +136,42 @@ def unpack_(sums, width, y, begin, count, span):
 @compiled
 def batch_sums(weights, first, last, width, packed, sums):
     """Rows first to last for ``width`` samples that lie side by side in packed, row after row into sums."""
-    values, indices, starts, scale, bias = weights[:5]
     at = 0
     for row in range(first, last):
-        start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
         if width == 64:
-            _batch_64(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+            _batch_64(weights, row, packed, sums, at)
         elif width == 32:
-            _batch_32(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+            _batch_32(weights, row, packed, sums, at)
         elif width == 16:
-            _batch_16(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+            _batch_16(weights, row, packed, sums, at)
         elif width == 8:
-            _batch_8(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+            _batch_8(weights, row, packed, sums, at)
         else:
-            _batch_4(values, indices, start, stop, packed, 0, factor, addend, sums, at)
+            _batch_4(weights, row, packed, sums, at)
         at += width
     if weights.activation:
         activate_(sums[:at], weights.activation)
 
 
 @compiled
-def batch_product(weights, x, part, packed, sums, y):
-    """y = activation(x @ W.T * scale + bias) in the part's rectangle; packed and sums are scratch memory."""
+def batch_product(weights, x, part, kept, memory, y):
+    """y = activation(x @ W.T * scale + bias) in the part's rectangle.
+
+    memory is for what is packed and for sums; kept says that the part's samples are packed there already.
+    """
+    packed, sums = memory
     widest = min(WIDEST, packed.size // max(x.shape[1], 1))
     begin = part.begin
     while begin < part.end:
         width = tile_width(part.end - begin, widest)
         count = min(width, part.end - begin)
-        pack_(x, begin, count, width, packed)
+        if not kept:
+            pack_(x, begin, count, width, packed)
         for first in range(part.row, part.last_row, ROWS):
             last = min(first + ROWS, part.last_row)
             batch_sums(weights, first, last, width, packed, sums)
             unpack_(sums, width, y, begin, count, (first, last - first))
         begin += count
-
-
-@inlined
-def largest_tile(left: int) -> int:
-    """The width of the next tile when nothing beyond the last output may be read: at least four are left."""
-    width = WIDEST
-    while width > left:
-        width //= 2
-    return width
-
-
-@inlined
-def plane_sums(weights, row, size, origin, target, beyond):
-    """One row for ``size`` neighbouring places of an image; may read a tile beyond the last if so allowed.
-
-    origin and target are arrays and where in them to begin.
-    """
-    (source, first), (sums, at) = origin, target
-    values, indices, starts, scale, bias = weights[:5]
-    start, stop, factor, addend = starts[row], starts[row + 1], scale[row], bias[row]
-    place = 0
-    while place < size:
-        read, written, left = first + place, at + place, size - place
-        width = tile_width(left, WIDEST) if beyond else largest_tile(left)
-        if width == 64:
-            _plane_64(values, indices, start, stop, source, read, factor, addend, sums, written)
-        elif width == 32:
-            _plane_32(values, indices, start, stop, source, read, factor, addend, sums, written)
-        elif width == 16:
-            _plane_16(values, indices, start, stop, source, read, factor, addend, sums, written)
-        elif width == 8:
-            _plane_8(values, indices, start, stop, source, read, factor, addend, sums, written)
-        else:
-            _plane_4(values, indices, start, stop, source, read, factor, addend, sums, written)
-        place += width
-    if weights.activation:
-        activate_(sums[at : at + size], weights.activation)
 
 
 @compiled
@@ -226,11 +191,13 @@ def pointwise(weights, x, part, span, sums, y):
         read = image * channels * places + begin
         for row in range(part.row, part.last_row):
             written = (image * rows + row) * places + begin
-            plane_sums(weights, row, whole, (source, read), (out, written), False)
+            _line(weights, row, source, read, out, written, whole)
             if whole < size:
-                plane_sums(weights, row, 4, (source, read + size - 4), (sums, 0), False)
+                _line(weights, row, source, read + size - 4, sums, 0, 4)
                 for place in range(whole, size):
                     out[written + place] = sums[place - size + 4]
+            if weights.activation:
+                activate_(out[written : written + size], weights.activation)
 
 
 @compiled
@@ -276,7 +243,9 @@ def convolve(weights, x, part, window, memory, y):
         lines, columns = min(window.band[0], height - top), min(window.band[1], width - left)
         size = (lines - 1) * window.pitch + columns
         for row in range(part.row, part.last_row):
-            plane_sums(weights, row, size, (packed, 0), (sums, 0), True)
+            _line_beyond(weights, row, packed, 0, sums, 0, size)
+            if weights.activation:
+                activate_(sums[:size], weights.activation)
             for i in range(lines):
                 read, written = i * window.pitch, ((image * rows + row) * height + top + i) * width + left
                 _copy(sums, read, out, written, columns)

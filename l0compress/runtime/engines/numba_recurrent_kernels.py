@@ -49,8 +49,7 @@ def sums_(weights, first, last, width, state, sums):
         batch_sums(weights, first, last, width, state, sums)
         return
     for row in range(first, last):
-        total = _dot(weights.values, weights.indices, weights.starts[row], weights.starts[row + 1], state)
-        sums[row - first] = total * weights.scale[row] + weights.bias[row]
+        sums[row - first] = _dot(weights, row, state)
 
 
 @compiled

@@ -1,17 +1,20 @@
 """The inner loops of the numba engine, written in vectors: a compiler left alone keeps the sums in memory.
 
-``tile`` sums one row of the weight for ``width`` neighbouring outputs, all of them in registers::
+A tile is one row of the weight summed for ``width`` neighbouring outputs, all of them in registers::
 
-    out[at + t] = factor * (sum over k from start to stop of values[k] * source[base + indices[k] * step + t]) + addend
+    out[at + t] = scale[row] * (sum over the row's k of values[k] * source[base + indices[k] * step + t]) + bias[row]
 
 A product with a batch (the batch side by side, step = width) and a convolution without im2col (indices are offsets into
-a padded image, step = 1) are both this sum. ``dot`` is the sum for a single output, with step = 1; it returns it.
+a padded image, step = 1) are both this sum. ``dot`` is the sum for a single output, with step = 1; it returns it. All
+take a layer's weights whole (numba_kernels.Weights): numba counts an array as used and as let go again where it is
+handed on or taken out of a tuple, and for all of them that takes longer than a short row.
 ``transpose`` turns a square of ``width`` by ``width`` numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import ir
@@ -19,6 +22,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 16
+WIDTHS = (4, 8, 16, 32, 64)
 DOT_LANES = 8
 
 # llvmlite and numba's code generation declare no types.
@@ -29,35 +33,17 @@ _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 _FUSED = ("contract",)
 
 
-def make_tile(width: int, step: int, unroll: int) -> Any:
-    """The intrinsic ``tile`` of one width; ``unroll`` nonzeros are summed apart, to hide the latency of the adder."""
-    vector = ir.VectorType(_F32, min(width, LANES))
+def make_tile(width: int) -> Any:
+    """The intrinsic ``tile`` of one width, for samples that lie side by side (step = width)."""
 
     @intrinsic
-    def tile(_typing, values, indices, start, stop, source, base, factor, addend, out, at):
-        signature = types.void(values, indices, start, stop, source, base, factor, addend, out, at)
+    def tile(_typing, weights, row, source, out, at):
+        signature = types.void(weights, row, source, out, at)
 
         def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            weight, index, read, written = _pointers(context, builder, signature, args, (0, 1, 4, 8))
-            signed = signature.args[1].dtype.signed
-            origin = builder.gep(read, [args[5]])
-            parts = range(0, width, vector.count)
-            sums = [[_variable(builder, vector) for _ in parts] for _ in range(unroll)]
-
-            def add(k: Value, lane: int) -> None:
-                value = _spread(builder, _as_float(builder, builder.load(builder.gep(weight, [k])), _F32), vector)
-                offset = _as_int64(builder, builder.load(builder.gep(index, [k])), signed)
-                place = builder.gep(origin, [builder.mul(offset, ir.Constant(_I64, step))])
-                for part, total in zip(parts, sums[lane], strict=True):
-                    _multiply_add(builder, value, _load(builder, place, part, vector), total)
-
-            _for_each(builder, args[2:4], unroll, add)
-            target = builder.gep(written, [args[9]])
-            factor, addend = (_spread(builder, value, vector) for value in args[6:8])
-            for part, *totals in zip(parts, *sums, strict=True):
-                total = _tree_sum(builder, [builder.load(total) for total in totals])
-                scaled = builder.fadd(builder.fmul(total, factor, flags=_FUSED), addend, flags=_FUSED)
-                builder.store(scaled, _vector_at(builder, target, part, vector), align=4)
+            line = _row(context, builder, signature, args)
+            origin, written = _pointers(context, builder, signature, args, (2, 3))
+            _tile(builder, line, (origin, builder.gep(written, [args[4]])), width, width)
             return context.get_dummy_value()
 
         return signature, generate
@@ -65,45 +51,78 @@ def make_tile(width: int, step: int, unroll: int) -> Any:
     return tile
 
 
+def make_line(*, beyond: bool) -> Any:
+    """The intrinsic ``line``: tiles one after the other, for ``size`` places of an image (step = 1).
+
+    ``beyond``: whether the last tile may be wider than what is left, so that fewer are wanted. Without it, what is left
+    of size after a multiple of four is not computed.
+    """
+    *narrower, widest = WIDTHS
+
+    @intrinsic
+    def line(_typing, weights, row, source, base, out, at, size):
+        signature = types.void(weights, row, source, base, out, at, size)
+
+        def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
+            line, size = _row(context, builder, signature, args), args[6]
+            read, written = _pointers(context, builder, signature, args, (2, 4))
+            origin, target = builder.gep(read, [args[3]]), builder.gep(written, [args[5]])
+            slack = widest // 4 - 1 if beyond else 0
+            tiles = builder.sdiv(builder.add(size, ir.Constant(_I64, slack)), ir.Constant(_I64, widest))
+            with cgutils.for_range(builder, tiles) as loop:
+                place = builder.mul(loop.index, ir.Constant(_I64, widest))
+                _tile(builder, line, (builder.gep(origin, [place]), builder.gep(target, [place])), widest, 1)
+            done = cgutils.alloca_once_value(builder, builder.mul(tiles, ir.Constant(_I64, widest)))
+            for width in reversed(narrower):
+                place = builder.load(done)
+                enough = ir.Constant(_I64, width // 2 + 1 if beyond and width > WIDTHS[0] else 1 if beyond else width)
+                with builder.if_then(builder.icmp_signed(">=", builder.sub(size, place), enough)):
+                    _tile(builder, line, (builder.gep(origin, [place]), builder.gep(target, [place])), width, 1)
+                    builder.store(builder.add(place, ir.Constant(_I64, width)), done)
+            return context.get_dummy_value()
+
+        return signature, generate
+
+    return line
+
+
 def make_dot(vectors: int) -> Any:
     """The intrinsic ``dot``, ``vectors`` times eight nonzeros at once."""
     vector = ir.VectorType(_F32, DOT_LANES)
 
     @intrinsic
-    def dot(_typing, values, indices, start, stop, source):
-        signature = types.float32(values, indices, start, stop, source)
+    def dot(_typing, weights, row, source):
+        signature = types.float32(weights, row, source)
 
         def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            weight, index, read = _pointers(context, builder, signature, args, (0, 1, 4))
-            signed = signature.args[1].dtype.signed
+            line = _row(context, builder, signature, args)
+            (read,) = _pointers(context, builder, signature, args, (2,))
             sums = [_variable(builder, vector) for _ in range(vectors)]
             rest = _variable(builder, _F32)
 
             def read_at(k: Value) -> Value:
-                return builder.load(
-                    builder.gep(read, [_as_int64(builder, builder.load(builder.gep(index, [k])), signed)])
-                )
+                return builder.load(builder.gep(read, [_index(builder, line, k)]))
 
-            def add_vectors(k: Value, _: int) -> None:
+            def add_vectors(k: Value) -> None:
                 for part, total in enumerate(sums):
                     first = builder.add(k, ir.Constant(_I64, part * DOT_LANES))
                     gathered = _gathered(builder, read_at, first, vector)
-                    stored = ir.VectorType(weight.type.pointee, DOT_LANES)
-                    value = _as_float(builder, _load(builder, builder.gep(weight, [first]), 0, stored), vector)
+                    stored = ir.VectorType(line.values.type.pointee, DOT_LANES)
+                    value = _as_float(builder, _load(builder, builder.gep(line.values, [first]), 0, stored), vector)
                     _multiply_add(builder, value, gathered, total)
 
             def add_one(k: Value, _: int) -> None:
-                value = _as_float(builder, builder.load(builder.gep(weight, [k])), _F32)
+                value = _as_float(builder, builder.load(builder.gep(line.values, [k])), _F32)
                 _multiply_add(builder, value, read_at(k), rest)
 
-            start, stop = args[2:4]
-            whole = _multiple(builder, start, stop, vectors * DOT_LANES)
-            with cgutils.for_range_slice(builder, start, whole, ir.Constant(_I64, vectors * DOT_LANES)) as (k, _):
-                add_vectors(k, 0)
-            _for_each(builder, (whole, stop), 1, add_one)
+            whole = _multiple(builder, line.start, line.stop, vectors * DOT_LANES)
+            with cgutils.for_range_slice(builder, line.start, whole, ir.Constant(_I64, vectors * DOT_LANES)) as (k, _):
+                add_vectors(k)
+            _for_each(builder, (whole, line.stop), 1, add_one)
             total = _tree_sum(builder, [builder.load(part) for part in sums])
             lanes = [builder.extract_element(total, ir.Constant(_I32, lane)) for lane in range(DOT_LANES)]
-            return builder.fadd(_tree_sum(builder, lanes), builder.load(rest))
+            total = builder.fadd(_tree_sum(builder, lanes), builder.load(rest))
+            return builder.fadd(builder.fmul(total, line.scale, flags=_FUSED), line.bias, flags=_FUSED)
 
         return signature, generate
 
@@ -163,6 +182,63 @@ def make_copy() -> Any:
     return copy
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One row of a layer's weights: where its values and indices are, and what is done with their sum."""
+
+    values: Value
+    indices: Value
+    signed: bool
+    start: Value
+    stop: Value
+    scale: Value
+    bias: Value
+
+
+def _row(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> _Row:
+    """The row that the second argument counts of the weights that are the first."""
+    fields = [
+        context.make_array(kind)(context, builder, builder.extract_value(args[0], at)).data
+        for at, kind in enumerate(signature.args[0].types[:5])
+    ]
+    values, indices, starts, scale, bias = fields
+    start, scale, bias = (builder.load(builder.gep(field, [args[1]])) for field in (starts, scale, bias))
+    stop = builder.load(builder.gep(starts, [builder.add(args[1], ir.Constant(_I64, 1))]))
+    return _Row(values, indices, signature.args[0].types[1].dtype.signed, start, stop, scale, bias)
+
+
+def _tile(builder: Any, line: _Row, where: tuple[Value, Value], width: int, step: int) -> None:
+    """Sum the row for ``width`` outputs; where: what is read for the first, and where it goes.
+
+    Two or four nonzeros at a time are summed apart, to hide the latency of the adder.
+    """
+    origin, target = where
+    vector = ir.VectorType(_F32, min(width, LANES))
+    parts = range(0, width, vector.count)
+    sums = [[_variable(builder, vector) for _ in parts] for _ in range(2 if width > LANES else 4)]
+
+    def add(k: Value, lane: int) -> None:
+        value = _spread(builder, _as_float(builder, builder.load(builder.gep(line.values, [k])), _F32), vector)
+        place = builder.gep(origin, [builder.mul(_index(builder, line, k), ir.Constant(_I64, step))])
+        for part, total in zip(parts, sums[lane], strict=True):
+            _multiply_add(builder, value, _load(builder, place, part, vector), total)
+
+    _for_each(builder, (line.start, line.stop), len(sums), add)
+    scale, bias = (_spread(builder, value, vector) for value in (line.scale, line.bias))
+    for part, *totals in zip(parts, *sums, strict=True):
+        total = _tree_sum(builder, [builder.load(total) for total in totals])
+        scaled = builder.fadd(builder.fmul(total, scale, flags=_FUSED), bias, flags=_FUSED)
+        builder.store(scaled, _vector_at(builder, target, part, vector), align=4)
+
+
+def _index(builder: Any, row: _Row, k: Value) -> Value:
+    """The k-th index, as wide as an address."""
+    value = builder.load(builder.gep(row.indices, [k]))
+    if value.type == _I64:
+        return value
+    return builder.sext(value, _I64) if row.signed else builder.zext(value, _I64)
+
+
 def _mask(lanes: Sequence[int]) -> Value:
     return ir.Constant(ir.VectorType(_I32, len(lanes)), list(lanes))
 
@@ -195,12 +271,6 @@ def _multiple(builder: Any, start: Value, stop: Value, size: int) -> Value:
 
 def _as_float(builder: Any, value: Value, kind: Any) -> Value:
     return value if value.type == kind else builder.sitofp(value, kind)
-
-
-def _as_int64(builder: Any, value: Value, signed: bool) -> Value:
-    if value.type == _I64:
-        return value
-    return builder.sext(value, _I64) if signed else builder.zext(value, _I64)
 
 
 def _gathered(builder: Any, read_at: Callable[[Value], Value], first: Value, vector: Any) -> Value:

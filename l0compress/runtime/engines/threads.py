@@ -1,4 +1,4 @@
-"""Helping threads for all kernels of a process; the caller's own thread does its share.
+"""Threads that work for all kernels of a process; the caller's own thread does its share.
 
 A kernel runs for some ten microseconds, and an executor of ``concurrent.futures`` takes as long to hand over a part and
 to hand back that it is done. So this is a queue and a lock.
@@ -55,7 +55,7 @@ class _Job:
             raise error
 
 
-class _Helpers:
+class _Workers:
     """Threads that wait for jobs; as many as were ever wanted at once, at most one a core."""
 
     def __init__(self) -> None:
@@ -87,15 +87,15 @@ class _Helpers:
             self._jobs.get().take_turns()
 
 
-_helpers = _Helpers()
+_workers = _Workers()
 
 
-def _forget_helpers() -> None:
-    global _helpers
-    _helpers = _Helpers()
+def _forget_workers() -> None:
+    global _workers
+    _workers = _Workers()
 
 
-os.register_at_fork(after_in_child=_forget_helpers)
+os.register_at_fork(after_in_child=_forget_workers)
 
 
 def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
@@ -108,7 +108,7 @@ def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
             part()
         return
     job = _Job(parts)
-    _helpers.call(job, min(threads, len(parts)) - 1)
+    _workers.call(job, min(threads, len(parts)) - 1)
     job.take_turns()
     job.wait()
 
