@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -23,13 +21,10 @@ from scipy import sparse
 from l0compress.runtime.engines import find
 from l0compress.runtime.engines.threads import run_parts
 from l0compress.runtime.layers import SparseConv, SparseLinear
+from l0compress.runtime.timing import Turns, in_turns
 
 DENSE, INT8 = "dense", "int8"
-# Timed calls of one candidate in a row, after untimed ones for so long: torch's threads go on spinning after a call, on
-# the core that the next candidate wants.
-CALLS_A_TURN = 3
-SETTLING_SECONDS = 0.003
-FEWEST_TURNS = 7
+FEWEST_TURNS, MOST_TURNS = 7, 10_000
 
 Runner = Callable[[], Any]
 
@@ -190,23 +185,7 @@ def _kernel_runner(kernel: Callable[[NDArray[Any]], NDArray[Any]], x: NDArray[An
 
 def interleaved(runners: Mapping[str, Runner], seconds: float) -> dict[str, float]:
     """Median microseconds of each; they take turns, in an order that rotates, until the time is up."""
-    names, taken = list(runners), {name: [] for name in runners}
-    gc.collect()
-    gc.disable()
-    start, turn = time.perf_counter(), 0
-    while turn < FEWEST_TURNS or time.perf_counter() - start < seconds:
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
-            settled = time.perf_counter() + SETTLING_SECONDS
-            runners[name]()
-            while time.perf_counter() < settled:
-                runners[name]()
-            for _ in range(CALLS_A_TURN):
-                begin = time.perf_counter_ns()
-                runners[name]()
-                taken[name].append(time.perf_counter_ns() - begin)
-        turn += 1
-    gc.enable()
+    taken = in_turns(runners, Turns(seconds, rounds=MOST_TURNS, fewest_rounds=FEWEST_TURNS))
     return {name: float(np.median(values)) / 1e3 for name, values in taken.items()}
 
 

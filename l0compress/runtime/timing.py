@@ -18,10 +18,12 @@ class Turns:
 
     Attributes:
         max_seconds: no new round begins after this long, except for the fewest.
-        rounds: the most rounds; in each, every function is called once untimed and then some times timed.
+        rounds: the most rounds; in each, every function is called untimed and then some times timed.
         fewest_rounds: rounds that are made however long they take.
         calls_a_round: timed calls of each function in a round.
         warmup_calls: untimed calls of each function before the first round.
+        settling_seconds: for how long a function is called untimed in each round, at least once: the threads of
+            OpenMP (torch's, for one) go on spinning after a call, on the core that the next function wants.
     """
 
     max_seconds: float
@@ -29,12 +31,13 @@ class Turns:
     fewest_rounds: int = 3
     calls_a_round: int = 3
     warmup_calls: int = 1
+    settling_seconds: float = 0.003
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, list[int]]:
     """Nanoseconds of every timed call of each function.
 
-    The untimed call of a round lets caches fill and the threads of the function before go to sleep. The order rotates
+    The untimed calls of a round let caches fill and the threads of the function before go to sleep. The order rotates
     from round to round. No garbage is collected in the meantime.
 
     Example:
@@ -54,7 +57,7 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, 
                 break
             shift = index % len(names)
             for name in names[shift:] + names[:shift]:
-                calls[name]()
+                _settle(calls[name], turns.settling_seconds)
                 taken[name] += [_nanoseconds(calls[name]) for _ in range(turns.calls_a_round)]
     return taken
 
@@ -68,6 +71,13 @@ def medians_ms(calls: Mapping[str, Callable[[], Any]], *, max_seconds: float) ->
     """
     taken = in_turns(calls, Turns(max_seconds))
     return {name: float(np.median(nanoseconds)) / 1e6 for name, nanoseconds in taken.items()}
+
+
+def _settle(call: Callable[[], Any], seconds: float) -> None:
+    until = time.perf_counter() + seconds
+    call()
+    while time.perf_counter() < until:
+        call()
 
 
 def _nanoseconds(call: Callable[[], Any]) -> int:
