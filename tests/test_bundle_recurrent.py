@@ -35,6 +35,13 @@ FREE = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
 SIZES = ((1, 1), (1, 9), (4, 1), (3, 7), (33, 2))
 
 
+class Last(nn.Module):
+    """Of what a recurrent layer returns, the hidden states alone."""
+
+    def forward(self, returned: tuple[torch.Tensor, Any]) -> torch.Tensor:
+        return returned[0]
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> bytes:
     """A bundle with one recurrent layer, l0, that begins with states and hands on all that it can."""
@@ -101,6 +108,17 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
     x = torch.randn(4, 5, 16).numpy()
     expected = load(exported.path, engine="scipy").run({"x": x})["output_0"]
     np.testing.assert_allclose(load(exported.path, tune=True).run({"x": x})["output_0"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
+    """Not those of nn.RNN: PyTorch's exporter loses the names of weights that it only gives another shape."""
+    alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(kind(48, 40), Last())
+    own = kind.__name__.lower()
+    for model, names in ((alone, [f"{own}.l0", f"{own}.l1"]), (inside, ["0.l0"])):
+        graph = capture(randomised(model), (torch.randn(5, 2, 48),))
+        exported = export_csr(graph, tmp_path / f"{names[0]}.l0c", settings=SPARSE)
+        assert [layer.name for layer in exported.manifest.layers.values()] == names
 
 
 def node_model(operator: str, *, zeros: tuple[float, float] = (0.9, 0.9), **options: Any) -> onnx.ModelProto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
@@ -11,6 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from l0compress.export.partition.constants import parameter_of
 from l0compress.export.partition.flow import Flow
 from l0compress.export.partition.recurrent import RECURRENT, recurrence_of, weights_of, why_dense
 from l0compress.runtime.manifest import Recurrence
@@ -100,7 +102,7 @@ def find_candidates(flow: Flow, *, activations: tuple[str, ...] = ("relu",)) -> 
             try:
                 candidate = _candidate(flow, index, node, name, zeros, activations)
             except _Unfit as reason:
-                reasons[_spoken(name, node)] = f"{node.op_type} {reason}"
+                reasons[_spoken(flow, name, node)] = f"{node.op_type} {reason}"
                 continue
             if taken.isdisjoint(candidate.nodes):
                 candidates.append(candidate)
@@ -140,7 +142,7 @@ def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, _outputs(flow, weight, transposed)):
         raise _Unfit("adds what is not one constant an output")
-    name = _layer_name(weight, bias, node.output[0])
+    name = _layer_name(flow, weight, bias, node.output[0])
     return Candidate(
         "linear", name, (index,), (node.input[0],), (node.output[0],), weight, transposed, bias, None, zeros
     )
@@ -157,7 +159,7 @@ def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
         other = [name for name in flow.nodes[follower].input if name != output]
         if len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True)):
             bias, nodes, output = other[0], (index, follower), flow.nodes[follower].output[0]
-    name = _layer_name(weight, bias, output)
+    name = _layer_name(flow, weight, bias, output)
     return Candidate("linear", name, nodes, (node.input[0],), (output,), weight, True, bias, None, zeros)
 
 
@@ -181,7 +183,7 @@ def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
         tuple(given.get("dilations") or [1] * rank),
         given.get("group", 1),
     )
-    name = _layer_name(weight, bias, node.output[0])
+    name = _layer_name(flow, weight, bias, node.output[0])
     return Candidate(
         "conv", name, (index,), (node.input[0],), (node.output[0],), weight, False, bias, None, zeros, window
     )
@@ -192,7 +194,7 @@ def _gather(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
         raise _Unfit("does not look up rows of a matrix")
     if node.input[1] in flow.constants:
         raise _Unfit("looks up the same rows every time")
-    name = _layer_name(weight, None, node.output[0])
+    name = _layer_name(flow, weight, None, node.output[0])
     return Candidate("embedding", name, (index,), (node.input[1],), (node.output[0],), weight, zeros=zeros)
 
 
@@ -205,7 +207,8 @@ def _recurrent(flow: Flow, index: int, node: onnx.NodeProto, _: str, _zeros: flo
     if reason is not None:
         raise _Unfit(reason)
     inputs, outputs, recurrence = recurrence_of(flow, node)
-    name = _layer_name(weight, bias, outputs[0])
+    constants = [parameter_of(flow, name) for name in (weight, recurrent, bias) if name is not None]
+    name = _recurrent_name(constants, node) or _layer_name(flow, weight, bias, outputs[0])
     return Candidate(
         "recurrent", name, (index,), inputs, outputs, weight, bias=bias, zeros=zeros, recurrence=recurrence
     )
@@ -266,13 +269,24 @@ def _is_vector(flow: Flow, name: str, size: int) -> bool:
     return prod(tensor.dims) == size == tensor.dims[-1]
 
 
-def _layer_name(weight: str, bias: str | None, output: str) -> str:
+def _layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:
     """The user's name where a parameter still bears it, or else that of the value that the layer makes."""
     for name in (weight, bias):
-        if name is not None and "." in name:
-            return name.rpartition(".")[0]
+        parameter = "" if name is None else parameter_of(flow, name)
+        if "." in parameter:
+            return parameter.rpartition(".")[0]
     return output
 
 
-def _spoken(name: str, node: onnx.NodeProto) -> str:
-    return name if "." in name else next(filter(None, node.output), name)
+def _recurrent_name(parameters: list[str], node: onnx.NodeProto) -> str | None:
+    """``lstm.l1`` for ``lstm.weight_ih_l1``: PyTorch's modules have several layers, of which each is a node."""
+    for parameter in parameters:
+        found = re.fullmatch(r"(?:(.+)\.)?(?:weight|bias)_[ih]h_(l\d+)(?:_reverse)?", parameter)
+        if found is not None:
+            return f"{found[1] or node.op_type.lower()}.{found[2]}"
+    return None
+
+
+def _spoken(flow: Flow, name: str, node: onnx.NodeProto) -> str:
+    parameter = parameter_of(flow, name)
+    return parameter if "." in parameter else next(filter(None, node.output), name)

@@ -1,6 +1,7 @@
 """What hangs on constants alone becomes a constant, so that weights are found that the exporter only rearranges.
 
-The weights of recurrent layers reach their node in ONNX's order of gates, by Split and Concat of the user's.
+The weights of recurrent layers reach their node in ONNX's order of gates, by Split and Concat of the user's. What a
+constant was made from is noted in it, for it is the user's name of a layer.
 """
 
 from __future__ import annotations
@@ -90,11 +91,26 @@ def _evaluated(flow: Flow, folded: set[int]) -> dict[str, onnx.TensorProto]:
     model = helper.make_model(graph, opset_imports=flow.model.opset_import, ir_version=flow.model.ir_version)
     session = open_session(model.SerializeToString())
     arrays = session.run(wanted, {})
-    return {name: numpy_helper.from_array(np.asarray(array), name) for name, array in zip(wanted, arrays, strict=True)}
+    tensors = {
+        name: numpy_helper.from_array(np.asarray(array), name) for name, array in zip(wanted, arrays, strict=True)
+    }
+    for name, tensor in tensors.items():
+        sources = _sources(flow, name)
+        if sources:
+            tensor.doc_string = min(sources, key=lambda source: (-_size(flow.constants[source]), source))
+    return tensors
 
 
-def _grows(flow: Flow, name: str, tensor: onnx.TensorProto) -> bool:
-    size = _size(tensor)
+def parameter_of(flow: Flow, name: str) -> str:
+    """The name of the largest constant that this one was made from, or its own.
+
+    The first by the alphabet where several are as large: ``weight_ih_l0`` comes before ``weight_ih_l0_reverse``.
+    """
+    return flow.constants[name].doc_string or name
+
+
+def _sources(flow: Flow, name: str) -> set[str]:
+    """The constants that a value is made from."""
     sources, waiting = set(), [name]
     while waiting:
         current = waiting.pop()
@@ -102,7 +118,14 @@ def _grows(flow: Flow, name: str, tensor: onnx.TensorProto) -> bool:
             waiting += flow.reads[flow.makers[current]]
         else:
             sources.add(current)
-    return size > FEWEST_ELEMENTS and size > MOST_GROWTH * sum(_size(flow.constants[source]) for source in sources)
+    return sources
+
+
+def _grows(flow: Flow, name: str, tensor: onnx.TensorProto) -> bool:
+    size = _size(tensor)
+    if size <= FEWEST_ELEMENTS:
+        return False
+    return size > MOST_GROWTH * sum(_size(flow.constants[source]) for source in _sources(flow, name))
 
 
 def _makers_of(flow: Flow, names: set[str]) -> set[int]:
