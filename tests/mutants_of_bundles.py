@@ -11,6 +11,8 @@ RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
 RECURRENT_NODES, READING = "../export/partition/recurrent.py", "../runtime/reading.py"
 KERNELS, STEPS = "../runtime/engines/numba_recurrent_kernels.py", "../runtime/engines/scipy_recurrent.py"
+NUMBA, NUMBA_LOOPS = "../runtime/engines/numba_engine.py", "../test_engines_numba.py"
+CONSTANTS = "../export/partition/constants.py"
 
 BUNDLES = (
     Mutant(CODING, "escapes = steps // ESCAPE", "escapes = (steps + 1) // ESCAPE", (FORMAT, "gaps")),
@@ -83,6 +85,9 @@ BUNDLES = (
     Mutant(READING, "{0, *recurrence.states} != set(range(len(step.inputs)))", "False", (RECURRENT, "Strangers")),
     Mutant(READING, "not made <= set(range(1 + states))", "False", (RECURRENT, "Strangers")),
     Mutant(PARTS, 'shape[0] == 1 + (step.recurrence.direction == "bidirectional")', "True", (RECURRENT, "Strangers")),
+    Mutant(NUMBA, "samples <= width and samples == len(x)", "samples <= width", (NUMBA_LOOPS, "one_thread")),
+    Mutant(NUMBA, "samples <= width and samples == len(x)", "samples == len(x)", (NUMBA_LOOPS, "one_thread")),
+    Mutant(CONSTANTS, "(-_size(flow.constants[source]), source)", "source", (RECURRENT, "named")),
     Mutant("../runtime/recurrence.py", 'layer.direction == "reverse" or side == 1', "side == 1", (LOOPS, "direction")),
     Mutant("../runtime/recurrence.py", 'if layer.cell != "gru_reset_after":', "if True:", (LOOPS, "direction")),
     Mutant(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,9 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
     """Not those of nn.RNN: PyTorch's exporter loses the names of weights that it only gives another shape."""
-    alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(kind(48, 40), Last())
+    alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(OrderedDict(words=kind(48, 40), last=Last()))
     own = kind.__name__.lower()
-    for model, names in ((alone, [f"{own}.l0", f"{own}.l1"]), (inside, ["0.l0"])):
+    for model, names in ((alone, [f"{own}.l0", f"{own}.l1"]), (inside, ["words.l0"])):
         graph = capture(randomised(model), (torch.randn(5, 2, 48),))
         exported = export_csr(graph, tmp_path / f"{names[0]}.l0c", settings=SPARSE)
         assert [layer.name for layer in exported.manifest.layers.values()] == names

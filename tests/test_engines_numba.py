@@ -74,6 +74,16 @@ def test_a_product_writes_its_part_of_the_output_alone(rng, rows, batch):
     assert y.is_intact() and packed.is_intact() and sums.is_intact()
 
 
+@pytest.mark.parametrize("batch", [2, 8, 13, 33, 64, 70, 96])
+def test_parts_that_one_thread_runs_share_what_it_packed_and_nothing_else(monkeypatch, rng, batch):
+    monkeypatch.setattr(numba_engine, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(numba_engine, "run_parts", lambda parts, **_: [part() for part in parts])
+    layer = SparseLinear(sparse_matrix(rng, (70, 21), 0.5))
+    kernel = numba_engine.NumbaEngine().compile(layer, threads=3)
+    for x in (noise(rng, batch, 21), noise(rng, batch, 21)):
+        np.testing.assert_allclose(kernel(x), reference(layer, x), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("places", [4, 5, 63, 64, 67, 100, 129])
 @pytest.mark.parametrize("span", [64, 128])
 def test_images_read_in_place_are_not_left(rng, places, span):

@@ -175,7 +175,7 @@ class TestData:
         assert not torch.equal(data.test.targets, load_data("digits", seed=4).test.targets)
 
     def test_npz_with_parts_gets_a_validation_part_off_the_training_part(self, blobs_npz):
-        data = load_data(str(blobs_npz))
+        data = load_data(blobs_npz)
         assert {part: len(split) for part, split in data.parts().items()} == {"train": 110, "val": 10, "test": 60}
         stored = np.load(blobs_npz)
         together = torch.cat([data.train.inputs[0], data.val.inputs[0]])

@@ -49,7 +49,7 @@ class DataSource:
     seed: int = 0
     shares: tuple[float, float, float] = SHARES
     target_column: str | None = None
-    tokenizer: Path | None = None
+    tokenizer: str | Path | None = None
     max_length: int | None = None
     image_size: int | None = None
     normalize: Statistics | None = None
@@ -66,7 +66,7 @@ class DataSource:
         return data if self.with_labels else _unlabelled(data)
 
 
-def load_data(source: str | DataSource, *, seed: int = 0) -> Data:
+def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
     """Load data by name.
 
     - ``digits``: scikit-learn's handwritten digits, ``(n, 1, 8, 8)`` float32 in [0, 1], split 60/20/20.
@@ -91,7 +91,7 @@ def load_data(source: str | DataSource, *, seed: int = 0) -> Data:
     Raises:
         DataError: the source is unknown or unreadable; the message says which part of it.
     """
-    return (DataSource(source, seed=seed) if isinstance(source, str) else source).load()
+    return (source if isinstance(source, DataSource) else DataSource(str(source), seed=seed)).load()
 
 
 def _load(source: DataSource) -> Data:
@@ -128,7 +128,8 @@ def _folder(path: Path, source: DataSource) -> Data:
 
 
 def _text_options(source: DataSource) -> TextOptions:
-    return TextOptions(source.tokenizer, source.seed, source.shares, source.max_length)
+    tokenizer = None if source.tokenizer is None else Path(source.tokenizer)
+    return TextOptions(tokenizer, source.seed, source.shares, source.max_length)
 
 
 def _unlabelled(data: Data) -> Data:
