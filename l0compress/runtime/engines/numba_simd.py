@@ -41,9 +41,9 @@ def make_tile(width: int) -> Any:
         signature = types.void(weights, row, source, out, at)
 
         def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            line = _row(context, builder, signature, args)
+            entries = _row(context, builder, signature, args)
             origin, written = _pointers(context, builder, signature, args, (2, 3))
-            _tile(builder, line, (origin, builder.gep(written, [args[4]])), width, width)
+            _tile(builder, entries, (origin, builder.gep(written, [args[4]])), width, width)
             return context.get_dummy_value()
 
         return signature, generate
@@ -58,26 +58,30 @@ def make_line(*, beyond: bool) -> Any:
     of size after a multiple of four is not computed.
     """
     *narrower, widest = WIDTHS
+    # What is left goes to one tile of 64 if it is more than the 48 that one of 32 and one of 16 take.
+    slack = 15 if beyond else 0
 
     @intrinsic
     def line(_typing, weights, row, source, base, out, at, size):
         signature = types.void(weights, row, source, base, out, at, size)
 
         def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            line, size = _row(context, builder, signature, args), args[6]
+            entries, size = _row(context, builder, signature, args), args[6]
             read, written = _pointers(context, builder, signature, args, (2, 4))
             origin, target = builder.gep(read, [args[3]]), builder.gep(written, [args[5]])
-            slack = widest // 4 - 1 if beyond else 0
-            tiles = builder.sdiv(builder.add(size, ir.Constant(_I64, slack)), ir.Constant(_I64, widest))
-            with cgutils.for_range(builder, tiles) as loop:
-                place = builder.mul(loop.index, ir.Constant(_I64, widest))
-                _tile(builder, line, (builder.gep(origin, [place]), builder.gep(target, [place])), widest, 1)
-            done = cgutils.alloca_once_value(builder, builder.mul(tiles, ir.Constant(_I64, widest)))
-            for width in reversed(narrower):
+
+            def sum_at(place: Value, width: int) -> None:
+                _tile(builder, entries, (builder.gep(origin, [place]), builder.gep(target, [place])), width, 1)
+
+            whole = builder.sdiv(builder.add(size, ir.Constant(_I64, slack)), ir.Constant(_I64, widest))
+            with cgutils.for_range(builder, whole) as loop:
+                sum_at(builder.mul(loop.index, ir.Constant(_I64, widest)), widest)
+            done = cgutils.alloca_once_value(builder, builder.mul(whole, ir.Constant(_I64, widest)))
+            for width, next_narrower in zip(reversed(narrower), (*reversed(narrower[:-1]), 0), strict=True):
                 place = builder.load(done)
-                enough = ir.Constant(_I64, width // 2 + 1 if beyond and width > WIDTHS[0] else 1 if beyond else width)
+                enough = ir.Constant(_I64, next_narrower + 1 if beyond else width)
                 with builder.if_then(builder.icmp_signed(">=", builder.sub(size, place), enough)):
-                    _tile(builder, line, (builder.gep(origin, [place]), builder.gep(target, [place])), width, 1)
+                    sum_at(place, width)
                     builder.store(builder.add(place, ir.Constant(_I64, width)), done)
             return context.get_dummy_value()
 
@@ -95,34 +99,37 @@ def make_dot(vectors: int) -> Any:
         signature = types.float32(weights, row, source)
 
         def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            line = _row(context, builder, signature, args)
+            entries = _row(context, builder, signature, args)
             (read,) = _pointers(context, builder, signature, args, (2,))
             sums = [_variable(builder, vector) for _ in range(vectors)]
             rest = _variable(builder, _F32)
 
             def read_at(k: Value) -> Value:
-                return builder.load(builder.gep(read, [_index(builder, line, k)]))
+                return builder.load(builder.gep(read, [_index(builder, entries, k)]))
 
             def add_vectors(k: Value) -> None:
                 for part, total in enumerate(sums):
                     first = builder.add(k, ir.Constant(_I64, part * DOT_LANES))
                     gathered = _gathered(builder, read_at, first, vector)
-                    stored = ir.VectorType(line.values.type.pointee, DOT_LANES)
-                    value = _as_float(builder, _load(builder, builder.gep(line.values, [first]), 0, stored), vector)
+                    stored = ir.VectorType(entries.values.type.pointee, DOT_LANES)
+                    value = _as_float(builder, _load(builder, builder.gep(entries.values, [first]), 0, stored), vector)
                     _multiply_add(builder, value, gathered, total)
 
             def add_one(k: Value, _: int) -> None:
-                value = _as_float(builder, builder.load(builder.gep(line.values, [k])), _F32)
+                value = _as_float(builder, builder.load(builder.gep(entries.values, [k])), _F32)
                 _multiply_add(builder, value, read_at(k), rest)
 
-            whole = _multiple(builder, line.start, line.stop, vectors * DOT_LANES)
-            with cgutils.for_range_slice(builder, line.start, whole, ir.Constant(_I64, vectors * DOT_LANES)) as (k, _):
+            whole = _multiple(builder, entries.start, entries.stop, vectors * DOT_LANES)
+            with cgutils.for_range_slice(builder, entries.start, whole, ir.Constant(_I64, vectors * DOT_LANES)) as (
+                k,
+                _,
+            ):
                 add_vectors(k)
-            _for_each(builder, (whole, line.stop), 1, add_one)
+            _for_each(builder, (whole, entries.stop), 1, add_one)
             total = _tree_sum(builder, [builder.load(part) for part in sums])
             lanes = [builder.extract_element(total, ir.Constant(_I32, lane)) for lane in range(DOT_LANES)]
             total = builder.fadd(_tree_sum(builder, lanes), builder.load(rest))
-            return builder.fadd(builder.fmul(total, line.scale, flags=_FUSED), line.bias, flags=_FUSED)
+            return builder.fadd(builder.fmul(total, entries.scale, flags=_FUSED), entries.bias, flags=_FUSED)
 
         return signature, generate
 
@@ -207,7 +214,7 @@ def _row(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> _
     return _Row(values, indices, signature.args[0].types[1].dtype.signed, start, stop, scale, bias)
 
 
-def _tile(builder: Any, line: _Row, where: tuple[Value, Value], width: int, step: int) -> None:
+def _tile(builder: Any, entries: _Row, where: tuple[Value, Value], width: int, step: int) -> None:
     """Sum the row for ``width`` outputs; where: what is read for the first, and where it goes.
 
     Two or four nonzeros at a time are summed apart, to hide the latency of the adder.
@@ -218,25 +225,25 @@ def _tile(builder: Any, line: _Row, where: tuple[Value, Value], width: int, step
     sums = [[_variable(builder, vector) for _ in parts] for _ in range(2 if width > LANES else 4)]
 
     def add(k: Value, lane: int) -> None:
-        value = _spread(builder, _as_float(builder, builder.load(builder.gep(line.values, [k])), _F32), vector)
-        place = builder.gep(origin, [builder.mul(_index(builder, line, k), ir.Constant(_I64, step))])
+        value = _spread(builder, _as_float(builder, builder.load(builder.gep(entries.values, [k])), _F32), vector)
+        place = builder.gep(origin, [builder.mul(_index(builder, entries, k), ir.Constant(_I64, step))])
         for part, total in zip(parts, sums[lane], strict=True):
             _multiply_add(builder, value, _load(builder, place, part, vector), total)
 
-    _for_each(builder, (line.start, line.stop), len(sums), add)
-    scale, bias = (_spread(builder, value, vector) for value in (line.scale, line.bias))
+    _for_each(builder, (entries.start, entries.stop), len(sums), add)
+    scale, bias = (_spread(builder, value, vector) for value in (entries.scale, entries.bias))
     for part, *totals in zip(parts, *sums, strict=True):
         total = _tree_sum(builder, [builder.load(total) for total in totals])
         scaled = builder.fadd(builder.fmul(total, scale, flags=_FUSED), bias, flags=_FUSED)
         builder.store(scaled, _vector_at(builder, target, part, vector), align=4)
 
 
-def _index(builder: Any, row: _Row, k: Value) -> Value:
+def _index(builder: Any, entries: _Row, k: Value) -> Value:
     """The k-th index, as wide as an address."""
-    value = builder.load(builder.gep(row.indices, [k]))
+    value = builder.load(builder.gep(entries.indices, [k]))
     if value.type == _I64:
         return value
-    return builder.sext(value, _I64) if row.signed else builder.zext(value, _I64)
+    return builder.sext(value, _I64) if entries.signed else builder.zext(value, _I64)
 
 
 def _mask(lanes: Sequence[int]) -> Value:
