@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
+from torch.export import Dim
 
 from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
@@ -189,6 +190,34 @@ class TestOnnx:
         session = OnnxSession(tmp_path / "model.onnx")
         assert session.inputs[0].shape == (None, None)
         assert session(torch.zeros(3, 5, dtype=torch.long))["output_0"].shape == (3, 4)
+
+    @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+    def test_a_length_that_is_read_behind_a_recurrent_layer(self, tmp_path, kind):
+        class Tagger(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.recurrent, self.head = kind(6, 8, batch_first=True), nn.Linear(8, 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                batch, length, _ = x.shape
+                return self.head(self.recurrent(x)[0].reshape(batch * length, 8)).view(batch, length, 3)
+
+        free = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
+        graph = capture(Tagger().eval(), (torch.randn(3, 5, 6),), dynamic=free)
+        export_onnx(graph, tmp_path / "model.onnx")
+        (output,) = onnx.load(tmp_path / "model.onnx").graph.output
+        named = [dim.dim_param or dim.dim_value for dim in output.type.tensor_type.shape.dim]
+        assert named == ["batch", "length", 3]
+        x = torch.randn(4, 9, 6)
+        torch.testing.assert_close(OnnxSession(tmp_path / "model.onnx")(x)["output_0"], graph.module()(x).detach())
+
+    def test_a_sequence_alone_of_any_length(self, tmp_path):
+        lstm = nn.LSTM(6, 8).eval()
+        graph = capture(lstm, (torch.randn(7, 6),), dynamic={"input": {0: Dim("time")}})
+        export_onnx(graph, tmp_path / "model.onnx")
+        x = torch.randn(3, 6)
+        made = OnnxSession(tmp_path / "model.onnx")(x)
+        torch.testing.assert_close(made["output_0"], lstm(x)[0].detach())
 
     @pytest.mark.parametrize("density", [1.0, 0.5])
     def test_attention_with_a_bias(self, tmp_path, density):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._C import DispatchKey
+from torch._decomp import decomposition_table
 
 from l0compress.graph.constants import is_written
 from l0compress.graph.network import op_name
@@ -79,14 +80,19 @@ def directions(num_params: int, *, has_biases: bool, num_layers: int, bidirectio
 def any_length() -> Iterator[None]:
     """While it lasts, tracing infers the shapes of recurrent operators without unrolling them."""
     before = {found: dict(found.py_kernels) for found in _OPERATORS}
+    # A graph that is traced again has its shapes from here, whatever the operators' own kernels are.
+    unrolled = {found: decomposition_table[found] for found in _OPERATORS if found in decomposition_table}
     try:
         for found in _OPERATORS:
             inferred: Callable[..., Any] = _lstm_shapes if found is aten.lstm.input else _shapes
             _use_(found, {**before[found], **dict.fromkeys(_KEYS, inferred)})
+            decomposition_table[found] = inferred
         yield
     finally:
         for found, kernels in before.items():
             _use_(found, kernels)
+            decomposition_table.pop(found)
+        decomposition_table.update(unrolled)
 
 
 def _use_(found: Any, kernels: dict[Any, Any]) -> None:
