@@ -158,9 +158,9 @@ def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as they wer
         nonzeros = sum(spec.size if spec.nonzeros is None else spec.nonzeros for spec in specs)
         return f"{100 * (1 - nonzeros / sum(spec.size for spec in specs)):.1f} %"
 
-    rows = tuple(
-        (layer.name, zeros(layer), *(cell(name, size) for size in sizes)) for name, layer in manifest.layers.items()
-    )
+    # In the order of the graph, which the numbers of the layers are: l2 comes before l13.
+    layers = sorted(manifest.layers.items(), key=lambda item: (len(item[0]), item[0]))
+    rows = tuple((layer.name, zeros(layer), *(cell(name, size) for size in sizes)) for name, layer in layers)
     notes = [f"{name}: {why}" for name, why in manifest.whys.items() if name not in {row[0] for row in rows}]
     if manifest.plan_timings:
         whole = ", ".join(

@@ -13,11 +13,16 @@ import numpy as np
 import pytest
 import torch
 from bundles import SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
+from torch import nn
+from torch.export import Dim
 
 from l0compress.errors import InputError, NotEqualError, RunError
 from l0compress.export.assemble import bundle_bytes
+from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import InMemory
 from l0compress.export.csr import CsrSettings, export_csr
+from l0compress.export.onnx import export_onnx
+from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
 from l0compress.runtime import load
 from l0compress.runtime.archive import Archive
@@ -233,6 +238,28 @@ def packed(manifest, files):
     return from_files(InMemory({name: archive.read(name) for name in archive.names}), threads=1, limit_bytes=10**8)
 
 
+class Placed(nn.Module):
+    """Tokens and their positions, of which there are eight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.head = nn.Embedding(50, 32), nn.Embedding(8, 32), nn.Linear(32, 40)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(ids) + self.places(torch.arange(ids.shape[1])))
+
+
+def test_inputs_are_made_up_in_the_sizes_that_the_model_was_captured_with(tmp_path):
+    """A length of sixteen, which stands for what nobody has said, is beyond the positions."""
+    free = {"ids": {0: Dim("batch"), 1: Dim("length", max=8)}}
+    graph = capture(randomised(Placed()), (torch.randint(0, 50, (3, 6)),), dynamic=free)
+    exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+    assert BundleSession(exported.path).example_call(5).kwargs["ids"].shape == (5, 6)
+    assert load(exported.path, tune=True).engines().keys() == {1}
+    export_onnx(graph, tmp_path / "m.onnx")
+    assert OnnxSession(tmp_path / "m.onnx").example_call(5).kwargs["ids"].shape == (5, 6)
+
+
 class TestExport:
     def test_a_bundle_that_is_not_equal_is_refused_and_leaves_nothing(self, tmp_path):
         graph = capture(mlp(), (torch.randn(2, 48),))
@@ -259,6 +286,26 @@ class TestExport:
         with pytest.raises(InputError, match=r"'0.weight' cannot be stored as float16.*Choose bfloat16"):
             export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(storage="float16", measure=False))
         assert list(tmp_path.iterdir()) == []
+
+    def test_why_nothing_runs_sparse(self, tmp_path):
+        transposed = nn.ConvTranspose1d(16, 16, 3)
+        nn.init.zeros_(transposed.weight)
+        graph = capture(nn.Sequential(transposed), (torch.randn(2, 16, 9),))
+        exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+        assert "0.weight runs dense: ConvTranspose has no sparse form" in exported.lines()
+
+    def test_a_layer_that_is_called_twice_is_two_layers_with_two_names(self, tmp_path):
+        class Twice(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.inner = nn.Linear(48, 48)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.inner(self.inner(x).sigmoid())
+
+        graph = capture(randomised(Twice()), (torch.randn(2, 48),))
+        exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+        assert load(exported.path).engines() == {1: {"inner": "scipy", "inner (2)": "scipy"}}
 
     @pytest.mark.parametrize("batch_sizes", [(), (0,)])
     def test_batch_sizes_that_are_none(self, tmp_path, batch_sizes):

@@ -161,7 +161,7 @@ class TestExport:
 
     def test_a_bundle_without_zeros_says_so_and_shows_no_empty_table(self, finished: Path, tmp_path: Path) -> None:
         printed = run_cli("export", finished / "run", "--format", "csr", "-o", tmp_path / "net.l0c").stdout
-        assert "no weight has enough zeros to run sparse: finetune --granularity weights makes them" in printed
+        assert "nothing runs sparse, since no float32 weight of 256 numbers or more has 60% zeros" in printed
         assert "Sparse layers" not in printed
         assert "Sparse layers" not in run_cli("bench", tmp_path / "net.l0c", "--batch", "1").stdout
 

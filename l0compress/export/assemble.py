@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, count
 
 import numpy as np
 from onnx import helper
@@ -13,6 +14,7 @@ from l0compress.errors import InputError
 from l0compress.export.partition.candidates import Candidate
 from l0compress.export.partition.cut import Cut, Types, cut, segment
 from l0compress.export.partition.flow import Flow
+from l0compress.export.session import example_sizes
 from l0compress.runtime.archive import write_zip
 from l0compress.runtime.coding import TensorSpec, encode
 from l0compress.runtime.manifest import MANIFEST, Manifest, Port, Segment, SparseStep, Step
@@ -74,7 +76,7 @@ class Members:
         window = candidate.window
         step = SparseStep(
             candidate.kind,
-            candidate.name,
+            self._unused(candidate.name),
             candidate.inputs,
             candidate.outputs,
             self.tensor(candidate.weight),
@@ -91,6 +93,12 @@ class Members:
             )
         self.layers[name] = step
         return name
+
+    def _unused(self, name: str) -> str:
+        """The name, numbered where another layer bears it: a module may be called twice, or have several weights."""
+        used = {layer.name for layer in self.layers.values()}
+        numbered = (f"{name} ({k})" for k in count(2))
+        return next(found for found in chain((name,), numbered) if found not in used)
 
     def tensor(self, name: str) -> str:
         """A constant; returns its name in the bundle.
@@ -168,6 +176,8 @@ def without_unused(manifest: Manifest) -> Manifest:
 
 def _ports(flow: Flow, side: str) -> tuple[Port, ...]:
     values = flow.model.graph.input if side == "input" else flow.model.graph.output
+    properties = {entry.key: entry.value for entry in flow.model.metadata_props}
+    examples = example_sizes(properties) if side == "input" else {}
     ports = []
     for value in values:
         kind = value.type.tensor_type
@@ -176,5 +186,5 @@ def _ports(flow: Flow, side: str) -> tuple[Port, ...]:
             dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"size_{position}"
             for position, dim in enumerate(kind.shape.dim)
         )
-        ports.append(Port(value.name, dtype, shape))
+        ports.append(Port(value.name, dtype, shape, examples.get(value.name, ())))
     return tuple(ports)

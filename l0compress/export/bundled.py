@@ -51,6 +51,7 @@ class BundleSession:
                 port.name,
                 tuple(size if isinstance(size, int) else None for size in port.shape),
                 getattr(torch, port.dtype),
+                port.example,
             )
             for port in self.bundle.inputs
         )

@@ -26,7 +26,7 @@ from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import chosen_plans
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.candidates import find_candidates
+from l0compress.export.partition.candidates import FEWEST_ELEMENTS, FEWEST_ZEROS, find_candidates
 from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.cut import Types, types_of
 from l0compress.export.partition.flow import Flow, flow_of
@@ -95,7 +95,13 @@ class ExportedBundle(Exported):
         lines = (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
         if self.manifest.layers:
             return lines
-        return (*lines, "no weight has enough zeros to run sparse: finetune --granularity weights makes them")
+        if self.manifest.whys:
+            return (*lines, *(f"{name} runs {why}" for name, why in self.manifest.whys.items()))
+        return (
+            *lines,
+            f"nothing runs sparse, since no float32 weight of {FEWEST_ELEMENTS} numbers or more has {FEWEST_ZEROS:.0%} "
+            "zeros: finetune --granularity weights makes them",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""

@@ -33,7 +33,7 @@ from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
-from l0compress.export.session import OUTPUT_NAMES_KEY, OnnxSession
+from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
@@ -239,12 +239,15 @@ def _annotate_(program: ONNXProgram, graph: CapturedGraph) -> None:
     program.rename_axes(_axis_names(model))
     _rename_(model, input_names, output_names)
     total = cost(graph)
+    leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
+    shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
     model.metadata_props.update(
         {
             "l0compress.version": version("l0compress"),
             "l0compress.params": str(total.params),
             "l0compress.macs": str(total.macs),
             OUTPUT_NAMES_KEY: json.dumps(output_names),
+            EXAMPLE_KEY: json.dumps(dict(zip(input_names, shapes, strict=True))),
         }
     )
 

@@ -20,6 +20,7 @@ from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 OUTPUT_NAMES_KEY = "l0compress.outputs"
 QUANTIZATION_KEY = "l0compress.quantization"
 TOLERANCE_KEY = "l0compress.tolerance"
+EXAMPLE_KEY = "l0compress.example"
 EXAMPLE_LENGTH = 16
 
 _DTYPES = {
@@ -36,11 +37,19 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """An input of an artifact: its name, its shape (None where a dimension is free) and its dtype."""
+    """An input of an artifact.
+
+    Attributes:
+        name: what the model calls it.
+        shape: None where a dimension is free.
+        dtype: of its elements.
+        example: the sizes that the model was captured with; empty where the artifact does not say them.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
+    example: tuple[int, ...] = ()
 
     def described(self) -> str:
         """Dtype and shape in words.
@@ -87,8 +96,14 @@ class OnnxSession:
         self.tolerance = _positive(properties.get(TOLERANCE_KEY))
         actual = [output.name for output in self._session.get_outputs()]
         self.output_names = tuple(json.loads(declared) if declared else actual)
+        examples = example_sizes(properties)
         self.inputs = tuple(
-            TensorSpec(entry.name, tuple(_size(dim) for dim in entry.shape), _DTYPES.get(entry.type, torch.float32))
+            TensorSpec(
+                entry.name,
+                tuple(_size(dim) for dim in entry.shape),
+                _DTYPES.get(entry.type, torch.float32),
+                examples.get(entry.name, ()),
+            )
             for entry in self._session.get_inputs()
         )
 
@@ -127,7 +142,7 @@ class OnnxSession:
         return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
-        """A call made from the input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
+        """A call made from the input shapes alone; see :func:`example_of`.
 
         Example: an input ``image`` of shape ``(batch, 3, 8, 8)`` gives ``Call(kwargs={"image": <noise>})``.
         """
@@ -158,7 +173,9 @@ def named_feeds(
 
 
 def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) -> Call:
-    """A call made from input shapes alone: normal noise, zeros for integers, 16 for a free sequence length.
+    """A call made from input shapes alone: normal noise, and zeros for integers.
+
+    Free sizes but the batch are those that the model was captured with, or else 16.
 
     Example:
         >>> example_of([TensorSpec("x", (None, 3), torch.float32)], 5).kwargs["x"].shape
@@ -167,13 +184,23 @@ def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
 
     def fill(spec: TensorSpec) -> Tensor:
-        free = [batch_size, *[EXAMPLE_LENGTH] * len(spec.shape)]
+        free = (batch_size, *(spec.example or (EXAMPLE_LENGTH,) * len(spec.shape))[1:])
         shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
         if spec.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(spec.dtype)
         return torch.zeros(shape, dtype=spec.dtype)
 
     return Call(kwargs={spec.name: fill(spec) for spec in inputs})
+
+
+def example_sizes(properties: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """By input, the sizes that a file says that its model was captured with.
+
+    Example:
+        >>> example_sizes({"l0compress.example": '{"x": [2, 3]}'})
+        {'x': (2, 3)}
+    """
+    return {name: tuple(sizes) for name, sizes in json.loads(properties.get(EXAMPLE_KEY, "{}")).items()}
 
 
 def _positive(text: str | None) -> float | None:

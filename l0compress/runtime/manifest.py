@@ -20,11 +20,19 @@ DENSE = "dense"
 
 @dataclass(frozen=True)
 class Port:
-    """An input or an output: a size is a number where it is fixed, and a name where it is free."""
+    """An input or an output.
+
+    Attributes:
+        name: what the model calls it.
+        dtype: as numpy calls it.
+        shape: a size is a number where it is fixed, and a name where it is free.
+        example: sizes that the model was captured with; empty where nobody has said them.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    example: tuple[int, ...] = ()
 
     def described(self) -> str:
         """Dtype and shape in words.

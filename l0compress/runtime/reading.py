@@ -111,7 +111,10 @@ def _port(entry: Fields) -> Port:
         raise entry.wrong("shape", "a list of sizes and names")
     if any(isinstance(size, int) and not 0 <= size < 2**31 for size in shape):
         raise entry.wrong("shape", "sizes from 0 to 2147483647")
-    return Port(entry.text("name"), entry.text("dtype", DTYPES), tuple(shape))
+    example = entry.integers("example") if "example" in entry.raw() else ()
+    if len(example) not in (0, len(shape)):
+        raise entry.wrong("example", "a size for each of shape, or none")
+    return Port(entry.text("name"), entry.text("dtype", DTYPES), tuple(shape), example)
 
 
 def _tensor(entry: Fields) -> TensorSpec:

@@ -78,7 +78,9 @@ def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]])
 
 
 def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> dict[str, Array]:
-    """Inputs made from shapes alone: normal noise, ones for integers, 16 for a free size that is not the batch.
+    """Inputs made from shapes alone: normal noise, and zeros for integers, which any table can be asked for.
+
+    Free sizes but the batch are those of the example that the model was captured with, or else 16.
 
     Raises:
         FormatError: an input would have more than 2**28 elements.
@@ -90,15 +92,13 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
     generator = np.random.default_rng(seed)
 
     def fill(port: Port) -> Array:
-        sizes = (size if isinstance(size, int) else EXAMPLE_LENGTH for size in port.shape)
-        shape = tuple(
-            batch_size if dim == 0 and isinstance(port.shape[0], str) else size for dim, size in enumerate(sizes)
-        )
+        free = (batch_size, *(port.example or (EXAMPLE_LENGTH,) * len(port.shape))[1:])
+        shape = tuple(size if isinstance(size, int) else free[dim] for dim, size in enumerate(port.shape))
         if prod(shape) > MOST_EXAMPLE_ELEMENTS:
             raise FormatError(f"takes an input of shape {shape}, which is too large to time")
         if port.dtype.startswith("float"):
             return generator.standard_normal(shape).astype(port.dtype)
-        return np.ones(shape, port.dtype)
+        return np.zeros(shape, port.dtype)
 
     return {port.name: fill(port) for port in ports}
 
