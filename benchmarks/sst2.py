@@ -1,6 +1,6 @@
 """A pretrained transformer, all-MiniLM-L6-v2 with a head for SST-2, brought to half its multiply-accumulates.
 
-    make bench-sst2      # python benchmarks/sst2.py [--epochs 6] [--target macs=0.5] [--seed 0] [--dense FOLDER]
+    make bench-sst2      # python benchmarks/sst2.py [--epochs 4] [--target macs=0.5] [--seed 0] [--dense FOLDER]
 
 The dense model is fine-tuned on the training part for two epochs and kept as a Hugging Face folder, which the command
 line then takes as it is. The same folder is also trained densely for as many epochs as the compressed model gets, by
@@ -40,7 +40,7 @@ DENSE_EPOCHS, DENSE_RATE = 2, 5e-5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--target", default="macs=0.5")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
