@@ -111,9 +111,8 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
     np.testing.assert_allclose(load(exported.path, tune=True).run({"x": x})["output_0"], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
-    """Not those of nn.RNN: PyTorch's exporter loses the names of weights that it only gives another shape."""
     alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(OrderedDict(words=kind(48, 40), last=Last()))
     own = kind.__name__.lower()
     for model, names in ((alone, [f"{own}.l0", f"{own}.l1"]), (inside, ["words.l0"])):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 
@@ -293,6 +294,12 @@ class TestExport:
         graph = capture(nn.Sequential(transposed), (torch.randn(2, 16, 9),))
         exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
         assert "0.weight runs dense: ConvTranspose has no sparse form" in exported.lines()
+
+    def test_a_layer_without_bias_has_its_name_though_the_converter_transposes_its_weight(self, tmp_path):
+        layers = {"first": nn.Linear(48, 32, bias=False), "second": nn.Linear(32, 32, bias=False)}
+        graph = capture(randomised(nn.Sequential(OrderedDict(layers))), (torch.randn(2, 5, 48),))
+        exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+        assert [layer.name for layer in exported.manifest.layers.values()] == ["first", "second"]
 
     def test_a_layer_that_is_called_twice_is_two_layers_with_two_names(self, tmp_path):
         class Twice(nn.Module):

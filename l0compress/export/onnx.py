@@ -32,6 +32,7 @@ from l0compress.errors import RunError, SurgeryError
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
+from l0compress.export.origins import note_origins_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.graph.capture import CapturedGraph
@@ -238,6 +239,7 @@ def _annotate_(program: ONNXProgram, graph: CapturedGraph) -> None:
     _strip_(model)
     program.rename_axes(_axis_names(model))
     _rename_(model, input_names, output_names)
+    note_origins_(model, graph)
     total = cost(graph)
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
