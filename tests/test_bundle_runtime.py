@@ -122,6 +122,12 @@ class TestRuns:
             ({"input": samples(1)[:, :5]}, r"is float32 \(1, 5\), and the model takes float32 \(batch, 48\)"),
             ({"input": samples(1)[0]}, r"is float32 \(48,\)"),
             ({"input": [1.0]}, "is list"),
+            ({"input": samples(1).tolist()}, "is list"),
+            ({"input": samples(1).astype(">f4")}, r"is >f4 \(1, 48\), and the model takes float32 \(batch, 48\)"),
+            ({1: samples(1)}, "missing input, unexpected 1"),
+            (None, "the inputs of a run are NoneType, and have to be a dict"),
+            (samples(1), "the inputs of a run are ndarray, and have to be a dict"),
+            ([("input", samples(1))], "the inputs of a run are list, and have to be a dict"),
         ],
     )
     @pytest.mark.parametrize("plans", [("split",), ("whole",), ("split", "whole"), ("whole", "split")])
@@ -130,6 +136,14 @@ class TestRuns:
         choices = tuple((8**position, plan) for position, plan in enumerate(plans))
         with pytest.raises(InputError, match=message):
             packed(replace(manifest, choices=choices), files).run(inputs)
+
+    @pytest.mark.parametrize("plan", ["split", "whole"])
+    def test_any_mapping_of_names_to_arrays(self, path, tmp_path, plan):
+        manifest, files = unpacked(path)
+        bundle = packed(replace(manifest, choices=((1, plan),)), files)
+        np.savez(tmp_path / "inputs.npz", input=samples(3))
+        with np.load(tmp_path / "inputs.npz") as inputs:
+            np.testing.assert_array_equal(bundle.run(inputs)["output_0"], bundle.run({"input": samples(3)})["output_0"])
 
     def test_four_threads_at_once(self, path):
         bundle, wrong = load(path, threads=2), []

@@ -15,13 +15,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from l0compress.errors import InputError, RunError
+from l0compress.errors import RunError
 from l0compress.runtime.archive import Files, FormatError, open_files
+from l0compress.runtime.arguments import checks_of
 from l0compress.runtime.engines import find
-from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Port, Step
+from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Step
 from l0compress.runtime.parts import Parts
 from l0compress.runtime.reading import parse
 from l0compress.runtime.segments import OpenSegment
@@ -61,7 +61,7 @@ class Bundle:
         self.outputs = self.manifest.outputs
         self.plans = dict(sorted(plans.items()))
         self._names = tuple(port.name for port in self.outputs)
-        self._checks = [(port.name, np.dtype(port.dtype), port.shape) for port in self.inputs]
+        self._checked = checks_of(self.inputs)
         ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
         self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
         # Nearest on a logarithmic scale, in whole numbers: up to the root of the product of two neighbours.
@@ -75,19 +75,16 @@ class Bundle:
             inputs: an array for each input, of its dtype and shape; a size with a name is free.
 
         Raises:
-            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
+            InputError: an input is missing, is not one of the model's, or has a shape, dtype or byte order that it does
+                not take.
         """
-        way = self._way_for(inputs)
-        if way.graph is None:
-            values = dict(inputs)
-            self._check(values)
-            run_stages(way.stages, values)
-            return {name: values[name] for name in self._names}
-        try:
-            return dict(zip(self._names, way.graph.named(inputs), strict=True))
-        except InputError:
-            self._check(inputs)  # says it by the names and shapes of the bundle where those are the reason
-            raise
+        checked = self._checked(inputs)
+        way = self._way_for(checked)
+        if way.graph is not None:
+            return dict(zip(self._names, way.graph.named(checked), strict=True))
+        values = dict(checked)
+        run_stages(way.stages, values)
+        return {name: values[name] for name in self._names}
 
     def engines(self) -> dict[int, dict[str, str]]:
         """For each batch size that was considered, which engine runs each sparse layer, ``dense`` being one."""
@@ -105,28 +102,11 @@ class Bundle:
     def _way_for(self, inputs: Mapping[str, Array]) -> _Way:
         if len(self._ways) == 1 or self._batched is None:
             return self._ways[0][1]
-        try:
-            batch_size = inputs[self._batched].shape[0]
-        except (KeyError, AttributeError, IndexError):
-            self._check(inputs)
-            raise
+        batch_size = inputs[self._batched].shape[0]
         for bound, way in self._bounds:
             if batch_size * batch_size <= bound:
                 return way
         return self._ways[-1][1]
-
-    def _check(self, values: Mapping[str, Array]) -> None:
-        if len(values) != len(self._checks) or any(name not in values for name, _, _ in self._checks):
-            known, given = {name for name, _, _ in self._checks}, set(values)
-            raise InputError(
-                f"the model takes the inputs {_listed(known)}; missing {_listed(known - given)}, unexpected "
-                f"{_listed(given - known)}. "
-                "Nothing was computed."
-            )
-        for name, dtype, shape in self._checks:
-            array = values[name]
-            if not isinstance(array, np.ndarray) or array.dtype != dtype or not _fits(array.shape, shape):
-                raise _misfit(array, next(port for port in self.inputs if port.name == name))
 
 
 def load(
@@ -241,21 +221,3 @@ def _fitted(manifest: Manifest, step: Step, batch_size: int, available: Sequence
         if name in (DENSE, *available)
     }
     return replace(step, engine=min(timed, key=timed.__getitem__) if timed else available[0])
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
-    if len(shape) != len(expected):
-        return False
-    return all(isinstance(want, str) or size == want for size, want in zip(shape, expected, strict=True))
-
-
-def _misfit(array: Any, port: Port) -> InputError:
-    found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    return InputError(
-        f"input {port.name!r} is {found}, and the model takes {port.described()}. Nothing was computed. Pass an array "
-        "of that dtype and shape."
-    )
