@@ -112,6 +112,19 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_default_one(tmp_path, kind):
+    graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
+    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    kinds = {layer.name: layer.kind for layer in exported.manifest.layers.values()}
+    for engine in find():
+        runs = {
+            name: "scipy" if kind == "recurrent" and engine.name == "torch" else engine.name
+            for name, kind in kinds.items()
+        }
+        assert load(exported.path, threads=1, engine=engine.name).engines() == {1: runs}
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
     """Not those of nn.RNN: PyTorch's exporter loses the names of weights that it only gives another shape."""
     alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(OrderedDict(words=kind(48, 40), last=Last()))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
+from bundles import NETWORKS, SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
 
 from l0compress.errors import InputError, NotEqualError, RunError
 from l0compress.export.assemble import bundle_bytes
@@ -213,6 +213,48 @@ class TestChoices:
         with pytest.raises(InputError, match="there is no engine 'blas'"):
             load(path, engine="blas")
 
+    def test_an_engine_that_is_asked_for_runs_also_what_was_chosen_to_be_dense(self, path):
+        manifest, files = unpacked(path)
+        mixed = tuple(dense_after_first(manifest.plans["split"]))
+        manifest = replace(
+            manifest, plans={**manifest.plans, "mixed": mixed}, choices=((1, "whole"), (16, "mixed"), (64, "split"))
+        )
+        bundle = packed(manifest, files, engine="scipy")
+        assert [set(engines.values()) for engines in bundle.engines().values()] == [{"scipy"}] * 3
+        np.testing.assert_allclose(bundle.run({"input": samples(4)})["output_0"], expected(samples(4)), atol=1e-5)
+
+    def test_without_a_plan_of_all_layers_an_engine_runs_those_that_there_are(self, path):
+        manifest, files = unpacked(path)
+        mixed = tuple(dense_after_first(manifest.plans["split"]))
+        bundle = packed(replace(manifest, plans={"mixed": mixed}, choices=((1, "mixed"),)), files, engine="scipy")
+        assert [step.engine for step in bundle.plans[1] if step.engine] == ["scipy"] * 3
+
+    def test_tuning_with_an_engine_chooses_between_it_and_dense(self, path, monkeypatch):
+        among = []
+
+        def best_plan(parts, batch_size, engines):
+            among.append((batch_size, engines))
+            return parts.manifest.plans["whole"]
+
+        monkeypatch.setattr("l0compress.runtime.bundle.best_plan", best_plan)
+        bundle = load(path, engine="scipy", tune=True)
+        assert among == [(1, ["scipy"])]
+        assert set(bundle.engines()[1].values()) == {"dense"}
+
+    def test_a_layer_that_an_engine_does_not_support_runs_on_the_default_one_and_says_so(self, tmp_path):
+        model, call = NETWORKS["attention"]()
+        export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+        bundle = load(tmp_path / "model.l0c", threads=1, engine="torch")
+        kinds = {layer.name: layer.kind for layer in bundle.manifest.layers.values()}
+        assert set(kinds.values()) == {"linear", "embedding"}
+        wanted = {name: "scipy" if kind == "embedding" else "torch" for name, kind in kinds.items()}
+        assert bundle.engines() == {1: wanted}
+        tokens = call.args[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(
+                next(iter(bundle.run({bundle.inputs[0].name: tokens.numpy()}).values())), model(tokens), atol=1e-4
+            )
+
     def test_an_engine_that_is_not_here_is_replaced_by_the_fastest_that_is(self, path):
         manifest, files = unpacked(path)
         split = tuple(step if step.engine is None else Step(step.part, "elsewhere") for step in manifest.plans["split"])
@@ -242,9 +284,10 @@ def unpacked(path: Path):
     return parse(files.pop("manifest.json")), files
 
 
-def packed(manifest, files):
+def packed(manifest, files, **options):
     archive = Archive.from_bytes(bundle_bytes(manifest, files), limit_bytes=10**8)
-    return from_files(InMemory({name: archive.read(name) for name in archive.names}), threads=1, limit_bytes=10**8)
+    members = InMemory({name: archive.read(name) for name in archive.names})
+    return from_files(members, threads=1, limit_bytes=10**8, **options)
 
 
 class TestExport:

@@ -26,7 +26,7 @@ from l0compress.runtime.parts import Parts
 from l0compress.runtime.reading import parse
 from l0compress.runtime.segments import OpenSegment
 from l0compress.runtime.stages import Stage, as_one_graph, run_stages, stages_of
-from l0compress.runtime.tuning import best_plan
+from l0compress.runtime.tuning import SPLIT, best_plan
 
 Array = NDArray[Any]
 
@@ -59,7 +59,7 @@ class Bundle:
         self.manifest = parts.manifest
         self.inputs = self.manifest.inputs
         self.outputs = self.manifest.outputs
-        self.plans = dict(sorted(plans.items()))
+        self.plans = {size: tuple(_as_run(parts, step) for step in plan) for size, plan in sorted(plans.items())}
         self._names = tuple(port.name for port in self.outputs)
         self._checked = checks_of(self.inputs)
         ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
@@ -122,8 +122,10 @@ def load(
     Args:
         path: what ``l0compress export --format csr`` wrote.
         threads: threads that a run uses; None leaves the choice to ONNX Runtime and gives sparse layers one.
-        engine: run every sparse layer on this engine, whatever the bundle recommends.
-        tune: time every layer on every engine that this machine has, and the whole, and keep the fastest.
+        engine: run every sparse layer on this engine, whatever the bundle recommends, and on scipy what it does not
+            support.
+        tune: time every layer on every engine that this machine has, or on that of ``engine``, and the whole and its
+            layers dense, and keep the fastest.
         limit_bytes: the most memory that constants may take; by default 64 MiB and 256 times the size of the bundle.
 
     Raises:
@@ -173,12 +175,14 @@ def from_files(
     manifest = _manifest(files)
     parts = Parts(files, manifest, threads=threads, limit_bytes=limit_bytes)
     plans = {size: manifest.plans[name] for size, name in manifest.choices}
-    fitted = {size: tuple(_fitted(manifest, step, size, available) for step in plan) for size, plan in plans.items()}
-    bundle = Bundle(parts, fitted)
+    if engine is None:
+        plans = {size: _fitted(manifest, plan, size, available) for size, plan in plans.items()}
+    else:
+        plans = {size: _forced(manifest, plan, engine) for size, plan in plans.items()}
+    bundle = Bundle(parts, plans)
     if not tune:
         return bundle
-    tuned = {size: best_plan(parts, size, available) for size in fitted}
-    return Bundle(parts, tuned)
+    return Bundle(parts, {size: best_plan(parts, size, available) for size in plans})
 
 
 def _opened(path: Path, limit_bytes: int | None) -> tuple[Files, int]:
@@ -209,15 +213,33 @@ def _manifest(files: Files) -> Manifest:
     return manifest
 
 
-def _fitted(manifest: Manifest, step: Step, batch_size: int, available: Sequence[str]) -> Step:
-    """The step on an engine that there is here: the one that was chosen, or else the fastest that was timed."""
-    if step.engine is None or step.engine in (DENSE, *available):
-        return step
+def _as_run(parts: Parts, step: Step) -> Step:
+    return replace(step, engine=parts.engine_of(step))
+
+
+def _forced(manifest: Manifest, plan: tuple[Step, ...], engine: str) -> tuple[Step, ...]:
+    """A plan with every layer on one engine: that of all layers, where there is one, and not the one chosen."""
+    steps = manifest.plans.get(SPLIT, plan)
+    return tuple(step if step.engine is None else replace(step, engine=engine) for step in steps)
+
+
+def _fitted(manifest: Manifest, plan: tuple[Step, ...], batch_size: int, available: Sequence[str]) -> tuple[Step, ...]:
+    """The plan on engines that there are here."""
+    return tuple(
+        step
+        if step.engine in (None, DENSE, *available)
+        else replace(step, engine=_fastest(manifest, step.part, batch_size, available))
+        for step in plan
+    )
+
+
+def _fastest(manifest: Manifest, layer: str, batch_size: int, available: Sequence[str]) -> str:
+    """The engine, of those that there are here, that was the fastest when the layer was timed, or else the default."""
     timed = {
         name: ms
         for timing in manifest.layer_timings
-        if timing.layer == step.part and timing.batch_size == batch_size
+        if timing.layer == layer and timing.batch_size == batch_size
         for name, ms in timing.median_ms.items()
         if name in (DENSE, *available)
     }
-    return replace(step, engine=min(timed, key=timed.__getitem__) if timed else available[0])
+    return min(timed, key=timed.__getitem__) if timed else available[0]
