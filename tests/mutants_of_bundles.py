@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import Mutant
 
 CODING, ARCHIVE, PARTS = "../runtime/coding.py", "../runtime/archive.py", "../runtime/parts.py"
+ARGUMENTS = "../runtime/arguments.py"
 CUT, CANDIDATES = "../export/partition/cut.py", "../export/partition/candidates.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
@@ -28,7 +29,21 @@ BUNDLES = (
     Mutant(CODING, "not np.isfinite(values).all() and spec.nonzeros is not None", "False", (FORMAT, "finite")),
     Mutant(ARCHIVE, "if len(self._members) != len(members):", "if False:", (HOSTILE, "two_members")),
     Mutant(ARCHIVE, "if not _NAME.fullmatch(name):", "if False:", (HOSTILE, "names_that")),
-    Mutant(ARCHIVE, "total > limit_bytes or ", "", (HOSTILE, "limit")),
+    Mutant(
+        ARCHIVE,
+        'total > limit_bytes:\n            raise LimitError(f"would',
+        'False:\n            raise LimitError(f"would',
+        (HOSTILE, "limit"),
+    ),
+    Mutant(ARGUMENTS, "array.dtype != dtype", "array.dtype.kind != dtype.kind", (RUNTIME, "do_not_fit")),
+    Mutant(ARGUMENTS, "not isinstance(value, bool)", "True", (RUNTIME, "Arguments")),
+    Mutant(
+        PARTS,
+        "return self._kernel(name, DEFAULT_ENGINE)",
+        "return engine_name, self._kernel(name, DEFAULT_ENGINE)[1]",
+        (RUNTIME, "default_one"),
+    ),
+    Mutant("../runtime/bundle.py", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
     Mutant(ARCHIVE, "if member.flag_bits & 0x1:", "if False:", (HOSTILE, "encryption")),
     Mutant(ARCHIVE, "or not stat.S_ISREG(file.lstat().st_mode)", "", (HOSTILE, "folder_with_a_link")),
     Mutant(PARTS, "!= self.manifest.hashes.get(name)", "is None", (HOSTILE, "wrong_hash")),

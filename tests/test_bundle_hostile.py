@@ -98,7 +98,11 @@ class TestArchives:
 
     @pytest.mark.parametrize("limit_bytes", [10, 5000])
     def test_a_limit_of_the_users_own(self, original, tmp_path, limit_bytes):
-        refused(original, tmp_path, "would unpack to", limit_bytes=limit_bytes)
+        message = (
+            rf"would unpack to [\d,]+ bytes, and limit_bytes allows {limit_bytes:,}\. Nothing of it was run\. If you "
+            r"trust it, load it with a larger limit: l0compress\.runtime\.load\(path, limit_bytes=\.\.\.\)\.$"
+        )
+        refused(original, tmp_path, message, limit_bytes=limit_bytes)
 
     def test_encryption(self, original, tmp_path):
         # The flags of the last entry of the directory; the tensors before it are zip files themselves.
@@ -214,7 +218,8 @@ class TestManifests:
             manifest["tensors"]["0.weight"] |= {"shape": [2**17, 2**17]}
             manifest["choices"] = [[1, "whole"]]
 
-        refused(edited(original, change), tmp_path, r"needs 68,719,\d+,\d+ bytes for its constants.*limit_bytes")
+        message = r"needs 68,719,\d+,\d+ bytes for its constants, and limit_bytes allows .* with a larger limit"
+        refused(edited(original, change), tmp_path, message)
 
     def test_tuning_makes_no_input_larger_than_it_should_be(self, original, tmp_path):
         def change(manifest: Any) -> None:

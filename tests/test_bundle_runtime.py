@@ -290,6 +290,41 @@ def packed(manifest, files, **options):
     return from_files(members, threads=1, limit_bytes=10**8, **options)
 
 
+class TestArguments:
+    """They are refused before the bundle is looked at, so that no bundle takes what another one refuses."""
+
+    @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, [2], 10**9])
+    def test_threads(self, threads):
+        with pytest.raises(InputError, match=r"threads is .*, and has to be a whole number from 1 to 1024, or None\."):
+            load("none.l0c", threads=threads)
+
+    @pytest.mark.parametrize("limit_bytes", [0, -1, 1e9, "x", True])
+    def test_limit_bytes(self, limit_bytes):
+        with pytest.raises(InputError, match=r"limit_bytes is .*, and has to be a whole number from 1, or None\."):
+            load("none.l0c", limit_bytes=limit_bytes)
+
+    def test_whole_numbers_of_numpy_are_whole_numbers(self, path):
+        x = {"input": samples(3)}
+        bundle = load(path, threads=np.int64(1), limit_bytes=np.int64(10**8))
+        np.testing.assert_allclose(bundle.run(x)["output_0"], expected(samples(3)), atol=1e-5)
+
+    @pytest.mark.parametrize("wrong", [None, 1, b"model.l0c", ["model.l0c"]])
+    @pytest.mark.parametrize("read", [load, read_manifest])
+    def test_paths(self, wrong, read):
+        with pytest.raises(InputError, match=rf"the path of a bundle is {type(wrong).__name__}, and has to be a text"):
+            read(wrong)
+
+    @pytest.mark.parametrize("name", ["a\0b.l0c", "a" * 5000])
+    def test_paths_that_no_file_can_have(self, name):
+        with pytest.raises(RunError, match=r"Cannot read bundle .*: cannot be read: .*Nothing of it was run\."):
+            load(name)
+
+    @pytest.mark.parametrize("engine", [["scipy"], 1, {}])
+    def test_engines(self, path, engine):
+        with pytest.raises(InputError, match=r"there is no engine .* Nothing was run\. Choose from scipy, numba"):
+            load(path, engine=engine)
+
+
 class TestExport:
     def test_a_bundle_that_is_not_equal_is_refused_and_leaves_nothing(self, tmp_path):
         graph = capture(mlp(), (torch.randn(2, 48),))

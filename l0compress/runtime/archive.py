@@ -46,7 +46,19 @@ _BROKEN = (
 
 
 class FormatError(Exception):
-    """A part of a bundle is not what it has to be; the message says how, and the loader says where."""
+    """A part of a bundle is not what it has to be; the message says how, and the loader says where and what to do."""
+
+    advice = "Copy or export it again."
+
+    def within(self, place: str) -> FormatError:
+        """The same, with the place that it was found at."""
+        return type(self)(f"{place} {self}")
+
+
+class LimitError(FormatError):
+    """A bundle needs more memory than it may take."""
+
+    advice = "If you trust it, load it with a larger limit: l0compress.runtime.load(path, limit_bytes=...)."
 
 
 class Files(Protocol):
@@ -84,8 +96,10 @@ class Archive:
         for member in members:
             _check_member(member)
         total = sum(member.file_size for member in members)
-        if total > limit_bytes or total > MOST_DEFLATED * (size + 1):
-            raise FormatError(f"would unpack to {total:,} bytes")
+        if total > MOST_DEFLATED * (size + 1):
+            raise FormatError(f"would unpack to {total:,} bytes, which {size:,} bytes cannot hold")
+        if total > limit_bytes:
+            raise LimitError(f"would unpack to {total:,} bytes, and limit_bytes allows {limit_bytes:,}")
 
     @classmethod
     def from_bytes(cls, data: bytes, *, limit_bytes: int) -> Archive:
@@ -137,7 +151,7 @@ class Folder:
             raise FormatError("has a folder that is a link")
         total = sum(file.stat().st_size for file in found.values())
         if total > limit_bytes:
-            raise FormatError(f"has {total:,} bytes")
+            raise LimitError(f"has {total:,} bytes, and limit_bytes allows {limit_bytes:,}")
         self._found = found
 
     @property

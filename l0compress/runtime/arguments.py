@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,48 @@ from l0compress.errors import InputError
 from l0compress.runtime.manifest import Port
 
 Array = NDArray[Any]
+
+MOST_THREADS = 1024
+
+
+def path_of(path: Any) -> Path:
+    """What is to be loaded, as a path.
+
+    Raises:
+        InputError: it is none.
+
+    Example:
+        >>> path_of("model.l0c").name
+        'model.l0c'
+    """
+    if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
+        raise InputError(
+            f"the path of a bundle is {type(path).__name__}, and has to be a text or a pathlib.Path. Nothing was "
+            "loaded. Pass the path of a file or of a folder."
+        )
+    return Path(path)
+
+
+def whole_number(name: str, value: Any, most: int | None = None) -> int | None:
+    """An option that counts something from 1 on; None, which leaves it open, stays None.
+
+    Raises:
+        InputError: it is no whole number, too small, or larger than ``most``.
+
+    Example:
+        >>> whole_number("threads", np.int64(2)), whole_number("threads", None)
+        (2, None)
+    """
+    if value is None:
+        return None
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < 1 or (most is not None and value > most):
+        up_to = "" if most is None else f" to {most}"
+        raise InputError(
+            f"{name} is {value!r}, and has to be a whole number from 1{up_to}, or None. Nothing was loaded. Pass such "
+            "a number, or leave it out."
+        )
+    return int(value)
 
 
 def checks_of(ports: Sequence[Port]) -> Callable[[Any], dict[str, Array]]:

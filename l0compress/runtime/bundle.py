@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from l0compress.errors import RunError
 from l0compress.runtime.archive import Files, FormatError, open_files
-from l0compress.runtime.arguments import checks_of
+from l0compress.runtime.arguments import MOST_THREADS, checks_of, path_of, whole_number
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Step
 from l0compress.runtime.parts import Parts
@@ -131,9 +131,10 @@ def load(
     Raises:
         RunError: the path is no bundle, or the bundle is damaged, of another version, or not what it claims to be;
             nothing of it was run.
-        InputError: no such engine, or what it needs is not installed.
+        InputError: no such engine, or what it needs is not installed; or an argument that is not of its type or range.
     """
-    with _members(Path(path), limit_bytes) as (files, limit):
+    threads = whole_number("threads", threads, MOST_THREADS)
+    with _members(path_of(path), whole_number("limit_bytes", limit_bytes)) as (files, limit):
         return from_files(files, threads=threads, engine=engine, tune=tune, limit_bytes=limit)
 
 
@@ -143,7 +144,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         RunError: the path is no bundle, or one of another version, or its manifest is damaged.
     """
-    with _members(Path(path)) as (files, _):
+    with _members(path_of(path)) as (files, _):
         return _manifest(files)
 
 
@@ -155,9 +156,7 @@ def _members(path: Path, limit_bytes: int | None = None) -> Iterator[tuple[Files
         with closing(files):
             yield files, limit
     except FormatError as error:
-        raise RunError(
-            f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. Copy or export it again."
-        ) from error
+        raise RunError(f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. {error.advice}") from error
     except MemoryError as error:
         raise RunError(f"Cannot read bundle {str(path)!r}: there is not enough memory for it.") from error
 
@@ -186,8 +185,12 @@ def from_files(
 
 
 def _opened(path: Path, limit_bytes: int | None) -> tuple[Files, int]:
-    if not path.exists():
-        raise FormatError("there is no such file or folder")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FormatError("there is no such file or folder") from error
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if path.is_dir():
         sizes = (file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
         size = sum(sizes)
@@ -206,7 +209,7 @@ def _manifest(files: Files) -> Manifest:
     try:
         manifest = parse(text)
     except FormatError as error:
-        raise FormatError(f"{MANIFEST} {error}") from error
+        raise error.within(MANIFEST) from error
     unexpected = sorted(set(files.names) - {MANIFEST, *manifest.hashes})
     if unexpected:
         raise FormatError(f"has {unexpected[0]}, which its manifest does not know")

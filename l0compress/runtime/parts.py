@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from l0compress.errors import InputError
-from l0compress.runtime.archive import Files, FormatError
+from l0compress.runtime.archive import Files, FormatError, LimitError
 from l0compress.runtime.coding import Stored, TensorSpec, decode
 from l0compress.runtime.engines import ENGINES, Engine, Kernel
 from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent
@@ -117,7 +117,7 @@ class Parts:
                     segment, self._member(segment.member), tensors, threads=self.threads
                 )
             except FormatError as error:
-                raise FormatError(f"{segment.member} {error}") from error
+                raise error.within(segment.member) from error
         return self._segments[name]
 
     def _bias(self, step: SparseStep) -> Array | None:
@@ -141,16 +141,14 @@ class Parts:
         self._spent[form, tensor] = num_bytes
         total = sum(self._spent.values())
         if total > self.limit_bytes:
-            raise FormatError(
-                f"needs {total:,} bytes for its constants, and {self.limit_bytes:,} are allowed (limit_bytes)"
-            )
+            raise LimitError(f"needs {total:,} bytes for its constants, and limit_bytes allows {self.limit_bytes:,}")
 
     def _decoded(self, spec: TensorSpec) -> Stored:
         data = self._member(spec.member)
         try:
             return decode(spec, data, limit_bytes=self.limit_bytes)
         except FormatError as error:
-            raise FormatError(f"{spec.member} {error}") from error
+            raise error.within(spec.member) from error
 
     def _member(self, name: str) -> bytes:
         data = self.files.read(name)
