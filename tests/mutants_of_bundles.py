@@ -46,6 +46,10 @@ BUNDLES = (
     Mutant("../runtime/bundle.py", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
     Mutant(ARCHIVE, "if member.flag_bits & 0x1:", "if False:", (HOSTILE, "encryption")),
     Mutant(ARCHIVE, "or not stat.S_ISREG(file.lstat().st_mode)", "", (HOSTILE, "folder_with_a_link")),
+    Mutant(ARCHIVE, "member.file_size == 0 and ", "", (HOSTILE, "content_of_its_own")),
+    Mutant(
+        ARCHIVE, "if any(Path(parent, name).is_symlink() for name in inner):", "if False:", (HOSTILE, "that_is_a_link")
+    ),
     Mutant(PARTS, "!= self.manifest.hashes.get(name)", "is None", (HOSTILE, "wrong_hash")),
     Mutant(PARTS, "if total > self.limit_bytes:", "if False:", (HOSTILE, "more_rows")),
     Mutant("../runtime/protobuf.py", "number == _EXTERNAL_DATA or ", "", (FORMAT, "hides")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -100,6 +101,33 @@ class TestRuns:
             archive.extractall(tmp_path / "unpacked")
         x = {"input": samples(3)}
         np.testing.assert_array_equal(load(tmp_path / "unpacked").run(x)["output_0"], load(path).run(x)["output_0"])
+
+    def test_what_is_hidden_in_a_folder_is_not_looked_at(self, path, tmp_path):
+        folder = tmp_path / ".cache"
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        (folder / ".DS_Store").write_bytes(b"a desktop's")
+        (folder / "tensors" / "._0.npz").symlink_to(tmp_path / "nowhere")
+        (folder / ".git" / "objects").mkdir(parents=True)
+        (folder / ".git" / "objects" / "an object").write_bytes(b"")
+        assert load(folder).manifest == load(path).manifest
+
+    def test_a_zip_of_the_folder_names_its_folders(self, path, tmp_path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        again = Path(shutil.make_archive(str(tmp_path / "again"), "zip", tmp_path / "unpacked"))
+        with zipfile.ZipFile(again) as archive:
+            assert "segments/" in archive.namelist()
+        x = {"input": samples(3)}
+        np.testing.assert_array_equal(load(again).run(x)["output_0"], load(path).run(x)["output_0"])
+
+    def test_links_to_a_bundle(self, path, tmp_path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        for number, target in enumerate((path, tmp_path / "unpacked")):
+            link = tmp_path / f"link{number}"
+            link.symlink_to(target)
+            assert load(link).manifest == load(path).manifest
 
     def test_inputs_stay_as_they_were_and_outputs_are_the_callers_own(self, path):
         bundle, x = load(path), samples(3)

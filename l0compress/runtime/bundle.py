@@ -18,7 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from l0compress.errors import RunError
-from l0compress.runtime.archive import Files, FormatError, open_files
+from l0compress.runtime.archive import Files, FormatError, open_files, size_of
 from l0compress.runtime.arguments import MOST_THREADS, checks_of, path_of, whole_number
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Step
@@ -185,17 +185,7 @@ def from_files(
 
 
 def _opened(path: Path, limit_bytes: int | None) -> tuple[Files, int]:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise FormatError("there is no such file or folder") from error
-    except (OSError, ValueError) as error:
-        raise FormatError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if path.is_dir():
-        sizes = (file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-        size = sum(sizes)
-    else:
-        size = path.stat().st_size
+    size = size_of(path)
     limit = limit_bytes if limit_bytes is not None else LIMIT_BYTES + LIMIT_TIMES_FILE * size
     return open_files(path, limit_bytes=limit), limit
 
