@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 import subprocess
 import sys
@@ -190,6 +192,13 @@ class TestRuns:
         for thread in threads:
             thread.join()
         assert not wrong
+
+    @pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy, copy.copy])
+    def test_another_process_loads_it_itself(self, path, copied):
+        bundle = load(path)
+        with pytest.raises(InputError, match=r"cannot be pickled or copied.* Call l0compress\.runtime\.load in "):
+            copied(bundle)
+        assert bundle.run({"input": samples(1)})
 
     def test_values_are_let_go_when_nothing_needs_them(self, path):
         bundle = load(path)

@@ -13,11 +13,11 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
-from l0compress.errors import RunError
+from l0compress.errors import InputError, RunError
 from l0compress.runtime.archive import Files, FormatError, open_files, size_of
 from l0compress.runtime.arguments import MOST_THREADS, checks_of, path_of, whole_number
 from l0compress.runtime.engines import find
@@ -46,7 +46,7 @@ class _Way:
 class Bundle:
     """A loaded bundle. Runs may be made from several threads at once.
 
-    Use :func:`load`.
+    Use :func:`load`, in every process that runs it: what it holds can be neither pickled nor copied.
 
     Attributes:
         manifest: what the bundle says about itself.
@@ -94,6 +94,12 @@ class Bundle:
             chosen[size] = dict.fromkeys(names.values(), DENSE)
             chosen[size].update({names[step.part]: step.engine for step in plan if step.engine is not None})
         return chosen
+
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a bundle cannot be pickled or copied: its graphs and compiled layers belong to this process. Nothing was "
+            "changed. Call l0compress.runtime.load in the other process, for instance in the initializer of a pool."
+        )
 
     def _way(self, stages: list[Stage]) -> _Way:
         names = [port.name for port in self.inputs]
