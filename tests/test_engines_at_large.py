@@ -156,6 +156,43 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert outcome.stdout == "2\n"
 
 
+FORKED = """
+import os, signal, sys
+import numpy as np
+from scipy import sparse
+from l0compress.errors import InputError
+from l0compress.runtime.engines import find
+from l0compress.runtime.layers import SparseLinear
+
+(engine,) = find([sys.argv[1]])
+layer = SparseLinear(sparse.csr_array(np.random.default_rng(0).standard_normal((600, 700)).astype(np.float32)))
+x = np.ones((130, 700), np.float32)
+expected = engine.compile(layer, threads=2)(x)
+if not os.fork():
+    signal.alarm(30)
+    for threads in (1, 2):
+        try:
+            print(np.allclose(engine.compile(layer, threads=threads)(x), expected, atol=1e-3), flush=True)
+        except InputError as error:
+            print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks a process")
+@by_engine
+def test_a_forked_process_computes_or_is_told_that_it_cannot(engine):
+    options = {"capture_output": True, "text": True, "check": True, "timeout": 60}
+    outcome = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED, engine.name], **options)
+    alone, together = outcome.stdout.splitlines()
+    assert alone == "True"
+    if engine.name == "torch":
+        assert together.startswith("the engine 'torch' cannot use several threads in a process that was forked")
+    else:
+        assert together == "True"
+
+
 @pytest.mark.parametrize("threads", [1, 2, 4])
 @pytest.mark.parametrize("count", [0, 1, 3, 20])
 def test_every_part_runs_once(count, threads):
