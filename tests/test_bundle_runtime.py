@@ -25,6 +25,7 @@ from l0compress.graph import capture
 from l0compress.runtime import load
 from l0compress.runtime.archive import Archive
 from l0compress.runtime.bundle import from_files, read_manifest
+from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import MANIFEST, LayerTiming, Step
 from l0compress.runtime.reading import parse
 
@@ -166,6 +167,18 @@ class TestRuns:
         choices = tuple((8**position, plan) for position, plan in enumerate(plans))
         with pytest.raises(InputError, match=message):
             packed(replace(manifest, choices=choices), files).run(inputs)
+
+    @pytest.mark.parametrize("engine", [engine.name for engine in find()])
+    def test_an_index_out_of_range_names_the_layer_and_what_it_read(self, tmp_path, engine):
+        model, call = NETWORKS["attention"]()
+        export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+        bundle = load(tmp_path / "model.l0c", threads=1, engine=engine)
+        message = (
+            r"^layer 'embedding' with the input tokens: a sparse embedding takes integers from -50 to 49 and was given "
+            r"int64 from 50 to 50\. Nothing was computed\. Pass indices in that range\.$"
+        )
+        with pytest.raises(InputError, match=message):
+            bundle.run({"tokens": np.full((2, 6), 50)})
 
     @pytest.mark.parametrize("plan", ["split", "whole"])
     def test_any_mapping_of_names_to_arrays(self, path, tmp_path, plan):

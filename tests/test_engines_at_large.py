@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from sparse_layers import noise, sparse_matrix, vector
+from sparse_layers import noise, recurrent_layer, sparse_matrix, vector
 
 from l0compress.runtime.engines import find
 from l0compress.runtime.engines.threads import run_parts, split_evenly, split_rows
@@ -36,6 +36,16 @@ def layers() -> list[tuple[Layer, list[np.ndarray]]]:
         (conv, [noise(rng, batch, 32, size, size + 3) for batch, size in ((1, 30), (3, 20), (1, 7))]),
         (point, [noise(rng, batch, 32, size, size + 3) for batch, size in ((1, 60), (5, 20))]),
         (table, [rng.integers(-50, 50, size) for size in (3, 300)]),
+    ]
+
+
+def recurrent_layers() -> list[tuple[Layer, list[np.ndarray]]]:
+    """Likewise of layers that give several arrays."""
+    rng = np.random.default_rng(0)
+    sizes = ((20, 1), (9, 40), (3, 7))
+    return [
+        (recurrent_layer(rng, cell, "bidirectional", (60, 100), 0.3), [noise(rng, *size, 60) for size in sizes])
+        for cell in ("lstm", "gru")
     ]
 
 
@@ -80,7 +90,10 @@ def test_input_is_neither_changed_nor_has_to_be_writeable(engine):
 @by_engine
 def test_repeated_calls_hold_no_more_memory(engine):
     kernels = [
-        (engine.compile(layer, threads=2), x) for layer, inputs in layers() if engine.supports(layer) for x in inputs
+        (engine.compile(layer, threads=2), x)
+        for layer, inputs in (*layers(), *recurrent_layers())
+        if engine.supports(layer)
+        for x in inputs
     ]
 
     def run_all() -> int:
