@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.export import Dim
 
-from l0compress.errors import RunError
+from l0compress.errors import InputError, RunError
 from l0compress.export.bundled import TOLERANCES
 from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
@@ -124,6 +124,20 @@ def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_defaul
             for name, kind in kinds.items()
         }
         assert load(exported.path, threads=1, engine=engine.name).engines() == {1: runs}
+
+
+@pytest.mark.parametrize("size", [(0, 5, 16), (2, 0, 16)])
+@pytest.mark.parametrize("engine", ["scipy", DENSE])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_no_sample_or_no_step_is_refused(tmp_path, kind, engine, size):
+    """ONNX Runtime's own kernels would end the process."""
+    graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
+    path = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE).path
+    path.write_bytes(with_every_layer_on(engine, path.read_bytes()))
+    bundle = load(path, threads=1)
+    with pytest.raises(InputError, match=r"the model cannot run on .* Nothing was "):
+        bundle.run({"x": np.zeros(size, np.float32)})
+    assert bundle.run({"x": np.zeros((1, 1, 16), np.float32)})["output_0"].shape == (1, 1, 16)
 
 
 @pytest.mark.parametrize("engine", [*(engine.name for engine in find()), DENSE])
