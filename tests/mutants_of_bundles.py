@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import Mutant
 
 CODING, ARCHIVE, PARTS = "../runtime/coding.py", "../runtime/archive.py", "../runtime/parts.py"
+ARGUMENTS = "../runtime/arguments.py"
 CUT, CANDIDATES = "../export/partition/cut.py", "../export/partition/candidates.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
@@ -28,9 +29,27 @@ BUNDLES = (
     Mutant(CODING, "not np.isfinite(values).all() and spec.nonzeros is not None", "False", (FORMAT, "finite")),
     Mutant(ARCHIVE, "if len(self._members) != len(members):", "if False:", (HOSTILE, "two_members")),
     Mutant(ARCHIVE, "if not _NAME.fullmatch(name):", "if False:", (HOSTILE, "names_that")),
-    Mutant(ARCHIVE, "total > limit_bytes or ", "", (HOSTILE, "limit")),
+    Mutant(
+        ARCHIVE,
+        'total > limit_bytes:\n            raise LimitError(f"would',
+        'False:\n            raise LimitError(f"would',
+        (HOSTILE, "limit"),
+    ),
+    Mutant(ARGUMENTS, "array.dtype != dtype", "array.dtype.kind != dtype.kind", (RUNTIME, "do_not_fit")),
+    Mutant(ARGUMENTS, "not isinstance(value, bool)", "True", (RUNTIME, "Arguments")),
+    Mutant(
+        PARTS,
+        "return self._kernel(name, DEFAULT_ENGINE)",
+        "return engine_name, self._kernel(name, DEFAULT_ENGINE)[1]",
+        (RUNTIME, "default_one"),
+    ),
+    Mutant("../runtime/bundle.py", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
     Mutant(ARCHIVE, "if member.flag_bits & 0x1:", "if False:", (HOSTILE, "encryption")),
     Mutant(ARCHIVE, "or not stat.S_ISREG(file.lstat().st_mode)", "", (HOSTILE, "folder_with_a_link")),
+    Mutant(ARCHIVE, "member.file_size == 0 and ", "", (HOSTILE, "content_of_its_own")),
+    Mutant(
+        ARCHIVE, "if any(Path(parent, name).is_symlink() for name in inner):", "if False:", (HOSTILE, "that_is_a_link")
+    ),
     Mutant(PARTS, "!= self.manifest.hashes.get(name)", "is None", (HOSTILE, "wrong_hash")),
     Mutant(PARTS, "if total > self.limit_bytes:", "if False:", (HOSTILE, "more_rows")),
     Mutant("../runtime/protobuf.py", "number == _EXTERNAL_DATA or ", "", (FORMAT, "hides")),
@@ -42,6 +61,7 @@ BUNDLES = (
         (FORMAT, "not_onnx"),
     ),
     Mutant("../runtime/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
+    Mutant("../runtime/segments.py", "END_ON_EMPTY.isdisjoint(operators_of(graph))", "True", (RECURRENT, "no_step")),
     Mutant("../runtime/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
     Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import warnings
 import zipfile
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper
 from l0compress.errors import RunError
 from l0compress.runtime import load
 from l0compress.runtime.archive import write_zip
+from l0compress.runtime.bundle import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,15 @@ class TestArchives:
     def test_names_that_lead_elsewhere(self, original, tmp_path, name):
         refused(write_zip({**members(original), name: b""}), tmp_path, "which is no file of a bundle")
 
+    @pytest.mark.parametrize(
+        "name", ["../", "/", "/etc/", "a/../b/", "C:\\x/", ".hidden/", "a//", "a/b/c/d/", "a" * 99 + "/"]
+    )
+    def test_folders_that_lead_elsewhere(self, original, tmp_path, name):
+        refused(write_zip({**members(original), name: b""}), tmp_path, "which is no file of a bundle")
+
+    def test_a_folder_with_content_of_its_own(self, original, tmp_path):
+        refused(write_zip({**members(original), "segments/": b"x"}), tmp_path, "named 'segments/', which is no file")
+
     def test_a_member_that_the_manifest_does_not_know(self, original, tmp_path):
         refused(write_zip({**members(original), "tensors/extra.npz": b""}), tmp_path, "its manifest does not know")
 
@@ -98,7 +109,11 @@ class TestArchives:
 
     @pytest.mark.parametrize("limit_bytes", [10, 5000])
     def test_a_limit_of_the_users_own(self, original, tmp_path, limit_bytes):
-        refused(original, tmp_path, "would unpack to", limit_bytes=limit_bytes)
+        message = (
+            rf"would unpack to [\d,]+ bytes, and limit_bytes allows {limit_bytes:,}\. Nothing of it was run\. If you "
+            r"trust it, load it with a larger limit: l0compress\.runtime\.load\(path, limit_bytes=\.\.\.\)\.$"
+        )
+        refused(original, tmp_path, message, limit_bytes=limit_bytes)
 
     def test_encryption(self, original, tmp_path):
         # The flags of the last entry of the directory; the tensors before it are zip files themselves.
@@ -112,6 +127,28 @@ class TestArchives:
 
     def test_a_zip_without_a_manifest(self, tmp_path):
         refused(write_zip({"tensors/0.npz": b""}), tmp_path, r"has no manifest\.json")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+    @pytest.mark.parametrize("linked", [False, True])
+    def test_what_is_neither_a_file_nor_a_folder_is_not_opened(self, tmp_path, linked):
+        """Opening this pipe would wait for somebody to write to it."""
+        pipe = tmp_path / "pipe.l0c"
+        os.mkfifo(pipe)
+        if linked:
+            pipe = tmp_path / "link.l0c"
+            pipe.symlink_to(tmp_path / "pipe.l0c")
+        for read in (load, read_manifest):
+            with pytest.raises(RunError, match=r"l0c': is neither a file nor a folder\. Nothing of it was run\."):
+                read(pipe)
+
+    @pytest.mark.parametrize("name", ["notes.txt", "Thumbs.db", "tensors/0.npz.bak", "a/b/c/d/e.npz"])
+    def test_a_folder_with_files_that_are_not_of_a_bundle(self, original, tmp_path, name):
+        with zipfile.ZipFile(io.BytesIO(original)) as archive:
+            archive.extractall(tmp_path / "folder")
+        (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / name).write_bytes(b"")
+        with pytest.raises(RunError, match=f"has '{name}', which is no file of a bundle"):
+            load(tmp_path / "folder")
 
     def test_a_folder_with_a_link(self, original, tmp_path):
         folder, secret = tmp_path / "folder", tmp_path / "secret"
@@ -129,7 +166,7 @@ class TestArchives:
             archive.extractall(folder)
         (folder / "tensors").rename(tmp_path / "elsewhere")
         (folder / "tensors").symlink_to(tmp_path / "elsewhere")
-        with pytest.raises(RunError, match=r"no file of a bundle|has no tensors|a link"):
+        with pytest.raises(RunError, match=r"has a folder that is a link"):
             load(folder)
 
 
@@ -214,7 +251,8 @@ class TestManifests:
             manifest["tensors"]["0.weight"] |= {"shape": [2**17, 2**17]}
             manifest["choices"] = [[1, "whole"]]
 
-        refused(edited(original, change), tmp_path, r"needs 68,719,\d+,\d+ bytes for its constants.*limit_bytes")
+        message = r"needs 68,719,\d+,\d+ bytes for its constants, and limit_bytes allows .* with a larger limit"
+        refused(edited(original, change), tmp_path, message)
 
     def test_tuning_makes_no_input_larger_than_it_should_be(self, original, tmp_path):
         def change(manifest: Any) -> None:

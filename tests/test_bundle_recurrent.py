@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.export import Dim
 
-from l0compress.errors import RunError
+from l0compress.errors import InputError, RunError
 from l0compress.export.bundled import TOLERANCES
 from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
@@ -31,6 +32,7 @@ from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
 from l0compress.runtime import load
 from l0compress.runtime.engines import find
+from l0compress.runtime.manifest import DENSE
 
 FREE = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
 SIZES = ((1, 1), (1, 9), (4, 1), (3, 7), (33, 2))
@@ -111,7 +113,69 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
     np.testing.assert_allclose(load(exported.path, tune=True).run({"x": x})["output_0"], expected, atol=1e-5)
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+=======
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_default_one(tmp_path, kind):
+    graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
+    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    kinds = {layer.name: layer.kind for layer in exported.manifest.layers.values()}
+    for engine in find():
+        runs = {
+            name: "scipy" if kind == "recurrent" and engine.name == "torch" else engine.name
+            for name, kind in kinds.items()
+        }
+        assert load(exported.path, threads=1, engine=engine.name).engines() == {1: runs}
+
+
+@pytest.mark.parametrize("size", [(0, 5, 16), (2, 0, 16)])
+@pytest.mark.parametrize("engine", ["scipy", DENSE])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_no_sample_or_no_step_is_refused(tmp_path, kind, engine, size):
+    """ONNX Runtime's own kernels would end the process."""
+    graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
+    path = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE).path
+    path.write_bytes(with_every_layer_on(engine, path.read_bytes()))
+    bundle = load(path, threads=1)
+    with pytest.raises(InputError, match=r"the model cannot run on .* Nothing was "):
+        bundle.run({"x": np.zeros(size, np.float32)})
+    assert bundle.run({"x": np.zeros((1, 1, 16), np.float32)})["output_0"].shape == (1, 1, 16)
+
+
+@pytest.mark.parametrize("engine", [*(engine.name for engine in find()), DENSE])
+def test_four_threads_run_one_bundle_at_once(tmp_path, engine):
+    graph = capture(randomised(LastStates(nn.LSTM, bidirectional=True)), (torch.randn(2, 5, 16),), dynamic=FREE)
+    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    exported.path.write_bytes(with_every_layer_on(engine, exported.path.read_bytes()))
+    bundle = load(exported.path, threads=2)
+    assert bundle.engines()[1]["recurrent.l0"] == ("scipy" if engine == "torch" else engine)
+    rng = np.random.default_rng(0)
+    inputs = [
+        {"x": rng.standard_normal((batch, length, 16)).astype(np.float32)} for batch, length in (*SIZES, (40, 20))
+    ]
+    outputs = [bundle.run(x)["output_0"] for x in inputs]
+    kept = [output.copy() for output in outputs]
+
+    def same(first: int) -> bool:
+        order = [(first + turn) % len(inputs) for turn in range(50)]
+        return all(np.array_equal(bundle.run(inputs[at])["output_0"], kept[at]) for at in order)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(same, range(8))) == [True] * 8
+    assert all(np.array_equal(output, copied) for output, copied in zip(outputs, kept, strict=True))
+
+
+def with_every_layer_on(engine: str, data: bytes) -> bytes:
+    files = members(data)
+    manifest = json.loads(files["manifest.json"])
+    for step in manifest["plans"]["split"]:
+        step["engine"] = step["engine"] and engine
+    return rewritten(files, manifest)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+>>>>>>> fix-B
 def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
     alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(OrderedDict(words=kind(48, 40), last=Last()))
     own = kind.__name__.lower()

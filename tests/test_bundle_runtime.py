@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundles import SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
+from bundles import NETWORKS, SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
 from torch import nn
 from torch.export import Dim
 
@@ -28,6 +31,7 @@ from l0compress.graph import capture
 from l0compress.runtime import load
 from l0compress.runtime.archive import Archive
 from l0compress.runtime.bundle import from_files, read_manifest
+from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import MANIFEST, LayerTiming, Step
 from l0compress.runtime.reading import parse
 
@@ -107,6 +111,33 @@ class TestRuns:
         x = {"input": samples(3)}
         np.testing.assert_array_equal(load(tmp_path / "unpacked").run(x)["output_0"], load(path).run(x)["output_0"])
 
+    def test_what_is_hidden_in_a_folder_is_not_looked_at(self, path, tmp_path):
+        folder = tmp_path / ".cache"
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        (folder / ".DS_Store").write_bytes(b"a desktop's")
+        (folder / "tensors" / "._0.npz").symlink_to(tmp_path / "nowhere")
+        (folder / ".git" / "objects").mkdir(parents=True)
+        (folder / ".git" / "objects" / "an object").write_bytes(b"")
+        assert load(folder).manifest == load(path).manifest
+
+    def test_a_zip_of_the_folder_names_its_folders(self, path, tmp_path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        again = Path(shutil.make_archive(str(tmp_path / "again"), "zip", tmp_path / "unpacked"))
+        with zipfile.ZipFile(again) as archive:
+            assert "segments/" in archive.namelist()
+        x = {"input": samples(3)}
+        np.testing.assert_array_equal(load(again).run(x)["output_0"], load(path).run(x)["output_0"])
+
+    def test_links_to_a_bundle(self, path, tmp_path):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "unpacked")
+        for number, target in enumerate((path, tmp_path / "unpacked")):
+            link = tmp_path / f"link{number}"
+            link.symlink_to(target)
+            assert load(link).manifest == load(path).manifest
+
     def test_inputs_stay_as_they_were_and_outputs_are_the_callers_own(self, path):
         bundle, x = load(path), samples(3)
         first = bundle.run({"input": x})["output_0"]
@@ -128,6 +159,12 @@ class TestRuns:
             ({"input": samples(1)[:, :5]}, r"is float32 \(1, 5\), and the model takes float32 \(batch, 48\)"),
             ({"input": samples(1)[0]}, r"is float32 \(48,\)"),
             ({"input": [1.0]}, "is list"),
+            ({"input": samples(1).tolist()}, "is list"),
+            ({"input": samples(1).astype(">f4")}, r"is >f4 \(1, 48\), and the model takes float32 \(batch, 48\)"),
+            ({1: samples(1)}, "missing input, unexpected 1"),
+            (None, "the inputs of a run are NoneType, and have to be a dict"),
+            (samples(1), "the inputs of a run are ndarray, and have to be a dict"),
+            ([("input", samples(1))], "the inputs of a run are list, and have to be a dict"),
         ],
     )
     @pytest.mark.parametrize("plans", [("split",), ("whole",), ("split", "whole"), ("whole", "split")])
@@ -136,6 +173,26 @@ class TestRuns:
         choices = tuple((8**position, plan) for position, plan in enumerate(plans))
         with pytest.raises(InputError, match=message):
             packed(replace(manifest, choices=choices), files).run(inputs)
+
+    @pytest.mark.parametrize("engine", [engine.name for engine in find()])
+    def test_an_index_out_of_range_names_the_layer_and_what_it_read(self, tmp_path, engine):
+        model, call = NETWORKS["attention"]()
+        export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+        bundle = load(tmp_path / "model.l0c", threads=1, engine=engine)
+        message = (
+            r"^layer 'embedding' with the input tokens: a sparse embedding takes integers from -50 to 49 and was given "
+            r"int64 from 50 to 50\. Nothing was computed\. Pass indices in that range\.$"
+        )
+        with pytest.raises(InputError, match=message):
+            bundle.run({"tokens": np.full((2, 6), 50)})
+
+    @pytest.mark.parametrize("plan", ["split", "whole"])
+    def test_any_mapping_of_names_to_arrays(self, path, tmp_path, plan):
+        manifest, files = unpacked(path)
+        bundle = packed(replace(manifest, choices=((1, plan),)), files)
+        np.savez(tmp_path / "inputs.npz", input=samples(3))
+        with np.load(tmp_path / "inputs.npz") as inputs:
+            np.testing.assert_array_equal(bundle.run(inputs)["output_0"], bundle.run({"input": samples(3)})["output_0"])
 
     def test_four_threads_at_once(self, path):
         bundle, wrong = load(path, threads=2), []
@@ -154,6 +211,13 @@ class TestRuns:
         for thread in threads:
             thread.join()
         assert not wrong
+
+    @pytest.mark.parametrize("copied", [pickle.dumps, copy.deepcopy, copy.copy])
+    def test_another_process_loads_it_itself(self, path, copied):
+        bundle = load(path)
+        with pytest.raises(InputError, match=r"cannot be pickled or copied.* Call l0compress\.runtime\.load in "):
+            copied(bundle)
+        assert bundle.run({"input": samples(1)})
 
     def test_values_are_let_go_when_nothing_needs_them(self, path):
         bundle = load(path)
@@ -205,6 +269,48 @@ class TestChoices:
         with pytest.raises(InputError, match="there is no engine 'blas'"):
             load(path, engine="blas")
 
+    def test_an_engine_that_is_asked_for_runs_also_what_was_chosen_to_be_dense(self, path):
+        manifest, files = unpacked(path)
+        mixed = tuple(dense_after_first(manifest.plans["split"]))
+        manifest = replace(
+            manifest, plans={**manifest.plans, "mixed": mixed}, choices=((1, "whole"), (16, "mixed"), (64, "split"))
+        )
+        bundle = packed(manifest, files, engine="scipy")
+        assert [set(engines.values()) for engines in bundle.engines().values()] == [{"scipy"}] * 3
+        np.testing.assert_allclose(bundle.run({"input": samples(4)})["output_0"], expected(samples(4)), atol=1e-5)
+
+    def test_without_a_plan_of_all_layers_an_engine_runs_those_that_there_are(self, path):
+        manifest, files = unpacked(path)
+        mixed = tuple(dense_after_first(manifest.plans["split"]))
+        bundle = packed(replace(manifest, plans={"mixed": mixed}, choices=((1, "mixed"),)), files, engine="scipy")
+        assert [step.engine for step in bundle.plans[1] if step.engine] == ["scipy"] * 3
+
+    def test_tuning_with_an_engine_chooses_between_it_and_dense(self, path, monkeypatch):
+        among = []
+
+        def best_plan(parts, batch_size, engines):
+            among.append((batch_size, engines))
+            return parts.manifest.plans["whole"]
+
+        monkeypatch.setattr("l0compress.runtime.bundle.best_plan", best_plan)
+        bundle = load(path, engine="scipy", tune=True)
+        assert among == [(1, ["scipy"])]
+        assert set(bundle.engines()[1].values()) == {"dense"}
+
+    def test_a_layer_that_an_engine_does_not_support_runs_on_the_default_one_and_says_so(self, tmp_path):
+        model, call = NETWORKS["attention"]()
+        export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+        bundle = load(tmp_path / "model.l0c", threads=1, engine="torch")
+        kinds = {layer.name: layer.kind for layer in bundle.manifest.layers.values()}
+        assert set(kinds.values()) == {"linear", "embedding"}
+        wanted = {name: "scipy" if kind == "embedding" else "torch" for name, kind in kinds.items()}
+        assert bundle.engines() == {1: wanted}
+        tokens = call.args[0]
+        with torch.no_grad():
+            np.testing.assert_allclose(
+                next(iter(bundle.run({bundle.inputs[0].name: tokens.numpy()}).values())), model(tokens), atol=1e-4
+            )
+
     def test_an_engine_that_is_not_here_is_replaced_by_the_fastest_that_is(self, path):
         manifest, files = unpacked(path)
         split = tuple(step if step.engine is None else Step(step.part, "elsewhere") for step in manifest.plans["split"])
@@ -234,9 +340,45 @@ def unpacked(path: Path):
     return parse(files.pop("manifest.json")), files
 
 
-def packed(manifest, files):
+def packed(manifest, files, **options):
     archive = Archive.from_bytes(bundle_bytes(manifest, files), limit_bytes=10**8)
-    return from_files(InMemory({name: archive.read(name) for name in archive.names}), threads=1, limit_bytes=10**8)
+    members = InMemory({name: archive.read(name) for name in archive.names})
+    return from_files(members, threads=1, limit_bytes=10**8, **options)
+
+
+class TestArguments:
+    """They are refused before the bundle is looked at, so that no bundle takes what another one refuses."""
+
+    @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, [2], 10**9])
+    def test_threads(self, threads):
+        with pytest.raises(InputError, match=r"threads is .*, and has to be a whole number from 1 to 1024, or None\."):
+            load("none.l0c", threads=threads)
+
+    @pytest.mark.parametrize("limit_bytes", [0, -1, 1e9, "x", True])
+    def test_limit_bytes(self, limit_bytes):
+        with pytest.raises(InputError, match=r"limit_bytes is .*, and has to be a whole number from 1, or None\."):
+            load("none.l0c", limit_bytes=limit_bytes)
+
+    def test_whole_numbers_of_numpy_are_whole_numbers(self, path):
+        x = {"input": samples(3)}
+        bundle = load(path, threads=np.int64(1), limit_bytes=np.int64(10**8))
+        np.testing.assert_allclose(bundle.run(x)["output_0"], expected(samples(3)), atol=1e-5)
+
+    @pytest.mark.parametrize("wrong", [None, 1, b"model.l0c", ["model.l0c"]])
+    @pytest.mark.parametrize("read", [load, read_manifest])
+    def test_paths(self, wrong, read):
+        with pytest.raises(InputError, match=rf"the path of a bundle is {type(wrong).__name__}, and has to be a text"):
+            read(wrong)
+
+    @pytest.mark.parametrize("name", ["a\0b.l0c", "a" * 5000])
+    def test_paths_that_no_file_can_have(self, name):
+        with pytest.raises(RunError, match=r"Cannot read bundle .*: cannot be read: .*Nothing of it was run\."):
+            load(name)
+
+    @pytest.mark.parametrize("engine", [["scipy"], 1, {}])
+    def test_engines(self, path, engine):
+        with pytest.raises(InputError, match=r"there is no engine .* Nothing was run\. Choose from scipy, numba"):
+            load(path, engine=engine)
 
 
 class Placed(nn.Module):

@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from sparse_layers import noise, sparse_matrix, vector
+from sparse_layers import noise, recurrent_layer, sparse_matrix, vector
 
 from l0compress.runtime.engines import find
 from l0compress.runtime.engines.threads import run_parts, split_evenly, split_rows
@@ -36,6 +36,16 @@ def layers() -> list[tuple[Layer, list[np.ndarray]]]:
         (conv, [noise(rng, batch, 32, size, size + 3) for batch, size in ((1, 30), (3, 20), (1, 7))]),
         (point, [noise(rng, batch, 32, size, size + 3) for batch, size in ((1, 60), (5, 20))]),
         (table, [rng.integers(-50, 50, size) for size in (3, 300)]),
+    ]
+
+
+def recurrent_layers() -> list[tuple[Layer, list[np.ndarray]]]:
+    """Likewise of layers that give several arrays."""
+    rng = np.random.default_rng(0)
+    sizes = ((20, 1), (9, 40), (3, 7))
+    return [
+        (recurrent_layer(rng, cell, "bidirectional", (60, 100), 0.3), [noise(rng, *size, 60) for size in sizes])
+        for cell in ("lstm", "gru")
     ]
 
 
@@ -80,7 +90,10 @@ def test_input_is_neither_changed_nor_has_to_be_writeable(engine):
 @by_engine
 def test_repeated_calls_hold_no_more_memory(engine):
     kernels = [
-        (engine.compile(layer, threads=2), x) for layer, inputs in layers() if engine.supports(layer) for x in inputs
+        (engine.compile(layer, threads=2), x)
+        for layer, inputs in (*layers(), *recurrent_layers())
+        if engine.supports(layer)
+        for x in inputs
     ]
 
     def run_all() -> int:
@@ -154,6 +167,43 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     options = {"capture_output": True, "text": True, "check": True, "timeout": 60}
     outcome = subprocess.run([sys.executable, "-W", "ignore", "-c", code], **options)
     assert outcome.stdout == "2\n"
+
+
+FORKED = """
+import os, signal, sys
+import numpy as np
+from scipy import sparse
+from l0compress.errors import InputError
+from l0compress.runtime.engines import find
+from l0compress.runtime.layers import SparseLinear
+
+(engine,) = find([sys.argv[1]])
+layer = SparseLinear(sparse.csr_array(np.random.default_rng(0).standard_normal((600, 700)).astype(np.float32)))
+x = np.ones((130, 700), np.float32)
+expected = engine.compile(layer, threads=2)(x)
+if not os.fork():
+    signal.alarm(30)
+    for threads in (1, 2):
+        try:
+            print(np.allclose(engine.compile(layer, threads=threads)(x), expected, atol=1e-3), flush=True)
+        except InputError as error:
+            print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks a process")
+@by_engine
+def test_a_forked_process_computes_or_is_told_that_it_cannot(engine):
+    options = {"capture_output": True, "text": True, "check": True, "timeout": 60}
+    outcome = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED, engine.name], **options)
+    alone, together = outcome.stdout.splitlines()
+    assert alone == "True"
+    if engine.name == "torch":
+        assert together.startswith("the engine 'torch' cannot use several threads in a process that was forked")
+    else:
+        assert together == "True"
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])

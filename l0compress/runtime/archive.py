@@ -10,12 +10,13 @@ which archives of torch and numpy would not pass, and sizes are bound by a limit
 from __future__ import annotations
 
 import io
+import os
 import re
 import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -24,6 +25,7 @@ MOST_DEFLATED = 1032
 MOST_MEMBERS = 100_000
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}(/[a-z0-9_]{1,64}){0,3}\.(json|onnx|npz|npy)")
+_FOLDER = re.compile(r"([a-z0-9_]{1,64}/){1,3}")
 # Records of the zip format; the date of every entry is the first that it knows, 1 January 1980.
 _ENTRY = struct.Struct("<4s5H3I2H")
 _LISTED = struct.Struct("<4s6H3I5H2I")
@@ -46,7 +48,19 @@ _BROKEN = (
 
 
 class FormatError(Exception):
-    """A part of a bundle is not what it has to be; the message says how, and the loader says where."""
+    """A part of a bundle is not what it has to be; the message says how, and the loader says where and what to do."""
+
+    advice = "Copy or export it again."
+
+    def within(self, place: str) -> FormatError:
+        """The same, with the place that it was found at."""
+        return type(self)(f"{place} {self}")
+
+
+class LimitError(FormatError):
+    """A bundle needs more memory than it may take."""
+
+    advice = "If you trust it, load it with a larger limit: l0compress.runtime.load(path, limit_bytes=...)."
 
 
 class Files(Protocol):
@@ -76,16 +90,18 @@ class Archive:
             members = self._zip.infolist()
         except _BROKEN as error:
             raise FormatError(f"is no zip file: {_brief(error)}") from error
-        self._members = {member.filename: member for member in members}
-        if len(self._members) != len(members):
+        if len({member.filename for member in members}) != len(members):
             raise FormatError("has two members of one name")
         if len(members) > MOST_MEMBERS:
             raise FormatError(f"has {len(members):,} members")
         for member in members:
             _check_member(member)
         total = sum(member.file_size for member in members)
-        if total > limit_bytes or total > MOST_DEFLATED * (size + 1):
-            raise FormatError(f"would unpack to {total:,} bytes")
+        if total > MOST_DEFLATED * (size + 1):
+            raise FormatError(f"would unpack to {total:,} bytes, which {size:,} bytes cannot hold")
+        if total > limit_bytes:
+            raise LimitError(f"would unpack to {total:,} bytes, and limit_bytes allows {limit_bytes:,}")
+        self._members = {member.filename: member for member in members if not _is_folder(member)}
 
     @classmethod
     def from_bytes(cls, data: bytes, *, limit_bytes: int) -> Archive:
@@ -128,16 +144,10 @@ class Folder:
     """The files of a folder; links are not followed."""
 
     def __init__(self, path: Path, *, limit_bytes: int) -> None:
-        found = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if not file.is_dir()}
-        for name, file in found.items():
-            if not _NAME.fullmatch(name) or not stat.S_ISREG(file.lstat().st_mode):
-                raise FormatError(f"has {name!r}, which is no file of a bundle")
-        inside = [parent for file in found.values() for parent in file.relative_to(path).parents]
-        if any((path / parent).is_symlink() for parent in inside if parent != Path()):
-            raise FormatError("has a folder that is a link")
+        found = dict(_files_below(path))
         total = sum(file.stat().st_size for file in found.values())
         if total > limit_bytes:
-            raise FormatError(f"has {total:,} bytes")
+            raise LimitError(f"has {total:,} bytes, and limit_bytes allows {limit_bytes:,}")
         self._found = found
 
     @property
@@ -160,6 +170,25 @@ class Folder:
             return self._found[name].read_bytes()
         except OSError as error:
             raise FormatError(f"cannot read {name}: {error.strerror}") from error
+
+
+def size_of(path: Path) -> int:
+    """Bytes that a bundle takes on the disk; nothing is opened.
+
+    Raises:
+        FormatError: there is no such path, or it is neither a file nor a folder: a pipe or a device may never end.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FormatError("there is no such file or folder") from error
+    except (OSError, ValueError) as error:
+        raise FormatError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISDIR(status.st_mode):
+        return sum(file.lstat().st_size for _, file in _files_below(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise FormatError("is neither a file nor a folder")
+    return status.st_size
 
 
 def open_files(path: Path, *, limit_bytes: int) -> Files:
@@ -203,6 +232,27 @@ def write_zip(files: Mapping[str, bytes]) -> bytes:
     return b"".join((*entries, *directory, _END.pack(b"PK\5\6", 0, 0, len(files), len(files), size, at, 0)))
 
 
+def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Files by name, and what is hidden left out: a desktop puts its own files into folders."""
+
+    def refuse(error: OSError) -> None:
+        raise FormatError(f"cannot be read: {error.strerror}") from error
+
+    count = 0
+    for parent, inner, files in os.walk(folder, onerror=refuse):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        if any(Path(parent, name).is_symlink() for name in inner):
+            raise FormatError("has a folder that is a link")
+        for file in (Path(parent, name) for name in files if not name.startswith(".")):
+            name = file.relative_to(folder).as_posix()
+            if not _NAME.fullmatch(name) or not stat.S_ISREG(file.lstat().st_mode):
+                raise FormatError(f"has {name[:80]!r}, which is no file of a bundle")
+            count += 1
+            if count > MOST_MEMBERS:
+                raise FormatError(f"has more than {MOST_MEMBERS:,} files")
+            yield name, file
+
+
 def _deflated(data: bytes) -> bytes:
     """Deflate by the strategy that suits a sample better: noise has no repetitions, and looking for them costs size.
 
@@ -220,8 +270,15 @@ def _packed(data: bytes, strategy: int) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
+def _is_folder(member: zipfile.ZipInfo) -> bool:
+    """Whether it stands for a folder, which an archive has no need to name and most programs name nevertheless."""
+    return member.file_size == 0 and _FOLDER.fullmatch(member.filename) is not None
+
+
 def _check_member(member: zipfile.ZipInfo) -> None:
     name = member.filename
+    if _is_folder(member):
+        return
     if not _NAME.fullmatch(name):
         raise FormatError(f"has a member named {name[:80]!r}, which is no file of a bundle")
     if member.flag_bits & 0x1:

@@ -13,20 +13,20 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
 from numpy.typing import NDArray
 
 from l0compress.errors import InputError, RunError
-from l0compress.runtime.archive import Files, FormatError, open_files
+from l0compress.runtime.archive import Files, FormatError, open_files, size_of
+from l0compress.runtime.arguments import MOST_THREADS, checks_of, path_of, whole_number
 from l0compress.runtime.engines import find
-from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Port, Step
+from l0compress.runtime.manifest import DENSE, MANIFEST, Manifest, Step
 from l0compress.runtime.parts import Parts
 from l0compress.runtime.reading import parse
 from l0compress.runtime.segments import OpenSegment
 from l0compress.runtime.stages import Stage, as_one_graph, run_stages, stages_of
-from l0compress.runtime.tuning import best_plan
+from l0compress.runtime.tuning import SPLIT, best_plan
 
 Array = NDArray[Any]
 
@@ -46,7 +46,7 @@ class _Way:
 class Bundle:
     """A loaded bundle. Runs may be made from several threads at once.
 
-    Use :func:`load`.
+    Use :func:`load`, in every process that runs it: what it holds can be neither pickled nor copied.
 
     Attributes:
         manifest: what the bundle says about itself.
@@ -59,9 +59,9 @@ class Bundle:
         self.manifest = parts.manifest
         self.inputs = self.manifest.inputs
         self.outputs = self.manifest.outputs
-        self.plans = dict(sorted(plans.items()))
+        self.plans = {size: tuple(_as_run(parts, step) for step in plan) for size, plan in sorted(plans.items())}
         self._names = tuple(port.name for port in self.outputs)
-        self._checks = [(port.name, np.dtype(port.dtype), port.shape) for port in self.inputs]
+        self._checked = checks_of(self.inputs)
         ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
         self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
         # Nearest on a logarithmic scale, in whole numbers: up to the root of the product of two neighbours.
@@ -75,19 +75,16 @@ class Bundle:
             inputs: an array for each input, of its dtype and shape; a size with a name is free.
 
         Raises:
-            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
+            InputError: an input is missing, is not one of the model's, or has a shape, dtype or byte order that it does
+                not take.
         """
-        way = self._way_for(inputs)
-        if way.graph is None:
-            values = dict(inputs)
-            self._check(values)
-            run_stages(way.stages, values)
-            return {name: values[name] for name in self._names}
-        try:
-            return dict(zip(self._names, way.graph.named(inputs), strict=True))
-        except InputError:
-            self._check(inputs)  # says it by the names and shapes of the bundle where those are the reason
-            raise
+        checked = self._checked(inputs)
+        way = self._way_for(checked)
+        if way.graph is not None:
+            return dict(zip(self._names, way.graph.named(checked), strict=True))
+        values = dict(checked)
+        run_stages(way.stages, values)
+        return {name: values[name] for name in self._names}
 
     def engines(self) -> dict[int, dict[str, str]]:
         """For each batch size that was considered, which engine runs each sparse layer, ``dense`` being one."""
@@ -98,6 +95,12 @@ class Bundle:
             chosen[size].update({names[step.part]: step.engine for step in plan if step.engine is not None})
         return chosen
 
+    def __reduce__(self) -> NoReturn:
+        raise InputError(
+            "a bundle cannot be pickled or copied: its graphs and compiled layers belong to this process. Nothing was "
+            "changed. Call l0compress.runtime.load in the other process, for instance in the initializer of a pool."
+        )
+
     def _way(self, stages: list[Stage]) -> _Way:
         names = [port.name for port in self.inputs]
         return _Way(stages, as_one_graph(stages, names, self._names))
@@ -105,28 +108,11 @@ class Bundle:
     def _way_for(self, inputs: Mapping[str, Array]) -> _Way:
         if len(self._ways) == 1 or self._batched is None:
             return self._ways[0][1]
-        try:
-            batch_size = inputs[self._batched].shape[0]
-        except (KeyError, AttributeError, IndexError):
-            self._check(inputs)
-            raise
+        batch_size = inputs[self._batched].shape[0]
         for bound, way in self._bounds:
             if batch_size * batch_size <= bound:
                 return way
         return self._ways[-1][1]
-
-    def _check(self, values: Mapping[str, Array]) -> None:
-        if len(values) != len(self._checks) or any(name not in values for name, _, _ in self._checks):
-            known, given = {name for name, _, _ in self._checks}, set(values)
-            raise InputError(
-                f"the model takes the inputs {_listed(known)}; missing {_listed(known - given)}, unexpected "
-                f"{_listed(given - known)}. "
-                "Nothing was computed."
-            )
-        for name, dtype, shape in self._checks:
-            array = values[name]
-            if not isinstance(array, np.ndarray) or array.dtype != dtype or not _fits(array.shape, shape):
-                raise _misfit(array, next(port for port in self.inputs if port.name == name))
 
 
 def load(
@@ -142,16 +128,19 @@ def load(
     Args:
         path: what ``l0compress export --format csr`` wrote.
         threads: threads that a run uses; None leaves the choice to ONNX Runtime and gives sparse layers one.
-        engine: run every sparse layer on this engine, whatever the bundle recommends.
-        tune: time every layer on every engine that this machine has, and the whole, and keep the fastest.
+        engine: run every sparse layer on this engine, whatever the bundle recommends, and on scipy what it does not
+            support.
+        tune: time every layer on every engine that this machine has, or on that of ``engine``, and the whole and its
+            layers dense, and keep the fastest.
         limit_bytes: the most memory that constants may take; by default 64 MiB and 256 times the size of the bundle.
 
     Raises:
         RunError: the path is no bundle, or the bundle is damaged, of another version, or not what it claims to be;
             nothing of it was run.
-        InputError: no such engine, or what it needs is not installed.
+        InputError: no such engine, or what it needs is not installed; or an argument that is not of its type or range.
     """
-    with _members(Path(path), limit_bytes) as (files, limit):
+    threads = whole_number("threads", threads, MOST_THREADS)
+    with _members(path_of(path), whole_number("limit_bytes", limit_bytes)) as (files, limit):
         return from_files(files, threads=threads, engine=engine, tune=tune, limit_bytes=limit)
 
 
@@ -161,7 +150,7 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
         RunError: the path is no bundle, or one of another version, or its manifest is damaged.
     """
-    with _members(Path(path)) as (files, _):
+    with _members(path_of(path)) as (files, _):
         return _manifest(files)
 
 
@@ -173,9 +162,7 @@ def _members(path: Path, limit_bytes: int | None = None) -> Iterator[tuple[Files
         with closing(files):
             yield files, limit
     except FormatError as error:
-        raise RunError(
-            f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. Copy or export it again."
-        ) from error
+        raise RunError(f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. {error.advice}") from error
     except MemoryError as error:
         raise RunError(f"Cannot read bundle {str(path)!r}: there is not enough memory for it.") from error
 
@@ -193,22 +180,18 @@ def from_files(
     manifest = _manifest(files)
     parts = Parts(files, manifest, threads=threads, limit_bytes=limit_bytes)
     plans = {size: manifest.plans[name] for size, name in manifest.choices}
-    fitted = {size: tuple(_fitted(manifest, step, size, available) for step in plan) for size, plan in plans.items()}
-    bundle = Bundle(parts, fitted)
+    if engine is None:
+        plans = {size: _fitted(manifest, plan, size, available) for size, plan in plans.items()}
+    else:
+        plans = {size: _forced(manifest, plan, engine) for size, plan in plans.items()}
+    bundle = Bundle(parts, plans)
     if not tune:
         return bundle
-    tuned = {size: best_plan(parts, size, available) for size in fitted}
-    return Bundle(parts, tuned)
+    return Bundle(parts, {size: best_plan(parts, size, available) for size in plans})
 
 
 def _opened(path: Path, limit_bytes: int | None) -> tuple[Files, int]:
-    if not path.exists():
-        raise FormatError("there is no such file or folder")
-    if path.is_dir():
-        sizes = (file.lstat().st_size for file in path.rglob("*") if not file.is_dir())
-        size = sum(sizes)
-    else:
-        size = path.stat().st_size
+    size = size_of(path)
     limit = limit_bytes if limit_bytes is not None else LIMIT_BYTES + LIMIT_TIMES_FILE * size
     return open_files(path, limit_bytes=limit), limit
 
@@ -222,40 +205,40 @@ def _manifest(files: Files) -> Manifest:
     try:
         manifest = parse(text)
     except FormatError as error:
-        raise FormatError(f"{MANIFEST} {error}") from error
+        raise error.within(MANIFEST) from error
     unexpected = sorted(set(files.names) - {MANIFEST, *manifest.hashes})
     if unexpected:
         raise FormatError(f"has {unexpected[0]}, which its manifest does not know")
     return manifest
 
 
-def _fitted(manifest: Manifest, step: Step, batch_size: int, available: Sequence[str]) -> Step:
-    """The step on an engine that there is here: the one that was chosen, or else the fastest that was timed."""
-    if step.engine is None or step.engine in (DENSE, *available):
-        return step
+def _as_run(parts: Parts, step: Step) -> Step:
+    return replace(step, engine=parts.engine_of(step))
+
+
+def _forced(manifest: Manifest, plan: tuple[Step, ...], engine: str) -> tuple[Step, ...]:
+    """A plan with every layer on one engine: that of all layers, where there is one, and not the one chosen."""
+    steps = manifest.plans.get(SPLIT, plan)
+    return tuple(step if step.engine is None else replace(step, engine=engine) for step in steps)
+
+
+def _fitted(manifest: Manifest, plan: tuple[Step, ...], batch_size: int, available: Sequence[str]) -> tuple[Step, ...]:
+    """The plan on engines that there are here."""
+    return tuple(
+        step
+        if step.engine in (None, DENSE, *available)
+        else replace(step, engine=_fastest(manifest, step.part, batch_size, available))
+        for step in plan
+    )
+
+
+def _fastest(manifest: Manifest, layer: str, batch_size: int, available: Sequence[str]) -> str:
+    """The engine, of those that there are here, that was the fastest when the layer was timed, or else the default."""
     timed = {
         name: ms
         for timing in manifest.layer_timings
-        if timing.layer == step.part and timing.batch_size == batch_size
+        if timing.layer == layer and timing.batch_size == batch_size
         for name, ms in timing.median_ms.items()
         if name in (DENSE, *available)
     }
-    return replace(step, engine=min(timed, key=timed.__getitem__) if timed else available[0])
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _fits(shape: tuple[int, ...], expected: tuple[int | str, ...]) -> bool:
-    if len(shape) != len(expected):
-        return False
-    return all(isinstance(want, str) or size == want for size, want in zip(shape, expected, strict=True))
-
-
-def _misfit(array: Any, port: Port) -> InputError:
-    found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
-    return InputError(
-        f"input {port.name!r} is {found}, and the model takes {port.described()}. Nothing was computed. Pass an array "
-        "of that dtype and shape."
-    )
+    return min(timed, key=timed.__getitem__) if timed else available[0]

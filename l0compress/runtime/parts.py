@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from l0compress.errors import InputError
-from l0compress.runtime.archive import Files, FormatError
+from l0compress.runtime.archive import Files, FormatError, LimitError
 from l0compress.runtime.coding import Stored, TensorSpec, decode
 from l0compress.runtime.engines import ENGINES, Engine, Kernel
 from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent
@@ -42,7 +42,7 @@ class Parts:
         self.threads = threads
         self.limit_bytes = limit_bytes
         self._segments: dict[str, Run] = {}
-        self._layers: dict[tuple[SparseStep, str], Run] = {}
+        self._layers: dict[tuple[SparseStep, str], tuple[str, Run]] = {}
         self._spent: dict[tuple[str, str], int] = {}
 
     def run_of(self, step: Step) -> Run:
@@ -55,11 +55,17 @@ class Parts:
             return self._segment(step.part)
         if step.engine == DENSE:
             return self._segment(self.manifest.layers[step.part].dense)
-        # Steps that apply one layer several times, as in a loop that was unrolled, share its kernel.
-        layer = replace(self.manifest.layers[step.part], name="", inputs=(), outputs=(), dense="")
-        if (layer, step.engine) not in self._layers:
-            self._layers[layer, step.engine] = self._compiled(step.part, step.engine)
-        return self._layers[layer, step.engine]
+        return self._kernel(step.part, step.engine)[1]
+
+    def engine_of(self, step: Step) -> str | None:
+        """What a step runs on: its engine, or the default one where that does not support the layer.
+
+        Raises:
+            FormatError: as of :meth:`run_of`.
+        """
+        if step.engine is None or step.engine == DENSE:
+            return step.engine
+        return self._kernel(step.part, step.engine)[0]
 
     def layer(self, name: str) -> Layer:
         """A sparse layer as a value.
@@ -84,16 +90,23 @@ class Parts:
         layer = self.layer(name)
         return [engine.name for engine in engines if engine.supports(layer)]
 
-    def _compiled(self, name: str, engine_name: str) -> Run:
+    def _kernel(self, name: str, engine: str) -> tuple[str, Run]:
+        # Steps that apply one layer several times, as in a loop that was unrolled, share its kernel.
+        layer = replace(self.manifest.layers[name], name="", inputs=(), outputs=(), dense="")
+        if (layer, engine) not in self._layers:
+            self._layers[layer, engine] = self._compiled(name, engine)
+        return self._layers[layer, engine]
+
+    def _compiled(self, name: str, engine_name: str) -> tuple[str, Run]:
         engine = {engine.name: engine for engine in ENGINES}[engine_name]
         layer = self.layer(name)
         if not engine.supports(layer):
-            return self.run_of(Step(name, DEFAULT_ENGINE))
+            return self._kernel(name, DEFAULT_ENGINE)
         kernel = engine.compile(layer, threads=self.threads or 1)
         recurrence = self.manifest.layers[name].recurrence
         if recurrence is not None:
-            return partial(_run_recurrent, kernel, recurrence)
-        return lambda arrays: (kernel(arrays[0]),)
+            return engine_name, partial(_run_recurrent, kernel, recurrence)
+        return engine_name, lambda arrays: (kernel(arrays[0]),)
 
     def _segment(self, name: str) -> Run:
         if name not in self._segments:
@@ -104,7 +117,7 @@ class Parts:
                     segment, self._member(segment.member), tensors, threads=self.threads
                 )
             except FormatError as error:
-                raise FormatError(f"{segment.member} {error}") from error
+                raise error.within(segment.member) from error
         return self._segments[name]
 
     def _bias(self, step: SparseStep) -> Array | None:
@@ -128,16 +141,14 @@ class Parts:
         self._spent[form, tensor] = num_bytes
         total = sum(self._spent.values())
         if total > self.limit_bytes:
-            raise FormatError(
-                f"needs {total:,} bytes for its constants, and {self.limit_bytes:,} are allowed (limit_bytes)"
-            )
+            raise LimitError(f"needs {total:,} bytes for its constants, and limit_bytes allows {self.limit_bytes:,}")
 
     def _decoded(self, spec: TensorSpec) -> Stored:
         data = self._member(spec.member)
         try:
             return decode(spec, data, limit_bytes=self.limit_bytes)
         except FormatError as error:
-            raise FormatError(f"{spec.member} {error}") from error
+            raise error.within(spec.member) from error
 
     def _member(self, name: str) -> bytes:
         data = self.files.read(name)

@@ -38,6 +38,7 @@ MOST_NESTED = 32
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
+_OPERATOR = 4
 _DOMAIN_OF = {"node": 7, "opset": 1, "function": 10}
 # Which message a field of a message holds, as far as tensors and operators can be found below it.
 _BELOW = {
@@ -59,6 +60,16 @@ def check_model(model: bytes) -> None:
         FormatError: it is no model, or holds such a thing.
     """
     _check(memoryview(model), "model", 0)
+
+
+def operators_of(model: bytes) -> set[str]:
+    """The types of the operators of a model that has been checked, those of graphs within nodes included.
+
+    Example:
+        >>> operators_of(_field(7, _field(1, _field(4, b"LSTM"))))
+        {'LSTM'}
+    """
+    return set(_operators(memoryview(model), "model"))
 
 
 def with_initializers(model: bytes, tensors: Mapping[str, Array]) -> bytes:
@@ -85,6 +96,15 @@ def _check(message: memoryview, kind: str, depth: int) -> None:
         below = _BELOW[kind].get(number)
         if below is not None:
             _check(_message(wire, value), below, depth + 1)
+
+
+def _operators(message: memoryview, kind: str) -> Iterator[str]:
+    for number, wire, value in _fields(message):
+        if kind == "node" and number == _OPERATOR:
+            yield bytes(_message(wire, value)).decode("utf-8", "replace")
+        below = _BELOW[kind].get(number)
+        if below is not None and below not in ("tensor", "sparse"):
+            yield from _operators(_message(wire, value), below)
 
 
 def _message(wire: int, value: int | memoryview) -> memoryview:

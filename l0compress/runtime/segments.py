@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from l0compress.errors import InputError
 from l0compress.runtime.archive import FormatError
 from l0compress.runtime.manifest import Segment
-from l0compress.runtime.protobuf import check_model, with_initializers
+from l0compress.runtime.protobuf import check_model, operators_of, with_initializers
 from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 Array = NDArray[Any]
@@ -23,6 +23,9 @@ MOST_MODEL_BYTES = 2**31 - 2**20
 # A graph from strangers can fail in more ways than those of ONNX Runtime's own.
 _ERRORS = (*NATIVE_ERRORS, ValueError, TypeError, RuntimeError, MemoryError)
 _MOST_CHARACTERS = 300
+
+# Seen with ONNX Runtime 1.31: it aborts the process where an LSTM or a GRU gets no sample, and a GRU also for no step.
+END_ON_EMPTY = frozenset({"LSTM", "GRU"})
 
 
 def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *, threads: int | None) -> OpenSegment:
@@ -52,16 +55,19 @@ def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *
     if any(not entry.type.startswith("tensor(") for entry in (*session.get_inputs(), *session.get_outputs())):
         raise FormatError("hands on what is not a tensor")
 
-    return OpenSegment(session, names, outputs)
+    return OpenSegment(session, names, outputs, takes_empty=END_ON_EMPTY.isdisjoint(operators_of(graph)))
 
 
 class OpenSegment:
     """A segment that is ready to run: arrays in the order of its inputs become arrays in that of its outputs."""
 
-    def __init__(self, session: onnxruntime.InferenceSession, inputs: list[str], outputs: list[str]) -> None:
+    def __init__(
+        self, session: onnxruntime.InferenceSession, inputs: list[str], outputs: list[str], *, takes_empty: bool
+    ) -> None:
         self._session = session
         self._inputs = inputs
         self._outputs = outputs
+        self._takes_empty = takes_empty
 
     def __call__(self, arrays: Sequence[Array]) -> Sequence[Array]:
         """Run on arrays.
@@ -72,7 +78,16 @@ class OpenSegment:
         return self.named(dict(zip(self._inputs, arrays, strict=True)))
 
     def named(self, feeds: Mapping[str, Array]) -> Sequence[Any]:
-        """Run on arrays by name."""
+        """Run on arrays by name.
+
+        Raises:
+            InputError: as of a call.
+        """
+        if not self._takes_empty and any(array.size == 0 for array in feeds.values()):
+            raise InputError(
+                "the model cannot run on arrays without elements: ONNX Runtime's recurrent layers need a sample and a "
+                "step. Nothing was computed. Pass at least one of each."
+            )
         try:
             return self._session.run(self._outputs, feeds)
         except _ERRORS as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from l0compress.errors import InputError
 from l0compress.runtime.manifest import Manifest, Step
 from l0compress.runtime.parts import Parts
 from l0compress.runtime.segments import OpenSegment, Run
@@ -17,8 +18,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """A step with the values that it reads and makes, and those that nothing needs afterwards."""
+    """A step with the values that it reads and makes, and those that nothing needs afterwards; a layer has a name."""
 
+    name: str | None
     run: Run
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -37,7 +39,8 @@ def stages_of(parts: Parts, plan: tuple[Step, ...]) -> list[Stage]:
         inputs, outputs = _ends(parts.manifest, step)
         frees = tuple(name for name in dict.fromkeys((*inputs, *outputs)) if name not in kept)
         kept.update(frees)
-        stages.append(Stage(parts.run_of(step), inputs, outputs, frees))
+        name = None if step.engine is None else parts.manifest.layers[step.part].name
+        stages.append(Stage(name, parts.run_of(step), inputs, outputs, frees))
     return stages[::-1]
 
 
@@ -50,9 +53,18 @@ def as_one_graph(stages: Sequence[Stage], inputs: Sequence[str], outputs: Sequen
 
 
 def run_stages(stages: Sequence[Stage], values: dict[str, Array]) -> None:
-    """Run stages one after the other, from and to the same named values."""
+    """Run stages one after the other, from and to the same named values.
+
+    Raises:
+        InputError: a stage does not take its values; where it is a layer, the message says which and from what.
+    """
     for stage in stages:
-        made = stage.run([values[name] for name in stage.inputs])
+        try:
+            made = stage.run([values[name] for name in stage.inputs])
+        except InputError as error:
+            if stage.name is None:
+                raise
+            raise InputError(f"layer {stage.name!r} with the input {', '.join(stage.inputs)}: {error}") from error
         values.update(zip(stage.outputs, made, strict=True))
         for name in stage.frees:
             del values[name]

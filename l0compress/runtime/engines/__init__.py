@@ -65,7 +65,7 @@ def find(names: Sequence[str] | None = None) -> tuple[Engine, ...]:
         return tuple(engine for engine in ENGINES if engine.available())
     known = {engine.name: engine for engine in ENGINES}
     for name in names:
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise InputError(f"there is no engine {name!r}. Nothing was run. Choose from {', '.join(known)}.")
         if not known[name].available():
             raise InputError(f"the engine {name!r} needs a package that is not installed. Nothing was run. Install it.")

@@ -6,6 +6,7 @@ The only module of the runtime that imports torch, and only once a layer is comp
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -26,6 +27,10 @@ from l0compress.runtime.layers import Layer, SparseLinear, float_weight
 Array = NDArray[Any]
 
 _set_threads = threading.Lock()
+
+# The process that first ran several threads of torch. One that is forked from it would wait for them for ever: OpenMP
+# believes that they are still there.
+_process_of_threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def _csr_tensor(torch: ModuleType, layer: SparseLinear) -> Any:
 
 def _linear(layer: SparseLinear, tensors: tuple[Any, Any], threads: int, torch: ModuleType, x: Array) -> Array:
     weight, bias = tensors
+    if threads > 1:
+        _check_process()
     samples = linear_input(layer, x)
     if not samples.flags.writeable:
         samples = samples.copy()  # torch takes no other
@@ -89,6 +96,18 @@ def _linear(layer: SparseLinear, tensors: tuple[Any, Any], threads: int, torch: 
             sums += bias
         out = _activated(torch, layer.activation, sums)
     return out.numpy().reshape(*x.shape[:-1], layer.shape[0])
+
+
+def _check_process() -> None:
+    global _process_of_threads
+    here = os.getpid()
+    if _process_of_threads is None:
+        _process_of_threads = here
+    if _process_of_threads != here:
+        raise InputError(
+            "the engine 'torch' cannot use several threads in a process that was forked from one where it did. Nothing "
+            "was computed. Load the bundle there with threads=1 or another engine, or start the process by spawn."
+        )
 
 
 def _activated(torch: ModuleType, activation: str | None, sums: Any) -> Any:
