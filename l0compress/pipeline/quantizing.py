@@ -121,9 +121,15 @@ def export_int8(run: Run, path: Path, *, int8: Int8) -> Quantized:
 
 
 def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str:
-    """Quantize one ``.onnx`` file, calibrated on training samples where that is wanted; returns how it was done."""
+    """Quantize one ``.onnx`` file, calibrated on training samples where that is wanted; returns how it was done.
+
+    Raises:
+        SurgeryError: ONNX Runtime cannot quantize the model, or cannot run what came out.
+        NotEqualError: what came out computes something else on training samples.
+    """
     method = int8.method_for(source)
-    quantize_onnx(source, path, calibration=_calls(train, int8.num_samples) if method == "static" else None)
+    calibration = _calls(train, int8.num_samples) if method == "static" else None
+    quantize_onnx(source, path, calibration=calibration, sample=next(_calls(train, _BATCH)))
     return f"int8 {method}"
 
 
