@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from torch import nn
 
 from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
+from l0compress.export.csr import export_csr
 from l0compress.export.files import staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2, exported_program
-from l0compress.export.session import OnnxSession
+from l0compress.export.quantize import annotate_
+from l0compress.export.session import TOLERANCE_KEY, OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
 
 EXPORTERS = pytest.mark.parametrize("export, name", [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
@@ -115,6 +118,14 @@ class TestEveryFormat:
             export(graph, tmp_path / name, reference=lambda image: graph.module()(image) + 1)
         assert (tmp_path / name).read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
+    @pytest.mark.parametrize("tolerance", [math.nan, math.inf])
+    def test_a_tolerance_that_allows_everything_is_refused(self, tmp_path, export, name, tolerance):
+        graph = convnet_graph()
+        with pytest.raises(InputError, match=f"the tolerance {tolerance} is no finite number of at least 0"):
+            export(graph, tmp_path / name, reference=lambda image: graph.module()(image) + 1, tolerance=tolerance)
+        assert list(tmp_path.iterdir()) == []
 
     @EXPORTERS
     def test_the_same_graph_gives_the_same_bytes(self, tmp_path, export, name):
@@ -285,6 +296,11 @@ class TestSession:
             session(torch.ones(2, 3, 8, 8))
         with pytest.raises(InputError, match=r"Unexpected input data type"):
             session(torch.ones(2, 1, 8, 8, dtype=torch.float64))
+
+    @pytest.mark.parametrize("claimed, tolerance", [("0.03", 0.03), ("inf", None), ("nan", None), ("-1", None)])
+    def test_a_file_that_claims_a_tolerance_without_bounds_is_not_believed(self, session, claimed, tolerance):
+        annotate_(session.path, {TOLERANCE_KEY: claimed})
+        assert OnnxSession(session.path).tolerance == tolerance
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(RunError, match=r"ONNX Runtime cannot load .*File doesn't exist\. Nothing was changed\."):

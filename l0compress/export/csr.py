@@ -42,7 +42,7 @@ from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
 from l0compress.runtime.sessions import open_session
 from l0compress.table import Table
-from l0compress.verify import Model, verify
+from l0compress.verify import Model, check_tolerance, verify
 
 BATCH_SIZES = (1, 8, 64)
 WITH_TORCH = ("torch",)
@@ -152,6 +152,7 @@ def export_csr(
         >>> exported.size_bytes < exported.onnx_bytes / 4
         True
     """
+    check_tolerance(tolerance)
     settings = settings or CsrSettings()
     if not batch_sizes or min(batch_sizes) < 1:
         raise InputError("batch sizes are whole numbers of at least 1. Nothing was written.")

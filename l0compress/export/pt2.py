@@ -25,7 +25,7 @@ from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
 from l0compress.loading import load_pt2
-from l0compress.verify import Model, verify
+from l0compress.verify import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
 
@@ -59,6 +59,7 @@ def export_pt2(
         >>> torch.export.load(exported.path).module()(torch.zeros(3, 4)).shape
         torch.Size([3, 2])
     """
+    check_tolerance(tolerance)
     destination = Path(path)
     if destination.suffix != SUFFIX:
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
