@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -366,6 +369,71 @@ class TestStaging:
             path.write_bytes(b"one")
             path.with_name("artifact.data").write_bytes(b"two")
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["artifact", "artifact.data"]
+
+    def test_a_link_is_followed_and_stays_one(self, tmp_path):
+        (tmp_path / "store").mkdir()
+        link, file = tmp_path / "artifact", tmp_path / "store" / "file"
+        link.symlink_to(Path("store", "file"))
+        for content in (b"to a name that is free", b"to a file that is there"):
+            with staged(link) as path:
+                path.write_bytes(content)
+            assert link.is_symlink() and file.read_bytes() == content
+        assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["artifact", "file", "store"]
+
+    def test_a_link_to_another_disk(self, tmp_path, monkeypatch):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "artifact").symlink_to(tmp_path / "disk" / "file")
+        replace = Path.replace
+
+        def within_a_disk(source, target):
+            if ("disk" in source.parts) != ("disk" in Path(target).parts):
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return replace(source, target)
+
+        monkeypatch.setattr(Path, "replace", within_a_disk)
+        with staged(tmp_path / "artifact") as path:
+            path.write_bytes(b"content")
+        assert [entry.read_bytes() for entry in (tmp_path / "disk").iterdir()] == [b"content"]
+
+    def test_external_data_lie_beside_the_link_where_the_runtime_looks(self, tmp_path):
+        (tmp_path / "store").mkdir()
+        (tmp_path / "model.onnx").symlink_to(Path("store", "model.onnx"))
+        export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
+        assert (tmp_path / "model.onnx").is_symlink()
+        assert OnnxSession(tmp_path / "model.onnx")(torch.ones(3, 1, 8, 8))["output_0"].shape == (3, 10)
+
+    @pytest.mark.parametrize("name", ["pipe", "socket", "device", "link to a pipe", "itself"])
+    def test_what_is_no_file_is_refused_before_any_work(self, tmp_path, monkeypatch, name):
+        os.mkfifo(tmp_path / "pipe")
+        with socket.socket(socket.AF_UNIX) as listener:
+            monkeypatch.chdir(tmp_path)  # The name of a socket may not be long.
+            listener.bind("socket")
+        (tmp_path / "device").symlink_to(os.devnull)
+        (tmp_path / "link to a pipe").symlink_to("pipe")
+        (tmp_path / "itself").symlink_to("itself")
+        before = {entry.name: entry.lstat() for entry in tmp_path.iterdir()}
+        message = (
+            f"{tmp_path / name} is no file but a device, a pipe, a socket or a link to itself. Nothing was written."
+        )
+        with pytest.raises(RunError, match="^" + re.escape(message)), staged(tmp_path / name):
+            pytest.fail("work began")
+        assert {entry.name: entry.lstat() for entry in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("name, reason", [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+    def test_a_name_that_no_file_can_have(self, tmp_path, name, reason):
+        with pytest.raises(RunError, match=rf"(?s)^cannot write .*: (lstat: )?{reason}"):
+            staged(tmp_path / name).__enter__()
+
+    def test_data_that_would_replace_what_is_no_file(self, tmp_path):
+        os.mkfifo(tmp_path / "model.onnx.data")
+        with pytest.raises(RunError, match=r"model\.onnx\.data is no file but"):
+            export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx.data"]
+
+    def test_a_link_into_a_folder_that_does_not_exist(self, tmp_path):
+        (tmp_path / "artifact").symlink_to(Path("missing", "file"))
+        with pytest.raises(RunError, match=r"cannot write .*artifact: No such file or directory \(.*missing\)\."):
+            staged(tmp_path / "artifact").__enter__()
 
 
 def test_a_call_is_what_the_model_takes():
