@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from l0compress.calls import Call
+from l0compress.errors import SurgeryError
+from l0compress.export import csr
 from l0compress.export.csr import ExportedBundle, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.partition.candidates import find_candidates
@@ -25,6 +28,7 @@ from l0compress.runtime import load
 from l0compress.runtime.archive import Archive
 from l0compress.runtime.coding import decode
 from l0compress.runtime.protobuf import with_initializers
+from l0compress.runtime.sessions import NATIVE_ERRORS
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +196,61 @@ def test_folding_evaluates_what_hangs_on_constants_alone(tmp_path):
     i, f, c, o = np.split(weight, 4)
     np.testing.assert_array_equal(flow.array(lstm.input[2])[0], np.concatenate([i, o, f, c]))
     assert any(node.op_type == "Split" for node in before.graph.node)
+
+
+def sequences(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Nodes on the constants a and b, of three numbers each, the position i and the input x; they make y."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+    constants = [numpy_helper.from_array(np.float32([k, k, k]), name) for k, name in enumerate("ab")]
+    constants.append(numpy_helper.from_array(np.int64(1), "i"))
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_folding_leaves_sequences_that_something_else_reads():
+    """An initializer is a tensor, and a list of tensors is none."""
+    model = sequences([
+        helper.make_node("SequenceConstruct", ["a", "b"], ["pair"]),
+        helper.make_node("SequenceErase", ["pair", "i"], ["one"]),
+        helper.make_node("SequenceInsert", ["one", "x"], ["all"]),
+        helper.make_node("ConcatFromSequence", ["all"], ["y"], axis=0),
+    ])  # fmt: skip
+    folded = fold_constants(model)
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in model.graph.node]
+
+
+def test_folding_evaluates_what_only_passes_through_sequences():
+    model = sequences([
+        helper.make_node("SequenceConstruct", ["a", "b"], ["pair"]),
+        helper.make_node("ConcatFromSequence", ["pair"], ["six"], axis=0),
+        helper.make_node("Add", ["x", "six"], ["y"]),
+    ])  # fmt: skip
+    folded = fold_constants(model)
+    assert [node.op_type for node in folded.graph.node] == ["Add"]
+    assert flow_of(folded).array("six").tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_embeddings_which_collect_a_list(tmp_path, mode):
+    model = randomised(nn.Sequential(nn.EmbeddingBag(50, 32, mode=mode), nn.Linear(32, 40)))
+    bags = torch.randint(0, 50, (3, 5))
+    export_csr(capture(model, (bags,)), tmp_path / "model.l0c", settings=SPARSE)
+    (name,) = (port.name for port in load(tmp_path / "model.l0c").inputs)
+    got, expected = load(tmp_path / "model.l0c").run({name: bags.numpy()})["output_0"], model(bags).detach().numpy()
+    np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_what_onnx_runtime_refuses_of_a_graph_that_was_taken_apart(tmp_path, monkeypatch):
+    def refusing(*_, **__):
+        raise NATIVE_ERRORS[0]("[ONNXRuntimeError] : 1 : FAIL : no such thing.")
+
+    monkeypatch.setattr(csr, "open_session", refusing)
+    message = (
+        "ONNX Runtime cannot run the graph value by value, as a bundle needs it: no such thing. Nothing was written."
+    )
+    with pytest.raises(SurgeryError, match="^" + re.escape(message)):
+        export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_branch_reads_constants_and_values_from_outside():

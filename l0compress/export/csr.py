@@ -8,7 +8,8 @@ ensures:  the bundle, loaded again, computes what the reference computes; the sa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +41,7 @@ from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Manifest
 from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
-from l0compress.runtime.sessions import open_session
+from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 from l0compress.table import Table
 from l0compress.verify import Model, check_tolerance, verify
 
@@ -160,9 +161,10 @@ def export_csr(
     destination = Path(path)
     calls = example_calls(graph)
     with staged(destination) as staging:
-        model, onnx_bytes = _dense_model(graph)
-        flow = flow_of(model)
-        types, found = _types(flow, calls), find_candidates(flow)
+        with _refusals():
+            model, onnx_bytes = _dense_model(graph)
+            flow = flow_of(model)
+            types, found = _types(flow, calls), find_candidates(flow)
         candidates = found.candidates if _all_tensors(flow, types) else ()
         members, manifest = members_of(flow, types, candidates, settings.storage)
         if candidates and settings.measure:
@@ -195,6 +197,18 @@ def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
     except FormatError as error:
         raise SurgeryError(f"the converted graph {error}. Nothing was written. Export it as onnx.") from error
     return model, exported.size_bytes
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What ONNX Runtime says of a graph that was taken apart, as an error of ours."""
+    try:
+        yield
+    except NATIVE_ERRORS as error:
+        raise SurgeryError(
+            f"ONNX Runtime cannot run the graph value by value, as a bundle needs it: {first_line(error)}. Nothing was "
+            "written. Export it as onnx."
+        ) from error
 
 
 def _types(flow: Flow, calls: Sequence[Call]) -> Types:
