@@ -240,6 +240,29 @@ def test_bags_of_embeddings_which_collect_a_list(tmp_path, mode):
     np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
 
 
+class Shifted(nn.Module):
+    """A product to which a constant with leading ones is added."""
+
+    def __init__(self, ones: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(32, 40)), nn.Parameter(torch.empty(*[1] * ones, 40))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (3, 5, 32), (3, 2, 5, 32)], ids=len)
+@pytest.mark.parametrize("ones", range(4))
+def test_a_bias_with_leading_ones_is_part_of_a_product_that_has_as_many_dimensions(tmp_path, shape, ones):
+    model, x = randomised(Shifted(ones)), torch.randn(*shape)
+    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
+    (layer,) = exported.manifest.layers.values()
+    assert (layer.bias is not None) == (ones < len(shape))
+    got, expected = load(tmp_path / "model.l0c").run({"x": x.numpy()})["output_0"], model(x).detach().numpy()
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
 def test_what_onnx_runtime_refuses_of_a_graph_that_was_taken_apart(tmp_path, monkeypatch):
     def refusing(*_, **__):
         raise NATIVE_ERRORS[0]("[ONNXRuntimeError] : 1 : FAIL : no such thing.")

@@ -157,7 +157,8 @@ def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
     follower = flow.only_reader(output)
     if follower is not None and flow.nodes[follower].op_type == "Add":
         other = [name for name in flow.nodes[follower].input if name != output]
-        if len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True)):
+        adds = len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True))
+        if adds and not _adds_dimensions(flow, other[0], output):
             bias, nodes, output = other[0], (index, follower), flow.nodes[follower].output[0]
     name = _layer_name(flow, weight, bias, output)
     return Candidate("linear", name, nodes, (node.input[0],), (output,), weight, True, bias, None, zeros)
@@ -267,6 +268,13 @@ def _is_vector(flow: Flow, name: str, size: int) -> bool:
     if tensor is None or tensor.data_type != TensorProto.FLOAT or not tensor.dims:
         return False
     return prod(tensor.dims) == size == tensor.dims[-1]
+
+
+def _adds_dimensions(flow: Flow, constant: str, value: str) -> bool:
+    """Whether a constant has, or may have, more dimensions than a value, which gets them with the constant."""
+    rank = len(flow.constants[constant].dims)
+    known = next((info.type.tensor_type for info in flow.model.graph.value_info if info.name == value), None)
+    return rank > 1 and (known is None or not known.HasField("shape") or rank > len(known.shape.dim))
 
 
 def _layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:
