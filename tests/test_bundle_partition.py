@@ -14,8 +14,8 @@ from bundles import NETWORKS, SPARSE, Recurrent, mlp_graph, randomised
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from l0compress.calls import Call
-from l0compress.errors import SurgeryError
+from l0compress.calls import Call, checked_batch_sizes
+from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export import csr
 from l0compress.export.csr import ExportedBundle, export_csr
 from l0compress.export.onnx import export_onnx
@@ -25,8 +25,9 @@ from l0compress.export.partition.cut import Cut, Types, cut
 from l0compress.export.partition.flow import flow_of
 from l0compress.graph import capture
 from l0compress.runtime import load
-from l0compress.runtime.archive import Archive
+from l0compress.runtime.archive import Archive, FormatError
 from l0compress.runtime.coding import decode
+from l0compress.runtime.engines import find
 from l0compress.runtime.protobuf import with_initializers
 from l0compress.runtime.sessions import NATIVE_ERRORS
 
@@ -261,6 +262,72 @@ def test_a_bias_with_leading_ones_is_part_of_a_product_that_has_as_many_dimensio
     got, expected = load(tmp_path / "model.l0c").run({"x": x.numpy()})["output_0"], model(x).detach().numpy()
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_stays_dense_and_is_named(tmp_path, storage, parameter, value):
+    model, x = randomised(nn.Sequential(nn.Linear(48, 40), nn.Linear(40, 1000))), torch.rand(3, 48)
+    with torch.no_grad():
+        getattr(model[1], parameter)[7, ...].fill_(value)
+    settings = csr.CsrSettings(measure=False, threads=1, storage=storage)
+    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=settings)
+    assert [layer.name for layer in exported.manifest.layers.values()] == ["0"]
+    assert "not finite" in exported.manifest.whys["1.weight"] or "not one finite" in exported.manifest.whys["1.weight"]
+    (name,) = (port.name for port in load(tmp_path / "model.l0c").inputs)
+    got = load(tmp_path / "model.l0c").run({name: x.numpy()})["output_0"]
+    np.testing.assert_array_equal(np.isnan(got), model(x).isnan().numpy())
+    assert not np.isfinite(got[:, 7]).any()
+
+
+def test_a_recurrent_weight_that_is_not_finite_stays_dense(tmp_path):
+    model, x = randomised(Recurrent(nn.LSTM, num_layers=2)), torch.rand(2, 5, 16)
+    exported = onnx.load(export_onnx(capture(model, (x,)), tmp_path / "model.onnx").path)
+    weight = next(entry for entry in exported.graph.initializer if entry.name == "recurrent.weight_hh_l1")
+    values = numpy_helper.to_array(weight).copy()
+    values[3, 3] = np.inf
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    flow = flow_of(fold_constants(exported))
+    found = find_candidates(flow)
+    assert [candidate.name for candidate in found.candidates if candidate.kind == "recurrent"] == ["recurrent.l0"]
+    (reason,) = set(found.reasons.values())
+    assert reason.startswith("LSTM reads 'recurrent.weight_") and reason.endswith("of which a value is not finite")
+
+
+def test_a_bundle_that_cannot_be_read_again_is_named_as_what_it_was_to_be(tmp_path, monkeypatch):
+    def damaged(*_, **__):
+        raise RunError("Cannot read it.") from FormatError("holds a value that is not finite")
+
+    monkeypatch.setattr(csr, "BundleSession", damaged)
+    reason = "cannot be read as a bundle: holds a value that is not finite. Nothing was written."
+    with pytest.raises(SurgeryError, match="^" + re.escape(f"what was to become {tmp_path / 'model.l0c'} {reason}")):
+        export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("sizes", [["1"], "18", [1.5], [0], [True], [], None, 0, [10**12]], ids=repr)
+    def test_batch_sizes_that_are_none(self, tmp_path, sizes):
+        with pytest.raises(InputError, match=re.escape(f"batch sizes {sizes!r}: expected whole numbers from 1 to")):
+            export_csr(mlp_graph(), tmp_path / "model.l0c", batch_sizes=sizes, settings=SPARSE)
+
+    @pytest.mark.parametrize("sizes", [8, [8], (8,), np.array([8])], ids=repr)
+    def test_one_batch_size_may_be_given_by_itself(self, sizes):
+        assert checked_batch_sizes(sizes) == (8,)
+
+    @pytest.mark.parametrize("threads", [None, 0, 1.5, "2", True])
+    def test_threads_that_are_no_number(self, threads):
+        with pytest.raises(InputError, match=re.escape(f"threads={threads!r}: expected a whole number of at least 1.")):
+            csr.CsrSettings(threads=threads)
+
+    @pytest.mark.parametrize("engines", [(), [], (1,), 3])
+    def test_engines_that_are_no_names(self, engines):
+        with pytest.raises(InputError, match=re.escape(f"engines={engines!r} names no engines. Nothing was written.")):
+            csr.CsrSettings(engines=engines)
+
+    def test_an_engine_may_be_given_by_itself(self):
+        assert csr.CsrSettings(engines="scipy") == csr.CsrSettings(engines=("scipy",))
+        assert find("scipy") == find(["scipy"])
 
 
 def test_what_onnx_runtime_refuses_of_a_graph_that_was_taken_apart(tmp_path, monkeypatch):

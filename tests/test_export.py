@@ -123,6 +123,11 @@ class TestEveryFormat:
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
     @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
+    def test_a_module_has_to_be_captured_first(self, tmp_path, export, name):
+        with pytest.raises(InputError, match=r"^a ConvNet is no captured graph\. .* nothing was written\. Capture it"):
+            export(ConvNet(), tmp_path / name)
+
+    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
     @pytest.mark.parametrize("tolerance", [math.nan, math.inf])
     def test_a_tolerance_that_allows_everything_is_refused(self, tmp_path, export, name, tolerance):
         graph = convnet_graph()

@@ -63,6 +63,7 @@ def export_pt2(
     destination = Path(path)
     if destination.suffix != SUFFIX:
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
+    calls = example_calls(graph)
     with staged(destination) as staging:
         # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
         content = io.BytesIO()
@@ -70,7 +71,7 @@ def export_pt2(
         write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
         # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
-        equality = verify(reloaded.forward, reference or graph, inputs=example_calls(graph), tolerance=tolerance)
+        equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 
