@@ -6,17 +6,20 @@ ensures:  calls that the model accepts: rows drawn from its own example inputs, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph, batch_of
 
 BATCH_SIZES = (1, 5)
+LARGEST_BATCH_SIZE = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,11 +93,40 @@ def example_calls(graph: CapturedGraph, batch_sizes: Sequence[int] = BATCH_SIZES
         >>> graph = l0.capture(torch.nn.Linear(4, 2), (torch.randn(2, 4),))
         >>> [call.batch_size for call in example_calls(graph, (1, 7))]
         [2, 1, 7]
+
+    Raises:
+        InputError: what is given is no captured graph.
     """
+    if not isinstance(graph, CapturedGraph):
+        raise InputError(
+            f"a {type(graph).__name__} is no captured graph. Nothing was changed and nothing was written. Capture it "
+            "first: l0compress.capture(model, example_args)."
+        )
     generator = torch.Generator().manual_seed(seed)
     example = Call(graph.example_args, graph.example_kwargs)
     drawn = tuple(_drawn(graph, example, size, generator) for size in batch_sizes)
     return (example, *drawn)
+
+
+def checked_batch_sizes(batch_sizes: Sequence[int] | int) -> tuple[int, ...]:
+    """Batch sizes in a tuple; one may be given by itself.
+
+    Raises:
+        InputError: there is none, or one is no whole number from 1 to a million.
+
+    Examples:
+        >>> checked_batch_sizes(8), checked_batch_sizes([1, 8])
+        ((8,), (1, 8))
+    """
+    given: Any = batch_sizes
+    sizes = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+    fits = [isinstance(n, Integral) and not isinstance(n, bool) and 1 <= int(n) <= LARGEST_BATCH_SIZE for n in sizes]
+    if not fits or not all(fits):
+        raise InputError(
+            f"batch sizes {given!r}: expected whole numbers from 1 to {LARGEST_BATCH_SIZE:,}. Nothing was written. "
+            "Give for example 8, or (1, 8, 64)."
+        )
+    return tuple(int(size) for size in sizes)
 
 
 def resized(call: Call, batch_size: int, *, seed: int = 0) -> Call:

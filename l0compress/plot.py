@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from l0compress.bench import BenchReport
 from l0compress.errors import InputError
+from l0compress.export.files import staged, written_file
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -14,18 +16,32 @@ def plot_latency(report: BenchReport, path: str | Path) -> Path:
     """Draw a report: one group of bars a batch size, one bar a candidate, a whisker up to the 95th percentile.
 
     Raises:
-        InputError: another suffix than ``.png``, ``.svg`` or ``.pdf``, a folder that does not exist, or no matplotlib.
+        InputError: as :func:`check_picture` says.
     """
     path = Path(path)
+    check_picture(path)
+    with staged(path) as staging:
+        _draw(report, staging)
+    return path
+
+
+def check_picture(path: Path) -> None:
+    """Raises:
+    InputError: another suffix than ``.png``, ``.svg`` or ``.pdf``, no place for a file, or no matplotlib.
+    """
     if path.suffix not in SUFFIXES or not path.parent.is_dir():
         raise InputError(
             f"Cannot draw {str(path)!r}: name a {', '.join(SUFFIXES)} file in a folder that exists. Nothing was drawn."
         )
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("Drawing needs matplotlib: pip install 'l0compress[plot]'. Nothing was drawn.") from error
+    written_file(path)
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("Drawing needs matplotlib: pip install 'l0compress[plot]'. Nothing was drawn.")
+
+
+def _draw(report: BenchReport, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -44,4 +60,3 @@ def plot_latency(report: BenchReport, path: str | Path) -> Path:
     axes.set_title(f"Latency with {report.threads} thread{'s' if report.threads != 1 else ''}, models taking turns")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
-    return path

@@ -6,8 +6,10 @@ ensures:  an :class:`Equality` with the largest differences that were seen; neit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import torch
@@ -91,7 +93,8 @@ def verify(
     Raises:
         NotEqualError: an output is missing, has another shape or dtype, differs by more than the tolerance, has NaN or
             infinity in other places, or holds nothing finite to compare.
-        InputError: no inputs to compare on, or a module in training mode.
+        InputError: no inputs to compare on, a module in training mode, or a tolerance that is no finite number of at
+            least 0.
 
     Example:
         >>> import l0compress as l0
@@ -100,6 +103,29 @@ def verify(
         >>> equality.batch_sizes, equality.max_relative < 1e-6
         ((2, 1, 5), True)
     """
+    check_tolerance(tolerance)
+    return _equality(small, dense, inputs, tolerance)
+
+
+def difference(small: Model, dense: Model, *, inputs: Sequence[Call] | None = None) -> Equality:
+    """How far two models are apart, whatever the difference of floats: as :func:`verify` without a tolerance."""
+    return _equality(small, dense, inputs, math.inf)
+
+
+def check_tolerance(tolerance: float | None) -> None:
+    """Raises:
+    InputError: a tolerance that is no number, or one that would allow everything or nothing.
+    """
+    if tolerance is None:
+        return
+    if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= float(tolerance) < math.inf:
+        raise InputError(
+            f"the tolerance {tolerance!r} is no finite number of at least 0. Nothing was changed and nothing was "
+            "written. Leave it out for that of the dtype, or give a number such as 1e-5."
+        )
+
+
+def _equality(small: Model, dense: Model, inputs: Sequence[Call] | None, tolerance: float | None) -> Equality:
     calls = tuple(inputs) if inputs is not None else _default_calls(small, dense)
     if not calls:
         raise InputError("there are no inputs to compare the models on. Nothing was changed. Pass at least one Call.")
@@ -108,7 +134,7 @@ def verify(
     with torch.no_grad():
         for call in calls:
             expected = named_leaves(_answer(run_dense, call))
-            for result in compare(named_leaves(_answer(run_small, call)), expected, call.batch_size, tolerance):
+            for result in _compared(named_leaves(_answer(run_small, call)), expected, call.batch_size, tolerance):
                 seen.setdefault(result.name, []).append(result)
     return Equality(tuple(_merged(results) for results in seen.values()), tuple(call.batch_size for call in calls))
 
@@ -159,11 +185,19 @@ def compare(
 
     Raises:
         NotEqualError: see :func:`verify`.
+        InputError: likewise.
 
     Example:
         >>> compare({"y": torch.tensor([1.0, 2.0])}, {"y": torch.tensor([1.0, 2.0])}, 2)[0].max_absolute
         0.0
     """
+    check_tolerance(tolerance)
+    return _compared(small, dense, batch_size, tolerance)
+
+
+def _compared(
+    small: dict[str, Any], dense: dict[str, Any], batch_size: int, tolerance: float | None
+) -> list[OutputEquality]:
     tensors = {name for name, value in dense.items() if isinstance(value, Tensor)}
     missing, extra = sorted(tensors - small.keys()), sorted(small.keys() - dense.keys())
     if missing or extra:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_cli
 from torch import nn
 
 from l0compress.bench import CALLS_A_ROUND, FEWEST_ROUNDS, BenchReport, Timing, bench
@@ -153,3 +155,15 @@ class TestPlot:
     def test_where_it_cannot_be_drawn(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(InputError, match=r"in a folder that exists\. Nothing was drawn\."):
             plot_latency(self.REPORT, tmp_path / name)
+
+    def test_a_link_is_followed_and_what_is_no_file_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "link.png").symlink_to("file")
+        plot_latency(self.REPORT, tmp_path / "link.png")
+        assert (tmp_path / "link.png").is_symlink() and (tmp_path / "file").read_bytes().startswith(b"\x89PNG")
+        os.mkfifo(tmp_path / "pipe.png")
+        with pytest.raises(RunError, match=r"pipe\.png is no file but a device, a pipe"):
+            plot_latency(self.REPORT, tmp_path / "pipe.png")
+
+    def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_timed(self, tmp_path: Path) -> None:
+        outcome = run_cli("bench", tmp_path / "missing.onnx", "--plot", tmp_path / "bench.bmp")
+        assert outcome.exit_code == 2 and outcome.stderr.startswith("Error: Cannot draw ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from bundles import NETWORKS, SPARSE, Recurrent, mlp_graph, randomised
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from l0compress.calls import Call
+from l0compress.calls import Call, checked_batch_sizes
+from l0compress.errors import InputError, RunError, SurgeryError
+from l0compress.export import csr
 from l0compress.export.csr import ExportedBundle, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.partition.candidates import find_candidates
@@ -22,9 +25,11 @@ from l0compress.export.partition.cut import Cut, Types, cut
 from l0compress.export.partition.flow import flow_of
 from l0compress.graph import capture
 from l0compress.runtime import load
-from l0compress.runtime.archive import Archive
+from l0compress.runtime.archive import Archive, FormatError
 from l0compress.runtime.coding import decode
+from l0compress.runtime.engines import find
 from l0compress.runtime.protobuf import with_initializers
+from l0compress.runtime.sessions import NATIVE_ERRORS
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +197,150 @@ def test_folding_evaluates_what_hangs_on_constants_alone(tmp_path):
     i, f, c, o = np.split(weight, 4)
     np.testing.assert_array_equal(flow.array(lstm.input[2])[0], np.concatenate([i, o, f, c]))
     assert any(node.op_type == "Split" for node in before.graph.node)
+
+
+def sequences(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Nodes on the constants a and b, of three numbers each, the position i and the input x; they make y."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
+    constants = [numpy_helper.from_array(np.float32([k, k, k]), name) for k, name in enumerate("ab")]
+    constants.append(numpy_helper.from_array(np.int64(1), "i"))
+    graph = helper.make_graph(nodes, "g", [x], [y], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+def test_folding_leaves_sequences_that_something_else_reads():
+    """An initializer is a tensor, and a list of tensors is none."""
+    model = sequences([
+        helper.make_node("SequenceConstruct", ["a", "b"], ["pair"]),
+        helper.make_node("SequenceErase", ["pair", "i"], ["one"]),
+        helper.make_node("SequenceInsert", ["one", "x"], ["all"]),
+        helper.make_node("ConcatFromSequence", ["all"], ["y"], axis=0),
+    ])  # fmt: skip
+    folded = fold_constants(model)
+    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in model.graph.node]
+
+
+def test_folding_evaluates_what_only_passes_through_sequences():
+    model = sequences([
+        helper.make_node("SequenceConstruct", ["a", "b"], ["pair"]),
+        helper.make_node("ConcatFromSequence", ["pair"], ["six"], axis=0),
+        helper.make_node("Add", ["x", "six"], ["y"]),
+    ])  # fmt: skip
+    folded = fold_constants(model)
+    assert [node.op_type for node in folded.graph.node] == ["Add"]
+    assert flow_of(folded).array("six").tolist() == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_embeddings_which_collect_a_list(tmp_path, mode):
+    model = randomised(nn.Sequential(nn.EmbeddingBag(50, 32, mode=mode), nn.Linear(32, 40)))
+    bags = torch.randint(0, 50, (3, 5))
+    export_csr(capture(model, (bags,)), tmp_path / "model.l0c", settings=SPARSE)
+    (name,) = (port.name for port in load(tmp_path / "model.l0c").inputs)
+    got, expected = load(tmp_path / "model.l0c").run({name: bags.numpy()})["output_0"], model(bags).detach().numpy()
+    np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
+class Shifted(nn.Module):
+    """A product to which a constant with leading ones is added."""
+
+    def __init__(self, ones: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.empty(32, 40)), nn.Parameter(torch.empty(*[1] * ones, 40))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight + self.bias
+
+
+@pytest.mark.parametrize("shape", [(3, 32), (3, 5, 32), (3, 2, 5, 32)], ids=len)
+@pytest.mark.parametrize("ones", range(4))
+def test_a_bias_with_leading_ones_is_part_of_a_product_that_has_as_many_dimensions(tmp_path, shape, ones):
+    model, x = randomised(Shifted(ones)), torch.randn(*shape)
+    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
+    (layer,) = exported.manifest.layers.values()
+    assert (layer.bias is not None) == (ones < len(shape))
+    got, expected = load(tmp_path / "model.l0c").run({"x": x.numpy()})["output_0"], model(x).detach().numpy()
+    assert got.shape == expected.shape
+    np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("parameter", ["weight", "bias"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_stays_dense_and_is_named(tmp_path, storage, parameter, value):
+    model, x = randomised(nn.Sequential(nn.Linear(48, 40), nn.Linear(40, 1000))), torch.rand(3, 48)
+    with torch.no_grad():
+        getattr(model[1], parameter)[7, ...].fill_(value)
+    settings = csr.CsrSettings(measure=False, threads=1, storage=storage)
+    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=settings)
+    assert [layer.name for layer in exported.manifest.layers.values()] == ["0"]
+    assert "not finite" in exported.manifest.whys["1.weight"] or "not one finite" in exported.manifest.whys["1.weight"]
+    (name,) = (port.name for port in load(tmp_path / "model.l0c").inputs)
+    got = load(tmp_path / "model.l0c").run({name: x.numpy()})["output_0"]
+    np.testing.assert_array_equal(np.isnan(got), model(x).isnan().numpy())
+    assert not np.isfinite(got[:, 7]).any()
+
+
+def test_a_recurrent_weight_that_is_not_finite_stays_dense(tmp_path):
+    model, x = randomised(Recurrent(nn.LSTM, num_layers=2)), torch.rand(2, 5, 16)
+    exported = onnx.load(export_onnx(capture(model, (x,)), tmp_path / "model.onnx").path)
+    weight = next(entry for entry in exported.graph.initializer if entry.name == "recurrent.weight_hh_l1")
+    values = numpy_helper.to_array(weight).copy()
+    values[3, 3] = np.inf
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    flow = flow_of(fold_constants(exported))
+    found = find_candidates(flow)
+    assert [candidate.name for candidate in found.candidates if candidate.kind == "recurrent"] == ["recurrent.l0"]
+    (reason,) = set(found.reasons.values())
+    assert reason.startswith("LSTM reads 'recurrent.weight_") and reason.endswith("of which a value is not finite")
+
+
+def test_a_bundle_that_cannot_be_read_again_is_named_as_what_it_was_to_be(tmp_path, monkeypatch):
+    def damaged(*_, **__):
+        raise RunError("Cannot read it.") from FormatError("holds a value that is not finite")
+
+    monkeypatch.setattr(csr, "BundleSession", damaged)
+    reason = "cannot be read as a bundle: holds a value that is not finite. Nothing was written."
+    with pytest.raises(SurgeryError, match="^" + re.escape(f"what was to become {tmp_path / 'model.l0c'} {reason}")):
+        export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+
+
+class TestArguments:
+    @pytest.mark.parametrize("sizes", [["1"], "18", [1.5], [0], [True], [], None, 0, [10**12]], ids=repr)
+    def test_batch_sizes_that_are_none(self, tmp_path, sizes):
+        with pytest.raises(InputError, match=re.escape(f"batch sizes {sizes!r}: expected whole numbers from 1 to")):
+            export_csr(mlp_graph(), tmp_path / "model.l0c", batch_sizes=sizes, settings=SPARSE)
+
+    @pytest.mark.parametrize("sizes", [8, [8], (8,), np.array([8])], ids=repr)
+    def test_one_batch_size_may_be_given_by_itself(self, sizes):
+        assert checked_batch_sizes(sizes) == (8,)
+
+    @pytest.mark.parametrize("threads", [None, 0, 1.5, "2", True])
+    def test_threads_that_are_no_number(self, threads):
+        with pytest.raises(InputError, match=re.escape(f"threads={threads!r}: expected a whole number of at least 1.")):
+            csr.CsrSettings(threads=threads)
+
+    @pytest.mark.parametrize("engines", [(), [], (1,), 3])
+    def test_engines_that_are_no_names(self, engines):
+        with pytest.raises(InputError, match=re.escape(f"engines={engines!r} names no engines. Nothing was written.")):
+            csr.CsrSettings(engines=engines)
+
+    def test_an_engine_may_be_given_by_itself(self):
+        assert csr.CsrSettings(engines="scipy") == csr.CsrSettings(engines=("scipy",))
+        assert find("scipy") == find(["scipy"])
+
+
+def test_what_onnx_runtime_refuses_of_a_graph_that_was_taken_apart(tmp_path, monkeypatch):
+    def refusing(*_, **__):
+        raise NATIVE_ERRORS[0]("[ONNXRuntimeError] : 1 : FAIL : no such thing.")
+
+    monkeypatch.setattr(csr, "open_session", refusing)
+    message = (
+        "ONNX Runtime cannot run the graph value by value, as a bundle needs it: no such thing. Nothing was written."
+    )
+    with pytest.raises(SurgeryError, match="^" + re.escape(message)):
+        export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_branch_reads_constants_and_values_from_outside():

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,10 +20,12 @@ from torch.export import Dim
 
 from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
+from l0compress.export.csr import export_csr
 from l0compress.export.files import staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2, exported_program
-from l0compress.export.session import OnnxSession
+from l0compress.export.quantize import annotate_
+from l0compress.export.session import TOLERANCE_KEY, OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
 
 EXPORTERS = pytest.mark.parametrize("export, name", [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
@@ -116,6 +122,19 @@ class TestEveryFormat:
             export(graph, tmp_path / name, reference=lambda image: graph.module()(image) + 1)
         assert (tmp_path / name).read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == [name]
+
+    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
+    def test_a_module_has_to_be_captured_first(self, tmp_path, export, name):
+        with pytest.raises(InputError, match=r"^a ConvNet is no captured graph\. .* nothing was written\. Capture it"):
+            export(ConvNet(), tmp_path / name)
+
+    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
+    @pytest.mark.parametrize("tolerance", [math.nan, math.inf])
+    def test_a_tolerance_that_allows_everything_is_refused(self, tmp_path, export, name, tolerance):
+        graph = convnet_graph()
+        with pytest.raises(InputError, match=f"the tolerance {tolerance} is no finite number of at least 0"):
+            export(graph, tmp_path / name, reference=lambda image: graph.module()(image) + 1, tolerance=tolerance)
+        assert list(tmp_path.iterdir()) == []
 
     @EXPORTERS
     def test_the_same_graph_gives_the_same_bytes(self, tmp_path, export, name):
@@ -315,6 +334,11 @@ class TestSession:
         with pytest.raises(InputError, match=r"Unexpected input data type"):
             session(torch.ones(2, 1, 8, 8, dtype=torch.float64))
 
+    @pytest.mark.parametrize("claimed, tolerance", [("0.03", 0.03), ("inf", None), ("nan", None), ("-1", None)])
+    def test_a_file_that_claims_a_tolerance_without_bounds_is_not_believed(self, session, claimed, tolerance):
+        annotate_(session.path, {TOLERANCE_KEY: claimed})
+        assert OnnxSession(session.path).tolerance == tolerance
+
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(RunError, match=r"ONNX Runtime cannot load .*File doesn't exist\. Nothing was changed\."):
             OnnxSession(tmp_path / "missing.onnx")
@@ -379,6 +403,71 @@ class TestStaging:
             path.write_bytes(b"one")
             path.with_name("artifact.data").write_bytes(b"two")
         assert sorted(entry.name for entry in tmp_path.iterdir()) == ["artifact", "artifact.data"]
+
+    def test_a_link_is_followed_and_stays_one(self, tmp_path):
+        (tmp_path / "store").mkdir()
+        link, file = tmp_path / "artifact", tmp_path / "store" / "file"
+        link.symlink_to(Path("store", "file"))
+        for content in (b"to a name that is free", b"to a file that is there"):
+            with staged(link) as path:
+                path.write_bytes(content)
+            assert link.is_symlink() and file.read_bytes() == content
+        assert sorted(entry.name for entry in tmp_path.rglob("*")) == ["artifact", "file", "store"]
+
+    def test_a_link_to_another_disk(self, tmp_path, monkeypatch):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "artifact").symlink_to(tmp_path / "disk" / "file")
+        replace = Path.replace
+
+        def within_a_disk(source, target):
+            if ("disk" in source.parts) != ("disk" in Path(target).parts):
+                raise OSError(errno.EXDEV, "Invalid cross-device link")
+            return replace(source, target)
+
+        monkeypatch.setattr(Path, "replace", within_a_disk)
+        with staged(tmp_path / "artifact") as path:
+            path.write_bytes(b"content")
+        assert [entry.read_bytes() for entry in (tmp_path / "disk").iterdir()] == [b"content"]
+
+    def test_external_data_lie_beside_the_link_where_the_runtime_looks(self, tmp_path):
+        (tmp_path / "store").mkdir()
+        (tmp_path / "model.onnx").symlink_to(Path("store", "model.onnx"))
+        export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
+        assert (tmp_path / "model.onnx").is_symlink()
+        assert OnnxSession(tmp_path / "model.onnx")(torch.ones(3, 1, 8, 8))["output_0"].shape == (3, 10)
+
+    @pytest.mark.parametrize("name", ["pipe", "socket", "device", "link to a pipe", "itself"])
+    def test_what_is_no_file_is_refused_before_any_work(self, tmp_path, monkeypatch, name):
+        os.mkfifo(tmp_path / "pipe")
+        with socket.socket(socket.AF_UNIX) as listener:
+            monkeypatch.chdir(tmp_path)  # The name of a socket may not be long.
+            listener.bind("socket")
+        (tmp_path / "device").symlink_to(os.devnull)
+        (tmp_path / "link to a pipe").symlink_to("pipe")
+        (tmp_path / "itself").symlink_to("itself")
+        before = {entry.name: entry.lstat() for entry in tmp_path.iterdir()}
+        message = (
+            f"{tmp_path / name} is no file but a device, a pipe, a socket or a link to itself. Nothing was written."
+        )
+        with pytest.raises(RunError, match="^" + re.escape(message)), staged(tmp_path / name):
+            pytest.fail("work began")
+        assert {entry.name: entry.lstat() for entry in tmp_path.iterdir()} == before
+
+    @pytest.mark.parametrize("name, reason", [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])
+    def test_a_name_that_no_file_can_have(self, tmp_path, name, reason):
+        with pytest.raises(RunError, match=rf"(?s)^cannot write .*: (lstat: )?{reason}"):
+            staged(tmp_path / name).__enter__()
+
+    def test_data_that_would_replace_what_is_no_file(self, tmp_path):
+        os.mkfifo(tmp_path / "model.onnx.data")
+        with pytest.raises(RunError, match=r"model\.onnx\.data is no file but"):
+            export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx.data"]
+
+    def test_a_link_into_a_folder_that_does_not_exist(self, tmp_path):
+        (tmp_path / "artifact").symlink_to(Path("missing", "file"))
+        with pytest.raises(RunError, match=r"cannot write .*artifact: No such file or directory \(.*missing\)\."):
+            staged(tmp_path / "artifact").__enter__()
 
 
 def test_a_call_is_what_the_model_takes():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +18,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from l0compress.calls import Call
-from l0compress.errors import InputError
+from l0compress.errors import InputError, NotEqualError, SurgeryError
+from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
-from l0compress.export.quantize import Int8, quantize_onnx
+from l0compress.export.quantize import Int8, difference, quantize_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, capture
 from l0compress.loading import load_data
@@ -44,8 +47,83 @@ def linear_onnx(tmp_path: Path) -> Path:
     return export_onnx(two_layers(), tmp_path / "linear.onnx").path
 
 
+class Twice(nn.Module):
+    """A layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.relu(self.layer(x)))
+
+
+class ThereAndBack(Twice):
+    """A weight that is read as it is and transposed."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.layer(x)) @ self.layer.weight
+
+
+class Tied(nn.Module):
+    """Words, and scores of all words by the same weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden, self.scores = nn.Embedding(40, 32), nn.Linear(32, 32), nn.Linear(32, 40)
+        self.scores.weight = self.words.weight
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.scores(torch.relu(self.hidden(self.words(ids).mean(1))))
+
+
+class Kernels(nn.Module):
+    """A kernel that is a convolution's and a transposed convolution's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(8, 6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv_transpose2d(torch.relu(self.layer(x)), self.layer.weight)
+
+
+SHARED = {
+    "a layer twice": (Twice, lambda: torch.randn(16, 32)),
+    "a weight both ways": (ThereAndBack, lambda: torch.randn(16, 32)),
+    "tied embeddings": (Tied, lambda: torch.randint(0, 40, (16, 6))),
+    "a kernel both ways": (Kernels, lambda: torch.randn(16, 8, 6, 6)),
+}
+
+
 def noise(num_samples: int, *shape: int) -> Call:
     return Call((torch.randn(num_samples, *shape, generator=torch.Generator().manual_seed(7)),))
+
+
+def negated_(model: onnx.ModelProto) -> None:
+    """The last product has another sign."""
+    scale = next(entry for entry in model.graph.initializer if entry.name == "2.weight_scale")
+    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
+    bias = next(entry for entry in model.graph.initializer if entry.name == "2.bias")
+    bias.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(bias), bias.name))
+
+
+def shortened_(model: onnx.ModelProto) -> None:
+    """The last bias has one number too few."""
+    bias = next(entry for entry in model.graph.initializer if entry.name == "2.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias)[1:], bias.name))
+
+
+def spoiling(fault: Callable[[onnx.ModelProto], None]) -> Callable[..., None]:
+    """ONNX Runtime's quantizer with a fault of its own."""
+
+    def quantized(source: Path, path: Path, **options: Any) -> None:
+        onnxruntime.quantization.quantize_dynamic(source, path, **options)
+        model = onnx.load(path)
+        fault(model)
+        onnx.save(model, path)
+
+    return quantized
 
 
 class TestQuantizeOnnx:
@@ -85,6 +163,52 @@ class TestQuantizeOnnx:
         call = noise(3, 48)
         exact, rounded = OnnxSession(source)(*call.args)["output_0"], OnnxSession(path)(*call.args)["output_0"]
         assert float((exact - rounded).abs().max() / exact.abs().max()) < 0.03
+
+    @pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "static"])
+    @pytest.mark.parametrize("name", SHARED)
+    def test_a_weight_with_several_readers_is_right_for_each(self, tmp_path: Path, name: str, calibrated: bool) -> None:
+        torch.manual_seed(0)
+        module, inputs = SHARED[name]
+        model, x = module().eval(), inputs()
+        source = export_onnx(capture(model, (x,)), tmp_path / "float.onnx").path
+        path = quantize_onnx(source, tmp_path / "int8.onnx", calibration=[Call((x,))] if calibrated else None)
+        with torch.no_grad():
+            expected = model(x)
+        rounded = OnnxSession(path)(x)["output_0"]
+        assert 0 < float((rounded - expected).abs().max() / expected.abs().max()) < 0.05
+
+    def test_a_layer_that_is_called_twice_is_stored_once(self, tmp_path: Path) -> None:
+        source = export_onnx(capture(Twice(), (torch.randn(4, 32),)), tmp_path / "float.onnx").path
+        weights = onnx.load(quantize_onnx(source, tmp_path / "int8.onnx")).graph.initializer
+        assert [entry.data_type for entry in weights if list(entry.dims) == [32, 32]] == [onnx.TensorProto.INT8]
+
+    def test_shared_weights_beside_the_file(self, tmp_path: Path) -> None:
+        x = torch.randn(4, 32)
+        source = export_onnx(capture(Twice(), (x,)), tmp_path / "large.onnx", largest_file_bytes=100).path
+        path = quantize_onnx(source, tmp_path / "int8.onnx")
+        assert sorted(file.name for file in tmp_path.iterdir()) == [
+            "int8.onnx", "int8.onnx.data", "large.onnx", "large.onnx.data"
+        ]  # fmt: skip
+        assert difference(OnnxSession(path)(x)["output_0"], OnnxSession(source)(x)["output_0"]) < 0.05
+
+    @pytest.mark.parametrize(
+        "fault, error, message",
+        [
+            (negated_, NotEqualError, r"computes something else: output 'output_0' differs .* by 200% of its size"),
+            (shortened_, SurgeryError, r"cannot run what its quantizer made of linear\.onnx"),
+        ],
+    )
+    def test_what_the_quantizer_spoils_is_refused(
+        self, linear_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault, error, message
+    ) -> None:
+        monkeypatch.setattr(quantize, "quantize_dynamic", spoiling(fault))
+        with pytest.raises(error, match=message + r".*[Nn]othing was written\."):
+            quantize_onnx(linear_onnx, tmp_path / "int8.onnx")
+        assert sorted(tmp_path.iterdir()) == [linear_onnx]
+
+    def test_a_calibration_without_calls_is_refused(self, linear_onnx: Path, tmp_path: Path) -> None:
+        with pytest.raises(SurgeryError, match=r"cannot quantize linear\.onnx: .*Nothing was written\."):
+            quantize_onnx(linear_onnx, tmp_path / "int8.onnx", calibration=[])
 
     @pytest.mark.parametrize("method, num_samples", [("int4", 8), ("static", 0)])
     def test_what_cannot_be_done_is_refused(self, method: str, num_samples: int) -> None:
@@ -140,6 +264,15 @@ class TestExport:
         monkeypatch.setattr(quantizing, "load_data", lambda source: read.append(source.name) or load_data(source))
         printed_json("export", finished / "run", "--quantize", "int8-static", "-o", tmp_path / "net.onnx")
         assert read == [str(finished / "blobs.npz")]
+
+    def test_bench_goes_on_without_an_int8_form_that_is_spoiled(
+        self, finished: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(quantize, "quantize_dynamic", spoiling(negated_))
+        measured = printed_json("bench", finished / "run", "--batch", "1", "--threads", "1")
+        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small", "small csr"]
+        assert measured["int8_metrics"] == {}
+        assert [note.split(":")[0] for note in measured["notes"]] == ["No int8 form of dense", "No int8 form of small"]
 
     def test_only_onnx_is_quantized(self, finished: Path, tmp_path: Path) -> None:
         outcome = run_cli(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from run_folders import EQUAL, Killed, dying_at, files, hashes, hashes_of_all, r
 from safetensors import safe_open
 
 from l0compress.errors import DivergedError, InputError, RunError
+from l0compress.pipeline.holding import check_new
 from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.runs import newest_run, newest_unfinished, open_run
 from l0compress.pipeline.training_run import finetune_run, resume_run
@@ -22,6 +24,13 @@ class TestFolder:
     @pytest.mark.usefixtures("whole")
     def test_a_finished_run_holds_what_is_documented_and_nothing_else(self) -> None:
         assert files("whole") == {*EQUAL, "log.jsonl"}
+
+    @pytest.mark.usefixtures("folder")
+    @pytest.mark.parametrize("make", [os.mkfifo, lambda name: Path(name).symlink_to("nowhere")])
+    def test_what_is_no_folder_is_refused_before_anything_is_read(self, make) -> None:
+        make("taken")
+        with pytest.raises(RunError, match=r"^'taken' exists already\. Nothing was written\."):
+            check_new(Path("taken"))
 
     def test_the_manifest_has_the_checksum_of_every_file_but_the_log(self, whole: dict[str, str]) -> None:
         manifest = read_manifest(Path("whole"))

@@ -243,3 +243,19 @@ class TestCalls:
     def test_a_constant_example_does_not_make_a_vacuous_check(self):
         graph = capture(linear(), (torch.zeros(2, 4),))
         assert example_calls(graph, (5,))[1].args[0].std() > 0.5
+
+
+class TestTolerance:
+    """A tolerance that allows everything would switch the proof off without a word."""
+
+    @pytest.mark.parametrize("tolerance", [math.nan, math.inf, -math.inf, -1e-5, True, "1e-5"])
+    def test_what_is_no_finite_number_of_at_least_0_is_refused(self, tolerance):
+        model, message = linear(), f"the tolerance {tolerance!r} is no finite number of at least 0. Nothing was changed"
+        with pytest.raises(InputError, match="^" + re.escape(message)):
+            verify(model.eval(), linear(seed=1).eval(), inputs=[Call((torch.randn(2, 4),))], tolerance=tolerance)
+        with pytest.raises(InputError, match="^" + re.escape(message)):
+            compare({"y": torch.ones(2)}, {"y": torch.zeros(2)}, 2, tolerance)
+
+    @pytest.mark.parametrize("tolerance", [0, 0.0, np.float64(1e-3), np.float32(1e-3)])
+    def test_any_other_number_will_do(self, tolerance):
+        assert compare({"y": torch.ones(2)}, {"y": torch.ones(2)}, 2, tolerance)[0].tolerance == tolerance

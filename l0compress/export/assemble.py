@@ -111,7 +111,9 @@ class Members:
         array = self.flow.array(name)
         is_float = array.dtype == np.float32
         density = np.count_nonzero(array) / max(array.size, 1)
-        is_sparse = bool(is_float and array.size >= FEWEST_STORED and density <= MOST_DENSITY)
+        is_sparse = bool(
+            is_float and array.size >= FEWEST_STORED and density <= MOST_DENSITY and np.isfinite(array).all()
+        )
         axis = self.scale_axes.get(name)
         storage = self.storage if is_float and array.ndim > 1 and (axis is not None or self.storage != "int8") else None
         try:

@@ -8,7 +8,8 @@ ensures:  the bundle, loaded again, computes what the reference computes; the sa
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,8 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.calls import Call, example_calls, free_dims
-from l0compress.errors import InputError, SurgeryError
+from l0compress.calls import Call, checked_batch_sizes, example_calls, free_dims
+from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import chosen_plans
@@ -40,9 +41,9 @@ from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Manifest
 from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
-from l0compress.runtime.sessions import open_session
+from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 from l0compress.table import Table
-from l0compress.verify import Model, verify
+from l0compress.verify import Model, check_tolerance, verify
 
 BATCH_SIZES = (1, 8, 64)
 WITH_TORCH = ("torch",)
@@ -56,22 +57,31 @@ class CsrSettings:
         storage: of weights in the file: float32, float16, bfloat16, or int8 with one scale an output for sparse layers.
             They are float32 again once loaded.
         threads: threads that layers are timed with, and that the choice is made for.
-        engines: names of the engines to choose from; None stands for all that are installed and need no torch, since a
-            bundle is for where there is none.
+        engines: names of the engines to choose from, or the only one; None stands for all that are installed and need
+            no torch, since a bundle is for where there is none.
         measure: choose by measurement. Without it every candidate runs sparse on the default engine, and the same graph
             gives the same bytes.
     """
 
     storage: str = "float32"
     threads: int = 2
-    engines: tuple[str, ...] | None = None
+    engines: tuple[str, ...] | str | None = None
     measure: bool = True
 
     def __post_init__(self) -> None:
         if self.storage not in FLOAT_STORAGES:
             raise InputError(f"no storage {self.storage!r}. Nothing was written. Choose {', '.join(FLOAT_STORAGES)}.")
-        if self.threads < 1:
-            raise InputError(f"{self.threads} threads are too few. Nothing was written. Give 1 or more.")
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
+            raise InputError(f"threads={self.threads!r}: expected a whole number of at least 1. Nothing was written.")
+        engines: Any = (self.engines,) if isinstance(self.engines, str) else self.engines
+        if engines is not None:
+            listed = isinstance(engines, list | tuple) and engines
+            if not listed or not all(isinstance(name, str) for name in engines):
+                raise InputError(
+                    f"engines={engines!r} names no engines. Nothing was written. Give names, or None for all that are "
+                    "installed and need no torch."
+                )
+            object.__setattr__(self, "engines", tuple(engines))
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ def export_csr(
     *,
     reference: Model | None = None,
     tolerance: float | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_sizes: Sequence[int] | int = BATCH_SIZES,
     settings: CsrSettings | None = None,
 ) -> ExportedBundle:
     """Write ``graph`` as a bundle, if the bundle computes what the reference computes.
@@ -158,30 +168,42 @@ def export_csr(
         >>> exported.size_bytes < exported.onnx_bytes / 4
         True
     """
+    check_tolerance(tolerance)
     settings = settings or CsrSettings()
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise InputError("batch sizes are whole numbers of at least 1. Nothing was written.")
+    sizes = checked_batch_sizes(batch_sizes)
     engines = [engine.name for engine in find(settings.engines) if settings.engines or engine.name not in WITH_TORCH]
     destination = Path(path)
     calls = example_calls(graph)
     with staged(destination) as staging:
-        model, onnx_bytes = _dense_model(graph)
-        flow = flow_of(model)
-        types, found = _types(flow, calls), find_candidates(flow)
+        with _refusals():
+            model, onnx_bytes = _dense_model(graph)
+            flow = flow_of(model)
+            types, found = _types(flow, calls), find_candidates(flow)
         candidates = found.candidates if _all_tensors(flow, types) else ()
         members, manifest = members_of(flow, types, candidates, settings.storage)
         if candidates and settings.measure:
-            feeds = {size: _feeds(flow, call) for size, call in _calls(graph, batch_sizes).items()}
+            feeds = {size: _feeds(flow, call) for size, call in _calls(graph, sizes).items()}
             manifest = chosen_plans(
                 manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
             )
         manifest = without_unused(replace(manifest, whys=_whys(manifest, found.reasons), about=_about(settings)))
         write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
-        session = BundleSession(staging, threads=settings.threads)
+        session = _read_again(staging, destination, settings.threads)
         allowed = session.tolerance if tolerance is None else tolerance
         equality = verify(session, reference or graph, inputs=calls, tolerance=allowed)
         size_bytes = size_on_disk(staging)
     return ExportedBundle(destination, size_bytes, equality, manifest, onnx_bytes)
+
+
+def _read_again(staging: Path, destination: Path, threads: int) -> BundleSession:
+    try:
+        return BundleSession(staging, threads=threads)
+    except RunError as error:
+        reason = first_line(error.__cause__ or error)
+        raise SurgeryError(
+            f"what was to become {destination} cannot be read as a bundle: {reason}. Nothing was written. Export it as "
+            "onnx, and please report the model."
+        ) from error
 
 
 def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
@@ -200,6 +222,18 @@ def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
     except FormatError as error:
         raise SurgeryError(f"the converted graph {error}. Nothing was written. Export it as onnx.") from error
     return model, exported.size_bytes
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What ONNX Runtime says of a graph that was taken apart, as an error of ours."""
+    try:
+        yield
+    except NATIVE_ERRORS as error:
+        raise SurgeryError(
+            f"ONNX Runtime cannot run the graph value by value, as a bundle needs it: {first_line(error)}. Nothing was "
+            "written. Export it as onnx."
+        ) from error
 
 
 def _types(flow: Flow, calls: Sequence[Call]) -> Types:

@@ -6,6 +6,10 @@ ensures: while an artifact is written and checked it lives in a hidden folder be
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,10 +55,13 @@ class Exported:
 def staged(destination: Path) -> Iterator[Path]:
     """Yield the path to write to; when the body succeeds, everything beside it moves to where ``destination`` is.
 
-    The staged file bears its final name, since an ONNX file names its external data. The main file moves last.
+    The staged file bears its final name, since an ONNX file names its external data. The main file moves last. Where
+    the destination is a link, the file that it names is written and the link stays; what lies beside it lies beside the
+    link, where ONNX Runtime looks for it.
 
     Raises:
-        RunError: the destination is a folder, or lies in a folder that does not exist or cannot be written to.
+        RunError: the destination is a folder or a device, or lies in a folder that does not exist or cannot be written
+            to.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -63,20 +70,70 @@ def staged(destination: Path) -> Iterator[Path]:
         >>> [entry.name for entry in folder.iterdir()]
         ['artifact.bin']
     """
-    if destination.is_dir():
-        raise RunError(f"{destination} is a folder. Nothing was written. Give the name of a file.")
+    file = written_file(destination)
     try:
         folder = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
     except OSError as error:
-        raise RunError(
-            f"cannot write {destination}: {error.strerror} ({destination.parent}). Nothing was written. Create that "
-            "folder, or choose another."
-        ) from error
+        raise RunError(_no_place(destination, destination.parent, error)) from error
     with folder as name:
         path = Path(name, destination.name)
         yield path
-        for entry in sorted(Path(name).iterdir(), key=lambda entry: entry.name == path.name):
-            entry.replace(destination.parent / entry.name)
+        entries = sorted(Path(name).iterdir(), key=lambda entry: entry.name == path.name)
+        others = {entry: written_file(destination.parent / entry.name) for entry in entries if entry != path}
+        for entry in entries:
+            _move(entry, others.get(entry, file), destination)
+
+
+def written_file(destination: Path) -> Path:
+    """The file that is written under a name: the name itself, or what it links to, which need not exist.
+
+    Raises:
+        RunError: it is a folder, a device, a pipe or a socket, or links into a folder that does not exist.
+
+    Example:
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "link").symlink_to("file")
+        >>> written_file(folder / "link").name
+        'file'
+    """
+    try:
+        file = Path(os.path.realpath(destination)) if destination.is_symlink() else destination
+        mode = file.lstat().st_mode
+    except FileNotFoundError as error:
+        if file is not destination and not file.parent.is_dir():
+            raise RunError(_no_place(destination, file.parent, error)) from error
+        return file
+    except (OSError, ValueError) as error:
+        raise RunError(_no_place(destination, destination.parent, error)) from error
+    if stat.S_ISDIR(mode):
+        raise RunError(f"{destination} is a folder. Nothing was written. Give the name of a file.")
+    if not stat.S_ISREG(mode):
+        raise RunError(
+            f"{destination} is no file but a device, a pipe, a socket or a link to itself. Nothing was written. Give "
+            "the name of a file."
+        )
+    return file
+
+
+def _no_place(destination: Path, folder: Path, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return (
+        f"cannot write {destination}: {reason} ({folder}). Nothing was written. Create that folder, or choose another."
+    )
+
+
+def _move(entry: Path, file: Path, destination: Path) -> None:
+    """Give a staged file its place at once, on another disk too, where a link may lead."""
+    try:
+        try:
+            entry.replace(file)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
+                Path(shutil.copyfile(entry, Path(folder, file.name))).replace(file)
+    except OSError as error:
+        raise RunError(_no_place(destination, file.parent, error)) from error
 
 
 def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:

@@ -40,7 +40,7 @@ from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.recurrent import any_length
 from l0compress.runtime.sessions import first_line
-from l0compress.verify import Model, verify
+from l0compress.verify import Model, check_tolerance, verify
 
 # A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.
 LARGEST_FILE_BYTES = 2**31 - 2**26
@@ -79,6 +79,7 @@ def export_onnx(
         >>> exported.path.name, exported.equality.batch_sizes
         ('model.onnx', (2, 1, 5))
     """
+    check_tolerance(tolerance)
     destination = Path(path)
     calls = example_calls(graph)
     with staged(destination) as staging:

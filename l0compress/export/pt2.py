@@ -25,7 +25,7 @@ from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
 from l0compress.loading import load_pt2
-from l0compress.verify import Model, verify
+from l0compress.verify import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
 
@@ -59,9 +59,11 @@ def export_pt2(
         >>> torch.export.load(exported.path).module()(torch.zeros(3, 4)).shape
         torch.Size([3, 2])
     """
+    check_tolerance(tolerance)
     destination = Path(path)
     if destination.suffix != SUFFIX:
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
+    calls = example_calls(graph)
     with staged(destination) as staging:
         # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
         content = io.BytesIO()
@@ -69,7 +71,7 @@ def export_pt2(
         write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
         # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
-        equality = verify(reloaded.forward, reference or graph, inputs=example_calls(graph), tolerance=tolerance)
+        equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 

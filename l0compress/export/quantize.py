@@ -1,30 +1,38 @@
 """Eight-bit integers in place of float32: ONNX Runtime's own quantizer, on a file that has been proven equal.
 
 requires: a float32 ``.onnx`` file; for static quantization also calls that activations are calibrated on.
-ensures:  weights are int8 with one scale a channel; the new file says how it was made and how closely it computes.
-          The source is not changed.
+ensures:  weights are int8 with one scale a channel; the new file runs, and computes something like the float one, or it
+          is not there. The source is not changed.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from torch import Tensor
 
 from l0compress.calls import Call
-from l0compress.errors import InputError, SurgeryError
-from l0compress.export.files import has_external_data
+from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
+from l0compress.export.files import has_external_data, staged
 from l0compress.export.session import OnnxSession
-from l0compress.runtime.sessions import first_line
+from l0compress.export.unsharing import unshared
+from l0compress.runtime.sessions import NATIVE_ERRORS, first_line
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
+# Rounding takes a few hundredths of the outputs; where it takes half of them, something else was computed.
+LARGEST_SHARE = 0.5
+_OF_THE_QUANTIZER = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, *NATIVE_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -62,23 +70,30 @@ class Int8:
         return "static" if any(node.op_type in CONVOLUTIONS for node in model.graph.node) else "dynamic"
 
 
-def quantize_onnx(source: str | Path, path: str | Path, *, calibration: Iterable[Call] | None = None) -> Path:
+def quantize_onnx(
+    source: str | Path, path: str | Path, *, calibration: Iterable[Call] | None = None, sample: Call | None = None
+) -> Path:
     """Write an int8 form of an ONNX file: static where there are calls to calibrate on, dynamic otherwise.
 
-    Weights get one scale an output channel. A static model is in QDQ form with int8 activations.
+    Weights get one scale an output channel. A static model is in QDQ form with int8 activations. Both files are run on
+    one call, and the new one appears only if it computes something like the float one.
 
     Args:
         source: a float32 ``.onnx`` file.
         path: the file to write.
         calibration: calls whose activations set the ranges.
+        sample: what both are compared on; by default the first call of the calibration, or noise of the shapes that the
+            file names, if the float file takes that.
 
     Raises:
-        SurgeryError: ONNX Runtime's quantizer refuses the model.
+        SurgeryError: ONNX Runtime's quantizer refuses the model, or makes a file of it that does not run.
+        NotEqualError: the int8 form computes something else.
+        RunError: the source cannot be read, or the path cannot be written to.
 
     Source: ``onnxruntime.quantization``.
 
     Example:
-        >>> import tempfile, torch, l0compress as l0
+        >>> import torch, l0compress as l0
         >>> folder = Path(tempfile.mkdtemp())
         >>> linear = torch.nn.Linear(64, 64)
         >>> exported = l0.export_onnx(l0.capture(linear, (torch.randn(2, 64),)), folder / "float.onnx")
@@ -87,23 +102,92 @@ def quantize_onnx(source: str | Path, path: str | Path, *, calibration: Iterable
         True
     """
     source, path = Path(source), Path(path)
+    exact = OnnxSession(source)
+    calls = None if calibration is None else iter(calibration)
+    if calls is not None and (first := next(calls, None)) is not None:
+        sample, calls = sample or first, chain([first], calls)
+    with staged(path) as staging:
+        _quantize(source, staging, None if calls is None else _Reader(exact, calls))
+        _check_alike(exact, staging, sample)
+    return path
+
+
+def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) -> None:
     external = has_external_data(source)
     common: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": external}
     try:
-        with _quiet():
-            if calibration is None:
-                quantize_dynamic(source, path, **common)
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            prepared = _unshared(source, Path(folder, source.name), external=external)
+            if reader is None:
+                quantize_dynamic(prepared, path, **common)
             else:
-                calls = _Reader(OnnxSession(source), calibration)
                 quantize_static(
-                    source, path, calls, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **common
+                    prepared, path, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **common
                 )
-    except (RuntimeError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+    except _OF_THE_QUANTIZER as error:
         raise SurgeryError(
             f"ONNX Runtime cannot quantize {source.name}: {first_line(error)}. Nothing was written. Export it without "
             "--quantize."
         ) from error
+
+
+def _unshared(source: Path, path: Path, *, external: bool) -> Path:
+    """The source if none of its weights is read in several ways, and otherwise one like it, at ``path``."""
+    model = unshared(onnx.load(source))
+    if model is None:
+        return source
+    onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}.data" if external else None)
     return path
+
+
+def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
+    """Raises:
+    SurgeryError: the int8 form does not run on what the float form runs on.
+    NotEqualError: it computes something else.
+    """
+    call = sample or exact.example_call()
+    try:
+        expected = exact(*call.args, **call.kwargs)
+    except InputError:
+        # Noise need not fit: a model may want ids, or a length, that its shapes say nothing of.
+        if sample is not None:
+            raise
+        expected = {}
+    try:
+        got = OnnxSession(path)(*call.args, **call.kwargs) if expected else {}
+    except (RunError, InputError) as error:
+        reason = first_line(error.__cause__ or error)
+        raise SurgeryError(
+            f"ONNX Runtime cannot run what its quantizer made of {exact.path.name}: {reason}. Nothing was written. "
+            "Export it without --quantize."
+        ) from error
+    for name, values in expected.items():
+        share = difference(got[name], values)
+        if share > LARGEST_SHARE:
+            raise NotEqualError(
+                f"The int8 form of {exact.path.name} computes something else: output {name!r} differs from the float "
+                f"form's by {share:.0%} of its size, and {LARGEST_SHARE:.0%} is too much for rounding. The result is "
+                "refused and nothing was written. Export it without --quantize."
+            )
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    """How far values are from those expected, by root mean squares: 1 is as far as zeros are.
+
+    One sample that falls on the other side of a threshold may differ by all of the largest output; it takes many to
+    change the mean. What is no float, and where the expected values are not finite or all zero, counts nothing.
+
+    Example:
+        >>> import torch
+        >>> difference(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
+        0.2
+    """
+    finite = expected.isfinite()
+    size = expected[finite].double().norm().item() if expected.is_floating_point() else 0.0
+    if size == 0.0:
+        return 0.0
+    share = (got[finite].double() - expected[finite].double()).norm().item() / size
+    return share if math.isfinite(share) else math.inf
 
 
 def annotate_(path: Path, properties: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from l0compress.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.data import AnySplit
-from l0compress.errors import SurgeryError
+from l0compress.errors import NotEqualError, SurgeryError
 from l0compress.export.bundled import SUFFIX, is_bundle
 from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
@@ -170,7 +170,7 @@ def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str,
     target = forms[name].with_name(f"{name}.int8.onnx")
     try:
         quantized_file(forms[name], target, train, Int8())
-    except SurgeryError as reason:
+    except (SurgeryError, NotEqualError) as reason:
         return (f"No int8 form of {name}: {reason}",)
     forms[name + INT8] = target
     return ()

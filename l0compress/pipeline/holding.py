@@ -5,6 +5,7 @@ ensures: what holds a folder lets it go when its process ends, however that ends
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,9 +24,9 @@ _BEFORE_MANIFEST = (runs.LOCK, runs.CONFIG, runs.DENSE, runs.METRICS, runs.LOG)
 
 def check_new(folder: Path) -> None:
     """Raises:
-    RunError: the folder exists and has something in it, or is a file.
+    RunError: the folder exists and has something in it, or is no folder.
     """
-    if not folder.is_file() and (not folder.is_dir() or not _foreign(folder)):
+    if not _foreign(folder) if folder.is_dir() else not os.path.lexists(folder):
         return
     way = f" To go on with it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
     raise RunError(f"{str(folder)!r} exists already. Nothing was written. Choose another folder with --output.{way}")

@@ -35,11 +35,12 @@ def bench(
     with options.exit_codes():
         batch_sizes = options.batch_sizes(batch)
         from l0compress.pipeline.benching import bench_artifact
+        from l0compress.plot import check_picture, plot_latency
 
+        if plot is not None:
+            check_picture(plot)
         measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
         if plot is not None:
-            from l0compress.plot import plot_latency
-
             plot_latency(measured.report, plot)
         if as_json:
             print_json(measured.to_json())

@@ -120,7 +120,13 @@ def sparse_share(flow: Flow, *names: str) -> float | None:
         return None
     arrays = [flow.array(name) for name in names]
     zeros = 1 - sum(np.count_nonzero(array) for array in arrays) / size
-    return zeros if zeros >= FEWEST_ZEROS and all(np.isfinite(array).all() for array in arrays) else None
+    return zeros if zeros >= FEWEST_ZEROS else None
+
+
+def _check_finite(flow: Flow, *names: str) -> None:
+    for name in names:
+        if not np.isfinite(flow.array(name)).all():
+            raise _Unfit(f"reads {parameter_of(flow, name)!r}, of which a value is not finite")
 
 
 def _candidate(
@@ -129,6 +135,7 @@ def _candidate(
     reader = _READERS.get(node.op_type)
     if reader is None:
         raise _Unfit("has no sparse form")
+    _check_finite(flow, weight)
     return _with_activation(flow, reader(flow, index, node, weight, zeros), activations)
 
 
@@ -141,7 +148,7 @@ def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     transposed = not given.get("transB", 0)
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, _outputs(flow, weight, transposed)):
-        raise _Unfit("adds what is not one constant an output")
+        raise _Unfit("adds what is not one finite constant an output")
     name = _layer_name(flow, weight, bias, node.output[0])
     return Candidate(
         "linear", name, (index,), (node.input[0],), (node.output[0],), weight, transposed, bias, None, zeros
@@ -157,7 +164,8 @@ def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
     follower = flow.only_reader(output)
     if follower is not None and flow.nodes[follower].op_type == "Add":
         other = [name for name in flow.nodes[follower].input if name != output]
-        if len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True)):
+        adds = len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True))
+        if adds and not _adds_dimensions(flow, other[0], output):
             bias, nodes, output = other[0], (index, follower), flow.nodes[follower].output[0]
     name = _layer_name(flow, weight, bias, output)
     return Candidate("linear", name, nodes, (node.input[0],), (output,), weight, True, bias, None, zeros)
@@ -175,7 +183,7 @@ def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     pads = given.get("pads") or [0] * (2 * rank)
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, dims[0]):
-        raise _Unfit("has a bias that is no constant")
+        raise _Unfit("has a bias that is no constant, or not finite")
     window = Window(
         tuple(dims[2:]),
         tuple(given.get("strides") or [1] * rank),
@@ -206,6 +214,7 @@ def _recurrent(flow: Flow, index: int, node: onnx.NodeProto, _: str, _zeros: flo
     reason = why_dense(flow, node)
     if reason is not None:
         raise _Unfit(reason)
+    _check_finite(flow, *(name for name in (weight, recurrent, bias) if name is not None))
     inputs, outputs, recurrence = recurrence_of(flow, node)
     constants = [parameter_of(flow, name) for name in (weight, recurrent, bias) if name is not None]
     name = _recurrent_name(constants, node) or _layer_name(flow, weight, bias, outputs[0])
@@ -262,11 +271,18 @@ def _outputs(flow: Flow, weight: str, transposed: bool) -> int:
 
 
 def _is_vector(flow: Flow, name: str, size: int) -> bool:
-    """Whether a value is a constant with one number for each of ``size`` outputs."""
+    """Whether a value is a constant with one finite number for each of ``size`` outputs."""
     tensor = flow.constants.get(name)
     if tensor is None or tensor.data_type != TensorProto.FLOAT or not tensor.dims:
         return False
-    return prod(tensor.dims) == size == tensor.dims[-1]
+    return prod(tensor.dims) == size == tensor.dims[-1] and bool(np.isfinite(flow.array(name)).all())
+
+
+def _adds_dimensions(flow: Flow, constant: str, value: str) -> bool:
+    """Whether a constant has, or may have, more dimensions than a value, which gets them with the constant."""
+    rank = len(flow.constants[constant].dims)
+    known = next((info.type.tensor_type for info in flow.model.graph.value_info if info.name == value), None)
+    return rank > 1 and (known is None or not known.HasField("shape") or rank > len(known.shape.dim))
 
 
 def _layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:

@@ -25,6 +25,9 @@ _RANDOM = (
     "Bernoulli",
     "Dropout",
 )
+# An initializer is a tensor; lists of tensors, and tensors that may be absent, have no place in one.
+_MAKES_NO_TENSOR = ("SequenceEmpty", "SequenceConstruct", "SplitToSequence", "SequenceMap", "Optional")
+_TENSOR_OF_SEQUENCE = ("SequenceAt", "SequenceLength", "ConcatFromSequence", "OptionalHasElement")
 
 
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -67,7 +70,24 @@ def _foldable(flow: Flow) -> set[int]:
         if fits and constant.issuperset(flow.reads[index]) and flow.outputs.isdisjoint(node.output):
             found.add(index)
             constant.update(node.output)
-    return found
+    return _within_tensors(flow, found)
+
+
+def _within_tensors(flow: Flow, found: set[int]) -> set[int]:
+    """Without nodes that hand on what is no tensor to nodes that stay."""
+    makers: list[int] = []
+    others: set[str] = set()
+    for index in sorted(found):
+        node = flow.nodes[index]
+        passes_on = not others.isdisjoint(node.input) and node.op_type not in _TENSOR_OF_SEQUENCE
+        if node.op_type in _MAKES_NO_TENSOR or passes_on:
+            makers.append(index)
+            others.update(node.output)
+    kept = set(found)
+    for index in reversed(makers):
+        if any(reader not in kept for name in flow.nodes[index].output for reader in flow.readers.get(name, ())):
+            kept.remove(index)
+    return kept
 
 
 def _evaluated(flow: Flow, folded: set[int]) -> dict[str, onnx.TensorProto]:

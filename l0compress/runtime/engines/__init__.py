@@ -51,8 +51,8 @@ class Engine(Protocol):
 ENGINES: tuple[Engine, ...] = (ScipyEngine(), NumbaEngine(), TorchEngine())
 
 
-def find(names: Sequence[str] | None = None) -> tuple[Engine, ...]:
-    """The engines of these names, or all that are available here, the default first.
+def find(names: Sequence[str] | str | None = None) -> tuple[Engine, ...]:
+    """The engines of these names, or of this one, or all that are available here, the default first.
 
     Raises:
         InputError: no engine is called so, or what it needs is not installed.
@@ -63,6 +63,7 @@ def find(names: Sequence[str] | None = None) -> tuple[Engine, ...]:
     """
     if names is None:
         return tuple(engine for engine in ENGINES if engine.available())
+    names = (names,) if isinstance(names, str) else names
     known = {engine.name: engine for engine in ENGINES}
     for name in names:
         if not isinstance(name, str) or name not in known:
