@@ -113,9 +113,6 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
     np.testing.assert_allclose(load(exported.path, tune=True).run({"x": x})["output_0"], expected, atol=1e-5)
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-=======
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_default_one(tmp_path, kind):
     graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
@@ -174,8 +171,7 @@ def with_every_layer_on(engine: str, data: bytes) -> bytes:
     return rewritten(files, manifest)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
->>>>>>> fix-B
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
     alone, inside = kind(48, 40, 2, bidirectional=True), nn.Sequential(OrderedDict(words=kind(48, 40), last=Last()))
     own = kind.__name__.lower()

@@ -435,7 +435,7 @@ class TestExport:
         nn.init.zeros_(transposed.weight)
         graph = capture(nn.Sequential(transposed), (torch.randn(2, 16, 9),))
         exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
-        assert "0.weight runs dense: ConvTranspose has no sparse form" in exported.lines()
+        assert "0.weight: dense: ConvTranspose has no sparse form" in exported.lines()
 
     def test_a_layer_without_bias_has_its_name_though_the_converter_transposes_its_weight(self, tmp_path):
         layers = {"first": nn.Linear(48, 32, bias=False), "second": nn.Linear(32, 32, bias=False)}

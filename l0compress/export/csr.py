@@ -106,7 +106,7 @@ class ExportedBundle(Exported):
         if self.manifest.layers:
             return lines
         if self.manifest.whys:
-            return (*lines, *(f"{name} runs {why}" for name, why in self.manifest.whys.items()))
+            return (*lines, *(f"{name}: {why}" for name, why in self.manifest.whys.items()))
         return (
             *lines,
             f"nothing runs sparse, since no float32 weight of {FEWEST_ELEMENTS} numbers or more has {FEWEST_ZEROS:.0%} "
