@@ -61,7 +61,6 @@ BUNDLES = (
         (FORMAT, "not_onnx"),
     ),
     Mutant("../runtime/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
-    Mutant("../runtime/segments.py", "END_ON_EMPTY.isdisjoint(operators_of(graph))", "True", (RECURRENT, "no_step")),
     Mutant("../runtime/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
     Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
