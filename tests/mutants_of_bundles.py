@@ -27,7 +27,12 @@ BUNDLES = (
         (FORMAT, "int8"),
     ),
     Mutant(CODING, "not np.isfinite(values).all() and spec.nonzeros is not None", "False", (FORMAT, "finite")),
-    Mutant(ARCHIVE, "if len(self._members) != len(members):", "if False:", (HOSTILE, "two_members")),
+    Mutant(
+        ARCHIVE,
+        "if len({member.filename for member in members}) != len(members):",
+        "if False:",
+        (HOSTILE, "two_members"),
+    ),
     Mutant(ARCHIVE, "if not _NAME.fullmatch(name):", "if False:", (HOSTILE, "names_that")),
     Mutant(
         ARCHIVE,
