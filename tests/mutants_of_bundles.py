@@ -27,7 +27,12 @@ BUNDLES = (
         (FORMAT, "int8"),
     ),
     Mutant(CODING, "not np.isfinite(values).all() and spec.nonzeros is not None", "False", (FORMAT, "finite")),
-    Mutant(ARCHIVE, "if len(self._members) != len(members):", "if False:", (HOSTILE, "two_members")),
+    Mutant(
+        ARCHIVE,
+        "if len({member.filename for member in members}) != len(members):",
+        "if False:",
+        (HOSTILE, "two_members"),
+    ),
     Mutant(ARCHIVE, "if not _NAME.fullmatch(name):", "if False:", (HOSTILE, "names_that")),
     Mutant(
         ARCHIVE,
@@ -61,7 +66,6 @@ BUNDLES = (
         (FORMAT, "not_onnx"),
     ),
     Mutant("../runtime/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
-    Mutant("../runtime/segments.py", "END_ON_EMPTY.isdisjoint(operators_of(graph))", "True", (RECURRENT, "no_step")),
     Mutant("../runtime/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
     Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
