@@ -414,7 +414,7 @@ class TestExport:
         ("options", "message"),
         [
             ({"storage": "float8"}, "no storage 'float8'"),
-            ({"threads": 0}, "0 threads"),
+            ({"threads": 0}, "threads=0: expected a whole number"),
             ({"engines": ("blas",)}, "no engine 'blas'"),
         ],
     )
