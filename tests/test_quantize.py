@@ -21,7 +21,7 @@ from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, SurgeryError
 from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
-from l0compress.export.quantize import Int8, difference, quantize_onnx
+from l0compress.export.quantize import Int8, quantize_onnx, rms_difference
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, capture
 from l0compress.loading import load_data
@@ -189,7 +189,7 @@ class TestQuantizeOnnx:
         assert sorted(file.name for file in tmp_path.iterdir()) == [
             "int8.onnx", "int8.onnx.data", "large.onnx", "large.onnx.data"
         ]  # fmt: skip
-        assert difference(OnnxSession(path)(x)["output_0"], OnnxSession(source)(x)["output_0"]) < 0.05
+        assert rms_difference(OnnxSession(path)(x)["output_0"], OnnxSession(source)(x)["output_0"]) < 0.05
 
     @pytest.mark.parametrize(
         "fault, error, message",

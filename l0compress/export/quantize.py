@@ -162,7 +162,7 @@ def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
             "Export it without --quantize."
         ) from error
     for name, values in expected.items():
-        share = difference(got[name], values)
+        share = rms_difference(got[name], values)
         if share > LARGEST_SHARE:
             raise NotEqualError(
                 f"The int8 form of {exact.path.name} computes something else: output {name!r} differs from the float "
@@ -171,7 +171,7 @@ def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
             )
 
 
-def difference(got: Tensor, expected: Tensor) -> float:
+def rms_difference(got: Tensor, expected: Tensor) -> float:
     """How far values are from those expected, by root mean squares: 1 is as far as zeros are.
 
     One sample that falls on the other side of a threshold may differ by all of the largest output; it takes many to
@@ -179,7 +179,7 @@ def difference(got: Tensor, expected: Tensor) -> float:
 
     Example:
         >>> import torch
-        >>> difference(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
+        >>> rms_difference(torch.tensor([3.0, 5.0]), torch.tensor([3.0, 4.0]))
         0.2
     """
     finite = expected.isfinite()

@@ -17,12 +17,12 @@ from torch import Tensor
 from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
 from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
+from l0compress.runtime.tuning import example_shape
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
 QUANTIZATION_KEY = "l0compress.quantization"
 TOLERANCE_KEY = "l0compress.tolerance"
 EXAMPLE_KEY = "l0compress.example"
-EXAMPLE_LENGTH = 16
 
 _DTYPES = {
     "tensor(float)": torch.float32,
@@ -185,8 +185,7 @@ def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
 
     def fill(spec: TensorSpec) -> Tensor:
-        free = (batch_size, *(spec.example or (EXAMPLE_LENGTH,) * len(spec.shape))[1:])
-        shape = [free[dim] if size is None else size for dim, size in enumerate(spec.shape)]
+        shape = example_shape(spec.shape, spec.example, batch_size)
         if spec.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(spec.dtype)
         return torch.zeros(shape, dtype=spec.dtype)

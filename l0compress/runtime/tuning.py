@@ -92,8 +92,7 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
     generator = np.random.default_rng(seed)
 
     def fill(port: Port) -> Array:
-        free = (batch_size, *(port.example or (EXAMPLE_LENGTH,) * len(port.shape))[1:])
-        shape = tuple(size if isinstance(size, int) else free[dim] for dim, size in enumerate(port.shape))
+        shape = example_shape(port.shape, port.example, batch_size)
         if prod(shape) > MOST_EXAMPLE_ELEMENTS:
             raise FormatError(f"takes an input of shape {shape}, which is too large to time")
         if port.dtype.startswith("float"):
@@ -101,6 +100,17 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
         return np.zeros(shape, port.dtype)
 
     return {port.name: fill(port) for port in ports}
+
+
+def example_shape(sizes: Sequence[int | str | None], example: tuple[int, ...], batch_size: int) -> tuple[int, ...]:
+    """Sizes for an input that leaves some free (a name, or None): its batch, those of an example, or else 16.
+
+    Example:
+        >>> example_shape(("batch", 3, "length"), (2, 3, 7), 5), example_shape((None, None), (), 5)
+        ((5, 3, 7), (5, 16))
+    """
+    free = (batch_size, *(example or (EXAMPLE_LENGTH,) * len(sizes))[1:])
+    return tuple(size if isinstance(size, int) else free[dim] for dim, size in enumerate(sizes))
 
 
 def plan_call(parts: Parts, plan: tuple[Step, ...], inputs: Mapping[str, Array]) -> Callable[[], Any]:
