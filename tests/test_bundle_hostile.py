@@ -17,7 +17,7 @@ from bundles import mlp_bundle
 from hostile import fuzz, members, rewritten
 from onnx import TensorProto, helper
 
-from l0compress.errors import RunError
+from l0compress.errors import InputError, RunError
 from l0compress.runtime import load
 from l0compress.runtime.archive import write_zip
 from l0compress.runtime.bundle import read_manifest
@@ -197,6 +197,8 @@ class TestManifests:
             (("layers", "l0", "weight"), "none", "tensor 'none' that there is not"),
             (("layers", "l0", "dense"), "s0", "no segment that computes the same"),
             (("layers", "l0", "groups"), 0, "groups is 0"),
+            (("layers", "l0", "flat_from"), -1, "flat_from is -1, expected a whole number from 0 to 16"),
+            (("layers", "l0", "flat_from"), [1], "flat_from is"),
             (("layers", "l0", "kind"), "recurrent", "an object for a recurrent layer, and null otherwise"),
             (("layers", "l0", "inputs"), ["input", "input"], "expected different values"),
             (("layers", "l0", "inputs"), ["input", "other"], "expected one value, as outputs"),
@@ -228,6 +230,22 @@ class TestManifests:
             manifest[last] = value
 
         refused(edited(original, change), tmp_path, message)
+
+    def test_only_a_linear_layer_flattens_its_input(self, original, tmp_path):
+        def change(manifest: Any) -> None:
+            manifest["layers"]["l0"].update(kind="embedding", flat_from=1)
+
+        refused(edited(original, change), tmp_path, "flat_from is 1, expected null but for a linear layer")
+
+    @pytest.mark.parametrize("flat_from", [0, 2, 16])
+    def test_an_input_that_is_flattened_to_another_width(self, original, tmp_path, flat_from):
+        def change(manifest: Any) -> None:
+            manifest["layers"]["l0"]["flat_from"] = flat_from
+
+        path = tmp_path / "flat.l0c"
+        path.write_bytes(edited(original, change))
+        with pytest.raises(InputError, match=r"layer '0' with the input input: a sparse linear layer takes float32"):
+            load(path).run({"input": np.zeros((3, 48), np.float32)})
 
     def test_a_step_twice(self, original, tmp_path):
         def change(manifest: Any) -> None:

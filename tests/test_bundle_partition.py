@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from l0compress.export.partition.candidates import find_candidates
 from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.cut import Cut, Types, cut
 from l0compress.export.partition.flow import flow_of
+from l0compress.export.partition.views import flattened_from
 from l0compress.graph import capture
 from l0compress.runtime import load
 from l0compress.runtime.archive import Archive, FormatError
@@ -262,6 +264,79 @@ def test_a_bias_with_leading_ones_is_part_of_a_product_that_has_as_many_dimensio
     got, expected = load(tmp_path / "model.l0c").run({"x": x.numpy()})["output_0"], model(x).detach().numpy()
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
+class Reshaped(nn.Module):
+    """A product with what a function makes of the input."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], width: int) -> None:
+        super().__init__()
+        self.function, self.linear = function, nn.Linear(width, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.linear(self.function(x)))
+
+
+@pytest.mark.parametrize(
+    ("function", "width", "flat_from"),
+    [
+        (lambda x: x.flatten(1), 60, 1),
+        (lambda x: x.flatten(2), 20, 2),
+        (lambda x: x.reshape(x.shape[0], -1), 60, 1),
+        (lambda x: x.view(-1, 3, 20), 20, 2),
+        (lambda x: x.reshape(-1, 20), 20, None),
+        (lambda x: x.reshape(-1, 5, 12), 12, None),
+        (lambda x: x.flatten(1, 2), 5, None),
+        (lambda x: x.transpose(1, 3).flatten(1), 60, 1),
+        (lambda x: x.unflatten(1, (1, 3)).flatten(2), 60, None),
+    ],
+)
+def test_a_layer_flattens_its_input_itself_and_takes_no_other_view(tmp_path, function, width, flat_from):
+    model = randomised(Reshaped(function, width))
+    exported = export_csr(capture(model, (torch.randn(2, 3, 4, 5),)), tmp_path / "model.l0c", settings=SPARSE)
+    (layer,) = exported.manifest.layers.values()
+    assert (layer.flat_from, layer.activation) == (flat_from, "relu")
+    bundle = load(tmp_path / "model.l0c")
+    for batch_size in (1, 3):
+        x = torch.randn(batch_size, 3, 4, 5)
+        expected = model(x).detach().numpy()
+        got = bundle.run({"x": x.numpy()})["output_0"]
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
+
+
+def test_a_flattening_layer_takes_no_sample(tmp_path):
+    graph = capture(randomised(Reshaped(nn.Flatten(), 60)), (torch.randn(2, 3, 4, 5),))
+    export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    got = load(tmp_path / "model.l0c").run({"x": np.zeros((0, 3, 4, 5), np.float32)})["output_0"]
+    assert got.shape == (0, 64)
+
+
+def test_a_flattening_that_something_else_reads_is_left(tmp_path):
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(60, 60)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            flat = x.flatten(1)
+            return self.linear(flat) + flat
+
+    exported = export_csr(
+        capture(randomised(Both()), (torch.randn(2, 3, 4, 5),)), tmp_path / "model.l0c", settings=SPARSE
+    )
+    assert [layer.flat_from for layer in exported.manifest.layers.values()] == [None]
+
+
+def test_with_allowzero_a_zero_in_a_shape_is_a_size():
+    """Without it, it is the size that was there."""
+    shape = numpy_helper.from_array(np.array([0, 12], np.int64), "shape")
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [0, 3, 4])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    for allowzero, expected in ((0, 1), (1, None)):
+        node = helper.make_node("Reshape", ["x", "shape"], ["y"], allowzero=allowzero)
+        graph = helper.make_graph([node], "g", [value], [result], [shape])
+        assert flattened_from(flow_of(helper.make_model(graph)), 0) == expected
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])

@@ -28,7 +28,7 @@ from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
-from l0compress.runtime import load
+from l0compress.runtime import load, tuning
 from l0compress.runtime.archive import Archive
 from l0compress.runtime.bundle import from_files, read_manifest
 from l0compress.runtime.engines import find
@@ -296,6 +296,14 @@ class TestChoices:
         bundle = load(path, engine="scipy", tune=True)
         assert among == [(1, ["scipy"])]
         assert set(bundle.engines()[1].values()) == {"dense"}
+
+    @pytest.mark.parametrize(("split_ms", "chosen"), [(0.94, "scipy"), (0.96, "dense"), (1.5, "dense")])
+    def test_tuning_cuts_the_model_where_it_clearly_gains(self, path, monkeypatch, split_ms, chosen):
+        monkeypatch.setattr(
+            tuning, "layer_medians", lambda parts, *_: {name: {"scipy": 1.0} for name in parts.manifest.layers}
+        )
+        monkeypatch.setattr(tuning, "medians_ms", lambda runs, **_: dict.fromkeys(runs, split_ms) | {"whole": 1.0})
+        assert set(load(path, tune=True).engines()[1].values()) == {chosen}
 
     def test_a_layer_that_an_engine_does_not_support_runs_on_the_default_one_and_says_so(self, tmp_path):
         model, call = NETWORKS["attention"]()

@@ -65,7 +65,7 @@ def test_a_product_writes_its_part_of_the_output_alone(rng, rows, batch):
     layer = SparseLinear(sparse_matrix(rng, (rows + 7, 21), 0.5))
     x, y = holding(noise(rng, batch + 2, 21)), Fenced(batch + 2, rows + 7)
     packed, sums = Fenced(21 * 64), Fenced(64 * 64)
-    part = kernels.Part(1, 1 + batch, 3, 3 + rows)
+    part = (1, 1 + batch, 3, 3 + rows)
     memory = (packed.array, sums.array)
     kernels.batch_product(numba_engine._weights(layer, kernels), x, part, False, memory, y.array)
     expected = np.full(y.array.shape, 123.0)
@@ -91,7 +91,7 @@ def test_images_read_in_place_are_not_left(rng, places, span):
     conv = numba_engine.NumbaConv(layer, 1, kernels)
     weights = conv._weights(lambda channel, _row, _column: channel * places)
     x, y, sums = holding(noise(rng, 2, 5, places)), Fenced(2, 6, places), Fenced(64)
-    kernels.pointwise(weights, x, kernels.Part(0, 2 * -(-places // span), 0, 6), span, sums.array, y.array)
+    kernels.pointwise(weights, x, (0, 2 * -(-places // span), 0, 6), span, sums.array, y.array)
     np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
     assert y.is_intact() and sums.is_intact()
 
@@ -106,9 +106,7 @@ def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
     assert plan.units > 1 or prod(size) < 200
     packed, sums = Fenced(plan.packed), Fenced(plan.sums)
     x, y = holding(noise(rng, 2, 4, *size)), Fenced(2, 6, *plan.size)
-    kernels.convolve(
-        plan.weights, x, kernels.Part(0, 2 * plan.units, 0, 6), plan.window, (packed.array, sums.array), y.array
-    )
+    kernels.convolve(plan.weights, x, (0, 2 * plan.units, 0, 6), plan.window, (packed.array, sums.array), y.array)
     np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
     assert y.is_intact() and packed.is_intact() and sums.is_intact()
 

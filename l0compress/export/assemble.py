@@ -85,6 +85,8 @@ class Members:
             candidate.activation,
             self.segment(segment(self.flow, self.types, candidate.nodes)),
         )
+        if candidate.flat_from is not None:
+            step = replace(step, flat_from=candidate.flat_from)
         if window is not None:
             step = replace(step, **window.__dict__)
         if candidate.recurrence is not None:

@@ -14,13 +14,11 @@ from l0compress.runtime.archive import FormatError
 from l0compress.runtime.manifest import DENSE, LayerTiming, Manifest, PlanTiming, Step
 from l0compress.runtime.parts import Parts
 from l0compress.runtime.timing import medians_ms
-from l0compress.runtime.tuning import SECONDS_A_PLAN, WHOLE, layer_medians, plan_call
+from l0compress.runtime.tuning import SECONDS_A_PLAN, WHOLE, WORTH, layer_medians, plan_call
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
 NO_LIMIT = 2**62
-# What is no faster than this share of the dense model's time is not worth a cut.
-WORTH = 0.98
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class SparseStep:
         dense: the segment that computes the same.
         kernel: of a convolution, as are the others: see :class:`l0compress.runtime.layers.SparseConv`.
         recurrence: of a recurrent layer, and None otherwise.
+        flat_from: of a linear layer: the dimensions of its input from this one on are taken as one; None leaves them.
     """
 
     kind: str
@@ -114,6 +115,7 @@ class SparseStep:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     recurrence: Recurrence | None = None
+    flat_from: int | None = None
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -103,9 +103,11 @@ class Parts:
         if not engine.supports(layer):
             return self._kernel(name, DEFAULT_ENGINE)
         kernel = engine.compile(layer, threads=self.threads or 1)
-        recurrence = self.manifest.layers[name].recurrence
-        if recurrence is not None:
-            return engine_name, partial(_run_recurrent, kernel, recurrence)
+        step = self.manifest.layers[name]
+        if step.recurrence is not None:
+            return engine_name, partial(_run_recurrent, kernel, step.recurrence)
+        if step.flat_from is not None:
+            return engine_name, partial(_run_flattened, kernel, step.flat_from)
         return engine_name, lambda arrays: (kernel(arrays[0]),)
 
     def _segment(self, name: str) -> Run:
@@ -167,6 +169,11 @@ def _fits(step: SparseStep, shape: tuple[int, ...]) -> bool:
 def _run_recurrent(kernel: Kernel, recurrence: Recurrence, arrays: Sequence[Array]) -> Sequence[Array]:
     made = kernel(arrays[0], *(arrays[at] if at else None for at in recurrence.states))
     return [made[at] for at in recurrence.makes]
+
+
+def _run_flattened(kernel: Kernel, flat_from: int, arrays: Sequence[Array]) -> Sequence[Array]:
+    shape = arrays[0].shape
+    return (kernel(arrays[0].reshape(*shape[:flat_from], prod(shape[flat_from:]))),)
 
 
 def _layer_of(step: SparseStep, stored: Sequence[Stored], bias: Array | None) -> Layer:

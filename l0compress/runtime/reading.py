@@ -163,6 +163,7 @@ def _layer(entry: Fields) -> SparseStep:
         entry.integers("dilation", 1),
         entry.integer("groups", 1),
         entry.optional("recurrence", _recurrence),
+        entry.optional_integer("flat_from", 0, MOST_DIMS),
     )
     _check_ends(entry, step)
     return step
@@ -181,6 +182,8 @@ def _recurrence(entry: Fields) -> Recurrence:
 def _check_ends(entry: Fields, step: SparseStep) -> None:
     """A layer reads and makes one value, but for a recurrent one, which says what its values are."""
     recurrence = step.recurrence
+    if step.flat_from is not None and step.kind != "linear":
+        raise entry.wrong("flat_from", "null but for a linear layer")
     if (step.kind == "recurrent") != (recurrence is not None):
         raise entry.wrong("recurrence", "an object for a recurrent layer, and null otherwise")
     if len(set(step.inputs)) != len(step.inputs):

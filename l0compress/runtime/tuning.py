@@ -21,6 +21,9 @@ Array = NDArray[Any]
 
 # Every candidate a layer, and the model as one dense graph.
 SPLIT, WHOLE = "split", "whole"
+# What takes more than this share of the dense model's time is not worth a cut: two equal programs differ by a few per
+# cent from one process to the next.
+WORTH = 0.95
 SECONDS_A_LAYER = 0.15
 SECONDS_A_PLAN = 1.0
 EXAMPLE_LENGTH = 16
@@ -61,7 +64,9 @@ def best_plan(parts: Parts, batch_size: int, engines: Sequence[str]) -> tuple[St
         candidates[SPLIT] = on_fastest(manifest.plans[SPLIT], table)
     runs = {name: plan_call(parts, plan, inputs) for name, plan in candidates.items()}
     medians = medians_ms(runs, max_seconds=SECONDS_A_PLAN)
-    return candidates[min(medians, key=medians.__getitem__)]
+    fastest = min(medians, key=medians.__getitem__)
+    is_worth_it = WHOLE not in medians or medians[fastest] <= WORTH * medians[WHOLE]
+    return candidates[fastest if is_worth_it else WHOLE]
 
 
 def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]]) -> tuple[Step, ...]:

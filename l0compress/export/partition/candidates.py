@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -14,7 +13,9 @@ from onnx import TensorProto, helper
 
 from l0compress.export.partition.constants import parameter_of
 from l0compress.export.partition.flow import Flow
+from l0compress.export.partition.names import layer_name, recurrent_name, spoken
 from l0compress.export.partition.recurrent import RECURRENT, recurrence_of, weights_of, why_dense
+from l0compress.export.partition.views import flattened_from
 from l0compress.runtime.manifest import Recurrence
 
 # Below this share of zeros no engine gains, and below this size no layer is worth a step of its own.
@@ -41,6 +42,7 @@ class Candidate:
         zeros: share of exact zeros in the weight, of a recurrent node in both weights together.
         window: of a convolution: kernel, stride, padding, dilation and groups.
         recurrence: of a recurrent node, with its second weight by its name in the graph.
+        flat_from: the dimensions of the input from this one on are taken as one; None leaves it as it is.
     """
 
     kind: str
@@ -55,6 +57,7 @@ class Candidate:
     zeros: float = 0.0
     window: Window | None = None
     recurrence: Recurrence | None = None
+    flat_from: int | None = None
 
     def scale_axes(self) -> dict[str, int]:
         """For each of its constants that may be stored with a scale an output, the dimension of the outputs."""
@@ -102,7 +105,7 @@ def find_candidates(flow: Flow, *, activations: tuple[str, ...] = ("relu",)) -> 
             try:
                 candidate = _candidate(flow, index, node, name, zeros, activations)
             except _Unfit as reason:
-                reasons[_spoken(flow, name, node)] = f"{node.op_type} {reason}"
+                reasons[spoken(flow, name, node)] = f"{node.op_type} {reason}"
                 continue
             if taken.isdisjoint(candidate.nodes):
                 candidates.append(candidate)
@@ -136,7 +139,7 @@ def _candidate(
     if reader is None:
         raise _Unfit("has no sparse form")
     _check_finite(flow, weight)
-    return _with_activation(flow, reader(flow, index, node, weight, zeros), activations)
+    return _flattening(flow, _with_activation(flow, reader(flow, index, node, weight, zeros), activations))
 
 
 def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: float) -> Candidate:
@@ -149,7 +152,7 @@ def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, _outputs(flow, weight, transposed)):
         raise _Unfit("adds what is not one finite constant an output")
-    name = _layer_name(flow, weight, bias, node.output[0])
+    name = layer_name(flow, weight, bias, node.output[0])
     return Candidate(
         "linear", name, (index,), (node.input[0],), (node.output[0],), weight, transposed, bias, None, zeros
     )
@@ -167,7 +170,7 @@ def _matmul(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
         adds = len(other) == 1 and _is_vector(flow, other[0], _outputs(flow, weight, True))
         if adds and not _adds_dimensions(flow, other[0], output):
             bias, nodes, output = other[0], (index, follower), flow.nodes[follower].output[0]
-    name = _layer_name(flow, weight, bias, output)
+    name = layer_name(flow, weight, bias, output)
     return Candidate("linear", name, nodes, (node.input[0],), (output,), weight, True, bias, None, zeros)
 
 
@@ -191,7 +194,7 @@ def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
         tuple(given.get("dilations") or [1] * rank),
         given.get("group", 1),
     )
-    name = _layer_name(flow, weight, bias, node.output[0])
+    name = layer_name(flow, weight, bias, node.output[0])
     return Candidate(
         "conv", name, (index,), (node.input[0],), (node.output[0],), weight, False, bias, None, zeros, window
     )
@@ -202,7 +205,7 @@ def _gather(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: fl
         raise _Unfit("does not look up rows of a matrix")
     if node.input[1] in flow.constants:
         raise _Unfit("looks up the same rows every time")
-    name = _layer_name(flow, weight, None, node.output[0])
+    name = layer_name(flow, weight, None, node.output[0])
     return Candidate("embedding", name, (index,), (node.input[1],), (node.output[0],), weight, zeros=zeros)
 
 
@@ -217,7 +220,7 @@ def _recurrent(flow: Flow, index: int, node: onnx.NodeProto, _: str, _zeros: flo
     _check_finite(flow, *(name for name in (weight, recurrent, bias) if name is not None))
     inputs, outputs, recurrence = recurrence_of(flow, node)
     constants = [parameter_of(flow, name) for name in (weight, recurrent, bias) if name is not None]
-    name = _recurrent_name(constants, node) or _layer_name(flow, weight, bias, outputs[0])
+    name = recurrent_name(constants, node) or layer_name(flow, weight, bias, outputs[0])
     return Candidate(
         "recurrent", name, (index,), inputs, outputs, weight, bias=bias, zeros=zeros, recurrence=recurrence
     )
@@ -239,8 +242,20 @@ def _with_activation(flow: Flow, candidate: Candidate, activations: tuple[str, .
     if found is None or found[0] not in activations:
         return candidate
     activation, nodes = found
-    values = {**candidate.__dict__, "activation": activation, "nodes": (*candidate.nodes, *nodes)}
-    return Candidate(**{**values, "outputs": (flow.nodes[nodes[-1]].output[0],)})
+    outputs = (flow.nodes[nodes[-1]].output[0],)
+    return replace(candidate, activation=activation, nodes=(*candidate.nodes, *nodes), outputs=outputs)
+
+
+def _flattening(flow: Flow, candidate: Candidate) -> Candidate:
+    """With the flattening of its input, which would otherwise be a dense graph of its own."""
+    maker = flow.makers.get(candidate.inputs[0])
+    if candidate.kind != "linear" or maker is None or flow.only_reader(candidate.inputs[0]) is None:
+        return candidate
+    flat_from = flattened_from(flow, maker)
+    if flat_from is None:
+        return candidate
+    inputs = (flow.nodes[maker].input[0],)
+    return replace(candidate, inputs=inputs, nodes=(maker, *candidate.nodes), flat_from=flat_from)
 
 
 def _activation(flow: Flow, value: str) -> tuple[str, tuple[int, ...]] | None:
@@ -281,28 +296,4 @@ def _is_vector(flow: Flow, name: str, size: int) -> bool:
 def _adds_dimensions(flow: Flow, constant: str, value: str) -> bool:
     """Whether a constant has, or may have, more dimensions than a value, which gets them with the constant."""
     rank = len(flow.constants[constant].dims)
-    known = next((info.type.tensor_type for info in flow.model.graph.value_info if info.name == value), None)
-    return rank > 1 and (known is None or not known.HasField("shape") or rank > len(known.shape.dim))
-
-
-def _layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:
-    """The user's name where a parameter still bears it, or else that of the value that the layer makes."""
-    for name in (weight, bias):
-        parameter = "" if name is None else parameter_of(flow, name)
-        if "." in parameter:
-            return parameter.rpartition(".")[0]
-    return output
-
-
-def _recurrent_name(parameters: list[str], node: onnx.NodeProto) -> str | None:
-    """``lstm.l1`` for ``lstm.weight_ih_l1``: PyTorch's modules have several layers, of which each is a node."""
-    for parameter in parameters:
-        found = re.fullmatch(r"(?:(.+)\.)?(?:weight|bias)_[ih]h_(l\d+)(?:_reverse)?", parameter)
-        if found is not None:
-            return f"{found[1] or node.op_type.lower()}.{found[2]}"
-    return None
-
-
-def _spoken(flow: Flow, name: str, node: onnx.NodeProto) -> str:
-    parameter = parameter_of(flow, name)
-    return parameter if "." in parameter else next(filter(None, node.output), name)
+    return rank > 1 and rank > len(flow.shapes.get(value, ()))

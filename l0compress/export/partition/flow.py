@@ -23,6 +23,7 @@ class Flow:
         readers: the nodes that read a value, by the value's name.
         constants: initializers by name.
         outputs: names of the graph's outputs.
+        shapes: of the values that the graph describes; a size is a number, the name of a free one, or None.
     """
 
     model: onnx.ModelProto
@@ -32,6 +33,7 @@ class Flow:
     readers: dict[str, tuple[int, ...]]
     constants: dict[str, onnx.TensorProto]
     outputs: frozenset[str]
+    shapes: dict[str, tuple[int | str | None, ...]]
 
     def array(self, name: str) -> NDArray[np.generic]:
         """A constant's values."""
@@ -63,12 +65,23 @@ def flow_of(model: onnx.ModelProto) -> Flow:
             readers.setdefault(name, []).append(index)
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     outputs = frozenset(value.name for value in model.graph.output)
-    return Flow(model, nodes, reads, makers, {k: tuple(v) for k, v in readers.items()}, constants, outputs)
+    return Flow(
+        model, nodes, reads, makers, {k: tuple(v) for k, v in readers.items()}, constants, outputs, _shapes(model.graph)
+    )
 
 
 def has_inner_graph(node: onnx.NodeProto) -> bool:
     """Whether a node has graphs of its own."""
     return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
+
+
+def _shapes(graph: onnx.GraphProto) -> dict[str, tuple[int | str | None, ...]]:
+    described = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info, *graph.output)}
+    return {
+        name: tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in kind.shape.dim)
+        for name, kind in described.items()
+        if kind.HasField("shape")
+    }
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -13,22 +13,26 @@ from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear,
 
 Array = NDArray[Any]
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 def linear_input(layer: SparseLinear, x: Array) -> Array:
     """x as contiguous rows of shape (n, in)."""
     columns = layer.shape[1]
-    if x.dtype != np.float32 or x.ndim < 1 or x.shape[-1] != columns:
+    if x.dtype != _FLOAT32 or x.ndim < 1 or x.shape[-1] != columns:
         raise InputError(
             f"a sparse linear layer takes float32 (..., {columns}) and was given {x.dtype} {x.shape}. "
             "Nothing was computed. Pass an array of that shape and dtype."
         )
+    if x.ndim == 2 and x.flags.c_contiguous:
+        return x
     return np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), columns)
 
 
 def conv_input(layer: SparseConv, x: Array) -> Array:
     """x as a contiguous array of shape (n, channels, *spatial)."""
     dims = len(layer.kernel)
-    if x.dtype != np.float32 or x.ndim != dims + 2 or x.shape[1] != layer.channels:
+    if x.dtype != _FLOAT32 or x.ndim != dims + 2 or x.shape[1] != layer.channels:
         raise InputError(
             f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions) and was given "
             f"{x.dtype} {x.shape}. Nothing was computed. Pass an array of that shape and dtype."
@@ -51,7 +55,7 @@ def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
 
 def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None, ...]) -> tuple[Array, list[Array]]:
     """x as contiguous (length, batch, in), and copies of the states (directions, batch, hidden), zeros for None."""
-    if x.dtype != np.float32 or x.ndim != 3 or x.shape[2] != layer.columns:
+    if x.dtype != _FLOAT32 or x.ndim != 3 or x.shape[2] != layer.columns:
         raise InputError(
             f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}) and was given {x.dtype} "
             f"{x.shape}. Nothing was computed. Pass an array of that shape and dtype."

@@ -77,8 +77,8 @@ class Plan:
 
     image: Pair  # as the kernel takes it; places of which each is read alone may be one line
     size: Pair  # of the output, likewise
-    weights: Any
-    window: Any
+    weights: tuple[Any, ...]
+    window: tuple[Any, ...] | None
     span: int
     units: int  # bands or spans an image
     packed: int  # floats of scratch memory
@@ -114,9 +114,9 @@ class NumbaConv:
         if not units or not rows:
             return []
         if units >= threads:
-            return [self._kernels.Part(*part, 0, rows) for part in split_evenly(units, threads, 1)]
+            return [(*part, 0, rows) for part in split_evenly(units, threads, 1)]
         row_ranges = self._row_ranges(-(-threads // units))
-        return [self._kernels.Part(unit, unit + 1, *part) for unit in range(units) for part in row_ranges]
+        return [(unit, unit + 1, *part) for unit in range(units) for part in row_ranges]
 
     def _run(self, plan: Plan, x: Array, part: Any, y: Array) -> None:
         packed, sums = scratch(plan.packed, plan.sums)
@@ -171,7 +171,7 @@ class NumbaConv:
         widest = self._kernels.WIDEST
         packed = images * rows * pitch + widest  # a last tile reads a little beyond the last place
         sums = band * pitch + widest
-        return Plan(geometry.image, geometry.size, self._weights(offset), window, 0, prod(bands), packed, sums)
+        return Plan(geometry.image, geometry.size, self._weights(offset), tuple(window), 0, prod(bands), packed, sums)
 
     def _weights(self, offset: Any) -> Any:
         """The weight with an offset into an image in place of each index."""
@@ -182,7 +182,7 @@ class NumbaConv:
         channel, position = np.divmod(layer.weight.indices.astype(np.int64), kernel_rows * kernel_columns)
         channel += group * (columns // (kernel_rows * kernel_columns))
         offsets = offset(channel, position // kernel_columns, position % kernel_columns)
-        return self._kernels.Weights(
+        weights = self._kernels.Weights(
             layer.weight.data,
             offsets.astype(np.int32 if offsets.max(initial=0) < 1 << 31 else np.int64),
             layer.weight.indptr.astype(np.int64),
@@ -190,3 +190,4 @@ class NumbaConv:
             np.zeros(rows, np.float32) if layer.bias is None else layer.bias,
             self._kernels.NUMBERS[layer.activation],
         )
+        return tuple(weights)

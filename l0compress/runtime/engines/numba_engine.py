@@ -29,6 +29,9 @@ from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, Sparse
 
 Array = NDArray[Any]
 
+# Sizes of batch whose plans are kept.
+KEPT_PLANS = 64
+
 
 @dataclass(frozen=True)
 class NumbaEngine:
@@ -73,10 +76,10 @@ def _kernels(name: str = "numba_kernels") -> ModuleType:
 
 
 def _weights(layer: SparseLinear | SparseEmbedding, kernels: ModuleType) -> Any:
-    """The layer's weight as the kernels take it, column numbers in two bytes where they fit."""
+    """The fields of Weights for a layer, column numbers in two bytes where they fit."""
     weight = layer.weight
     rows, columns = matrix_shape(weight)
-    return kernels.Weights(
+    weights = kernels.Weights(
         weight.data,
         weight.indices.astype(np.uint16 if columns <= 1 << 16 else np.int32),
         weight.indptr.astype(np.int64),
@@ -84,6 +87,17 @@ def _weights(layer: SparseLinear | SparseEmbedding, kernels: ModuleType) -> Any:
         np.zeros(rows, np.float32) if isinstance(layer, SparseEmbedding) or layer.bias is None else layer.bias,
         kernels.NUMBERS[None if isinstance(layer, SparseEmbedding) else layer.activation],
     )
+    return tuple(weights)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a batch of one size is multiplied: by which parts, and with how much scratch memory a part."""
+
+    threads: int
+    parts: tuple[tuple[int, int, int, int], ...]
+    memory: tuple[int, int]
+    packs_all: bool  # A part packs the whole batch: parts that one thread runs can share it.
 
 
 class _Linear:
@@ -91,45 +105,52 @@ class _Linear:
 
     def __init__(self, layer: SparseLinear, threads: int, kernels: ModuleType) -> None:
         self._layer, self._threads, self._kernels = layer, threads, kernels
+        self._rows = layer.shape[0]
         self._weights = _weights(layer, kernels)
-        self._row_ranges = lru_cache(maxsize=None)(partial(split_rows, self._weights.starts))
+        self._plan = lru_cache(maxsize=KEPT_PLANS)(self._planned)
         for samples in (1, 2):
             self(np.zeros((samples, layer.shape[1]), np.float32))
 
     def __call__(self, x: Array) -> Array:
         samples = linear_input(self._layer, x)
-        rows, _ = self._layer.shape
-        y = np.empty((len(samples), rows), np.float32)
-        run = self._one if len(samples) == 1 else partial(self._batch, set())
+        y = np.empty((len(samples), self._rows), np.float32)
+        plan = self._plan(len(samples))
+        run = self._one if len(samples) == 1 else partial(self._batch, plan, set())
+        if len(plan.parts) == 1:
+            run(samples, y, plan.parts[0])
+        else:
+            run_parts([partial(run, samples, y, part) for part in plan.parts], threads=plan.threads)
+        return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self._rows)
+
+    def _planned(self, samples: int) -> _Plan:
+        columns = self._layer.shape[1]
         # A nonzero costs about as much for one sample as for the lanes of half a register.
-        work = self._layer.weight.nnz * max(len(samples), 8) // 32
+        work = self._layer.weight.nnz * max(samples, 8) // 32
         threads = min(self._threads, 1 + work // WORTH_A_THREAD)
-        parts = [partial(run, samples, part, y) for part in self._parts(len(samples), threads)]
-        run_parts(parts, threads=threads)
-        return y.reshape(*x.shape[:-1], rows)
-
-    def _parts(self, samples: int, threads: int) -> list[Any]:
-        rows, _ = self._layer.shape
-        if not samples or not rows:
-            return []
-        if samples >= 2 * self._kernels.LANES * threads:
-            return [self._kernels.Part(*part, 0, rows) for part in split_evenly(samples, threads, self._kernels.LANES)]
-        shares = 1 if threads == 1 else threads * PARTS_A_THREAD
-        return [self._kernels.Part(0, samples, *part) for part in self._row_ranges(shares)]
-
-    def _one(self, x: Array, part: Any, y: Array) -> None:
-        self._kernels.vector_product(self._weights, x, part, y)
-
-    def _batch(self, packed_by: set[int], x: Array, part: Any, y: Array) -> None:
-        """``packed_by``: the threads whose scratch memory holds all samples; parts of the same call share it."""
-        columns, samples = x.shape[1], part.end - part.begin
-        width = self._kernels.tile_width(samples, self._kernels.WIDEST)
+        parts = self._parts(samples, threads)
+        most = max((end - begin for begin, end, _, _ in parts), default=0)
+        width = self._kernels.tile_width(most, self._kernels.WIDEST)
         while width > self._kernels.LANES and width * columns > PACKED_FLOATS:
             width //= 2
-        memory = tuple(scratch(width * columns, width * self._kernels.ROWS))
-        thread = get_ident()
+        memory = (width * columns, width * self._kernels.ROWS)
+        return _Plan(threads, tuple(parts), memory, packs_all=samples == most <= width)
+
+    def _parts(self, samples: int, threads: int) -> list[tuple[int, int, int, int]]:
+        if not samples or not self._rows:
+            return []
+        if samples >= 2 * self._kernels.LANES * threads:
+            return [(*part, 0, self._rows) for part in split_evenly(samples, threads, self._kernels.LANES)]
+        shares = 1 if threads == 1 else threads * PARTS_A_THREAD
+        return [(0, samples, *part) for part in split_rows(self._layer.weight.indptr.astype(np.int64), shares)]
+
+    def _one(self, x: Array, y: Array, part: Any) -> None:
+        self._kernels.vector_product(self._weights, x, part, y)
+
+    def _batch(self, plan: _Plan, packed_by: set[int], x: Array, y: Array, part: Any) -> None:
+        """``packed_by``: the threads whose scratch memory holds all samples; parts of the same call share it."""
+        memory, thread = scratch(*plan.memory), get_ident()
         self._kernels.batch_product(self._weights, x, part, thread in packed_by, memory, y)
-        if samples <= width and samples == len(x):
+        if plan.packs_all:
             packed_by.add(thread)
 
 

@@ -3,6 +3,10 @@
 Compiled code is kept on disk, beside this file or in the user's cache folder, for as long as this file does not change:
 who edits numba_simd or numba_vector_math touches it as well. Every kernel lets go of the interpreter's lock. None looks
 at indices: layers are checked when they are made, inputs before a kernel is called.
+
+What an engine passes is plain: numba looks at a named tuple for a microsecond in every call, and at a plain one for a
+tenth of that. A kernel gives the names back. A *part* is what one thread computes: a range of the batch and a range of
+the rows of the weight, (begin, end, first row, last row).
 """
 
 from __future__ import annotations
@@ -46,15 +50,6 @@ class Weights(NamedTuple):
     activation: int
 
 
-class Part(NamedTuple):
-    """What one thread computes: a range of the batch and a range of the rows of the weight."""
-
-    begin: int
-    end: int
-    row: int
-    last_row: int
-
-
 class Window(NamedTuple):
     """How a convolution reads an image: in bands of output, each from a packed copy (channels, phases, rows, pitch).
 
@@ -82,12 +77,12 @@ def tile_width(left: int, widest: int) -> int:
 @compiled
 def vector_product(weights, x, part, y):
     """y[i, row] for a few samples, one at a time."""
-    for i in range(part.begin, part.end):
-        sample = x[i]
-        line = y[i, part.row : part.last_row]
-        for row in range(part.row, part.last_row):
-            line[row - part.row] = _dot(weights, row, sample)
-        activate_(line, weights.activation)
+    held, (begin, end, first, last) = Weights(*weights), part
+    for i in range(begin, end):
+        sample, line = x[i], y[i, first:last]
+        for row in range(first, last):
+            line[row - first] = _dot(held, row, sample)
+        activate_(line, held.activation)
 
 
 @compiled
@@ -159,17 +154,17 @@ def batch_product(weights, x, part, kept, memory, y):
 
     memory is for what is packed and for sums; kept says that the part's samples are packed there already.
     """
+    held, (begin, end, row, last_row) = Weights(*weights), part
     packed, sums = memory
     widest = min(WIDEST, packed.size // max(x.shape[1], 1))
-    begin = part.begin
-    while begin < part.end:
-        width = tile_width(part.end - begin, widest)
-        count = min(width, part.end - begin)
+    while begin < end:
+        width = tile_width(end - begin, widest)
+        count = min(width, end - begin)
         if not kept:
             pack_(x, begin, count, width, packed)
-        for first in range(part.row, part.last_row, ROWS):
-            last = min(first + ROWS, part.last_row)
-            batch_sums(weights, first, last, width, packed, sums)
+        for first in range(row, last_row, ROWS):
+            last = min(first + ROWS, last_row)
+            batch_sums(held, first, last, width, packed, sums)
             unpack_(sums, width, y, begin, count, (first, last - first))
         begin += count
 
@@ -181,23 +176,24 @@ def pointwise(weights, x, part, span, sums, y):
     A part counts spans of places, image after image. An image has at least four places; what is left of a span after
     whole tiles is computed by a tile that begins earlier, and only its new places are kept.
     """
+    held, (first_unit, last_unit, first, last) = Weights(*weights), part
     channels, places, rows = x.shape[1], x.shape[2], y.shape[1]
     spans = (places + span - 1) // span
     source, out = x.reshape(-1), y.reshape(-1)
-    for unit in range(part.begin, part.end):
+    for unit in range(first_unit, last_unit):
         image, begin = unit // spans, unit % spans * span
         size = min(span, places - begin)
         whole = size // 4 * 4
         read = image * channels * places + begin
-        for row in range(part.row, part.last_row):
+        for row in range(first, last):
             written = (image * rows + row) * places + begin
-            _line(weights, row, source, read, out, written, whole)
+            _line(held, row, source, read, out, written, whole)
             if whole < size:
-                _line(weights, row, source, read + size - 4, sums, 0, 4)
+                _line(held, row, source, read + size - 4, sums, 0, 4)
                 for place in range(whole, size):
                     out[written + place] = sums[place - size + 4]
-            if weights.activation:
-                activate_(out[written : written + size], weights.activation)
+            if held.activation:
+                activate_(out[written : written + size], held.activation)
 
 
 @compiled
@@ -232,31 +228,33 @@ def convolve(weights, x, part, window, memory, y):
 
     memory is for what is packed and for sums.
     """
+    held, how, (first_unit, last_unit, first, last) = Weights(*weights), Window(*window), part
     packed, sums = memory
     rows, height, width = y.shape[1:]
-    bands = window.bands[0] * window.bands[1]
+    bands = how.bands[0] * how.bands[1]
     out = y.reshape(-1)
-    for unit in range(part.begin, part.end):
+    for unit in range(first_unit, last_unit):
         image, band = unit // bands, unit % bands
-        top, left = band // window.bands[1] * window.band[0], band % window.bands[1] * window.band[1]
-        fill_(x[image], window, top, left, packed)
-        lines, columns = min(window.band[0], height - top), min(window.band[1], width - left)
-        size = (lines - 1) * window.pitch + columns
-        for row in range(part.row, part.last_row):
-            _line_beyond(weights, row, packed, 0, sums, 0, size)
-            if weights.activation:
-                activate_(sums[:size], weights.activation)
+        top, left = band // how.bands[1] * how.band[0], band % how.bands[1] * how.band[1]
+        fill_(x[image], how, top, left, packed)
+        lines, columns = min(how.band[0], height - top), min(how.band[1], width - left)
+        size = (lines - 1) * how.pitch + columns
+        for row in range(first, last):
+            _line_beyond(held, row, packed, 0, sums, 0, size)
+            if held.activation:
+                activate_(sums[:size], held.activation)
             for i in range(lines):
-                read, written = i * window.pitch, ((image * rows + row) * height + top + i) * width + left
+                read, written = i * how.pitch, ((image * rows + row) * height + top + i) * width + left
                 _copy(sums, read, out, written, columns)
 
 
 @compiled
 def gather(weights, rows, out):
     """out[i] = row rows[i] of the weight, dense."""
+    held = Weights(*weights)
     for i in range(len(rows)):
         line = out[i]
         line[:] = 0
         row = rows[i]
-        for k in range(weights.starts[row], weights.starts[row + 1]):
-            line[weights.indices[k]] = weights.values[k] * weights.scale[row]
+        for k in range(held.starts[row], held.starts[row + 1]):
+            line[held.indices[k]] = held.values[k] * held.scale[row]

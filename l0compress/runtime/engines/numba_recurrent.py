@@ -77,6 +77,6 @@ class NumbaRecurrent:
         width = 1 if end - begin == 1 else self._kernels.tile_width(end - begin, self._kernels.WIDEST)
         while width > FEWEST_SAMPLES and width * units > PACKED_FLOATS:
             width //= 2
-        memory = tuple(scratch(width * units, width * units, width * rows, width * rows))
+        memory = scratch(width * units, width * units, width * rows, width * rows)
         cell = self._kernels.CELLS[self._layer.cell]
         self._kernels.recur(self._weights[side], cell, part, projected, memory, states, y)

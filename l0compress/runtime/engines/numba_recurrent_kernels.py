@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from l0compress.runtime.engines.numba_kernels import WIDEST, batch_sums, pack_, tile_width, unpack_
+from l0compress.runtime.engines.numba_kernels import WIDEST, Weights, batch_sums, pack_, tile_width, unpack_
 from l0compress.runtime.engines.numba_simd import make_copy, make_dot
 from l0compress.runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
 from l0compress.runtime.layers import GATES
@@ -143,7 +143,7 @@ def recur(weights, cell, part, x, memory, states, y):
         states: hidden and cell state, (directions, batch, hidden) each; the last ones take the place of the first.
         y: (length, directions, batch, hidden), every hidden state.
     """
-    begin, end, side, backward = part
+    held, (begin, end, side, backward) = Weights(*weights), part
     length, rows, units = x.shape[0], x.shape[2], y.shape[3]
     widest = min(WIDEST, memory[0].size // units)
     while begin < end:
@@ -156,7 +156,7 @@ def recur(weights, cell, part, x, memory, states, y):
         for step in range(length):
             at = length - 1 - step if backward else step
             enter_(x[at], begin, count, width, from_input)
-            step_(weights, cell, width, (from_input, sums, hidden, carried))
+            step_(held, cell, width, (from_input, sums, hidden, carried))
             leave_(hidden, width, y[at, side], begin, count)
         leave_(hidden, width, states[0][side], begin, count)
         leave_(carried, width, states[1][side], begin, count)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 # Parts that a thread gets where they cost nothing to make: the last of them evens out what others lagged behind.
 PARTS_A_THREAD = 2
 
-# Nanoseconds of work that are worth handing to another thread, which may take twenty thousand to wake up.
-WORTH_A_THREAD = 30_000
+# Nanoseconds of work that are worth handing to another thread: that may take twenty thousand to wake up, and who waits
+# for it as long again. A layer that is timed alone gains from half as much, for then the other has hardly slept.
+WORTH_A_THREAD = 60_000
 
 
 class _Job:

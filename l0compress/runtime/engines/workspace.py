@@ -14,10 +14,22 @@ PACKED_FLOATS = 1 << 17
 # A vector that straddles two cache lines takes twice as long to load.
 _LINE = 16
 
-_threads = threading.local()
+# So many ways to divide the memory are kept, so that they need not be made again.
+_KEPT = 64
 
 
-def scratch(*sizes: int) -> list[NDArray[Any]]:
+class _Workspace(threading.local):
+    """What one thread has: the memory, and the arrays that it was divided into by their sizes."""
+
+    def __init__(self) -> None:
+        self.memory: NDArray[Any] = np.empty(0, np.float32)
+        self.divided: dict[tuple[int, ...], tuple[NDArray[Any], ...]] = {}
+
+
+_workspace = _Workspace()
+
+
+def scratch(*sizes: int) -> tuple[NDArray[Any], ...]:
     """Uninitialised float32 arrays of these sizes, each at the start of a cache line.
 
     They belong to the calling thread and are valid until it asks again.
@@ -26,15 +38,24 @@ def scratch(*sizes: int) -> list[NDArray[Any]]:
         >>> [part.size for part in scratch(3, 5)]
         [3, 5]
     """
+    found = _workspace.divided.get(sizes)
+    return _divided(_workspace, sizes) if found is None else found
+
+
+def _divided(workspace: _Workspace, sizes: tuple[int, ...]) -> tuple[NDArray[Any], ...]:
     rounded = [-(-size // _LINE) * _LINE for size in sizes]
     total = sum(rounded)
-    memory: NDArray[Any] | None = getattr(_threads, "memory", None)
-    if memory is None or memory.size < total:
+    if workspace.memory.size < total:
         raw = np.empty(total + _LINE, np.float32)
         first = -raw.ctypes.data % (_LINE * raw.itemsize) // raw.itemsize
-        memory = _threads.memory = raw[first : first + total]
-    parts, at = [], 0
-    for size, length in zip(sizes, rounded, strict=True):
-        parts.append(memory[at : at + size])
-        at += length
+        workspace.memory = raw[first : first + total]
+        workspace.divided.clear()
+    if len(workspace.divided) >= _KEPT:
+        workspace.divided.clear()
+    ends = np.cumsum(rounded).tolist()
+    parts = tuple(
+        workspace.memory[end - length : end - length + size]
+        for end, length, size in zip(ends, rounded, sizes, strict=True)
+    )
+    workspace.divided[sizes] = parts
     return parts

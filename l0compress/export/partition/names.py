@@ -1,0 +1,34 @@
+"""What layers and constants are called when they are spoken of: as in the user's model, as far as the graph tells."""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+
+from l0compress.export.partition.constants import parameter_of
+from l0compress.export.partition.flow import Flow
+
+
+def layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:
+    """A layer's name: the user's where a parameter still bears it, or else that of the value that it makes."""
+    for name in (weight, bias):
+        parameter = "" if name is None else parameter_of(flow, name)
+        if "." in parameter:
+            return parameter.rpartition(".")[0]
+    return output
+
+
+def recurrent_name(parameters: list[str], node: onnx.NodeProto) -> str | None:
+    """``lstm.l1`` for ``lstm.weight_ih_l1``: PyTorch's modules have several layers, of which each is a node."""
+    for parameter in parameters:
+        found = re.fullmatch(r"(?:(.+)\.)?(?:weight|bias)_[ih]h_(l\d+)(?:_reverse)?", parameter)
+        if found is not None:
+            return f"{found[1] or node.op_type.lower()}.{found[2]}"
+    return None
+
+
+def spoken(flow: Flow, name: str, node: onnx.NodeProto) -> str:
+    """What to call a constant that stays dense: the user's parameter, or what the node makes."""
+    parameter = parameter_of(flow, name)
+    return parameter if "." in parameter else next(filter(None, node.output), name)
