@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from l0compress.calls import Call, resized
+from l0compress.calls import Call, checked_batch_sizes, resized
 from l0compress.errors import InputError, RunError
 from l0compress.export.bundled import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
@@ -104,7 +104,7 @@ def bench(
     candidates: Mapping[str, Candidate],
     inputs: Call | CapturedGraph | None = None,
     *,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_sizes: Sequence[int] | int = BATCH_SIZES,
     threads: int = 2,
     rounds: int = 20,
     max_seconds: float = 20.0,
@@ -133,9 +133,12 @@ def bench(
         >>> report.timing("dense", 1).num_calls
         15
     """
-    if not candidates or not batch_sizes or min(threads, rounds, *batch_sizes) < 1:
+    batch_sizes = checked_batch_sizes(batch_sizes)
+    counts = [type(count) is int and count >= 1 for count in (threads, rounds)]
+    if not candidates or not all(counts):
         raise InputError(
-            "a timing needs at least one candidate, and batch sizes, threads and rounds of at least 1. Nothing was run."
+            f"{len(candidates)} candidates, threads={threads!r}, rounds={rounds!r}: a timing needs at least one of "
+            "each, in whole numbers. Nothing was run."
         )
     opened = {name: open_candidate(candidate, threads) for name, candidate in candidates.items()}
     call = call_of([inputs] if inputs is not None else list(opened.values()))

@@ -123,8 +123,8 @@ def checked_batch_sizes(batch_sizes: Sequence[int] | int) -> tuple[int, ...]:
     fits = [isinstance(n, Integral) and not isinstance(n, bool) and 1 <= int(n) <= LARGEST_BATCH_SIZE for n in sizes]
     if not fits or not all(fits):
         raise InputError(
-            f"batch sizes {given!r}: expected whole numbers from 1 to {LARGEST_BATCH_SIZE:,}. Nothing was written. "
-            "Give for example 8, or (1, 8, 64)."
+            f"batch sizes {given!r}: expected whole numbers from 1 to {LARGEST_BATCH_SIZE:,}. Nothing was run or "
+            "written. Give for example 8, or (1, 8, 64)."
         )
     return tuple(int(size) for size in sizes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -99,13 +100,22 @@ def test_the_report_is_json(artifacts):
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("wrong", [{"batch_sizes": (0,)}, {"batch_sizes": ()}, {"threads": 0}, {"rounds": 0}])
-    def test_counts_below_one(self, wrong):
-        with pytest.raises(InputError, match="batch sizes, threads and rounds of at least 1"):
+    @pytest.mark.parametrize("wrong", [(0,), (), ["1"], (1.5,), None])
+    def test_batch_sizes(self, wrong):
+        with pytest.raises(
+            InputError, match=re.escape(f"batch sizes {wrong!r}: expected whole numbers from 1 to 1,000")
+        ):
+            bench({"f": torch.relu}, Call((torch.ones(2),)), batch_sizes=wrong)
+
+    @pytest.mark.parametrize("wrong", [{"threads": 0}, {"threads": "2"}, {"rounds": 0}, {"rounds": 1.5}])
+    def test_counts(self, wrong):
+        given = {"threads": 2, "rounds": 20} | wrong
+        said = f"1 candidates, threads={given['threads']!r}, rounds={given['rounds']!r}: a timing needs at least one"
+        with pytest.raises(InputError, match=re.escape(said)):
             bench({"f": torch.relu}, Call((torch.ones(2),)), **wrong)
 
     def test_no_candidates(self):
-        with pytest.raises(InputError, match="a timing needs at least one candidate"):
+        with pytest.raises(InputError, match="0 candidates, threads=2, rounds=20: a timing needs at least one of each"):
             bench({})
 
     def test_nobody_knows_the_inputs(self):

@@ -139,6 +139,8 @@ def capture(
     """
     if isinstance(model, ExportedProgram):
         return _from_program(model)
+    if isinstance(args, Tensor):
+        raise CaptureError("args is a tensor, and has to be a tuple of inputs. Nothing was changed. Pass (x,) for x.")
     args, kwargs = tuple(args), dict(kwargs or {})
     if dynamic is not None and batch_of(args, kwargs) == 1:
         args, kwargs = doubled(args, kwargs)

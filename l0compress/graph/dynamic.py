@@ -15,6 +15,10 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from l0compress.errors import CaptureError
 
 Dynamic = Literal["batch", "batch+sequence"] | Mapping[str, Mapping[int, Any]] | None
+KINDS = ("batch", "batch+sequence")
+
+# What torch.export takes as a size: a named one, a hint such as Dim.AUTO, a number, or None for a fixed one.
+_SIZES = (Dim, type(Dim.AUTO), int, type(None))
 
 
 def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
@@ -41,13 +45,16 @@ def dynamic_shapes_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
     """What ``torch.export.export`` takes as ``dynamic_shapes``.
 
     Raises:
-        CaptureError: the inputs do not fit the model's forward.
+        CaptureError: the inputs do not fit the model's forward, or ``dynamic`` does not fit the inputs.
     """
     if dynamic is None:
         return None
     values = _named_inputs(model, args, kwargs)
-    if not isinstance(dynamic, str):
-        return {name: dict(dynamic.get(name, {})) or None for name in values}
+    if isinstance(dynamic, Mapping):
+        _check_names(dynamic, values)
+        return {name: _dims(name, value, dynamic.get(name)) for name, value in values.items()}
+    if dynamic not in KINDS:
+        raise _unfit(repr(dynamic))
     size = batch_of(args, kwargs)
 
     def free(leaf: Any) -> Any:
@@ -57,6 +64,33 @@ def dynamic_shapes_of(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str,
         return {0: Dim.AUTO, 1: Dim.AUTO} if tokens else {0: Dim.AUTO}
 
     return pytree.tree_map(free, values)
+
+
+def _check_names(dynamic: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    unknown = [name for name in dynamic if name not in values]
+    if unknown:
+        raise CaptureError(
+            f"dynamic={dict(dynamic)!r} names the input {unknown[0]!r}, and the model is called with "
+            f"{', '.join(map(repr, values)) or 'none'}. Nothing was changed. Use those names."
+        )
+
+
+def _dims(name: str, value: Any, given: Any) -> Any:
+    """The free dimensions of one input; those of an input with tensors inside are torch.export's to check."""
+    if given is None or not isinstance(value, Tensor):
+        return given
+    dims = dict(given) if isinstance(given, Mapping) else {}
+    fits = [type(dim) is int and dim < value.dim() and isinstance(size, _SIZES) for dim, size in dims.items()]
+    if not isinstance(given, Mapping) or not all(fits) or min(dims, default=0) < 0:
+        raise _unfit(f"{{{name!r}: {given!r}}}, where the input has {value.dim()} dimensions")
+    return dims or None
+
+
+def _unfit(given: str) -> CaptureError:
+    return CaptureError(
+        f"dynamic={given}: expected {', '.join(map(repr, KINDS))}, None, or a dict such as "
+        "{'x': {0: torch.export.Dim.AUTO}}, of inputs by name and their dimensions from 0. Nothing was changed."
+    )
 
 
 def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -101,13 +135,17 @@ def check_dynamic(module: fx.GraphModule, shapes: Any) -> None:
         return
     for node, dims in zip(placeholders, wanted, strict=True):
         value = node.meta.get("val")
-        for dim in dims or ():
+        for dim in (dim for dim, size in (dims or {}).items() if _is_free(size)):
             if isinstance(value, Tensor) and is_concrete_int(value.shape[dim]) and node.users:
                 raise CaptureError(
                     f"the model's own code fixes dimension {dim} of input {node.name!r} to {int(value.shape[dim])}, so "
                     f"that size cannot be dynamic. Nothing was changed. Use x.shape[{dim}] or -1 instead of a literal "
                     "or len(x) in the model's forward, or capture with dynamic=None for this one size."
                 )
+
+
+def _is_free(size: Any) -> bool:
+    return size is not None and not isinstance(size, int) and size != Dim.STATIC
 
 
 def _is_dim_map(value: Any) -> bool:

@@ -95,6 +95,40 @@ def test_a_mapping_says_exactly_which_sizes_are_dynamic() -> None:
     assert graph.module()(torch.zeros(2, 7, dtype=torch.long)).shape == (2, 7, 2)
 
 
+AUTO = torch.export.Dim.AUTO
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "said"),
+    [
+        ("sequence", r"dynamic='sequence': expected 'batch', 'batch\+sequence', None, or a dict"),
+        (True, r"dynamic=True: expected"),
+        (["x"], r"dynamic=\['x'\]: expected"),
+        ({"y": {0: AUTO}}, r"names the input 'y', and the model is called with 'x'\. Nothing was changed\. Use those"),
+        ({"x": {0: "batch"}}, r"dynamic=\{'x': \{0: 'batch'\}\}, where the input has 2 dimensions: expected"),
+        ({"x": {2: AUTO}}, r"where the input has 2 dimensions: expected"),
+        ({"x": {-1: AUTO}}, r"where the input has 2 dimensions: expected"),
+        ({"x": [0]}, r"dynamic=\{'x': \[0\]\}, where the input has 2 dimensions: expected"),
+    ],
+)
+def test_free_sizes_that_fit_no_input_are_refused(dynamic: Any, said: str) -> None:
+    with pytest.raises(CaptureError, match=said) as caught:
+        capture(TwoLayers(), (x(3),), dynamic=dynamic)
+    assert "Nothing was changed." in str(caught.value)
+
+
+def test_free_sizes_of_one_input_alone() -> None:
+    graph = capture(TwoLayers(), (x(3),), dynamic={"x": {0: torch.export.Dim("rows", min=2), 1: None}})
+    assert graph.module()(x(7)).shape == (7, graph.module()(x(3)).shape[1])
+
+
+def test_an_input_without_its_tuple_is_refused() -> None:
+    with pytest.raises(
+        CaptureError, match=r"^args is a tensor, and has to be a tuple of inputs\. .* Pass \(x,\) for x\.$"
+    ):
+        capture(TwoLayers(), x(3))  # pyright: ignore[reportArgumentType]
+
+
 class FixedBatch(TwoLayers):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.view(2, 4))
