@@ -6,7 +6,7 @@ from mutant import Mutant
 
 CODING, ARCHIVE, PARTS = "../runtime/coding.py", "../runtime/archive.py", "../runtime/parts.py"
 ARGUMENTS = "../runtime/arguments.py"
-CUT, CANDIDATES = "../export/partition/cut.py", "../export/partition/candidates.py"
+CUT, PRODUCTS = "../export/partition/cut.py", "../export/partition/products.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
@@ -70,14 +70,14 @@ BUNDLES = (
     Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
     Mutant(CUT, "name in flow.outputs or any(", "any(", (PARTITION, "float64")),
-    Mutant(CANDIDATES, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "columns")),
+    Mutant(PRODUCTS, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "columns")),
     Mutant(
-        CANDIDATES,
+        PRODUCTS,
         "return prod(tensor.dims) == size == tensor.dims[-1]",
         "return True",
         (PARTITION, "positions"),
     ),
-    Mutant(CANDIDATES, 'given.get("group", 1),', "1,", (PARTITION, "convolutions")),
+    Mutant(PRODUCTS, 'given.get("group", 1),', "1,", (PARTITION, "convolutions")),
     Mutant(
         "../export/partition/flow.py",
         "len(readers) == 1 and name not in self.outputs",
@@ -101,7 +101,7 @@ BUNDLES = (
     Mutant(RECURRENT_NODES, "if _input(node, _PEEPHOLES):", "if False:", (RECURRENT, "stays_dense")),
     Mutant(RECURRENT_NODES, 'given.get("linear_before_reset", 0)', "False", (RECURRENT, "becomes_a_layer")),
     Mutant(
-        CANDIDATES,
+        "../export/partition/candidates.py",
         "return {self.weight: 1, self.recurrence.weight: 1}",
         "return {self.weight: 0, self.recurrence.weight: 0}",
         (RECURRENT, "storage"),

@@ -20,9 +20,9 @@ from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export import csr
 from l0compress.export.csr import ExportedBundle, export_csr
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.candidates import find_candidates
 from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.cut import Cut, Types, cut
+from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
 from l0compress.export.partition.views import flattened_from
 from l0compress.graph import capture
@@ -354,6 +354,26 @@ def test_a_weight_that_is_not_finite_stays_dense_and_is_named(tmp_path, storage,
     got = load(tmp_path / "model.l0c").run({name: x.numpy()})["output_0"]
     np.testing.assert_array_equal(np.isnan(got), model(x).isnan().numpy())
     assert not np.isfinite(got[:, 7]).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_weights_of_another_precision_stay_dense_and_say_so(tmp_path, dtype):
+    x = torch.randn(2, 48, dtype=dtype)
+    model = randomised(nn.Sequential(nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 36))).to(dtype)
+    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
+    reason = f"dense: Gemm reads {str(dtype).removeprefix('torch.')}, and the engines take float32"
+    assert exported.manifest.whys == {f"{layer}.weight": reason for layer in (0, 2)}
+    assert f"0.weight: {reason}" in exported.lines()
+    load(tmp_path / "model.l0c").run({"input": x.numpy()})
+
+
+def test_a_graph_with_lists_stays_dense_and_says_so(tmp_path, monkeypatch):
+    """Nothing that is exported here keeps a list, so it is only said that there is one."""
+    monkeypatch.setattr(csr, "_all_tensors", lambda flow, types: False)
+    exported = export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+    reason = "dense: the graph has values that are no tensors, such as lists, and is not cut"
+    assert exported.manifest.whys == dict.fromkeys(("0", "2", "4"), reason)
+    assert not exported.manifest.layers
 
 
 def test_a_recurrent_weight_that_is_not_finite_stays_dense(tmp_path):

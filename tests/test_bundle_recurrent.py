@@ -24,8 +24,8 @@ from l0compress.errors import InputError, RunError
 from l0compress.export.bundled import TOLERANCES
 from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.candidates import find_candidates
 from l0compress.export.partition.constants import fold_constants
+from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
 from l0compress.export.partition.recurrent import without_zero_states
 from l0compress.export.session import OnnxSession

@@ -27,10 +27,11 @@ from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import chosen_plans
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.candidates import FEWEST_ELEMENTS, FEWEST_ZEROS, find_candidates
 from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.cut import Types, types_of
+from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import Flow, flow_of
+from l0compress.export.partition.products import FEWEST_ELEMENTS, FEWEST_ZEROS
 from l0compress.export.partition.recurrent import without_zero_states
 from l0compress.export.session import named_feeds
 from l0compress.graph.capture import CapturedGraph
@@ -179,7 +180,9 @@ def export_csr(
             model, onnx_bytes = _dense_model(graph)
             flow = flow_of(model)
             types, found = _types(flow, calls), find_candidates(flow)
-        candidates = found.candidates if _all_tensors(flow, types) else ()
+        if not _all_tensors(flow, types):
+            found = found.refused("the graph has values that are no tensors, such as lists, and is not cut")
+        candidates = found.candidates
         members, manifest = members_of(flow, types, candidates, settings.storage)
         if candidates and settings.measure:
             feeds = {size: _feeds(flow, call) for size, call in _calls(graph, sizes).items()}

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
+
+from l0compress.export.partition.flow import attributes_of
 
 # Readers that have a scale an output: of the products one, wherever the weight has its outputs as columns.
 _PRODUCT, _TRANSPOSED, _REST = "product", "transposed", "rest"
@@ -28,6 +30,7 @@ def unshared(model: onnx.ModelProto) -> onnx.ModelProto | None:
     Products keep sharing one copy, which is transposed where ``Gemm`` would transpose it. Weights have to be in memory.
 
     Example:
+        >>> from onnx import helper
         >>> weight = numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
         >>> nodes = [helper.make_node("Gemm", [x, "w"], [y], transB=1) for x, y in ("xh", "hy")]
         >>> graph = helper.make_graph(nodes, "g", [], [], [weight])
@@ -76,7 +79,7 @@ def _role(node: onnx.NodeProto, position: int, number: int) -> str:
     if node.op_type == "MatMul" and position == 1:
         return _PRODUCT
     if node.op_type == "Gemm" and position == 1:
-        given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        given = attributes_of(node)
         transposed = _TRANSPOSED if given.get("transB", 0) else _PRODUCT
         scaled = given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0 or given.get("transA", 0)
         return f"scaled_{transposed}" if scaled else transposed

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +69,17 @@ def flow_of(model: onnx.ModelProto) -> Flow:
     return Flow(
         model, nodes, reads, makers, {k: tuple(v) for k, v in readers.items()}, constants, outputs, _shapes(model.graph)
     )
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """The attributes of a node that it was given, by name.
+
+    Example:
+        >>> from onnx import helper
+        >>> attributes_of(helper.make_node("Gemm", ["x", "w"], ["y"], transB=1))
+        {'transB': 1}
+    """
+    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def has_inner_graph(node: onnx.NodeProto) -> bool:

@@ -5,14 +5,12 @@ Source: the ONNX operator specifications of LSTM, GRU and RNN, opsets 14 and 22.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from l0compress.export.partition.constants import without_unread
-from l0compress.export.partition.flow import Flow, flow_of
+from l0compress.export.partition.flow import Flow, attributes_of, flow_of
 from l0compress.runtime.manifest import Recurrence
 
 RECURRENT = ("LSTM", "GRU", "RNN")
@@ -58,7 +56,7 @@ def without_zero_states(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def why_dense(flow: Flow, node: onnx.NodeProto) -> str | None:
     """Why a recurrent node whose weights are sparse constants cannot be a layer; None where it can."""
-    given = _attributes(node)
+    given = attributes_of(node)
     bias = _input(node, _B)
     if bias and (bias not in flow.constants or flow.constants[bias].data_type != TensorProto.FLOAT):
         return "has a bias that is no constant"
@@ -87,7 +85,7 @@ def recurrence_of(flow: Flow, node: onnx.NodeProto) -> tuple[tuple[str, ...], tu
     states = [_input(node, place) for place in ((_HIDDEN, _CARRIED) if cell == "lstm" else (_HIDDEN,))]
     inputs = tuple(dict.fromkeys((node.input[_X], *filter(None, states))))
     made = _made(flow, node)
-    direction = _attributes(node).get("direction", b"forward").decode()
+    direction = attributes_of(node).get("direction", b"forward").decode()
     places = tuple(inputs.index(name) if name else 0 for name in states)
     recurrence = Recurrence(cell, direction, node.input[_R], places, tuple(made))
     return inputs, tuple(node.output[place] for place in made), recurrence
@@ -104,7 +102,7 @@ def _made(flow: Flow, node: onnx.NodeProto) -> list[int]:
 
 
 def _cell(node: onnx.NodeProto) -> str | None:
-    given, activations, default = _attributes(node), _activations(node), _DEFAULTS[node.op_type]
+    given, activations, default = attributes_of(node), _activations(node), _DEFAULTS[node.op_type]
     sides = 2 if given.get("direction", b"forward") == b"bidirectional" else 1
     if given.get("activation_alpha") or given.get("activation_beta"):
         return None
@@ -118,7 +116,7 @@ def _cell(node: onnx.NodeProto) -> str | None:
 
 
 def _activations(node: onnx.NodeProto) -> tuple[str, ...]:
-    given = _attributes(node)
+    given = attributes_of(node)
     sides = 2 if given.get("direction", b"forward") == b"bidirectional" else 1
     names = tuple(name.decode().lower() for name in given.get("activations", ()))
     return names or _DEFAULTS[node.op_type] * sides
@@ -126,10 +124,6 @@ def _activations(node: onnx.NodeProto) -> tuple[str, ...]:
 
 def _input(node: onnx.NodeProto, place: int) -> str:
     return node.input[place] if place < len(node.input) else ""
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def _is_zero(flow: Flow, name: str) -> bool:
@@ -142,7 +136,7 @@ def _is_zero(flow: Flow, name: str) -> bool:
             return False
         node = flow.nodes[maker]
         if node.op_type == "ConstantOfShape":
-            value = _attributes(node).get("value")
+            value = attributes_of(node).get("value")
             return value is None or not np.any(numpy_helper.to_array(value))
         if node.op_type not in _REARRANGING:
             return False

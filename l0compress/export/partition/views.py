@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from math import prod
 
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
-from l0compress.export.partition.flow import Flow
+from l0compress.export.partition.flow import Flow, attributes_of
 
 
 def flattened_from(flow: Flow, index: int) -> int | None:
@@ -21,7 +21,7 @@ def flattened_from(flow: Flow, index: int) -> int | None:
         1
     """
     node = flow.nodes[index]
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    given = attributes_of(node)
     if node.op_type == "Flatten":
         return 1 if given.get("axis", 1) == 1 else None
     target = flow.constants.get(node.input[1]) if node.op_type == "Reshape" else None
