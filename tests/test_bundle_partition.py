@@ -312,6 +312,15 @@ def test_a_flattening_layer_takes_no_sample(tmp_path):
     assert got.shape == (0, 64)
 
 
+def test_no_sample_after_a_mean_which_onnx_runtime_gives_the_sizes_of_its_input(tmp_path):
+    layers = (nn.Conv2d(3, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 40))
+    graph = capture(randomised(nn.Sequential(*layers)), (torch.randn(2, 3, 9, 9),))
+    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    assert [layer.flat_from for layer in exported.manifest.layers.values()] == [None, 1]
+    got = load(tmp_path / "model.l0c").run({"input": np.zeros((0, 3, 9, 9), np.float32)})["output_0"]
+    assert got.shape == (0, 40)
+
+
 def test_a_flattening_that_something_else_reads_is_left(tmp_path):
     class Both(nn.Module):
         def __init__(self) -> None:
@@ -369,7 +378,7 @@ def test_weights_of_another_precision_stay_dense_and_say_so(tmp_path, dtype):
 
 def test_a_graph_with_lists_stays_dense_and_says_so(tmp_path, monkeypatch):
     """Nothing that is exported here keeps a list, so it is only said that there is one."""
-    monkeypatch.setattr(csr, "_all_tensors", lambda flow, types: False)
+    monkeypatch.setattr(csr, "_all_tensors", lambda *_: False)
     exported = export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
     reason = "dense: the graph has values that are no tensors, such as lists, and is not cut"
     assert exported.manifest.whys == dict.fromkeys(("0", "2", "4"), reason)

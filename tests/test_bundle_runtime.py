@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -97,6 +98,19 @@ class TestRuns:
     def test_any_batch(self, path, batch_size):
         got = load(path).run({"input": samples(batch_size)})
         np.testing.assert_allclose(got["output_0"], expected(samples(batch_size)), atol=1e-5)
+
+    @pytest.mark.parametrize("engine", ["scipy", "dense"])
+    def test_kinds_of_arrays(self, path, tmp_path, engine):
+        np.save(tmp_path / "x.npy", samples(3))
+        bundle = load(path, engine="scipy") if engine == "scipy" else packed(*all_dense(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PendingDeprecationWarning)
+            matrix = np.asmatrix(samples(3))
+        given = {"input": matrix}
+        for x in (matrix, np.load(tmp_path / "x.npy", mmap_mode="r"), np.ma.masked_array(samples(3))):
+            given["input"] = x
+            np.testing.assert_allclose(bundle.run(given)["output_0"], expected(samples(3)), atol=1e-5)
+            assert given["input"] is x
 
     def test_names_dtypes_and_shapes(self, tmp_path):
         graph = capture(randomised(TwoOutputs()), (torch.randn(2, 20), torch.randn(2, 1)))
@@ -340,6 +354,11 @@ def dense_after_first(plan):
     for step in plan:
         yield replace(step, engine="dense") if step.engine and seen else step
         seen = seen or step.engine is not None
+
+
+def all_dense(path: Path):
+    manifest, files = unpacked(path)
+    return replace(manifest, choices=((1, "whole"),)), files
 
 
 def unpacked(path: Path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
@@ -11,7 +14,7 @@ from sparse_layers import DTYPES, noise, onnxruntime_output, recurrent_layer, sc
 
 from l0compress.errors import InputError
 from l0compress.runtime.engines import ENGINES, find
-from l0compress.runtime.layers import ACTIVATIONS, SparseConv, SparseEmbedding, SparseLinear
+from l0compress.runtime.layers import ACTIVATIONS, GATES, SparseConv, SparseEmbedding, SparseLinear
 from l0compress.runtime.reference import reference
 
 AVAILABLE = find()
@@ -169,6 +172,59 @@ def test_linear_layers_of_any_shape(engine, data):
     assume(engine.supports(layer))
     x = noise(rng, batch, columns)
     assert_same(engine.compile(layer, threads=data.draw(st.integers(1, 4)))(x), reference(layer, x))
+
+
+def aligned_elsewhere(x: np.ndarray) -> np.ndarray:
+    """A copy that begins one byte after where it should."""
+    memory = bytearray(x.nbytes + 1)
+    memory[1:] = x.tobytes()
+    return np.frombuffer(memory, x.dtype, offset=1).reshape(x.shape)
+
+
+@by_engine
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda x: np.frombuffer(x.tobytes(), x.dtype).reshape(x.shape),
+        aligned_elsewhere,
+        lambda x: x[::-1],
+        lambda x: x[:, ::-1],
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        np.asfortranarray,
+    ],
+    ids=["read-only", "not aligned", "from the end", "mirrored", "strided", "columns"],
+)
+def test_arrays_of_every_kind(engine, rng, kind, batch):
+    layer = linear(rng, 40, 30, 0.3)
+    x = noise(rng, batch, 30)
+    assert_same(engine.compile(layer, threads=1)(kind(x)), reference(layer, kind(x)))
+    conv = SparseConv(sparse_matrix(rng, (8, 4 * 3), 0.5), (3,))
+    if engine.supports(conv):
+        images = noise(rng, batch, 4, 30)
+        assert_same(engine.compile(conv, threads=1)(kind(images)), reference(conv, kind(images)))
+
+
+@by_engine
+def test_what_is_let_go_is_gone_without_a_collector(engine, rng):
+    """A weight may take gigabytes, and a server may have switched the collector of cycles off."""
+    layers = [
+        (linear(rng, 40, 30, 0.3), noise(rng, 5, 30)),
+        (SparseConv(sparse_matrix(rng, (8, 4 * 9), 0.5), (3, 3)), noise(rng, 2, 4, 9, 9)),
+        (SparseEmbedding(sparse_matrix(rng, (50, 16), 0.2)), np.arange(5)),
+        *((recurrent_layer(rng, cell, "forward", (7, 16)), noise(rng, 3, 2, 7)) for cell in GATES),
+    ]
+    gc.disable()
+    try:
+        for layer, x in layers:
+            if engine.supports(layer):
+                kernel = engine.compile(layer, threads=2)
+                kernel(x)
+                alive = weakref.ref(kernel)
+                del kernel
+                assert alive() is None, layer
+    finally:
+        gc.enable()
 
 
 def test_engines_are_found_by_name():

@@ -10,6 +10,7 @@ import pytest
 from sparse_layers import noise, recurrent_layer, sparse_matrix
 
 from l0compress.runtime.engines import numba_engine
+from l0compress.runtime.engines.numba_convolution import Planner
 from l0compress.runtime.layers import GATES, SparseConv, SparseLinear
 from l0compress.runtime.recurrence import directions_of
 from l0compress.runtime.reference import recurrent_reference, reference
@@ -84,12 +85,23 @@ def test_parts_that_one_thread_runs_share_what_it_packed_and_nothing_else(monkey
         np.testing.assert_allclose(kernel(x), reference(layer, x), rtol=1e-5, atol=1e-5)
 
 
+def test_an_array_that_cannot_be_written_is_no_reason_to_compile_anew(rng):
+    linear = numba_engine.NumbaEngine().compile(SparseLinear(sparse_matrix(rng, (70, 21), 0.5)), threads=1)
+    conv = numba_engine.NumbaEngine().compile(SparseConv(sparse_matrix(rng, (6, 4 * 9), 0.7), (3, 3)), threads=1)
+    compiled = [kernels.vector_product, kernels.batch_product, kernels.convolve]
+    before = [len(kernel.signatures) for kernel in compiled]
+    for kernel, shape in ((linear, (1, 21)), (linear, (5, 21)), (conv, (2, 4, 9, 9))):
+        x = noise(rng, *shape)
+        x.flags.writeable = False
+        kernel(x)
+    assert [len(kernel.signatures) for kernel in compiled] == before
+
+
 @pytest.mark.parametrize("places", [4, 5, 63, 64, 67, 100, 129])
 @pytest.mark.parametrize("span", [64, 128])
 def test_images_read_in_place_are_not_left(rng, places, span):
     layer = SparseConv(sparse_matrix(rng, (6, 5), 0.7), (1,))
-    conv = numba_engine.NumbaConv(layer, 1, kernels)
-    weights = conv._weights(lambda channel, _row, _column: channel * places)
+    weights = Planner(layer, kernels).weights(lambda channel, _row, _column: channel * places)
     x, y, sums = holding(noise(rng, 2, 5, places)), Fenced(2, 6, places), Fenced(64)
     kernels.pointwise(weights, x, (0, 2 * -(-places // span), 0, 6), span, sums.array, y.array)
     np.testing.assert_allclose(y.array, reference(layer, x), rtol=1e-5, atol=1e-5)
@@ -100,9 +112,8 @@ def test_images_read_in_place_are_not_left(rng, places, span):
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
 def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
     layer = SparseConv(sparse_matrix(rng, (6, 4 * 9), 0.7), (3, 3), stride=stride, padding=((1, 1), (1, 1)))
-    conv = numba_engine.NumbaConv(layer, 1, kernels)
     monkeypatch.setattr("l0compress.runtime.engines.numba_convolution.PACKED_FLOATS", 700)
-    plan = conv._planned(size, 1)
+    plan = Planner(layer, kernels).plan(size, 1)
     assert plan.units > 1 or prod(size) < 200
     packed, sums = Fenced(plan.packed), Fenced(plan.sums)
     x, y = holding(noise(rng, 2, 4, *size)), Fenced(2, 6, *plan.size)

@@ -83,7 +83,10 @@ def checks_of(ports: Sequence[Port]) -> Callable[[Any], dict[str, Array]]:
                 array = values[name]
             except KeyError as error:
                 raise _other_names(ports, values) from error
-            if not isinstance(array, np.ndarray) or array.dtype != dtype:
+            if type(array) is not np.ndarray:
+                values = _with_plain(values, port)
+                array = values[name]
+            if array.dtype != dtype:
                 raise _misfit(array, port)
             shape = array.shape
             if len(shape) != dims:
@@ -94,6 +97,13 @@ def checks_of(ports: Sequence[Port]) -> Callable[[Any], dict[str, Array]]:
         return values
 
     return checked
+
+
+def _with_plain(values: dict[str, Array], port: Port) -> dict[str, Array]:
+    """The inputs with one of them as numpy's own kind of array: np.matrix, for one, slices in its own way."""
+    if not isinstance(values[port.name], np.ndarray):
+        raise _misfit(values[port.name], port)
+    return {**values, port.name: np.asarray(values[port.name])}
 
 
 def _fixed(port: Port) -> tuple[tuple[int, int], ...]:

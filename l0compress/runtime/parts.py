@@ -15,7 +15,14 @@ from l0compress.errors import InputError
 from l0compress.runtime.archive import Files, FormatError, LimitError
 from l0compress.runtime.coding import Stored, TensorSpec, decode
 from l0compress.runtime.engines import ENGINES, Engine, Kernel
-from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent
+from l0compress.runtime.layers import (
+    Layer,
+    SparseConv,
+    SparseEmbedding,
+    SparseLinear,
+    SparseRecurrent,
+    matrix_shape,
+)
 from l0compress.runtime.manifest import DENSE, Manifest, Recurrence, SparseStep, Step
 from l0compress.runtime.segments import Run, open_segment
 
@@ -107,7 +114,7 @@ class Parts:
         if step.recurrence is not None:
             return engine_name, partial(_run_recurrent, kernel, step.recurrence)
         if step.flat_from is not None:
-            return engine_name, partial(_run_flattened, kernel, step.flat_from)
+            return engine_name, partial(_run_flattened, kernel, step.flat_from, matrix_shape(layer.weight)[1])
         return engine_name, lambda arrays: (kernel(arrays[0]),)
 
     def _segment(self, name: str) -> Run:
@@ -171,9 +178,11 @@ def _run_recurrent(kernel: Kernel, recurrence: Recurrence, arrays: Sequence[Arra
     return [made[at] for at in recurrence.makes]
 
 
-def _run_flattened(kernel: Kernel, flat_from: int, arrays: Sequence[Array]) -> Sequence[Array]:
-    shape = arrays[0].shape
-    return (kernel(arrays[0].reshape(*shape[:flat_from], prod(shape[flat_from:]))),)
+def _run_flattened(kernel: Kernel, flat_from: int, columns: int, arrays: Sequence[Array]) -> Sequence[Array]:
+    x = arrays[0]
+    kept, rest = x.shape[:flat_from], x.shape[flat_from:]
+    # Of no sample the sizes may be anything: ONNX Runtime's mean over no image keeps those that it should have summed.
+    return (kernel(x.reshape(*kept, columns if 0 in kept else prod(rest))),)
 
 
 def _layer_of(step: SparseStep, stored: Sequence[Stored], bias: Array | None) -> Layer:

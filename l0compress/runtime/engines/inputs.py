@@ -24,9 +24,8 @@ def linear_input(layer: SparseLinear, x: Array) -> Array:
             f"a sparse linear layer takes float32 (..., {columns}) and was given {x.dtype} {x.shape}. "
             "Nothing was computed. Pass an array of that shape and dtype."
         )
-    if x.ndim == 2 and x.flags.c_contiguous:
-        return x
-    return np.ascontiguousarray(x).reshape(prod(x.shape[:-1]), columns)
+    x = _plain(x)
+    return x if x.ndim == 2 else x.reshape(prod(x.shape[:-1]), columns)
 
 
 def conv_input(layer: SparseConv, x: Array) -> Array:
@@ -37,7 +36,7 @@ def conv_input(layer: SparseConv, x: Array) -> Array:
             f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions) and was given "
             f"{x.dtype} {x.shape}. Nothing was computed. Pass an array of that shape and dtype."
         )
-    return np.ascontiguousarray(x)
+    return _plain(x)
 
 
 def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
@@ -74,4 +73,9 @@ def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None
         )
     given = [*states, *[None] * (layer.states - len(states))]
     begin = [np.zeros(shape, np.float32) if state is None else np.array(state, order="C") for state in given]
-    return np.ascontiguousarray(x), begin
+    return _plain(x), begin
+
+
+def _plain(x: Array) -> Array:
+    """x as a contiguous, aligned and writeable array: compiled loops would be compiled anew for every other kind."""
+    return x if x.flags.carray else np.require(x, requirements=("C", "A", "W"))

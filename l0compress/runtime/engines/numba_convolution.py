@@ -85,12 +85,85 @@ class Plan:
     sums: int
 
 
+@dataclass(frozen=True, eq=False)
+class Planner:
+    """Works out how images of one size are convolved; a kernel keeps what it says, and is not kept by it."""
+
+    layer: SparseConv
+    kernels: ModuleType
+
+    def plan(self, spatial: tuple[int, ...], threads: int) -> Plan:
+        """The plan for images of this size, each of which so many threads share."""
+        layer, geometry = self.layer, Geometry.of(self.layer, spatial)
+        places = prod(geometry.size)
+        threads = threads if places >= threads * FEW_PLACES else 1
+        if prod(layer.kernel) > 1 or prod(layer.stride) > 1 or np.any(layer.padding):
+            return self._banded(geometry, threads)
+        line = replace(geometry, image=(1, places), size=(1, places))
+        return self._banded(line, threads) if places < FEW_PLACES else self._in_place(line, threads)
+
+    def _in_place(self, line: Geometry, threads: int) -> Plan:
+        _, places = line.size
+        widest = self.kernels.WIDEST
+        weights = self.weights(lambda channel, _row, _column: channel * places)
+        span = min(-(-places // threads), max(PACKED_FLOATS // max(self.layer.channels, 1), widest))
+        span = -(-span // widest) * widest
+        return Plan(line.image, line.size, weights, None, span, -(-places // span), 0, widest)
+
+    def _banded(self, geometry: Geometry, threads: int) -> Plan:
+        layer, phases, (down, across) = self.layer, geometry.phases(), geometry.reach()
+        height, width = geometry.size
+        images = max(layer.channels * len(phases), 1)
+        columns = max(min(width, PACKED_FLOATS // (images * (1 + down)) - across), min(width, self.kernels.WIDEST))
+        if height == 1:
+            columns = min(columns, -(-width // threads))
+        pitch = columns + across
+        band = min(max(PACKED_FLOATS // (images * pitch) - down, 1), -(-height // threads))
+        rows = band + down
+        number = np.zeros(geometry.stride, np.int64)
+        for at, phase in enumerate(phases):
+            number[phase] = at
+
+        def offset(channel: Array, row: Array, column: Array) -> Array:
+            (high, wide), at = geometry.stride, (row * geometry.dilation[0], column * geometry.dilation[1])
+            plane = channel * len(phases) + number[at[0] % high, at[1] % wide]
+            return (plane * rows + at[0] // high) * pitch + at[1] // wide
+
+        bands = (-(-height // band), -(-width // columns))
+        window = self.kernels.Window(
+            np.array(phases), rows, pitch, geometry.stride, geometry.before, (band, columns), bands
+        )
+        widest = self.kernels.WIDEST
+        packed = images * rows * pitch + widest  # a last tile reads a little beyond the last place
+        sums = band * pitch + widest
+        return Plan(geometry.image, geometry.size, self.weights(offset), tuple(window), 0, prod(bands), packed, sums)
+
+    def weights(self, offset: Any) -> Any:
+        """The weight with an offset into an image in place of each index."""
+        layer = self.layer
+        kernel_rows, kernel_columns = (1, *layer.kernel)[-2:]
+        rows, columns = matrix_shape(layer.weight)
+        group = np.repeat(np.arange(rows) // max(rows // layer.groups, 1), np.diff(layer.weight.indptr))
+        channel, position = np.divmod(layer.weight.indices.astype(np.int64), kernel_rows * kernel_columns)
+        channel += group * (columns // (kernel_rows * kernel_columns))
+        offsets = offset(channel, position // kernel_columns, position % kernel_columns)
+        weights = self.kernels.Weights(
+            layer.weight.data,
+            offsets.astype(np.int32 if offsets.max(initial=0) < 1 << 31 else np.int64),
+            layer.weight.indptr.astype(np.int64),
+            np.ones(rows, np.float32) if layer.scale is None else layer.scale,
+            np.zeros(rows, np.float32) if layer.bias is None else layer.bias,
+            self.kernels.NUMBERS[layer.activation],
+        )
+        return tuple(weights)
+
+
 class NumbaConv:
     """The kernel of a convolution."""
 
     def __init__(self, layer: SparseConv, threads: int, kernels: ModuleType) -> None:
         self._layer, self._threads, self._kernels = layer, threads, kernels
-        self._plan = lru_cache(maxsize=KEPT_PLANS)(self._planned)
+        self._plan = lru_cache(maxsize=KEPT_PLANS)(Planner(layer, kernels).plan)
         self._row_ranges = lru_cache(maxsize=None)(partial(split_rows, layer.weight.indptr.astype(np.int64)))
         smallest = tuple((k - 1) * dilation + 4 for k, dilation in zip(layer.kernel, layer.dilation, strict=True))
         self(np.zeros((1, layer.channels, *smallest), np.float32))
@@ -126,68 +199,3 @@ class NumbaConv:
             return
         images, outputs = x.reshape(*x.shape[:2], *plan.image), y.reshape(*y.shape[:2], *plan.size)
         self._kernels.convolve(plan.weights, images, part, plan.window, (packed, sums), outputs)
-
-    def _planned(self, spatial: tuple[int, ...], threads: int) -> Plan:
-        """The plan for images of this size, each of which so many threads share."""
-        layer, geometry = self._layer, Geometry.of(self._layer, spatial)
-        places = prod(geometry.size)
-        threads = threads if places >= threads * FEW_PLACES else 1
-        if prod(layer.kernel) > 1 or prod(layer.stride) > 1 or np.any(layer.padding):
-            return self._banded(geometry, threads)
-        line = replace(geometry, image=(1, places), size=(1, places))
-        return self._banded(line, threads) if places < FEW_PLACES else self._in_place(line, threads)
-
-    def _in_place(self, line: Geometry, threads: int) -> Plan:
-        _, places = line.size
-        widest = self._kernels.WIDEST
-        weights = self._weights(lambda channel, _row, _column: channel * places)
-        span = min(-(-places // threads), max(PACKED_FLOATS // max(self._layer.channels, 1), widest))
-        span = -(-span // widest) * widest
-        return Plan(line.image, line.size, weights, None, span, -(-places // span), 0, widest)
-
-    def _banded(self, geometry: Geometry, threads: int) -> Plan:
-        layer, phases, (down, across) = self._layer, geometry.phases(), geometry.reach()
-        height, width = geometry.size
-        images = max(layer.channels * len(phases), 1)
-        columns = max(min(width, PACKED_FLOATS // (images * (1 + down)) - across), min(width, self._kernels.WIDEST))
-        if height == 1:
-            columns = min(columns, -(-width // threads))
-        pitch = columns + across
-        band = min(max(PACKED_FLOATS // (images * pitch) - down, 1), -(-height // threads))
-        rows = band + down
-        number = np.zeros(geometry.stride, np.int64)
-        for at, phase in enumerate(phases):
-            number[phase] = at
-
-        def offset(channel: Array, row: Array, column: Array) -> Array:
-            (high, wide), at = geometry.stride, (row * geometry.dilation[0], column * geometry.dilation[1])
-            plane = channel * len(phases) + number[at[0] % high, at[1] % wide]
-            return (plane * rows + at[0] // high) * pitch + at[1] // wide
-
-        bands = (-(-height // band), -(-width // columns))
-        window = self._kernels.Window(
-            np.array(phases), rows, pitch, geometry.stride, geometry.before, (band, columns), bands
-        )
-        widest = self._kernels.WIDEST
-        packed = images * rows * pitch + widest  # a last tile reads a little beyond the last place
-        sums = band * pitch + widest
-        return Plan(geometry.image, geometry.size, self._weights(offset), tuple(window), 0, prod(bands), packed, sums)
-
-    def _weights(self, offset: Any) -> Any:
-        """The weight with an offset into an image in place of each index."""
-        layer = self._layer
-        kernel_rows, kernel_columns = (1, *layer.kernel)[-2:]
-        rows, columns = matrix_shape(layer.weight)
-        group = np.repeat(np.arange(rows) // max(rows // layer.groups, 1), np.diff(layer.weight.indptr))
-        channel, position = np.divmod(layer.weight.indices.astype(np.int64), kernel_rows * kernel_columns)
-        channel += group * (columns // (kernel_rows * kernel_columns))
-        offsets = offset(channel, position // kernel_columns, position % kernel_columns)
-        weights = self._kernels.Weights(
-            layer.weight.data,
-            offsets.astype(np.int32 if offsets.max(initial=0) < 1 << 31 else np.int64),
-            layer.weight.indptr.astype(np.int64),
-            np.ones(rows, np.float32) if layer.scale is None else layer.scale,
-            np.zeros(rows, np.float32) if layer.bias is None else layer.bias,
-            self._kernels.NUMBERS[layer.activation],
-        )
-        return tuple(weights)

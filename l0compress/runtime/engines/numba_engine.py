@@ -107,7 +107,8 @@ class _Linear:
         self._layer, self._threads, self._kernels = layer, threads, kernels
         self._rows = layer.shape[0]
         self._weights = _weights(layer, kernels)
-        self._plan = lru_cache(maxsize=KEPT_PLANS)(self._planned)
+        # Nothing here refers to itself: a bundle that is let go is gone, and waits for no collector of cycles.
+        self._plan = lru_cache(maxsize=KEPT_PLANS)(partial(_planned, layer, kernels, threads))
         for samples in (1, 2):
             self(np.zeros((samples, layer.shape[1]), np.float32))
 
@@ -122,27 +123,6 @@ class _Linear:
             run_parts([partial(run, samples, y, part) for part in plan.parts], threads=plan.threads)
         return y if x.ndim == 2 else y.reshape(*x.shape[:-1], self._rows)
 
-    def _planned(self, samples: int) -> _Plan:
-        columns = self._layer.shape[1]
-        # A nonzero costs about as much for one sample as for the lanes of half a register.
-        work = self._layer.weight.nnz * max(samples, 8) // 32
-        threads = min(self._threads, 1 + work // WORTH_A_THREAD)
-        parts = self._parts(samples, threads)
-        most = max((end - begin for begin, end, _, _ in parts), default=0)
-        width = self._kernels.tile_width(most, self._kernels.WIDEST)
-        while width > self._kernels.LANES and width * columns > PACKED_FLOATS:
-            width //= 2
-        memory = (width * columns, width * self._kernels.ROWS)
-        return _Plan(threads, tuple(parts), memory, packs_all=samples == most <= width)
-
-    def _parts(self, samples: int, threads: int) -> list[tuple[int, int, int, int]]:
-        if not samples or not self._rows:
-            return []
-        if samples >= 2 * self._kernels.LANES * threads:
-            return [(*part, 0, self._rows) for part in split_evenly(samples, threads, self._kernels.LANES)]
-        shares = 1 if threads == 1 else threads * PARTS_A_THREAD
-        return [(0, samples, *part) for part in split_rows(self._layer.weight.indptr.astype(np.int64), shares)]
-
     def _one(self, x: Array, y: Array, part: Any) -> None:
         self._kernels.vector_product(self._weights, x, part, y)
 
@@ -152,6 +132,25 @@ class _Linear:
         self._kernels.batch_product(self._weights, x, part, thread in packed_by, memory, y)
         if plan.packs_all:
             packed_by.add(thread)
+
+
+def _planned(layer: SparseLinear, kernels: ModuleType, most_threads: int, samples: int) -> _Plan:
+    rows, columns = layer.shape
+    # A nonzero costs about as much for one sample as for the lanes of half a register.
+    work = layer.weight.nnz * max(samples, 8) // 32
+    threads = min(most_threads, 1 + work // WORTH_A_THREAD)
+    if not samples or not rows:
+        parts = []
+    elif samples >= 2 * kernels.LANES * threads:
+        parts = [(*part, 0, rows) for part in split_evenly(samples, threads, kernels.LANES)]
+    else:
+        shares = 1 if threads == 1 else threads * PARTS_A_THREAD
+        parts = [(0, samples, *part) for part in split_rows(layer.weight.indptr.astype(np.int64), shares)]
+    most = max((end - begin for begin, end, _, _ in parts), default=0)
+    width = kernels.tile_width(most, kernels.WIDEST)
+    while width > kernels.LANES and width * columns > PACKED_FLOATS:
+        width //= 2
+    return _Plan(threads, tuple(parts), (width * columns, width * kernels.ROWS), packs_all=samples == most <= width)
 
 
 def _embedding(layer: SparseEmbedding, weights: Any, kernels: ModuleType, x: Array) -> Array:

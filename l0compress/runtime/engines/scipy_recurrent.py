@@ -49,16 +49,15 @@ class _Loop:
         self._csr = float_weight(direction.recurrent)
         bias = direction.recurrent.bias
         self._bias = None if bias is None else bias[:, None]
-        self._step: Callable[[Array, list[Array]], None] = {"lstm": self._lstm, "gru": self._gru}.get(cell, self._rnn)
-        if cell == "gru_reset_after":
-            self._step = self._gru_reset_after
 
     def __call__(self, projected: Array, states: Sequence[Array], y: Array) -> None:
         """Run over ``projected`` (length, batch, rows); fills y and overwrites the states with the last ones."""
+        steps = {"lstm": self._lstm, "gru": self._gru, "gru_reset_after": self._gru_reset_after}
+        step = steps.get(self._cell, self._rnn)
         now = [np.ascontiguousarray(state.T) for state in states]
         order = range(len(projected))
         for at in reversed(order) if self._backward else order:
-            self._step(projected[at].T, now)
+            step(projected[at].T, now)
             y[at] = now[0].T
         for state, last in zip(states, now, strict=True):
             state[...] = last.T

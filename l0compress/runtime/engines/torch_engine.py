@@ -86,8 +86,8 @@ def _linear(layer: SparseLinear, tensors: tuple[Any, Any], threads: int, torch: 
     if threads > 1:
         _check_process()
     samples = linear_input(layer, x)
-    if not samples.flags.writeable:
-        samples = samples.copy()  # torch takes no other
+    if samples.strides[0] < 0:  # of a single row, which is contiguous all the same; torch takes none
+        samples = samples.copy()
     with torch.inference_mode(), _threads(torch, threads):
         batch = torch.from_numpy(samples)
         one = len(samples) == 1
