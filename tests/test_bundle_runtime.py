@@ -441,7 +441,8 @@ class TestExport:
         ("options", "message"),
         [
             ({"storage": "float8"}, "no storage 'float8'"),
-            ({"threads": 0}, "threads=0: expected a whole number"),
+            ({"threads": 0}, "threads=0: expected a whole number from 1 to 1,024"),
+            ({"threads": 100_000}, "threads=100000: expected a whole number from 1 to 1,024"),
             ({"engines": ("blas",)}, "no engine 'blas'"),
         ],
     )

@@ -257,6 +257,17 @@ class TestOnnx:
             load_model(path)(samples()).detach().numpy(), self.expected(path, samples()), atol=1e-6
         )
 
+    def test_a_flattening_as_pytorch_writes_it(self, path):
+        """With allowzero=1, which the converter lacks, and without a zero."""
+        layers = (nn.Conv1d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 3))
+        x = torch.randn(5, 1, 8)
+        l0.export_onnx(l0.capture(nn.Sequential(*layers).eval(), (x,)), path)
+        reshapes = [node for node in onnx.load(path).graph.node if node.op_type == "Reshape"]
+        assert [given.name for node in reshapes for given in node.attribute] == ["allowzero"]
+        loaded = load_model(path)
+        np.testing.assert_allclose(loaded(x).detach().numpy(), self.expected(path, x), atol=1e-6)
+        assert loaded(x[:2]).shape == (2, 3)
+
     def test_an_operator_that_the_converter_lacks(self, path):
         model = onnx.load(path)
         model.graph.node[1].op_type = "Shrink"

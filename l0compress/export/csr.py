@@ -37,6 +37,7 @@ from l0compress.export.session import named_feeds
 from l0compress.graph.capture import CapturedGraph
 from l0compress.report import bundle_table
 from l0compress.runtime.archive import FormatError
+from l0compress.runtime.arguments import MOST_THREADS
 from l0compress.runtime.coding import FLOAT_STORAGES
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Manifest
@@ -72,8 +73,10 @@ class CsrSettings:
     def __post_init__(self) -> None:
         if self.storage not in FLOAT_STORAGES:
             raise InputError(f"no storage {self.storage!r}. Nothing was written. Choose {', '.join(FLOAT_STORAGES)}.")
-        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 1:
-            raise InputError(f"threads={self.threads!r}: expected a whole number of at least 1. Nothing was written.")
+        if type(self.threads) is not int or not 1 <= self.threads <= MOST_THREADS:
+            raise InputError(
+                f"threads={self.threads!r}: expected a whole number from 1 to {MOST_THREADS:,}. Nothing was written."
+            )
         engines: Any = (self.engines,) if isinstance(self.engines, str) else self.engines
         if engines is not None:
             listed = isinstance(engines, list | tuple) and engines

@@ -37,7 +37,7 @@ def load_onnx(path: Path) -> nn.Module:
             converter lacks.
     """
     model = _read(path)
-    model = _older(_differentiable(model, path), path)
+    model = _older(_copying_zeros(_differentiable(model, path)), path)
     with without_broken("torchvision", _torchvision_stand_in()):
         onnx2torch = import_extra("onnx2torch", extra="onnx-input", purpose="An .onnx model", error=ModelError)
     try:
@@ -133,6 +133,26 @@ def _differentiable(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     kept.graph.output.extend(outputs)
     kept.graph.initializer.extend(value for value in model.graph.initializer if value.name in needed)
     return kept
+
+
+def _copying_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with plain reshapes: PyTorch writes that a 0 is a size where there is none, and nobody reads it."""
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], given.t) for given in node.attribute if given.name == "value")
+    kept = onnx.ModelProto()
+    kept.CopyFrom(model)
+    for node in kept.graph.node:
+        if node.op_type == "Reshape" and not _asks_for_zero(constants.get(node.input[1])):
+            others = [given for given in node.attribute if given.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(others)
+    return kept
+
+
+def _asks_for_zero(shape: onnx.TensorProto | None) -> bool:
+    return shape is not None and 0 in onnx.numpy_helper.to_array(shape).tolist()
 
 
 def _older(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
