@@ -136,7 +136,7 @@ def _differentiable(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
 
 
 def _copying_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with plain reshapes: PyTorch writes that a 0 is a size where there is none, and nobody reads it."""
+    """The same model with plain reshapes: PyTorch writes that a 0 is a size, also where there is none."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
