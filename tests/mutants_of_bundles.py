@@ -13,7 +13,9 @@ RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
 RECURRENT_NODES, READING = "../export/partition/recurrent.py", "../runtime/reading.py"
 KERNELS, STEPS = "../runtime/engines/numba_recurrent_kernels.py", "../runtime/engines/scipy_recurrent.py"
 NUMBA, NUMBA_LOOPS = "../runtime/engines/numba_engine.py", "../test_engines_numba.py"
-CONSTANTS = "../export/partition/constants.py"
+CONSTANTS, VIEWS = "../export/partition/constants.py", "../export/partition/views.py"
+FINDING, INPUTS = "../export/partition/finding.py", "../runtime/engines/inputs.py"
+ENGINES = "../test_engines.py"
 
 BUNDLES = (
     Mutant(CODING, "escapes = steps // ESCAPE", "escapes = (steps + 1) // ESCAPE", (FORMAT, "gaps")),
@@ -109,8 +111,40 @@ BUNDLES = (
     Mutant(READING, "{0, *recurrence.states} != set(range(len(step.inputs)))", "False", (RECURRENT, "Strangers")),
     Mutant(READING, "not made <= set(range(1 + states))", "False", (RECURRENT, "Strangers")),
     Mutant(PARTS, 'shape[0] == 1 + (step.recurrence.direction == "bidirectional")', "True", (RECURRENT, "Strangers")),
-    Mutant(NUMBA, "samples <= width and samples == len(x)", "samples <= width", (NUMBA_LOOPS, "one_thread")),
-    Mutant(NUMBA, "samples <= width and samples == len(x)", "samples == len(x)", (NUMBA_LOOPS, "one_thread")),
+    Mutant(NUMBA, "packs_all=samples == most <= width", "packs_all=most <= width", (NUMBA_LOOPS, "one_thread")),
+    Mutant(NUMBA, "packs_all=samples == most <= width", "packs_all=samples == most", (NUMBA_LOOPS, "one_thread")),
+    Mutant(
+        NUMBA,
+        "lru_cache(maxsize=KEPT_PLANS)(partial(_planned, layer, kernels, threads))",
+        "lambda samples: _planned(self._layer, kernels, threads, samples)",
+        (ENGINES, "let_go"),
+    ),
+    Mutant(INPUTS, "x if x.flags.carray else", "x if x.flags.c_contiguous else", (NUMBA_LOOPS, "compile_anew")),
+    Mutant("../runtime/engines/torch_engine.py", "if min(samples.strides) < 0:", "if False:", (ENGINES, "every_kind")),
+    Mutant(VIEWS, 'given.get("allowzero", 0) and 0 in sizes', "False", (PARTITION, "allowzero")),
+    Mutant(VIEWS, "if len(rest) == len(before) - kept else None", "", (PARTITION, "make_no_width")),
+    Mutant(
+        VIEWS,
+        "is_left = [target[dim] for dim in unknown] in ([], [-1])",
+        "is_left = True",
+        (PARTITION, "make_no_width"),
+    ),
+    Mutant(FINDING, "or flow.only_reader(candidate.inputs[0]) is None", "", (PARTITION, "something_else_reads")),
+    Mutant(PARTS, "columns if 0 in kept else prod(rest)", "prod(rest)", (PARTITION, "no_sample_after")),
+    Mutant("../runtime/tuning.py", "or medians[fastest] <= WORTH * medians[WHOLE]", "or True", (RUNTIME, "clearly")),
+    Mutant(READING, 'step.flat_from is not None and step.kind != "linear"', "False", (HOSTILE, "only_a_linear")),
+    Mutant(
+        "dynamic.py",
+        "size is not None and not isinstance(size, int) and size != Dim.STATIC",
+        "True",
+        ("test_capture.py", "one_input_alone"),
+    ),
+    Mutant(
+        "../loading/onnx_files.py",
+        '"Reshape" and not _asks_for_zero',
+        '"Nothing" and not _asks_for_zero',
+        ("../test_loading_formats.py", "flattening"),
+    ),
     Mutant(CONSTANTS, "(-_size(flow.constants[source]), source)", "source", (RECURRENT, "named")),
     Mutant("../runtime/recurrence.py", 'layer.direction == "reverse" or side == 1', "side == 1", (LOOPS, "direction")),
     Mutant("../runtime/recurrence.py", 'if layer.cell != "gru_reset_after":', "if True:", (LOOPS, "direction")),

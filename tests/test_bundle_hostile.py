@@ -175,8 +175,8 @@ class TestManifests:
         ("path", "value", "message"),
         [
             (("format",), "zip", "format is 'zip'"),
-            (("version",), 1, "is of format version 1; this is a reader of version 2"),
-            (("version",), 3, "is of format version 3; this is a reader of version 2"),
+            (("version",), 1, r"is of format version 1; this is a reader of versions 2 to 3\."),
+            (("version",), 4, r"is of format version 4; this is a reader of versions 2 to 3\."),
             (("version",), "1", "version is '1'"),
             (("inputs", 0, "dtype"), "object", r"inputs\[0\]\.dtype is 'object'"),
             (("inputs", 0, "shape"), [1.5], "a list of sizes and names"),
@@ -246,6 +246,16 @@ class TestManifests:
         path.write_bytes(edited(original, change))
         with pytest.raises(InputError, match=r"layer '0' with the input input: a sparse linear layer takes float32"):
             load(path).run({"input": np.zeros((3, 48), np.float32)})
+
+    def test_the_version_before_knew_no_flattening_and_is_read(self, original, tmp_path):
+        def change(manifest: Any) -> None:
+            manifest["version"] = 2
+            for layer in manifest["layers"].values():
+                del layer["flat_from"]
+
+        path = tmp_path / "before.l0c"
+        path.write_bytes(edited(original, change))
+        assert load(path).run({"input": np.zeros((3, 48), np.float32)})["output_0"].shape == (3, 10)
 
     def test_a_step_twice(self, original, tmp_path):
         def change(manifest: Any) -> None:

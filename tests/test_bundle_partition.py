@@ -337,15 +337,26 @@ def test_a_flattening_that_something_else_reads_is_left(tmp_path):
     assert [layer.flat_from for layer in exported.manifest.layers.values()] == [None]
 
 
+def flattened_at(before: list[int | str | None], target: list[int], **given: int) -> int | None:
+    shape = numpy_helper.from_array(np.array(target, np.int64), "shape")
+    node = helper.make_node("Reshape", ["x", "shape"], ["y"], **given)
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, before)
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    return flattened_from(flow_of(helper.make_model(helper.make_graph([node], "g", [value], [result], [shape]))), 0)
+
+
 def test_with_allowzero_a_zero_in_a_shape_is_a_size():
     """Without it, it is the size that was there."""
-    shape = numpy_helper.from_array(np.array([0, 12], np.int64), "shape")
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [0, 3, 4])
-    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    for allowzero, expected in ((0, 1), (1, None)):
-        node = helper.make_node("Reshape", ["x", "shape"], ["y"], allowzero=allowzero)
-        graph = helper.make_graph([node], "g", [value], [result], [shape])
-        assert flattened_from(flow_of(helper.make_model(graph)), 0) == expected
+    assert flattened_at([0, 3, 4], [0, 12]) == 1
+    assert flattened_at([0, 3, 4], [0, 12], allowzero=1) is None
+    assert flattened_at([2, 3, 4], [-1, 12], allowzero=1) == 1
+
+
+def test_sizes_that_are_free_make_no_width():
+    assert flattened_at(["batch", 3, "length", 4], [-1, 12]) is None
+    assert flattened_at(["batch", 3, None, 4], [-1, 12]) is None
+    assert flattened_at(["batch", 6, 4, 5], [-1, 3, 20]) is None
+    assert flattened_at(["batch", 3, "length", 4], [0, -1]) == 1
 
 
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
@@ -421,7 +432,9 @@ class TestArguments:
 
     @pytest.mark.parametrize("threads", [None, 0, 1.5, "2", True])
     def test_threads_that_are_no_number(self, threads):
-        with pytest.raises(InputError, match=re.escape(f"threads={threads!r}: expected a whole number of at least 1.")):
+        with pytest.raises(
+            InputError, match=re.escape(f"threads={threads!r}: expected a whole number from 1 to 1,024.")
+        ):
             csr.CsrSettings(threads=threads)
 
     @pytest.mark.parametrize("engines", [(), [], (1,), 3])

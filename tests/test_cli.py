@@ -295,6 +295,21 @@ class TestProcess:
             outcome = run_cli(*arguments)
             assert outcome.exit_code == 2 and outcome.stdout == ""
 
+    @pytest.mark.parametrize(
+        ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    )
+    def test_a_signal_leaves_nothing_half_written(
+        self, finished: Path, tmp_path: Path, number: int, status: int, said: str
+    ) -> None:
+        process = l0compress("export", finished / "run", "--format", "csr", "-o", "small.l0c", cwd=tmp_path)
+        while process.poll() is None and not list(tmp_path.iterdir()):
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, out) == (status, ""), err
+        assert err.splitlines()[-1] == f"Error: {said}; nothing half-written is left."
+        assert list(tmp_path.iterdir()) == []
+
     def test_ctrl_c_exits_with_130_and_says_how_to_go_on(self, finished: Path, tmp_path: Path) -> None:
         arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "100000")
         process = l0compress("finetune", finished / "mlp.pt2", *arguments, "-o", "some/run", cwd=tmp_path)

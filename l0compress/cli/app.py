@@ -13,7 +13,6 @@ import typer
 from l0compress import __version__
 from l0compress.cli import commands
 
-INTERRUPTED = 130
 TRACEBACK_VARIABLE = "L0COMPRESS_TRACEBACK"
 
 app = typer.Typer(

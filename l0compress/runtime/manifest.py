@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 
 from l0compress.runtime.coding import TensorSpec
 
-FORMAT, VERSION = "l0compress-bundle", 2
+# Version 3 has layers that flatten their input; all that version 2 has means the same in it.
+FORMAT, VERSION, OLDEST = "l0compress-bundle", 3, 2
 MANIFEST = "manifest.json"
 DENSE = "dense"
 

@@ -10,6 +10,7 @@ from l0compress.runtime.fields import Fields
 from l0compress.runtime.layers import ACTIVATIONS, DIRECTIONS, GATES
 from l0compress.runtime.manifest import (
     FORMAT,
+    OLDEST,
     VERSION,
     LayerTiming,
     Manifest,
@@ -37,8 +38,8 @@ def parse(text: bytes) -> Manifest:
         raise FormatError(f"is no JSON: {str(error)[:200]}") from error
     root.text("format", (FORMAT,))
     version = root.integer("version", 1)
-    if version != VERSION:
-        raise FormatError(f"is of format version {version}; this is a reader of version {VERSION}")
+    if not OLDEST <= version <= VERSION:
+        raise FormatError(f"is of format version {version}; this is a reader of versions {OLDEST} to {VERSION}")
     manifest = Manifest(
         root.each("inputs", _port),
         root.each("outputs", _port),

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l0compress.cli.render import print_error
+from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, sigterm_unwinds
 from l0compress.errors import InputError, L0Error
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
-
-INTERRUPTED = 130
 
 ModelPath = Annotated[
     Path,
@@ -106,12 +105,16 @@ def data_source(name: str, model: Path, given: Mapping[str, Any]) -> DataSource:
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
-    """Turn what the package raises on purpose, and Ctrl-C, into one message and an exit code."""
+    """Turn what the package raises on purpose, Ctrl-C and SIGTERM into one message and an exit code."""
     try:
-        yield
+        with sigterm_unwinds():
+            yield
     except L0Error as error:
         print_error(str(error))
         raise typer.Exit(error.exit_code) from error
+    except Terminated as error:
+        print_error("terminated; nothing half-written is left.")
+        raise typer.Exit(TERMINATED) from error
     except KeyboardInterrupt as error:
         print_error("interrupted; nothing half-written is left.")
         raise typer.Exit(INTERRUPTED) from error

@@ -86,7 +86,7 @@ def _linear(layer: SparseLinear, tensors: tuple[Any, Any], threads: int, torch: 
     if threads > 1:
         _check_process()
     samples = linear_input(layer, x)
-    if samples.strides[0] < 0:  # of a single row, which is contiguous all the same; torch takes none
+    if min(samples.strides) < 0:  # of a single row or column, which is contiguous all the same; torch takes none
         samples = samples.copy()
     with torch.inference_mode(), _threads(torch, threads):
         batch = torch.from_numpy(samples)
