@@ -16,7 +16,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from zoo.catalogue import Entry, entries
+from zoo.catalogue import entries
+from zoo.entry import Entry
 from zoo.processes import Limits, run_worker
 from zoo.table import FAILURES, verdict_of, written
 

@@ -2,55 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-
-Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One model of the catalogue.
-
-    Attributes:
-        name: unique, ``<origin>/<model>``.
-        kind: ``conv``, ``transformer`` or ``other``: which bar on the prunable share applies.
-        build: makes the model with random weights and example inputs of batch 2.
-        dynamic: as in :func:`l0compress.capture`.
-        rival: whether Torch-Pruning is tried beside it.
-    """
-
-    name: str
-    kind: str
-    build: Callable[[], Built]
-    dynamic: Any = "batch"
-    rival: bool = field(default=False)
-
-    @property
-    def origin(self) -> str:
-        return self.name.split("/")[0]
-
-
-def image(size: int, *, channels: int = 3, batch: int = 2) -> Tensor:
-    return torch.randn(batch, channels, size, size, generator=torch.Generator().manual_seed(1))
-
-
-def tokens(length: int = 12, *, vocabulary: int = 90) -> Tensor:
-    """Token ids from 5 up, so that no special token of a tiny configuration turns up by chance."""
-    return torch.randint(5, vocabulary, (2, length), generator=torch.Generator().manual_seed(1))
+from zoo.entry import Entry
+from zoo.plain import plain_entries
+from zoo.timm_families import timm_entries
+from zoo.torchvision_models import torchvision_entries
+from zoo.transformers_models import transformers_entries
 
 
 def entries() -> list[Entry]:
     """The whole catalogue. Importing the libraries behind it is left to the builders."""
-    from zoo.plain import plain_entries
-    from zoo.timm_families import timm_entries
-    from zoo.torchvision_models import torchvision_entries
-    from zoo.transformers_models import transformers_entries
-
     return [*torchvision_entries(), *timm_entries(), *transformers_entries(), *plain_entries()]
 
 

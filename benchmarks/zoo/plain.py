@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoo.catalogue import Built, Entry, image, tokens
+from zoo.entry import Built, Entry, image, tokens
 
 
 def noise(*shape: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from zoo.catalogue import Built, Entry, image
+from zoo.entry import Built, Entry, image
 
 # Families that take any size: model and image size.
 _FREE = {

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from zoo.catalogue import Built, Entry, image
+from zoo.entry import Built, Entry, image
 
 CLASSIFIERS = [
     "alexnet",

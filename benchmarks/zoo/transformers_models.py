@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from zoo.catalogue import Built, Entry, image, tokens
+from zoo.entry import Built, Entry, image, tokens
 
 _TEXT = {
     "vocab_size": 100,

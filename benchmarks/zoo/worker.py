@@ -33,7 +33,8 @@ from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, fin
 from l0compress.graph.capture import USER_CODE_ERRORS
 from l0compress.graph.network import attribute, op_name
 from l0compress.graph.values import flattened, varying
-from zoo.catalogue import Entry, find
+from zoo.catalogue import find
+from zoo.entry import Entry
 from zoo.reference import reads_sums, silenced
 from zoo.table import TOLERANCE_64
 from zoo.weights import randomise_

@@ -34,13 +34,14 @@ from l0compress.export.partition.flow import Flow, flow_of
 from l0compress.export.partition.products import FEWEST_ELEMENTS, FEWEST_ZEROS
 from l0compress.export.partition.recurrent import without_zero_states
 from l0compress.export.session import named_feeds
+from l0compress.export.whys import whys
 from l0compress.graph.capture import CapturedGraph
 from l0compress.report import bundle_table
 from l0compress.runtime.archive import FormatError
 from l0compress.runtime.arguments import MOST_THREADS
 from l0compress.runtime.coding import FLOAT_STORAGES
 from l0compress.runtime.engines import find
-from l0compress.runtime.manifest import DENSE, Manifest
+from l0compress.runtime.manifest import Manifest
 from l0compress.runtime.protobuf import check_model
 from l0compress.runtime.segments import MOST_MODEL_BYTES
 from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
@@ -192,7 +193,7 @@ def export_csr(
             manifest = chosen_plans(
                 manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
             )
-        manifest = without_unused(replace(manifest, whys=_whys(manifest, found.reasons), about=_about(settings)))
+        manifest = without_unused(replace(manifest, whys=whys(manifest, found.reasons), about=_about(settings)))
         write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
         session = _read_again(staging, destination, settings.threads)
         allowed = session.tolerance if tolerance is None else tolerance
@@ -276,31 +277,6 @@ def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
         return {example.batch_size: example}
     sizes = sorted(set(batch_sizes))
     return dict(zip(sizes, example_calls(graph, sizes)[1:], strict=True))
-
-
-def _whys(manifest: Manifest, reasons: dict[str, str]) -> dict[str, str]:
-    """How each sparse constant runs, and why."""
-    whys = {name: f"dense: {reason}" for name, reason in reasons.items()}
-    timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
-    for key, layer in manifest.layers.items():
-        sizes: dict[str, list[str]] = {}
-        for size, plan in manifest.choices:
-            engine = next((step.engine or DENSE for step in manifest.plans[plan] if step.part == key), DENSE)
-            sizes.setdefault(_why(engine, timed.get((key, size))), []).append(str(size))
-        if timed:
-            whys[layer.name] = "; ".join(f"batch {', '.join(at)}: {why}" for why, at in sizes.items())
-        else:
-            whys[layer.name] = next(iter(sizes))
-    return whys
-
-
-def _why(engine: str, medians: dict[str, float] | None) -> str:
-    if not medians:
-        return f"{engine}, not measured"
-    fastest = min(medians, key=medians.__getitem__)
-    if engine != DENSE:
-        return f"{engine}, the fastest"
-    return "dense, the fastest" if fastest == DENSE else f"dense, since {fastest} gains less than a cut costs"
 
 
 def _about(settings: CsrSettings) -> dict[str, str]:

@@ -1,0 +1,32 @@
+"""How every sparse constant of a bundle runs, and why, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from l0compress.runtime.manifest import DENSE, Manifest
+
+
+def whys(manifest: Manifest, reasons: Mapping[str, str]) -> dict[str, str]:
+    """For each sparse constant how it runs, and why; ``reasons`` are of those that may not run sparse at all."""
+    said = {name: f"dense: {reason}" for name, reason in reasons.items()}
+    timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
+    for key, layer in manifest.layers.items():
+        sizes: dict[str, list[str]] = {}
+        for size, plan in manifest.choices:
+            engine = next((step.engine or DENSE for step in manifest.plans[plan] if step.part == key), DENSE)
+            sizes.setdefault(_why(engine, timed.get((key, size))), []).append(str(size))
+        if timed:
+            said[layer.name] = "; ".join(f"batch {', '.join(at)}: {why}" for why, at in sizes.items())
+        else:
+            said[layer.name] = next(iter(sizes))
+    return said
+
+
+def _why(engine: str, medians: Mapping[str, float] | None) -> str:
+    if not medians:
+        return f"{engine}, not measured"
+    fastest = min(medians, key=medians.__getitem__)
+    if engine != DENSE:
+        return f"{engine}, the fastest"
+    return "dense, the fastest" if fastest == DENSE else f"dense, since {fastest} gains less than a cut costs"
