@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import product
@@ -75,8 +76,8 @@ class Geometry:
 class Plan:
     """How images of one size are convolved: by bands through a packed copy, or in place by spans if window is None."""
 
-    image: Pair  # as the kernel takes it; places of which each is read alone may be one line
-    size: Pair  # of the output, likewise
+    image: tuple[int, ...]  # as the kernel takes it; places of which each is read alone are one line
+    size: tuple[int, ...]  # of the output, likewise
     weights: tuple[Any, ...]
     window: tuple[Any, ...] | None
     span: int
@@ -108,7 +109,7 @@ class Planner:
         weights = self.weights(lambda channel, _row, _column: channel * places)
         span = min(-(-places // threads), max(PACKED_FLOATS // max(self.layer.channels, 1), widest))
         span = -(-span // widest) * widest
-        return Plan(line.image, line.size, weights, None, span, -(-places // span), 0, widest)
+        return Plan((places,), (places,), weights, None, span, -(-places // span), 0, widest)
 
     def _banded(self, geometry: Geometry, threads: int) -> Plan:
         layer, phases, (down, across) = self.layer, geometry.phases(), geometry.reach()
@@ -158,44 +159,62 @@ class Planner:
         return tuple(weights)
 
 
+@dataclass(frozen=True)
+class _Way:
+    """How a batch of images is convolved: what depends on its shape, worked out once."""
+
+    plan: Plan
+    threads: int
+    parts: tuple[tuple[int, int, int, int], ...]
+    outputs: tuple[int, ...]
+
+
+def _way(layer: SparseConv, most_threads: int, plan: Callable[..., Plan], shape: tuple[int, ...]) -> _Way:
+    """The way of a batch of this shape, through the plan that ``plan`` gives for its images."""
+    images, spatial = shape[0], shape[2:]
+    rows, _ = matrix_shape(layer.weight)
+    size = layer.output_size(spatial)
+    # About a fortieth of a nanosecond for a nonzero and a place.
+    work = layer.weight.nnz * images * prod(size) // 40
+    threads = min(most_threads, 1 + work // WORTH_A_THREAD)
+    found = plan(spatial, -(-threads // max(images, 1)))
+    units = found.units * images
+    if not units or not rows:
+        parts = []
+    elif units >= threads:
+        parts = [(*part, 0, rows) for part in split_evenly(units, threads, 1)]
+    else:
+        row_ranges = split_rows(layer.weight.indptr.astype(np.int64), -(-threads // units))
+        parts = [(unit, unit + 1, *part) for unit in range(units) for part in row_ranges]
+    return _Way(found, threads, tuple(parts), (images, rows, *size))
+
+
 class NumbaConv:
     """The kernel of a convolution."""
 
     def __init__(self, layer: SparseConv, threads: int, kernels: ModuleType) -> None:
-        self._layer, self._threads, self._kernels = layer, threads, kernels
-        self._plan = lru_cache(maxsize=KEPT_PLANS)(Planner(layer, kernels).plan)
-        self._row_ranges = lru_cache(maxsize=None)(partial(split_rows, layer.weight.indptr.astype(np.int64)))
+        self._layer, self._kernels = layer, kernels
+        plan = lru_cache(maxsize=KEPT_PLANS)(Planner(layer, kernels).plan)
+        self._way = lru_cache(maxsize=KEPT_PLANS)(partial(_way, layer, threads, plan))
         smallest = tuple((k - 1) * dilation + 4 for k, dilation in zip(layer.kernel, layer.dilation, strict=True))
         self(np.zeros((1, layer.channels, *smallest), np.float32))
 
     def __call__(self, x: Array) -> Array:
         x = conv_input(self._layer, x)
-        size = self._layer.output_size(x.shape[2:])
-        rows, _ = matrix_shape(self._layer.weight)
-        y = np.empty((len(x), rows, *size), np.float32)
-        # About a fortieth of a nanosecond for a nonzero and a place.
-        work = self._layer.weight.nnz * len(x) * prod(size) // 40
-        threads = min(self._threads, 1 + work // WORTH_A_THREAD)
-        plan = self._plan(x.shape[2:], -(-threads // max(len(x), 1)))
-        parts = [partial(self._run, plan, x, part, y) for part in self._parts(plan, len(x), threads)]
-        run_parts(parts, threads=threads)
+        way = self._way(x.shape)
+        plan, y = way.plan, np.empty(way.outputs, np.float32)
+        images, outputs = (array.reshape(*array.shape[:2], *size) for array, size in ((x, plan.image), (y, plan.size)))
+        run = self._banded if plan.window is not None else self._in_place
+        if len(way.parts) == 1:
+            run(plan, images, outputs, way.parts[0])
+        else:
+            run_parts([partial(run, plan, images, outputs, part) for part in way.parts], threads=way.threads)
         return y
 
-    def _parts(self, plan: Plan, images: int, threads: int) -> list[Any]:
-        rows, _ = matrix_shape(self._layer.weight)
-        units = plan.units * images
-        if not units or not rows:
-            return []
-        if units >= threads:
-            return [(*part, 0, rows) for part in split_evenly(units, threads, 1)]
-        row_ranges = self._row_ranges(-(-threads // units))
-        return [(unit, unit + 1, *part) for unit in range(units) for part in row_ranges]
+    def _in_place(self, plan: Plan, images: Array, outputs: Array, part: Any) -> None:
+        _, sums = scratch(plan.packed, plan.sums)
+        self._kernels.pointwise(plan.weights, images, part, plan.span, sums, outputs)
 
-    def _run(self, plan: Plan, x: Array, part: Any, y: Array) -> None:
-        packed, sums = scratch(plan.packed, plan.sums)
-        if plan.window is None:
-            images, outputs = (array.reshape(*array.shape[:2], prod(plan.size)) for array in (x, y))
-            self._kernels.pointwise(plan.weights, images, part, plan.span, sums, outputs)
-            return
-        images, outputs = x.reshape(*x.shape[:2], *plan.image), y.reshape(*y.shape[:2], *plan.size)
-        self._kernels.convolve(plan.weights, images, part, plan.window, (packed, sums), outputs)
+    def _banded(self, plan: Plan, images: Array, outputs: Array, part: Any) -> None:
+        memory = scratch(plan.packed, plan.sums)
+        self._kernels.convolve(plan.weights, images, part, plan.window, memory, outputs)
