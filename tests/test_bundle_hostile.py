@@ -212,6 +212,8 @@ class TestManifests:
             (("plans",), [], "an object is expected"),
             (("choices",), [[1, "none"]], "choices name no plan"),
             (("choices",), [], "choices name no plan"),
+            (("disabled_optimizers",), ["ConstantFolding"], "expected some of SkipLayerNormFusion"),
+            (("disabled_optimizers",), "SkipLayerNormFusion", "expected a list"),
             (("choices",), [[0, "split"]], "batch sizes of at least 1"),
             (("hashes",), {}, "no hash"),
             (
@@ -252,6 +254,7 @@ class TestManifests:
             manifest["version"] = 2
             for layer in manifest["layers"].values():
                 del layer["flat_from"]
+            del manifest["disabled_optimizers"]
 
         path = tmp_path / "before.l0c"
         path.write_bytes(edited(original, change))

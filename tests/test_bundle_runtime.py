@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from bundles import NETWORKS, SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
@@ -22,6 +24,7 @@ from torch import nn
 from torch.export import Dim
 
 from l0compress.errors import InputError, NotEqualError, RunError
+from l0compress.export import choosing
 from l0compress.export.assemble import bundle_bytes
 from l0compress.export.bundled import BundleSession
 from l0compress.export.choosing import InMemory
@@ -35,6 +38,7 @@ from l0compress.runtime.bundle import from_files, read_manifest
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import MANIFEST, LayerTiming, Step
 from l0compress.runtime.reading import parse
+from l0compress.runtime.sessions import SLOW_FUSIONS, open_session
 
 NO_TORCH = """
 import sys
@@ -319,6 +323,35 @@ class TestChoices:
         monkeypatch.setattr(tuning, "medians_ms", lambda runs, **_: dict.fromkeys(runs, split_ms) | {"whole": 1.0})
         assert set(load(path, tune=True).engines()[1].values()) == {chosen}
 
+    @pytest.mark.parametrize(("without_ms", "disabled"), [(0.94, SLOW_FUSIONS), (0.96, ())])
+    def test_a_fusion_that_makes_the_dense_model_slower_is_left_out(self, tmp_path, monkeypatch, without_ms, disabled):
+        monkeypatch.setattr(
+            tuning, "medians_ms", lambda runs, **_: {name: {"without": without_ms}.get(name, 1.0) for name in runs}
+        )
+        monkeypatch.setattr(
+            choosing, "medians_ms", lambda runs, **_: {name: {"dense": 4.0}.get(name, 3.0) for name in runs}
+        )
+        model, x = randomised(Normed()), torch.randn(2, 5, 32)
+        settings = CsrSettings(threads=1)
+        exported = export_csr(capture(model, (x,)), tmp_path / "m.l0c", batch_sizes=2, settings=settings)
+        assert exported.manifest.disabled_optimizers == disabled
+        assert ("SkipLayerNormFusion, which makes them slower" in " ".join(exported.lines())) == bool(disabled)
+        (timing,) = exported.manifest.plan_timings
+        assert (timing.dense_ms, timing.chosen_ms) == ((4.0, 3.0) if disabled else (3.0, 3.0))
+        for bundle in (load(tmp_path / "m.l0c"), load(tmp_path / "m.l0c", tune=True)):
+            with torch.no_grad():
+                np.testing.assert_allclose(bundle.run({"x": x.numpy()})["output_0"], model(x).numpy(), atol=1e-5)
+
+    @pytest.mark.parametrize("disabled", [(), SLOW_FUSIONS])
+    def test_what_is_left_out_is_left_out(self, tmp_path, disabled):
+        export_onnx(capture(randomised(Normed()), (torch.randn(2, 5, 32),)), tmp_path / "m.onnx")
+        options = open_session(str(tmp_path / "m.onnx"), disabled=disabled).get_session_options()
+        options.optimized_model_filepath = str(tmp_path / "fused.onnx")
+        onnxruntime.InferenceSession(tmp_path / "m.onnx", options, providers=["CPUExecutionProvider"])
+        operators = {node.op_type for node in onnx.load(tmp_path / "fused.onnx").graph.node}
+        assert ("SkipLayerNormalization" in operators) == (not disabled)
+        assert disabled == () or {"Add", "LayerNormalization"} <= operators
+
     def test_a_layer_that_an_engine_does_not_support_runs_on_the_default_one_and_says_so(self, tmp_path):
         model, call = NETWORKS["attention"]()
         export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
@@ -406,6 +439,17 @@ class TestArguments:
     def test_engines(self, path, engine):
         with pytest.raises(InputError, match=r"there is no engine .* Nothing was run\. Choose from scipy, numba"):
             load(path, engine=engine)
+
+
+class Normed(nn.Module):
+    """A product that is normalised after what it had read was added, as in BERT."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(32, 32), nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(x + self.linear(x))
 
 
 class Placed(nn.Module):

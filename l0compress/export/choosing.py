@@ -14,7 +14,7 @@ from l0compress.runtime.archive import FormatError
 from l0compress.runtime.manifest import DENSE, LayerTiming, Manifest, PlanTiming, Step
 from l0compress.runtime.parts import Parts
 from l0compress.runtime.timing import medians_ms
-from l0compress.runtime.tuning import SECONDS_A_PLAN, WHOLE, WORTH, layer_medians, plan_call
+from l0compress.runtime.tuning import SECONDS_A_PLAN, WHOLE, WORTH, layer_medians, plan_call, slow_fusions
 
 Feeds = Mapping[str, NDArray[np.generic]]
 
@@ -60,7 +60,8 @@ def chosen_plans(
 
     Every candidate is timed dense and on each engine. Those that gain by an engine become layers, the others join the
     dense graphs around them. If the whole is not faster than the dense model, the half that gains least becomes dense
-    too, and so on until nothing is left.
+    too, and so on until nothing is left. Fusions of ONNX Runtime that slow the dense model down are left out of all
+    plans; what the choice is compared with in the end is the dense model with them, which is what a user would run.
 
     Args:
         manifest: with a plan in which every candidate is a layer, and one that is all dense.
@@ -71,10 +72,11 @@ def chosen_plans(
         threads: threads that a layer or a dense graph uses.
     """
     layer_timings, plan_timings, plans, choices = [], [], dict(manifest.plans), []
+    manifest = replace(manifest, disabled_optimizers=slow_fusions(parts_of(manifest, members, threads), feeds))
     parts = parts_of(manifest, members, threads)
     names = {members.layer(candidate): candidate for candidate in candidates}
     for batch_size, inputs in feeds.items():
-        table = layer_medians(parts, dict(inputs), engines)
+        table = layer_medians(parts, dict(inputs), engines) if candidates else {}
         layer_timings += [LayerTiming(name, batch_size, medians) for name, medians in table.items()]
         by_candidate = {names[name]: medians for name, medians in table.items()}
         plan, timing = _fastest(manifest, members, by_candidate, inputs, threads)
@@ -99,25 +101,19 @@ def _fastest(
     inputs: Feeds,
     threads: int,
 ) -> tuple[tuple[Step, ...], PlanTiming]:
-    """The fastest plan on these inputs, and how it compares with the model as one dense graph."""
+    """The fastest plan on these inputs, and how it compares with one dense graph as ONNX Runtime runs it by itself."""
     engines = {candidate: min(medians, key=medians.__getitem__) for candidate, medians in table.items()}
     gains = {c: table[c][DENSE] - table[c][engine] for c, engine in engines.items() if engine != DENSE}
     chosen = sorted(gains, key=gains.__getitem__, reverse=True)
     whole = manifest.plans[WHOLE]
-    dense_ms = 0.0
-    while chosen:
-        in_order = sorted(chosen, key=lambda candidate: candidate.nodes)
-        plan = members.plan(in_order, engines)
+    while True:
+        plan = members.plan(sorted(chosen, key=lambda candidate: candidate.nodes), engines) if chosen else whole
         parts = parts_of(completed(manifest, members), members, threads)
-        medians = medians_ms(
-            {name: plan_call(parts, steps, inputs) for name, steps in (("chosen", plan), (DENSE, whole))},
-            max_seconds=SECONDS_A_PLAN,
-        )
-        dense_ms = medians[DENSE]
-        if medians["chosen"] <= WORTH * dense_ms:
-            return plan, PlanTiming(1, dense_ms, medians["chosen"])
+        runs = {"chosen": plan_call(parts, plan, inputs), "whole": plan_call(parts, whole, inputs)}
+        if manifest.disabled_optimizers:
+            runs[DENSE] = plan_call(parts.disabling(()), whole, inputs)
+        medians = medians_ms(runs, max_seconds=SECONDS_A_PLAN)
+        if not chosen or medians["chosen"] <= WORTH * medians["whole"]:
+            dense_ms = medians.get(DENSE, medians["whole"])
+            return plan, PlanTiming(1, dense_ms, medians["chosen" if chosen else "whole"])
         chosen = chosen[: len(chosen) // 2]
-    if not dense_ms:
-        parts = parts_of(manifest, members, threads)
-        dense_ms = medians_ms({DENSE: plan_call(parts, whole, inputs)}, max_seconds=SECONDS_A_PLAN)[DENSE]
-    return whole, PlanTiming(1, dense_ms, dense_ms)

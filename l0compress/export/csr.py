@@ -108,6 +108,9 @@ class ExportedBundle(Exported):
     def lines(self) -> tuple[str, ...]:
         """What was checked, in words."""
         lines = (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
+        if self.manifest.disabled_optimizers:
+            names = ", ".join(self.manifest.disabled_optimizers)
+            lines = (*lines, f"dense graphs run without ONNX Runtime's {names}, which makes them slower here")
         if self.manifest.layers:
             return lines
         if self.manifest.whys:
@@ -188,7 +191,7 @@ def export_csr(
             found = found.refused("the graph has values that are no tensors, such as lists, and is not cut")
         candidates = found.candidates
         members, manifest = members_of(flow, types, candidates, settings.storage)
-        if candidates and settings.measure:
+        if settings.measure and (candidates or _has_norms(flow)):
             feeds = {size: _feeds(flow, call) for size, call in _calls(graph, sizes).items()}
             manifest = chosen_plans(
                 manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
@@ -262,6 +265,10 @@ def _types(flow: Flow, calls: Sequence[Call]) -> Types:
 def _all_tensors(flow: Flow, types: Types) -> bool:
     """Whether every value may cross a cut; sequences and optional values may not."""
     return all(name in types.values for name in flow.makers)
+
+
+def _has_norms(flow: Flow) -> bool:
+    return any(node.op_type == "LayerNormalization" for node in flow.nodes)
 
 
 def _feeds(flow: Flow, call: Call) -> dict[str, NDArray[np.generic]]:

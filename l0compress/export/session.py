@@ -73,6 +73,7 @@ class OnnxSession:
     Args:
         path: the ``.onnx`` file.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        disabled: optimizers of ONNX Runtime to go without.
 
     Attributes:
         quantization: how the file was quantized, such as ``int8 dynamic``; empty where it is float.
@@ -82,10 +83,10 @@ class OnnxSession:
         RunError: the file is missing, is no ONNX model, or needs an operator that ONNX Runtime lacks on this machine.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, disabled: Sequence[str] = ()) -> None:
         self.path = Path(path)
         try:
-            self._session = open_session(str(self.path), threads=threads)
+            self._session = open_session(str(self.path), threads=threads, disabled=disabled)
         except NATIVE_ERRORS as error:
             raise RunError(
                 f"ONNX Runtime cannot load {self.path}: {first_line(error)}. Nothing was changed. Check the path, or "

@@ -26,7 +26,7 @@ from l0compress.runtime.parts import Parts
 from l0compress.runtime.reading import parse
 from l0compress.runtime.segments import OpenSegment
 from l0compress.runtime.stages import Stage, as_one_graph, run_stages, stages_of
-from l0compress.runtime.tuning import SPLIT, best_plan
+from l0compress.runtime.tuning import SPLIT, best_plan, example_inputs, slow_fusions
 
 Array = NDArray[Any]
 
@@ -187,6 +187,7 @@ def from_files(
     bundle = Bundle(parts, plans)
     if not tune:
         return bundle
+    parts = parts.disabling(slow_fusions(parts, {size: example_inputs(manifest.inputs, size) for size in plans}))
     return Bundle(parts, {size: best_plan(parts, size, available) for size in plans})
 
 

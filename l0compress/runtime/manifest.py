@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 from l0compress.runtime.coding import TensorSpec
 
-# Version 3 has layers that flatten their input; all that version 2 has means the same in it.
+# Version 3 has layers that flatten their input and optimizers that are disabled. All of version 2 means the same in it.
 FORMAT, VERSION, OLDEST = "l0compress-bundle", 3, 2
 MANIFEST = "manifest.json"
 DENSE = "dense"
@@ -172,6 +172,7 @@ class Manifest:
         whys: for every constant with enough zeros, how it runs and why.
         about: free text: who wrote it, with which threads.
         hashes: SHA-256 of every member but the manifest, in hexadecimal.
+        disabled_optimizers: of ONNX Runtime, which dense graphs go without, since what they make is slower.
     """
 
     inputs: tuple[Port, ...]
@@ -186,6 +187,7 @@ class Manifest:
     whys: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
+    disabled_optimizers: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The text of ``manifest.json``."""

@@ -24,6 +24,7 @@ from l0compress.runtime.layers import (
     matrix_shape,
 )
 from l0compress.runtime.manifest import DENSE, Manifest, Recurrence, SparseStep, Step
+from l0compress.runtime.protobuf import operators_of
 from l0compress.runtime.segments import Run, open_segment
 
 Array = NDArray[Any]
@@ -51,6 +52,20 @@ class Parts:
         self._segments: dict[str, Run] = {}
         self._layers: dict[tuple[SparseStep, str], tuple[str, Run]] = {}
         self._spent: dict[tuple[str, str], int] = {}
+
+    def disabling(self, optimizers: tuple[str, ...]) -> Parts:
+        """The same parts where dense graphs go without these optimizers of ONNX Runtime, and no others."""
+        manifest = replace(self.manifest, disabled_optimizers=optimizers)
+        return Parts(self.files, manifest, threads=self.threads, limit_bytes=self.limit_bytes)
+
+    def operators(self, plan: tuple[Step, ...]) -> set[str]:
+        """The types of the operators in the dense graphs of a plan.
+
+        Raises:
+            FormatError: a graph is damaged.
+        """
+        members = [self.manifest.segments[step.part].member for step in plan if step.engine is None]
+        return {operator for member in members for operator in operators_of(self._member(member))}
 
     def run_of(self, step: Step) -> Run:
         """The function of one step.
@@ -123,7 +138,11 @@ class Parts:
             tensors = {inner: self._dense(tensor) for inner, tensor in segment.tensors.items()}
             try:
                 self._segments[name] = open_segment(
-                    segment, self._member(segment.member), tensors, threads=self.threads
+                    segment,
+                    self._member(segment.member),
+                    tensors,
+                    threads=self.threads,
+                    disabled=self.manifest.disabled_optimizers,
                 )
             except FormatError as error:
                 raise error.within(segment.member) from error

@@ -21,6 +21,7 @@ from l0compress.runtime.manifest import (
     SparseStep,
     Step,
 )
+from l0compress.runtime.sessions import SLOW_FUSIONS
 
 LAYER_KINDS = ("linear", "conv", "embedding", "recurrent")
 MOST_DIMS = 16
@@ -58,6 +59,7 @@ def parse(text: bytes) -> Manifest:
         _texts(root, "whys"),
         _texts(root, "about"),
         _texts(root, "hashes"),
+        _disabled(root),
     )
     check(manifest)
     return manifest
@@ -220,6 +222,13 @@ def _choices(root: Fields) -> tuple[tuple[int, str], ...]:
     if any(size < 1 for size, _ in choices):
         raise root.wrong("choices", "batch sizes of at least 1")
     return tuple(choices)
+
+
+def _disabled(root: Fields) -> tuple[str, ...]:
+    names = root.texts("disabled_optimizers") if "disabled_optimizers" in root.raw() else ()
+    if not set(names) <= set(SLOW_FUSIONS):
+        raise root.wrong("disabled_optimizers", f"some of {', '.join(SLOW_FUSIONS)}")
+    return names
 
 
 def _layer_timing(entry: Fields) -> LayerTiming:

@@ -28,7 +28,14 @@ _MOST_CHARACTERS = 300
 END_ON_EMPTY = frozenset({"LSTM", "GRU"})
 
 
-def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *, threads: int | None) -> OpenSegment:
+def open_segment(
+    segment: Segment,
+    graph: bytes,
+    tensors: Mapping[str, Array],
+    *,
+    threads: int | None,
+    disabled: Sequence[str] = (),
+) -> OpenSegment:
     """A segment in ONNX Runtime.
 
     Args:
@@ -36,6 +43,7 @@ def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *
         graph: the ONNX model without its larger constants.
         tensors: the constants by their name in the graph.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
+        disabled: optimizers of ONNX Runtime to go without.
 
     Raises:
         FormatError: the graph refers to other files, uses operators that are not ONNX's own, has other inputs or
@@ -45,7 +53,7 @@ def open_segment(segment: Segment, graph: bytes, tensors: Mapping[str, Array], *
     if len(graph) + sum(array.nbytes for array in tensors.values()) > MOST_MODEL_BYTES:
         raise FormatError("is larger than an ONNX model in memory can be")
     try:
-        session = open_session(with_initializers(graph, tensors), threads=threads)
+        session = open_session(with_initializers(graph, tensors), threads=threads, disabled=disabled)
     except _ERRORS as error:
         raise FormatError(f"cannot be loaded by ONNX Runtime: {_said(error)}") from error
     names, outputs = list(segment.inputs), list(segment.outputs)

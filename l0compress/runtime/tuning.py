@@ -14,6 +14,7 @@ from l0compress.runtime.archive import FormatError
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE, Port, Step
 from l0compress.runtime.parts import DEFAULT_ENGINE, Parts
+from l0compress.runtime.sessions import SLOW_FUSIONS
 from l0compress.runtime.stages import Stage, run_stages, stages_of
 from l0compress.runtime.timing import medians_ms
 
@@ -67,6 +68,25 @@ def best_plan(parts: Parts, batch_size: int, engines: Sequence[str]) -> tuple[St
     fastest = min(medians, key=medians.__getitem__)
     is_worth_it = WHOLE not in medians or medians[fastest] <= WORTH * medians[WHOLE]
     return candidates[fastest if is_worth_it else WHOLE]
+
+
+def slow_fusions(parts: Parts, feeds: Mapping[int, Mapping[str, Array]]) -> tuple[str, ...]:
+    """Which optimizers of ONNX Runtime to go without: those that make the dense model slower at every batch size.
+
+    Args:
+        parts: with a plan that is all dense; without one, nothing is said against any optimizer.
+        feeds: inputs for each batch size.
+    """
+    plan = parts.manifest.plans.get(WHOLE)
+    if plan is None or not parts.operators(plan) >= {"Add", "LayerNormalization"}:
+        return ()
+    plain, without = parts.disabling(()), parts.disabling(SLOW_FUSIONS)
+    for inputs in feeds.values():
+        runs = {"plain": plan_call(plain, plan, inputs), "without": plan_call(without, plan, inputs)}
+        medians = medians_ms(runs, max_seconds=SECONDS_A_PLAN)
+        if medians["without"] > WORTH * medians["plain"]:
+            return ()
+    return SLOW_FUSIONS
 
 
 def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]]) -> tuple[Step, ...]:
