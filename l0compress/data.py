@@ -118,8 +118,9 @@ class Split:
 class StreamSplit:
     """One part of the data, streamed from a ``DataLoader`` or another source that can be iterated again and again.
 
-    An item is ``(x, y)``, ``(x1, ..., y)``, a single tensor (no targets), a dict (``labels``, ``label``, ``targets``,
-    ``target`` or ``y`` are taken as targets), or a :class:`Batch`. The source decides the size of its batches.
+    An item is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, a single tensor (no
+    targets), a dict (``labels``, ``label``, ``targets``, ``target`` or ``y`` are taken as targets), or a
+    :class:`Batch`. The source decides the size of its batches.
 
     Args:
         source: yields batches; iterating it again starts a new epoch.
@@ -207,9 +208,19 @@ def as_batch(item: Any) -> Batch:
     if isinstance(item, Sequence) and item and all(isinstance(value, Tensor) for value in item):
         *args, last = item
         return Batch(tuple(args), {}, last) if args else Batch((last,), {})
+    if isinstance(item, Sequence) and len(item) == 2 and isinstance(item[1], Tensor):
+        inputs, targets = item
+        if isinstance(inputs, Mapping | Sequence) and inputs and all(isinstance(x, Tensor) for x in _values(inputs)):
+            named = isinstance(inputs, Mapping)
+            return Batch((), dict(inputs), targets) if named else Batch(tuple(inputs), {}, targets)
     raise DataError(
-        f"The data yields {type(item).__name__}, which is no batch. Yield (x, y), a tensor, or a dict of tensors."
+        f"The data yields {type(item).__name__}, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), "
+        "({'name': x}, y), a tensor, or a dict of tensors."
     )
+
+
+def _values(inputs: Mapping[str, Any] | Sequence[Any]) -> Iterable[Any]:
+    return inputs.values() if isinstance(inputs, Mapping) else inputs
 
 
 def _seeded(source: Iterable[Any], seed: int | None) -> Iterator[Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from l0compress.data import Batch, Data, Split, StreamSplit, as_batch, example_batch
-from l0compress.errors import DataError
+from l0compress.errors import DataError, InputError
+from l0compress.loading.datasets import as_data
+from l0compress.pipeline.sources import prepare
 
 
 def numbered(num_samples: int) -> Split:
@@ -106,8 +111,20 @@ def test_several_inputs_come_before_the_target():
     assert [tensor.shape[1] for tensor in batch.args] == [3, 4]
 
 
+@pytest.mark.parametrize("kind", [tuple, list])
+def test_inputs_may_stand_together_before_the_target(kind):
+    x1, x2, y = torch.zeros(2, 3), torch.ones(2, 4), torch.tensor([1, 0])
+    batch = as_batch(kind([(x1, x2), y]))
+    assert [tensor.shape[1] for tensor in batch.args] == [3, 4] and batch.targets is y
+    batch = as_batch(kind([{"a": x1, "b": x2}, y]))
+    assert (list(batch.kwargs), batch.args) == (["a", "b"], ()) and batch.targets is y
+
+
 def test_what_is_no_batch_is_refused():
-    message = "The data yields str, which is no batch. Yield (x, y), a tensor, or a dict of tensors."
+    message = (
+        "The data yields str, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), ({'name': x}, y), a tensor, "
+        "or a dict of tensors."
+    )
     with pytest.raises(DataError, match=re.escape(message)):
         as_batch("x")
 
@@ -121,3 +138,68 @@ def test_the_example_is_the_first_samples_in_order():
 def test_a_batch_moves_to_a_device_whole():
     batch = Batch((torch.zeros(2),), {"m": torch.zeros(2)}, torch.zeros(2)).to("meta")
     assert {batch.args[0].device.type, batch.kwargs["m"].device.type, batch.targets.device.type} == {"meta"}
+
+
+X, Y = torch.zeros(6, 3), torch.tensor([0, 1] * 3)
+
+
+@pytest.mark.parametrize(
+    ("part", "inputs"),
+    [
+        ((X, Y), (X,)),
+        ((X.numpy(), Y.numpy()), (X,)),
+        ((X.tolist(), Y.tolist()), (X,)),
+        (((X, X), Y), (X, X)),
+        (({"a": X, "b": X}, Y), {"a": X, "b": X}),
+        ({"a": X, "y": Y}, {"a": X}),
+        ({"a": X, "labels": Y}, {"a": X}),
+    ],
+)
+def test_parts_that_a_function_returns(part, inputs):
+    split = as_data({"train": part, "val": part}, name="m:f").train
+    assert isinstance(split, Split) and split.targets is not None and torch.equal(split.targets, Y)
+    assert type(split.inputs) is type(inputs)
+    for got, expected in zip(tree_leaves(split.inputs), tree_leaves(inputs), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_two_batches_are_no_part_of_tensors():
+    split = as_data({"train": ((X, Y), (X, Y)), "val": (X, Y)}, name="m:f").train
+    assert isinstance(split, StreamSplit) and len(split) == 12
+
+
+class TestBeforeAnythingIsTrained:
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+    @pytest.mark.parametrize("part", ["val", "test"])
+    def test_a_part_of_another_shape(self, part):
+        parts = {"train": Split((X,), Y), "val": Split((X,), Y), part: Split((torch.zeros(4, 5),), Y[:4])}
+        message = (
+            rf"^The model cannot run on the {part} part \(.+\)\. A sample of it has the shape \(5,\), and in the train "
+            r"part \(3,\)\. Nothing was changed\. Give all parts the shape that the model takes\.$"
+        )
+        with pytest.raises(DataError, match=message):
+            prepare(self.model, Data(**parts))
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_weights_that_are_too_coarse(self, dtype):
+        part = Split((X.to(dtype),), Y)
+        message = rf"the model's '0\.weight' is {str(dtype)[6:]}, and training takes float32\. .*model\.float\(\)"
+        with pytest.raises(InputError, match=message):
+            prepare(copy.deepcopy(self.model).to(dtype), Data(part, part))
+
+    @pytest.mark.parametrize(
+        ("loss", "said"),
+        [
+            (
+                lambda outputs, _: outputs["logits"],
+                r"cannot be computed on .* \(.*\)\. Nothing was changed\. It is called",
+            ),
+            (lambda outputs, _: outputs, r"returns torch\.float32 \(2, 2\)\. Nothing was changed\. Return a floating"),
+            (lambda *_: 1.0, r"returns float\. Nothing was changed\. Return a floating-point tensor with one number"),
+        ],
+    )
+    def test_a_loss_that_is_none(self, loss, said):
+        part = Split((X,), Y)
+        with pytest.raises(InputError, match=rf"^The loss '<lambda>' {said}"):
+            prepare(self.model, Data(part, part), loss=loss)

@@ -268,6 +268,15 @@ class TestOnnx:
         np.testing.assert_allclose(loaded(x).detach().numpy(), self.expected(path, x), atol=1e-6)
         assert loaded(x[:2]).shape == (2, 3)
 
+    @pytest.mark.parametrize("approximate", ["none", "tanh"])
+    def test_a_gelu_which_the_converter_lacks(self, path, approximate):
+        x = torch.randn(5, 8) * 3
+        model = nn.Sequential(nn.Linear(8, 6), nn.GELU(approximate), nn.Linear(6, 3), nn.GELU()).eval()
+        l0.export_onnx(l0.capture(model, (x,)), path)
+        assert [node.op_type for node in onnx.load(path).graph.node].count("Gelu") == 2
+        loaded = load_model(path)
+        np.testing.assert_allclose(loaded(x).detach().numpy(), self.expected(path, x), atol=1e-6)
+
     def test_an_operator_that_the_converter_lacks(self, path):
         model = onnx.load(path)
         model.graph.node[1].op_type = "Shrink"

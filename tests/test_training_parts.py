@@ -69,6 +69,25 @@ class TestLosses:
         )
         assert torch.isclose(objective.loss(self.logits, targets, self.teacher), expected)
 
+    def test_outputs_beside_the_first_are_taught_by_the_dense_model(self):
+        """Each by its squared error over the variance of the dense model's."""
+        box, dense_box = torch.randn(2, 4), 3 * torch.randn(2, 4)
+        targets = torch.tensor([0, 1])
+        student, teacher = {"logits": self.logits, "boxes": [box]}, {"logits": self.teacher, "boxes": [dense_box]}
+        objective = objective_for("auto", targets, teacher)
+        alone = objective_for("auto", targets, self.teacher).distillation(self.logits, self.teacher, targets)
+        expected = alone + ((box - dense_box) ** 2).mean() / dense_box.var()
+        assert torch.isclose(objective.distillation(student, teacher, targets), expected)
+
+    def test_what_may_be_classes_or_values_is_compared_as_both(self):
+        """An offset of a whole row is nothing to a class, and everything to a reconstruction."""
+        objective = objective_for("auto", None, self.teacher)
+        assert objective.kind == "classes"
+        expected = kl_divergence(self.logits, self.teacher, temperature=2.0)
+        expected = expected + F.mse_loss(self.logits, self.teacher) / self.teacher.var()
+        assert torch.isclose(objective.distillation(self.logits, self.teacher), expected)
+        assert objective.distillation(self.teacher + 1, self.teacher) > 0.5
+
     def test_auto_chooses_by_targets_and_outputs(self):
         assert objective_for("auto", torch.tensor([0, 1]), self.logits).kind == "classes"
         assert objective_for("auto", torch.tensor([0.0, 1.0]), torch.zeros(2, 1)).kind == "values"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l0compress.data import AnySplit, Data, Split, StreamSplit
+from l0compress.data import TARGET_KEYS, AnySplit, Data, Split, StreamSplit
 from l0compress.errors import DataError
 from l0compress.loading.arrays import load_arrays
 from l0compress.loading.images import ImageOptions, Statistics, load_images
@@ -77,7 +77,8 @@ def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
     - ``FILE.csv`` with a target column.
     - ``FILE.tsv``, ``FILE.txt``, or a folder with ``train.tsv`` and the like: sentences, with a tokenizer.
     - ``package.module:function``: a function that returns :class:`~l0compress.data.Data`, or a dict with ``train``,
-      ``val`` and perhaps ``test``, each ``(x, y)`` tensors or a ``DataLoader``.
+      ``val`` and perhaps ``test``, each ``(x, y)`` tensors, where x may be a tuple or a dict of several inputs, or a
+      ``DataLoader``.
 
     Args:
         source: the name, or a :class:`DataSource` with more to say.
@@ -171,11 +172,25 @@ def _as_split(content: Any) -> AnySplit:
         return Split((content,))
     if isinstance(content, Mapping):
         inputs = dict(content)
-        targets = inputs.pop("labels", None)
-        return Split(inputs, targets)
-    if isinstance(content, tuple) and len(content) == 2 and not isinstance(content[0], tuple | dict):
-        return Split((torch.as_tensor(content[0]),), None if content[1] is None else torch.as_tensor(content[1]))
+        target_key = next((key for key in TARGET_KEYS if key in inputs), "")
+        return _split(inputs, inputs.pop(target_key, None))
+    if isinstance(content, tuple) and len(content) == 2 and not _is_batch(content[1]):
+        return _split(*content)
     return StreamSplit(content)
+
+
+def _is_batch(targets: Any) -> bool:
+    """Whether what may be targets is a second batch."""
+    holds_tensors = isinstance(targets, list) and any(isinstance(value, Tensor) for value in targets)
+    return isinstance(targets, tuple | dict) or holds_tensors
+
+
+def _split(inputs: Any, targets: Any) -> Split:
+    targets = None if targets is None else torch.as_tensor(targets)
+    if isinstance(inputs, Mapping):
+        return Split({name: torch.as_tensor(value) for name, value in inputs.items()}, targets)
+    several = isinstance(inputs, tuple | list) and inputs and all(isinstance(value, Tensor) for value in inputs)
+    return Split(tuple(inputs) if several else (torch.as_tensor(inputs),), targets)
 
 
 def _digits(source: DataSource) -> Data:

@@ -6,11 +6,13 @@ ensures:  a module whose weights are parameters; its outputs are those of the fi
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from google.protobuf.message import DecodeError
@@ -37,7 +39,7 @@ def load_onnx(path: Path) -> nn.Module:
             converter lacks.
     """
     model = _read(path)
-    model = _older(_copying_zeros(_differentiable(model, path)), path)
+    model = _older(_without_gelu(_copying_zeros(_differentiable(model, path))), path)
     with without_broken("torchvision", _torchvision_stand_in()):
         onnx2torch = import_extra("onnx2torch", extra="onnx-input", purpose="An .onnx model", error=ModelError)
     try:
@@ -153,6 +155,44 @@ def _copying_zeros(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _asks_for_zero(shape: onnx.TensorProto | None) -> bool:
     return shape is not None and 0 in onnx.numpy_helper.to_array(shape).tolist()
+
+
+def _without_gelu(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with Gelu, which no version that the converter reads has, as the operators that it stands for."""
+    kept = onnx.ModelProto()
+    kept.CopyFrom(model)
+    del kept.graph.node[:]
+    for node in model.graph.node:
+        kept.graph.node.extend(_gelu(node) if node.op_type == "Gelu" else [node])
+    return kept
+
+
+def _gelu(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """x * (1 + erf(x / sqrt(2))) / 2, or x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³))) / 2."""
+    (x,), (y,) = node.input, node.output
+    approximate = {given.name: given.s for given in node.attribute}.get("approximate", b"none") == b"tanh"
+    made: list[onnx.NodeProto] = []
+
+    def apply(operator: str, *inputs: str) -> str:
+        name = f"{y}_gelu_{len(made)}"
+        made.append(onnx.helper.make_node(operator, inputs, [name]))
+        return name
+
+    def number(value: float) -> str:
+        name = f"{y}_gelu_{len(made)}"
+        made.append(
+            onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.float32(value)))
+        )
+        return name
+
+    if approximate:
+        cubed = apply("Mul", apply("Mul", apply("Mul", x, x), x), number(0.044715))
+        inner = apply("Tanh", apply("Mul", apply("Add", x, cubed), number(math.sqrt(2 / math.pi))))
+    else:
+        inner = apply("Erf", apply("Mul", x, number(math.sqrt(0.5))))
+    half = apply("Mul", x, number(0.5))
+    made.append(onnx.helper.make_node("Mul", [half, apply("Add", inner, number(1.0))], [y]))
+    return made
 
 
 def _older(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:

@@ -7,14 +7,15 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0compress.data import Batch, Data, example_batch
-from l0compress.errors import CaptureError, InputError
+from l0compress.data import Batch, Data, Split, example_batch
+from l0compress.errors import CaptureError, DataError, InputError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import (
     DataSource,
@@ -25,7 +26,9 @@ from l0compress.loading import (
     fit_data,
     load_data,
 )
+from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT, traced
+from l0compress.training.finetune import check_precision
 from l0compress.training.losses import TaskLoss, class_last, logits_of, objective_for
 
 EXAMPLE_SAMPLES = 2
@@ -45,10 +48,13 @@ def prepare(model: Model, data: Data | DataSource | str, *, loss: str | TaskLoss
     Raises:
         DataError: the data cannot be read, holds values that are not finite, or does not fit the model or the loss.
         CaptureError: the model cannot be captured.
+        InputError: its weights are float16 or bfloat16.
     """
     data = fit_data(data if isinstance(data, Data) else load_data(data), model)
     check_values(data)
     graph = capture_with(model, data)
+    check_precision(graph)
+    check_parts(graph, data)
     _check_targets(graph, data, loss)
     return Prepared(graph, data)
 
@@ -112,16 +118,68 @@ def _captured_program(program: ExportedProgram) -> CapturedGraph:
     return replace(graph, example_args=args, example_kwargs=kwargs)
 
 
+def check_parts(graph: CapturedGraph, data: Data) -> None:
+    """Refuse a part in memory that the model cannot run on, before anything is trained.
+
+    Raises:
+        DataError: names the part and its shapes.
+    """
+    expected = _sizes(data.train) if isinstance(data.train, Split) else ""
+    for part, split in data.parts().items():
+        if not isinstance(split, Split) or _sizes(split) == expected:
+            continue
+        batch = split.take(slice(0, EXAMPLE_SAMPLES))
+        try:
+            with torch.no_grad():
+                graph.module()(*batch.args, **batch.kwargs)
+        except FOREIGN_ERRORS as reason:
+            beside = f", and in the train part {expected}" if expected else ""
+            raise DataError(
+                f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
+                f"{_sizes(split)}{beside}. Nothing was changed. Give all parts the shape that the model takes."
+            ) from reason
+
+
+def _sizes(split: Split) -> str:
+    """The shape of one sample, input by input."""
+    batch = split.take(slice(0, 1))
+    named = {**{str(at): tensor for at, tensor in enumerate(batch.args)}, **batch.kwargs}
+    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in named.items()}
+    if list(shapes) == ["0"]:
+        return str(shapes["0"])
+    return ", ".join(f"{name}: {shapes[name]}" for name in sorted(shapes))
+
+
 def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> None:
     """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
     batch = example_batch(data, EXAMPLE_SAMPLES)
-    with torch.no_grad():
-        outputs = graph.module()(*batch.args, **batch.kwargs)
+    outputs = graph.module()(*batch.args, **batch.kwargs)
     objective = objective_for(loss, batch.targets, outputs)
-    if batch.targets is None or objective.custom:
+    if batch.targets is None:
         return
-    if objective.kind == "classes":
+    if objective.custom:
+        _check_loss(objective.task, outputs, batch.targets)
+    elif objective.kind == "classes":
         num_classes = class_last(logits_of(outputs), batch.targets).shape[-1]
         check_labels(data, num_classes)
     else:
         objective.task(outputs, batch.targets)
+
+
+def _check_loss(loss: TaskLoss, outputs: Any, targets: Tensor) -> None:
+    name = getattr(loss, "__name__", type(loss).__name__)
+    try:
+        # A loss that draws random numbers draws the same ones in training as if it had not been tried.
+        with torch.random.fork_rng(devices=[]):
+            value = loss(outputs, targets)
+    except FOREIGN_ERRORS as reason:
+        raise InputError(
+            f"The loss {name!r} cannot be computed on the model's outputs and the data's targets "
+            f"({first_line(reason)}). Nothing was changed. It is called with (outputs, targets) of a batch."
+        ) from reason
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+        found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(
+            f"The loss {name!r} returns {found}. Nothing was changed. Return a floating-point tensor with one number, "
+            "such as the mean over the batch."
+        )

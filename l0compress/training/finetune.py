@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l0compress.data import Data
-from l0compress.errors import DataError, TargetError
+from l0compress.errors import DataError, InputError, TargetError
 from l0compress.gates.attach import GatedNetwork, fold, gate
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
@@ -160,12 +160,28 @@ def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: 
     return Run(graph, course, journal, journal.dense)
 
 
+def check_precision(graph: CapturedGraph) -> None:
+    """Refuse weights that are too coarse to be trained.
+
+    Raises:
+        InputError: a weight is float16 or bfloat16.
+    """
+    for name, weight in graph.state().items():
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"the model's {name!r} is {str(weight.dtype).removeprefix('torch.')}, and training takes float32. "
+                "Nothing was changed. Convert the model first: model.float()."
+            )
+
+
 def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> Course:
     """The teacher and the objective that a run on ``graph`` and ``data`` has.
 
     Raises:
         DataError: there are neither labels nor a teacher.
+        InputError: the weights are float16 or bfloat16.
     """
+    check_precision(graph)
     dense = graph.module().to(settings.device)
     first = next(iter(data.train.batches(settings.batch_size_for(len(data.train))))).to(settings.device)
     if not settings.distill and first.targets is None:

@@ -1,6 +1,7 @@
 """Task losses, distillation losses and the metric beside them, as pure functions of outputs and targets.
 
-Model outputs may be a tensor, a tuple or list, or a mapping; :func:`logits_of` says which tensor is meant.
+Model outputs may be a tensor, a tuple or list, or a mapping; :func:`logits_of` says which tensor is meant by labels and
+by the metric. The others are taught by the dense model alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from l0compress.calls import named_leaves
 from l0compress.errors import DataError, InputError
 
 IGNORED = -100
@@ -44,6 +46,18 @@ def logits_of(outputs: Any) -> Tensor:
         f"The model returns {type(outputs).__name__} with no tensor in it, so no loss can be computed. Nothing was "
         "changed. Return a tensor, a tuple that starts with one, or a mapping with the key 'logits'."
     )
+
+
+def others_of(outputs: Any) -> tuple[Tensor, ...]:
+    """The floating-point tensors of ``outputs`` beside the one that :func:`logits_of` returns, however they are nested.
+
+    >>> import torch
+    >>> others_of((torch.ones(1), [torch.zeros(1), torch.tensor([3])]))
+    (tensor([0.]),)
+    """
+    main = logits_of(outputs)
+    leaves = [leaf for leaf in named_leaves(outputs).values() if isinstance(leaf, Tensor) and leaf is not main]
+    return tuple(leaf for leaf in leaves if leaf.is_floating_point() and leaf.numel())
 
 
 def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
@@ -123,7 +137,9 @@ class Objective:
     """What is minimised and what is measured.
 
     ``kind`` is "classes" or "values" and decides how outputs are compared with the teacher's. ``scale`` divides
-    squared errors: the variance of the targets, so that a loss means the same whatever unit the targets are in.
+    squared errors: the variance of the dense model's output, so that a loss means the same whatever its unit. So do
+    ``others``, one a further output, which are compared as values. ``guessed``: nobody has said that the outputs are
+    classes, so they are compared as values as well, and what is no class is not lost.
     """
 
     kind: str
@@ -132,6 +148,8 @@ class Objective:
     scale: float = 1.0
     temperature: float = 2.0
     task_share: float = 0.5
+    others: tuple[float, ...] = ()
+    guessed: bool = False
 
     def loss(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> Tensor:
         """Scalar to minimise: ``task_share`` task loss, the rest distillation; one alone where the other is absent."""
@@ -149,11 +167,22 @@ class Objective:
         return self.task_share * task + (1 - self.task_share) * distilled
 
     def distillation(self, outputs: Any, teacher_outputs: Any, targets: Tensor | None = None) -> Tensor:
-        """Distance from the teacher: KL divergence of classes, or scaled squared error of values."""
+        """Distance from the teacher: KL divergence of classes, or scaled squared error of values, and of all others."""
+        distance = self._main_distance(outputs, teacher_outputs, targets)
+        if self.others:
+            pairs = zip(others_of(outputs), others_of(teacher_outputs), self.others, strict=True)
+            for student, teacher, scale in pairs:
+                distance = distance + F.mse_loss(student.float(), teacher.float()) / scale
+        return distance
+
+    def _main_distance(self, outputs: Any, teacher_outputs: Any, targets: Tensor | None) -> Tensor:
         if self.kind == "values":
             return mse(outputs, logits_of(teacher_outputs)) / self.scale
         labels = targets if targets is not None and not targets.is_floating_point() else None
-        return kl_divergence(outputs, teacher_outputs, temperature=self.temperature, targets=labels)
+        divergence = kl_divergence(outputs, teacher_outputs, temperature=self.temperature, targets=labels)
+        if not self.guessed:
+            return divergence
+        return divergence + mse(outputs, logits_of(teacher_outputs)) / self.scale
 
     @property
     def metric_name(self) -> str:
@@ -180,8 +209,8 @@ def objective_for(
     """Choose what is minimised from the loss asked for, some targets and the dense model's outputs on the same batch.
 
     ``"auto"`` is cross-entropy for integer targets and mean squared error for floating ones. Without targets it
-    compares class distributions where the outputs have an entry ``"logits"`` or are a matrix of at least two columns,
-    else values.
+    compares class distributions where the outputs have an entry ``"logits"``; both distributions and values where they
+    are a matrix of at least two columns, which may or may not be classes; else values.
 
     >>> import torch
     >>> objective_for("auto", torch.tensor([0, 1]), torch.zeros(2, 3)).kind
@@ -192,18 +221,21 @@ def objective_for(
     Raises:
         InputError: an unknown name of a loss.
     """
+    others = tuple(_variance(output) for output in others_of(outputs))
+    course: dict[str, Any] = {"temperature": temperature, "task_share": task_share, "others": others}
     if callable(loss):
         kind = "values" if targets is not None and targets.is_floating_point() else "classes"
-        scale = _variance(outputs) if kind == "values" else 1.0
-        return Objective(kind, loss, custom=True, scale=scale, temperature=temperature, task_share=task_share)
+        return Objective(kind, loss, custom=True, scale=_variance(outputs) if kind == "values" else 1.0, **course)
     if loss not in LOSSES:
         raise InputError(
             f"Unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, or a function of (outputs, targets). "
             "Nothing was changed."
         )
     if loss == "mse" or (loss == "auto" and not _are_classes(targets, outputs)):
-        return Objective("values", mse, scale=_variance(outputs), temperature=temperature, task_share=task_share)
-    return Objective("classes", cross_entropy, temperature=temperature, task_share=task_share)
+        return Objective("values", mse, scale=_variance(outputs), **course)
+    if loss == "auto" and targets is None and not isinstance(outputs, Mapping):
+        return Objective("classes", cross_entropy, scale=_variance(outputs), guessed=True, **course)
+    return Objective("classes", cross_entropy, **course)
 
 
 def _are_classes(targets: Tensor | None, outputs: Any) -> bool:
