@@ -296,6 +296,16 @@ class TestProcess:
             assert outcome.exit_code == 2 and outcome.stdout == ""
 
     @pytest.mark.parametrize(
+        ("name", "format"), [("small.pt2", "pt2"), ("masked.pt2", "pt2"), ("run.json", "onnx"), ("plan.json", "csr")]
+    )
+    def test_a_run_is_not_written_over(self, finished: Path, name: str, format: str) -> None:
+        before = (finished / "run" / name).read_bytes()
+        for path in (finished / "run" / name, finished / "run" / ".." / "run" / name):
+            outcome = run_cli("export", str(finished / "run"), "--format", format, "-o", str(path))
+            assert outcome.exit_code == 2 and "is a file of the run" in outcome.stderr, outcome.stderr
+        assert (finished / "run" / name).read_bytes() == before
+
+    @pytest.mark.parametrize(
         ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
     )
     def test_a_signal_leaves_nothing_half_written(

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from l0compress.data import Batch, Data, Split, StreamSplit, as_batch, example_batch
 from l0compress.errors import DataError, InputError
 from l0compress.loading.datasets import as_data
+from l0compress.pipeline.compress import compress
 from l0compress.pipeline.sources import prepare
 
 
@@ -203,3 +204,22 @@ class TestBeforeAnythingIsTrained:
         part = Split((X,), Y)
         with pytest.raises(InputError, match=rf"^The loss '<lambda>' {said}"):
             prepare(self.model, Data(part, part), loss=loss)
+
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [
+            ({"data": (X, Y)}, r"The data is tuple, which is no data\..* Give l0compress\.Data, a dict such"),
+            ({"target": 0.5}, r"The target is 0\.5, and has to be a unit with a number\."),
+            ({"target": {"params": "half"}}, r"Target 'params=half': 'half' is str, and has to be a number\."),
+            ({"settings": {"epochs": 2}}, r"settings is dict, and has to be FinetuneSettings\."),
+            ({"model": "net.pt"}, r"the model is str, and has to be an nn\.Module or an ExportedProgram\."),
+        ],
+    )
+    def test_arguments_of_another_type(self, wrong, said):
+        given = {"model": self.model, "data": {"train": (X, Y), "val": (X, Y)}, "target": {"params": 0.5}, **wrong}
+        with pytest.raises(InputError, match=said):
+            compress(**given)
+
+    def test_parts_may_be_a_dict(self):
+        data = prepare(self.model, {"train": (X, Y), "val": (X, Y)}).data
+        assert torch.equal(data.train.inputs[0], X) and torch.equal(data.val.targets, Y)

@@ -181,7 +181,9 @@ def _gelu(node: onnx.NodeProto) -> list[onnx.NodeProto]:
     def number(value: float) -> str:
         name = f"{y}_gelu_{len(made)}"
         made.append(
-            onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(np.float32(value)))
+            onnx.helper.make_node(
+                "Constant", [], [name], value=onnx.numpy_helper.from_array(np.array(value, np.float32))
+            )
         )
         return name
 

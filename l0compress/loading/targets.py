@@ -79,6 +79,11 @@ def make_target(target: Mapping[str, float]) -> Target:
     Raises:
         TargetError: there is not exactly one unit, or the unit or the number is wrong.
     """
+    if not isinstance(target, Mapping):
+        raise TargetError(
+            f"The target is {target!r}, and has to be a unit with a number. Nothing was changed. Write for example "
+            "{'macs': 0.5}."
+        )
     if len(target) != 1:
         raise TargetError(
             f"One target is needed, got {len(target)}: {dict(target)}. Write for example {{'macs': 0.5}}."
@@ -86,6 +91,11 @@ def make_target(target: Mapping[str, float]) -> Target:
     ((unit, value),) = target.items()
     text = f"{unit}={value}"
     _check_unit(unit, text)
+    if not isinstance(value, int | float):
+        raise TargetError(
+            f"Target {text!r}: {value!r} is {type(value).__name__}, and has to be a number. Nothing was changed. Write "
+            f"for example {{{unit!r}: 0.5}}."
+        )
     if 0 < value < 1:
         return Target(unit, float(value), True)
     if value == int(value) and value >= SMALLEST_COUNT:

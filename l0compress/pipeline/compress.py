@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
+from torch.export import ExportedProgram
 
 from l0compress.data import Data
 from l0compress.errors import InputError, TargetMissedError
@@ -81,7 +83,7 @@ class CompressResult:
 
 def compress(
     model: Model,
-    data: Data | DataSource | str,
+    data: Data | Mapping[str, Any] | DataSource | str,
     *,
     target: Mapping[str, float] | Target,
     settings: FinetuneSettings | None = None,
@@ -91,7 +93,8 @@ def compress(
 
     Args:
         model: an ``nn.Module`` or an ``ExportedProgram``.
-        data: :class:`~l0compress.data.Data`, or its name as :func:`~l0compress.loading.load_data` takes it.
+        data: :class:`~l0compress.data.Data`, a dict of parts such as ``{"train": (x, y), "val": (x, y)}``, or its name
+            as :func:`~l0compress.loading.load_data` takes it.
         target: one unit and its number, ``{"macs": 0.5}`` (a fraction of dense) or ``{"params": 26500}`` (a count).
         settings: how to train; the defaults are those of the command line.
         on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way.
@@ -114,6 +117,16 @@ def compress(
     """
     wanted = target if isinstance(target, Target) else make_target(target)
     settings = FinetuneSettings() if settings is None else settings
+    if not isinstance(settings, FinetuneSettings):
+        raise InputError(
+            f"settings is {type(settings).__name__}, and has to be FinetuneSettings. Nothing was changed. Write for "
+            "example settings=l0compress.FinetuneSettings(epochs=5)."
+        )
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise InputError(
+            f"the model is {type(model).__name__}, and has to be an nn.Module or an ExportedProgram. Nothing was "
+            "changed. Load a file first: torch.export.load(path), or l0compress.loading.load_model(path)."
+        )
     check_device(settings.device)
     return compress_prepared(prepare(model, data, loss=settings.loss), wanted, settings, on_event=on_event)
 

@@ -17,7 +17,7 @@ from l0compress.export.quantize import Int8
 from l0compress.export.session import OnnxSession
 from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
 from l0compress.pipeline.quantizing import export_int8
-from l0compress.pipeline.runs import Run, open_run
+from l0compress.pipeline.runs import Run, check_not_of, open_run
 from l0compress.verify import verify
 
 EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "csr": export_csr, "pt2": export_pt2}
@@ -90,9 +90,11 @@ def export_run(
     options = ExportOptions() if options is None else options
     _check(format, options)
     finished = open_run(run)
+    name = "model.int8.onnx" if options.int8 is not None else f"model{SUFFIXES[format]}"
+    destination = finished.folder / name if path is None else Path(path)
+    check_not_of(finished, destination)
     if options.int8 is not None:
-        return export_int8(finished, path or finished.folder / "model.int8.onnx", int8=options.int8)
-    destination = finished.folder / f"model{SUFFIXES[format]}" if path is None else Path(path)
+        return export_int8(finished, destination, int8=options.int8)
     if options.sparse_weights:
         return _sparsely_stored(finished, destination)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)

@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import RunError
+from l0compress.errors import InputError, RunError
 from l0compress.graph.cost import Cost
 from l0compress.pipeline.manifest import MANIFEST, Manifest, read_manifest
 from l0compress.report import Measured
@@ -75,6 +75,20 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> Run:
         )
     manifest.check_files(folder)
     return Run(folder, _read_json(folder / RESULT))
+
+
+def check_not_of(run: Run, path: Path) -> None:
+    """Refuse to write over what a run consists of.
+
+    Raises:
+        InputError: the path is a file of the run that its manifest names, or the manifest itself.
+    """
+    own = {(run.folder / name).resolve() for name in (MANIFEST, *read_manifest(run.folder).files)}
+    if path.resolve() in own:
+        raise InputError(
+            f"{str(path)!r} is a file of the run {str(run.folder)!r} itself, which could not be used without it. "
+            "Nothing was written. Leave the path out, or give that of another file."
+        )
 
 
 def newest_run(root: Path = RUNS) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from l0compress.loading import (
     fit_data,
     load_data,
 )
+from l0compress.loading.datasets import as_data
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT, traced
 from l0compress.training.finetune import check_precision
@@ -42,7 +44,9 @@ class Prepared:
     data: Data
 
 
-def prepare(model: Model, data: Data | DataSource | str, *, loss: str | TaskLoss = "auto") -> Prepared:
+def prepare(
+    model: Model, data: Data | Mapping[str, Any] | DataSource | str, *, loss: str | TaskLoss = "auto"
+) -> Prepared:
     """Capture the model with the data's first samples as example, and check that data, model and loss fit together.
 
     Raises:
@@ -50,13 +54,24 @@ def prepare(model: Model, data: Data | DataSource | str, *, loss: str | TaskLoss
         CaptureError: the model cannot be captured.
         InputError: its weights are float16 or bfloat16.
     """
-    data = fit_data(data if isinstance(data, Data) else load_data(data), model)
+    data = fit_data(_data_of(data), model)
     check_values(data)
     graph = capture_with(model, data)
     check_precision(graph)
     check_parts(graph, data)
     _check_targets(graph, data, loss)
     return Prepared(graph, data)
+
+
+def _data_of(given: Data | Mapping[str, Any] | DataSource | str) -> Data:
+    if isinstance(given, Data | Mapping):
+        return as_data(given, name="the data")
+    if not isinstance(given, DataSource | str | Path):
+        raise DataError(
+            f"The data is {type(given).__name__}, which is no data. Nothing was changed. Give l0compress.Data, a dict "
+            "such as {'train': (x, y), 'val': (x, y)}, or the name of a file."
+        )
+    return load_data(given)
 
 
 def capture_with(model: Model, data: Data) -> CapturedGraph:
