@@ -85,7 +85,7 @@ def example_calls(graph: CapturedGraph, batch_sizes: Sequence[int] = BATCH_SIZES
 
     Rows are drawn with replacement from the example's rows, the same ones in every input, and floating-point values
     are varied around the example's; integers stay as they are, so that token ids stay in the vocabulary. A free
-    dimension other than the batch (a sequence) is cut to a little over half its length. Where the batch is not free,
+    dimension other than the batch (a sequence) is cut to half its length or a little over. Where the batch is not free,
     every call has the example's batch size.
 
     Examples:
@@ -159,7 +159,7 @@ def _drawn(graph: CapturedGraph, example: Call, batch_size: int, generator: torc
         for dim, symbol in dims.items():
             size = leaf.shape[dim]
             if symbol not in batch:
-                chosen = torch.arange(size // 2 + 1)
+                chosen = torch.arange(_shorter(size))
             elif size not in rows:
                 chosen = rows[size] = torch.randint(size, (batch_size,), generator=generator)
             else:
@@ -167,6 +167,15 @@ def _drawn(graph: CapturedGraph, example: Call, batch_size: int, generator: torc
             leaf = leaf.index_select(dim, chosen.to(leaf.device))
         drawn.append(_varied(leaf, generator) if isinstance(leaf, Tensor) else leaf)
     return Call(*pytree.tree_unflatten(drawn, spec))
+
+
+def _shorter(size: int) -> int:
+    """Half of an image's side, which strides divide as they do the whole; a little over half of what they do not.
+
+    >>> _shorter(32), _shorter(12), _shorter(7)
+    (16, 7, 4)
+    """
+    return size // 2 if size % 8 == 0 else size // 2 + 1
 
 
 def free_dims(graph: CapturedGraph) -> list[dict[int, str]]:

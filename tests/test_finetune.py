@@ -206,7 +206,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(graph, data)
     assert str(error.value) == (
         "The loss became nan at step 1 of epoch 1. Every layer's output is finite: it arises in the loss itself. "
         "Training stopped. Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme "
-        "values in the data."
+        "values in the data. A model that divides by flat inputs, or takes their logarithm, wants "
+        "FinetuneSettings(input_dropout=0): some are set to zero in training."
     )
 
 

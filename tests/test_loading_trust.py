@@ -57,7 +57,8 @@ class TestSizes:
     @pytest.mark.parametrize(
         "text",
         ["s77", "2*s0", "Max(1, s0 - 3)", "Symbol('s77', positive=True, integer=True)", "s0**2", "-s0//4", "Mod(u0, 2)",
-         "Piecewise((1, s0 < 3), (2, True))", "Eq(s0, 4)", "1.5", "s0 & s1"],
+         "Piecewise((1, s0 < 3), (2, True))", "Eq(s0, 4)", "1.5", "s0 & s1",
+         "Mul(Integer(4), Pow(Symbol('s27', positive=True, integer=True), Integer(2)))", "Pow(s0, 3)"],
     )  # fmt: skip
     def test_arithmetic_is_let_through(self, text):
         assert is_arithmetic(text)
@@ -66,7 +67,10 @@ class TestSizes:
         "text",
         ["__import__('os')", "().__class__", "open('x')", "lambda: 0", "[s0 for s0 in range(3)]", "9**9**9", "s0**s1",
          "Symbol('x y')", "Symbol('s0', cls=print)", "exec('1')", "s0; s1", "'text'", "S.Infinity", "f'{s0}'", "(s0)()",
-         "", "s0" + "+s0" * 2000, "1" * 60, "evaluate(s0)", "s0.func(1)", "print", "Symbol", "s0[0]", "oo.func"],
+         "", "s0" + "+s0" * 2000, "1" * 60, "evaluate(s0)", "s0.func(1)", "print", "Symbol", "s0[0]", "oo.func",
+         "Pow(9, Pow(9, 9))", "Pow(Pow(9, 8), 8)", "((9**8)**8)**8", "Pow(9**8, 8)", "Pow(s0, 9)",
+         "Pow(s0, Integer(99))", "Pow(s0)", "Pow(s0, s1)", "Pow(s0, 2, evaluate=True)", "Pow(s0, Integer('2'))",
+         "Pow(s0, True)"],
     )  # fmt: skip
     def test_everything_else_is_not(self, text):
         assert not is_arithmetic(text) or text in ("print", "Symbol")

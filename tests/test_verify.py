@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.export import Dim
 
 from l0compress.calls import Call, example_calls, named_leaves, resized
 from l0compress.errors import InputError, NotEqualError
@@ -216,6 +217,18 @@ class TestNames:
         assert list(named_leaves(value)) == ["a_0", "a_2_0", "b_0", "b_1_c"]
 
 
+class Skipped(nn.Module):
+    """Half and a quarter of an image, added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = torch.relu(self.fine(x))
+        return fine + nn.functional.interpolate(self.coarse(fine), scale_factor=2.0)
+
+
 class TestCalls:
     def test_the_rows_of_all_inputs_stay_together(self):
         ids = torch.tensor([[1, 1, 1, 1], [7, 7, 7, 7]])
@@ -228,7 +241,14 @@ class TestCalls:
         inputs = {"input_ids": torch.randint(0, 11, (2, 8)), "attention_mask": torch.ones(2, 8, dtype=torch.long)}
         graph = capture(Tokens(), (), inputs, dynamic="batch+sequence")
         shapes = [{tuple(tensor.shape) for tensor in call.kwargs.values()} for call in example_calls(graph, (1, 5))]
-        assert shapes == [{(2, 8)}, {(1, 5)}, {(5, 5)}]
+        assert shapes == [{(2, 8)}, {(1, 4)}, {(5, 4)}]
+
+    def test_a_free_image_is_halved_so_that_strides_divide_it_as_before(self):
+        """Two strides of 2 and back: the half of 32 works, and a little more does not."""
+        graph = capture(Skipped(), (torch.randn(2, 3, 32, 16),), dynamic={"x": dict.fromkeys((0, 2, 3), Dim.AUTO)})
+        for call in example_calls(graph, (1, 5)):
+            assert graph.module()(*call.args).shape[0] == call.batch_size
+        assert [tuple(call.args[0].shape) for call in example_calls(graph, (5,))] == [(2, 3, 32, 16), (5, 3, 16, 8)]
 
     def test_a_fixed_batch_stays_as_it_is(self):
         graph = capture(linear(), (torch.randn(3, 4),), dynamic=None)

@@ -55,9 +55,23 @@ def _is_fine(node: ast.AST) -> bool:
     if isinstance(node, ast.Constant):
         return isinstance(node.value, bool | int | float) and abs(node.value) < LARGEST_NUMBER
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
-        exponent = node.right.value if isinstance(node.right, ast.Constant) else None
-        return isinstance(exponent, int) and 0 <= exponent <= LARGEST_EXPONENT and _is_fine(node.left)
+        return _is_power(node.left, node.right)
     return isinstance(node, _ARITHMETIC) and all(_is_fine(child) for child in ast.iter_child_nodes(node))
+
+
+def _is_power(base: ast.AST, exponent: ast.AST) -> bool:
+    """A small power of what holds no other power: a few of them one in the other would be a number without end."""
+    if isinstance(exponent, ast.Call) and isinstance(exponent.func, ast.Name) and exponent.func.id == "Integer":
+        exponent = exponent.args[0] if len(exponent.args) == 1 and not exponent.keywords else exponent
+    value = exponent.value if isinstance(exponent, ast.Constant) else None
+    is_small = type(value) is int and 0 <= value <= LARGEST_EXPONENT
+    return is_small and not _holds_power(base) and _is_fine(base)
+
+
+def _holds_power(node: ast.AST) -> bool:
+    return any(
+        isinstance(part, ast.Pow) or (isinstance(part, ast.Name) and part.id == "Pow") for part in ast.walk(node)
+    )
 
 
 def _is_fine_call(node: ast.Call) -> bool:
@@ -70,6 +84,8 @@ def _is_fine_call(node: ast.Call) -> bool:
             and SYMBOL.fullmatch(names[0]) is not None
             and all(_is_assumption(keyword) for keyword in node.keywords)
         )
+    if node.func.id == "Pow":
+        return len(node.args) == 2 and not node.keywords and _is_power(*node.args)
     return node.func.id in FUNCTIONS and not node.keywords and all(_is_fine(argument) for argument in node.args)
 
 

@@ -12,7 +12,11 @@ from l0compress.data import Batch
 from l0compress.errors import DivergedError
 
 EXPLODED = 1e4
-ADVICE = "Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme values in the data."
+ADVICE = (
+    "Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme values in the data. A model "
+    "that divides by flat inputs, or takes their logarithm, wants FinetuneSettings(input_dropout=0): some are set to "
+    "zero in training."
+)
 
 
 def is_finite(value: Any) -> bool:
