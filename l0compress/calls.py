@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+from torch.export import Dim
 
 from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph, batch_of
@@ -178,19 +179,35 @@ def _shorter(size: int) -> int:
     return size // 2 if size % 8 == 0 else size // 2 + 1
 
 
-def free_dims(graph: CapturedGraph) -> list[dict[int, str]]:
-    """For each input leaf, its free dimensions and the symbol of their size; sizes tied by arithmetic stay fixed."""
-    values = [node.meta.get("val") for node in graph.nodes() if node.op == "placeholder"]
-    free = [
-        {dim: str(size) for dim, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
-        if isinstance(value, Tensor)
-        else {}
-        for value in values
+def asked_dims(graph: CapturedGraph) -> list[dict[int, Any]]:
+    """For each input leaf, what to ask ``torch.export`` for so that it leaves free what is free in the graph.
+
+    Sizes that are tied by arithmetic, such as multiples of four, are found again by their ties.
+    """
+    alone = free_dims(graph)
+    return [
+        {dim: Dim.DYNAMIC if dim in free else Dim.AUTO for dim in sizes}
+        for sizes, free in zip(_symbols(graph), alone, strict=True)
     ]
+
+
+def free_dims(graph: CapturedGraph) -> list[dict[int, str]]:
+    """For each input leaf, its free dimensions and the symbol of their size; without those that arithmetic ties."""
+    free = _symbols(graph)
     composite = [symbol for dims in free for symbol in dims.values() if not symbol.isidentifier()]
     return [
         {dim: symbol for dim, symbol in dims.items() if not any(symbol in expression for expression in composite)}
         for dims in free
+    ]
+
+
+def _symbols(graph: CapturedGraph) -> list[dict[int, str]]:
+    values = [node.meta.get("val") for node in graph.nodes() if node.op == "placeholder"]
+    return [
+        {dim: str(size) for dim, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
+        if isinstance(value, Tensor)
+        else {}
+        for value in values
     ]
 
 

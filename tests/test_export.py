@@ -20,6 +20,7 @@ from torch.export import Dim
 
 from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
+from l0compress.export.bundled import BundleSession
 from l0compress.export.csr import export_csr
 from l0compress.export.files import staged
 from l0compress.export.onnx import export_onnx
@@ -92,6 +93,36 @@ def awkward_graph() -> CapturedGraph:
     torch.manual_seed(0)
     extra = {"a": torch.randn(2, 1), "pair": (torch.randn(2, 1), torch.randn(2, 1))}
     return capture(Awkward(), (torch.randn(2, 8),), {"extra": extra, "flag": True})
+
+
+class Pyramid(nn.Module):
+    """Half and a quarter of an image, added: sides have to be multiples of four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine, self.coarse, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        fine = torch.relu(self.fine(x))
+        return self.head(fine + nn.functional.interpolate(self.coarse(fine), scale_factor=2.0))
+
+
+@pytest.mark.parametrize("sides", ["multiples", "any"])
+def test_sides_that_are_free_stay_free(tmp_path, sides):
+    """Whether they are multiples by name, or whatever the model can take."""
+    named = {0: Dim("b"), 2: 4 * Dim("h"), 3: 4 * Dim("w")}
+    free = named if sides == "multiples" else dict.fromkeys((0, 2, 3), Dim.AUTO)
+    model, x = Pyramid().eval(), torch.randn(3, 3, 64, 48)
+    program = torch.export.export(model, (torch.randn(2, 3, 32, 32),), dynamic_shapes=(free,))
+    dense = capture(program)
+    graph = shrink(dense, KeepPlan.random(find_groups(dense), density=0.5, seed=0))
+    expected = graph.module()(x).detach().numpy()
+    export_pt2(graph, tmp_path / "m.pt2")
+    assert torch.export.load(tmp_path / "m.pt2").module()(x).detach().numpy() == pytest.approx(expected, abs=1e-5)
+    export_onnx(graph, tmp_path / "m.onnx")
+    assert OnnxSession(tmp_path / "m.onnx")(x)["output_0"].numpy() == pytest.approx(expected, abs=1e-5)
+    bundle = export_csr(graph, tmp_path / "m.l0c").path
+    assert BundleSession(bundle)(x)["output_0"].numpy() == pytest.approx(expected, abs=1e-5)
 
 
 class TestEveryFormat:

@@ -24,10 +24,9 @@ from onnx.checker import ValidationError
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, NameFixPass
 from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError
-from torch.export import Dim
 from torch.onnx import OnnxExporterError, ONNXProgram
 
-from l0compress.calls import example_calls, free_dims, named_leaves
+from l0compress.calls import asked_dims, example_calls, named_leaves
 from l0compress.errors import RunError, SurgeryError
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
@@ -170,11 +169,7 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
     network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **expert_translations(graph)}
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    dims = [
-        dict.fromkeys(free, Dim.DYNAMIC) or None
-        for leaf, free in zip(leaves, free_dims(graph), strict=True)
-        if isinstance(leaf, Tensor)
-    ]
+    dims = [asked or None for leaf, asked in zip(leaves, asked_dims(graph), strict=True) if isinstance(leaf, Tensor)]
     try:
         with _quiet(), any_length():
             program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch._dynamo.exc import UserError
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
-from l0compress.calls import example_calls, free_dims
+from l0compress.calls import asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.graph.capture import CapturedGraph, capture
@@ -110,7 +110,7 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
         ['bias', 'weight']
     """
     _, spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
-    dims = [dict.fromkeys(free, Dim.DYNAMIC) or None for free in free_dims(graph)]
+    dims = [asked or None for asked in asked_dims(graph)]
     args_shapes, kwargs_shapes = pytree.tree_unflatten(dims, spec)
     try:
         with any_length():
