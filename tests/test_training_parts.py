@@ -79,6 +79,15 @@ class TestLosses:
         expected = alone + ((box - dense_box) ** 2).mean() / dense_box.var()
         assert torch.isclose(objective.distillation(student, teacher, targets), expected)
 
+    @pytest.mark.parametrize("targets", [torch.tensor([0, 1]), None])
+    def test_probabilities_are_taught_as_the_logits_that_they_came_from(self, targets):
+        student, teacher = self.logits.softmax(1), self.teacher.softmax(1)
+        objective = objective_for("cross-entropy", targets, teacher)
+        expected = objective_for("cross-entropy", targets, self.teacher).loss(self.logits, targets, self.teacher)
+        assert objective.probabilities
+        assert torch.isclose(objective.loss(student, targets, teacher), expected)
+        assert torch.isfinite(objective.loss(torch.eye(3)[:2], targets, teacher))
+
     def test_what_may_be_classes_or_values_is_compared_as_both(self):
         """An offset of a whole row is nothing to a class, and everything to a reconstruction."""
         objective = objective_for("auto", None, self.teacher)

@@ -17,6 +17,8 @@ from l0compress.calls import named_leaves
 from l0compress.errors import DataError, InputError
 
 IGNORED = -100
+# The least probability whose logarithm is taken.
+TINY = 1e-12
 LOSSES = ("auto", "cross-entropy", "mse")
 
 TaskLoss = Callable[[Any, Tensor], Tensor]
@@ -139,7 +141,8 @@ class Objective:
     ``kind`` is "classes" or "values" and decides how outputs are compared with the teacher's. ``scale`` divides
     squared errors: the variance of the dense model's output, so that a loss means the same whatever its unit. So do
     ``others``, one a further output, which are compared as values. ``guessed``: nobody has said that the outputs are
-    classes, so they are compared as values as well, and what is no class is not lost.
+    classes, so they are compared as values as well, and what is no class is not lost. ``probabilities``: the model ends
+    in a softmax, so that its logarithms are the logits.
     """
 
     kind: str
@@ -150,6 +153,7 @@ class Objective:
     task_share: float = 0.5
     others: tuple[float, ...] = ()
     guessed: bool = False
+    probabilities: bool = False
 
     def loss(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> Tensor:
         """Scalar to minimise: ``task_share`` task loss, the rest distillation; one alone where the other is absent."""
@@ -160,7 +164,7 @@ class Objective:
             )
         if targets is None:
             return self.distillation(outputs, teacher_outputs)
-        task = self.task(outputs, targets) / (1.0 if self.custom else self.scale)
+        task = self.task(outputs, targets) if self.custom else self.task(self._scores(outputs), targets) / self.scale
         if teacher_outputs is None or self.task_share >= 1:
             return task
         distilled = self.distillation(outputs, teacher_outputs, targets)
@@ -179,10 +183,14 @@ class Objective:
         if self.kind == "values":
             return mse(outputs, logits_of(teacher_outputs)) / self.scale
         labels = targets if targets is not None and not targets.is_floating_point() else None
-        divergence = kl_divergence(outputs, teacher_outputs, temperature=self.temperature, targets=labels)
+        student, teacher = self._scores(outputs), self._scores(teacher_outputs)
+        divergence = kl_divergence(student, teacher, temperature=self.temperature, targets=labels)
         if not self.guessed:
             return divergence
         return divergence + mse(outputs, logits_of(teacher_outputs)) / self.scale
+
+    def _scores(self, outputs: Any) -> Any:
+        return logits_of(outputs).float().clamp_min(TINY).log() if self.probabilities else outputs
 
     @property
     def metric_name(self) -> str:
@@ -222,7 +230,12 @@ def objective_for(
         InputError: an unknown name of a loss.
     """
     others = tuple(_variance(output) for output in others_of(outputs))
-    course: dict[str, Any] = {"temperature": temperature, "task_share": task_share, "others": others}
+    course: dict[str, Any] = {
+        "temperature": temperature,
+        "task_share": task_share,
+        "others": others,
+        "probabilities": _are_probabilities(logits_of(outputs)),
+    }
     if callable(loss):
         kind = "values" if targets is not None and targets.is_floating_point() else "classes"
         return Objective(kind, loss, custom=True, scale=_variance(outputs) if kind == "values" else 1.0, **course)
@@ -245,6 +258,18 @@ def _are_classes(targets: Tensor | None, outputs: Any) -> bool:
         return "logits" in outputs
     logits = logits_of(outputs)
     return logits.dim() == 2 and logits.shape[1] >= 2
+
+
+def _are_probabilities(scores: Tensor) -> bool:
+    """Whether every row of a matrix is a distribution, as behind a softmax.
+
+    >>> import torch
+    >>> _are_probabilities(torch.tensor([[0.5, 0.5], [1.0, 0.0]])), _are_probabilities(torch.tensor([[2.0, -1.0]]))
+    (True, False)
+    """
+    if scores.dim() != 2 or scores.shape[1] < 2 or not scores.is_floating_point() or bool((scores < 0).any()):
+        return False
+    return bool(((scores.float().sum(1) - 1).abs() < 1e-3).all())
 
 
 def _variance(outputs: Any) -> float:
