@@ -42,16 +42,21 @@ class Batch:
         )
 
 
+def _tensor(values: Any) -> Tensor:
+    """Values as a tensor; a tensor as it is."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(values)
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """One part of the data, in memory.
 
     Args:
-        inputs: positional inputs as a tuple, or keyword inputs as a dict; each tensor is ``(n, ...)``.
+        inputs: positional inputs as a tuple, or keyword inputs as a dict; each is a tensor, or an array, ``(n, ...)``.
         targets: ``(n, ...)`` int64 class indices or floating regression targets; None where there are no labels.
 
     Raises:
-        DataError: no samples, or inputs and targets of different lengths.
+        DataError: no samples, inputs and targets of different lengths, or inputs that are neither a tuple nor a dict.
 
     Example:
         >>> import torch
@@ -66,6 +71,16 @@ class Split:
     targets: Tensor | None = None
 
     def __post_init__(self) -> None:
+        given: Any = self.inputs
+        if not isinstance(given, tuple | list | dict):
+            raise DataError(
+                f"The inputs of a part are {type(given).__name__}, and have to be a tuple or a dict. Nothing "
+                "was changed. Pass (x,) for x."
+            )
+        named = isinstance(given, dict)
+        inputs = {key: _tensor(x) for key, x in given.items()} if named else tuple(_tensor(x) for x in given)
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "targets", None if self.targets is None else _tensor(self.targets))
         tensors = self._tensors()
         if not tensors:
             raise DataError("The data has no inputs. Give at least one input tensor.")
@@ -177,6 +192,14 @@ class Data:
     test: AnySplit | None = None
     augment: Callable[[Batch, torch.Generator], Batch] | None = None
     preprocessing: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, split in self.parts().items():
+            if not isinstance(split, Split | StreamSplit):
+                raise DataError(
+                    f"The {name} part is {type(split).__name__}, and has to be a Split or a StreamSplit. Nothing was "
+                    "changed. Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader."
+                )
 
     def parts(self) -> dict[str, AnySplit]:
         """The parts that exist, by name."""

@@ -121,6 +121,25 @@ def test_inputs_may_stand_together_before_the_target(kind):
     assert (list(batch.kwargs), batch.args) == (["a", "b"], ()) and batch.targets is y
 
 
+def test_arrays_are_tensors():
+    for inputs in ((X.numpy(),), [X], {"a": X.numpy()}):
+        split = Split(inputs, Y.numpy())
+        batch = split.take(slice(0, 2))
+        assert all(isinstance(x, torch.Tensor) for x in (*batch.args, *batch.kwargs.values(), batch.targets))
+    assert Split((X,), Y).inputs[0] is X
+
+
+def test_a_tensor_without_its_tuple_is_refused():
+    with pytest.raises(DataError, match=r"^The inputs of a part are Tensor, .* Pass \(x,\) for x\.$"):
+        Split(X, Y)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_loader_alone_is_no_part():
+    message = r"^The val part is DataLoader, and has to be a Split or a StreamSplit\. .* StreamSplit\(loader\)"
+    with pytest.raises(DataError, match=message):
+        Data(Split((X,), Y), DataLoader(TensorDataset(X, Y)))  # pyright: ignore[reportArgumentType]
+
+
 def test_what_is_no_batch_is_refused():
     message = (
         "The data yields str, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), ({'name': x}, y), a tensor, "
