@@ -179,14 +179,14 @@ def _shorter(size: int) -> int:
     return size // 2 if size % 8 == 0 else size // 2 + 1
 
 
-def asked_dims(graph: CapturedGraph) -> list[dict[int, Any]]:
-    """For each input leaf, what to ask ``torch.export`` for so that it leaves free what is free in the graph.
+def asked_dims(graph: CapturedGraph) -> list[dict[int, Any] | None]:
+    """For each input leaf, what to ask ``torch.export`` for so that it leaves free what is free in the graph, or None.
 
     Sizes that are tied by arithmetic, such as multiples of four, are found again by their ties.
     """
     alone = free_dims(graph)
     return [
-        {dim: Dim.DYNAMIC if dim in free else Dim.AUTO for dim in sizes}
+        {dim: Dim.DYNAMIC if dim in free else Dim.AUTO for dim in sizes} or None
         for sizes, free in zip(_symbols(graph), alone, strict=True)
     ]
 

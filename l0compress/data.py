@@ -42,11 +42,6 @@ class Batch:
         )
 
 
-def _tensor(values: Any) -> Tensor:
-    """Values as a tensor; a tensor as it is."""
-    return values if isinstance(values, Tensor) else torch.as_tensor(values)
-
-
 @dataclass(frozen=True, eq=False)
 class Split:
     """One part of the data, in memory.
@@ -78,9 +73,9 @@ class Split:
                 "was changed. Pass (x,) for x."
             )
         named = isinstance(given, dict)
-        inputs = {key: _tensor(x) for key, x in given.items()} if named else tuple(_tensor(x) for x in given)
+        inputs = {key: torch.as_tensor(x) for key, x in given.items()} if named else tuple(map(torch.as_tensor, given))
         object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "targets", None if self.targets is None else _tensor(self.targets))
+        object.__setattr__(self, "targets", None if self.targets is None else torch.as_tensor(self.targets))
         tensors = self._tensors()
         if not tensors:
             raise DataError("The data has no inputs. Give at least one input tensor.")

@@ -106,14 +106,17 @@ def _fastest(
     gains = {c: table[c][DENSE] - table[c][engine] for c, engine in engines.items() if engine != DENSE}
     chosen = sorted(gains, key=gains.__getitem__, reverse=True)
     whole = manifest.plans[WHOLE]
-    while True:
-        plan = members.plan(sorted(chosen, key=lambda candidate: candidate.nodes), engines) if chosen else whole
+    parts = parts_of(manifest, members, threads)
+    dense = {"whole": plan_call(parts, whole, inputs)}
+    if manifest.disabled_optimizers:
+        dense[DENSE] = plan_call(parts.disabling(()), whole, inputs)
+    medians: dict[str, float] = {}
+    while chosen:
+        plan = members.plan(sorted(chosen, key=lambda candidate: candidate.nodes), engines)
         parts = parts_of(completed(manifest, members), members, threads)
-        runs = {"chosen": plan_call(parts, plan, inputs), "whole": plan_call(parts, whole, inputs)}
-        if manifest.disabled_optimizers:
-            runs[DENSE] = plan_call(parts.disabling(()), whole, inputs)
-        medians = medians_ms(runs, max_seconds=SECONDS_A_PLAN)
-        if not chosen or medians["chosen"] <= WORTH * medians["whole"]:
-            dense_ms = medians.get(DENSE, medians["whole"])
-            return plan, PlanTiming(1, dense_ms, medians["chosen" if chosen else "whole"])
+        medians = medians_ms({"chosen": plan_call(parts, plan, inputs), **dense}, max_seconds=SECONDS_A_PLAN)
+        if medians["chosen"] <= WORTH * medians["whole"]:
+            return plan, PlanTiming(1, medians.get(DENSE, medians["whole"]), medians["chosen"])
         chosen = chosen[: len(chosen) // 2]
+    medians = medians or medians_ms(dense, max_seconds=SECONDS_A_PLAN)
+    return whole, PlanTiming(1, medians.get(DENSE, medians["whole"]), medians["whole"])

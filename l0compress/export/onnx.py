@@ -169,7 +169,7 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
     network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **expert_translations(graph)}
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
-    dims = [asked or None for leaf, asked in zip(leaves, asked_dims(graph), strict=True) if isinstance(leaf, Tensor)]
+    dims = [asked for leaf, asked in zip(leaves, asked_dims(graph), strict=True) if isinstance(leaf, Tensor)]
     try:
         with _quiet(), any_length():
             program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)

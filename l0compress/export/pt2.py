@@ -110,8 +110,7 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
         ['bias', 'weight']
     """
     _, spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
-    dims = [asked or None for asked in asked_dims(graph)]
-    args_shapes, kwargs_shapes = pytree.tree_unflatten(dims, spec)
+    args_shapes, kwargs_shapes = pytree.tree_unflatten(asked_dims(graph), spec)
     try:
         with any_length():
             program = torch.export.export(

@@ -186,11 +186,11 @@ def _is_batch(targets: Any) -> bool:
 
 
 def _split(inputs: Any, targets: Any) -> Split:
-    targets = None if targets is None else torch.as_tensor(targets)
     if isinstance(inputs, Mapping):
-        return Split({name: torch.as_tensor(value) for name, value in inputs.items()}, targets)
+        return Split(dict(inputs), targets)
     several = isinstance(inputs, tuple | list) and inputs and all(isinstance(value, Tensor) for value in inputs)
-    return Split(tuple(inputs) if several else (torch.as_tensor(inputs),), targets)
+    positional: tuple[Any, ...] = tuple(inputs) if several else (inputs,)
+    return Split(positional, targets)
 
 
 def _digits(source: DataSource) -> Data:
