@@ -14,9 +14,9 @@ def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
 
     Where groups can vanish one by one but not all together, those of lowest score do.
     """
-    best, order = _best(groups, scores), torch.argsort(scores, stable=True).tolist()
+    best, order = _best(groups, scores).tolist(), torch.argsort(scores, stable=True).tolist()
     narrow = KeepPlan.without(groups, [move for move in order if not best[move]])
-    vanishing = _vanishing(groups)
+    vanishing = [groups.groups[group].can_vanish for group in groups.group_of_move.tolist()]
     return KeepPlan.further(narrow, [move for move in order if best[move] and vanishing[move]]).keep
 
 
@@ -31,8 +31,3 @@ def _best(groups: Groups, scores: Tensor) -> Tensor:
         members = torch.tensor(group.moves)
         best[members[scores[members].argmax()]] = True
     return best
-
-
-def _vanishing(groups: Groups) -> Tensor:
-    """bool ``(num_moves,)``: the moves of groups that can vanish."""
-    return torch.tensor([groups.groups[move.group].can_vanish for move in groups.moves], dtype=torch.bool)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from l0compress.errors import NothingToPruneError, PlanError
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.closure import Closure
 from l0compress.graph.components import Components, solve
 from l0compress.graph.cost import UNITS, Cost, CostModel, cost_model
 from l0compress.graph.frozen import Frozen, by_reason, frozen_places
@@ -51,6 +52,10 @@ class Groups:
         """int64 (num_moves,): the group of each move."""
         return torch.tensor([move.group for move in self.moves], dtype=torch.long)
 
+    @cached_property
+    def _closure(self) -> Closure:
+        return Closure.of(self.components, self.lines, self.removals)
+
     def alive_components(self, keep: Tensor) -> Tensor:
         """bool (components,): what is left after removing the moves with ``keep`` False, and all that follows.
 
@@ -66,25 +71,20 @@ class Groups:
                 f"a keep mask must be bool of shape ({self.num_moves},), one entry a move, but it is {keep.dtype} of "
                 f"shape {tuple(keep.shape)}. Nothing was changed."
             )
-        dead: set[int] = set()
-        for index in torch.nonzero(~keep).flatten().tolist():
-            dead |= self.removals[index].components
-        closed, obstacle = self.components.close(dead)
-        if obstacle is not None:
+        dead = self._closure.dead(keep.numpy())
+        if dead is None:
             raise PlanError(
                 "this plan would leave a tensor that must stay whole without some channels. Nothing was changed. Keep "
                 "at least one move of every group."
             )
-        empty = self.lines.emptied(closed)
+        empty = self._closure.emptied(dead)
         fate = self.vanishing.of(empty)
         if fate.obstacle is not None:
             raise PlanError(
                 f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {fate.obstacle}. "
                 "Nothing was changed. Keep at least one move of every group that cannot vanish."
             )
-        alive = torch.ones(self.components.count, dtype=torch.bool)
-        alive[list(closed)] = False
-        return alive, fate
+        return torch.from_numpy(~dead), fate
 
     def close(self, keep: Tensor) -> Tensor:
         """The same plan with the moves dropped that die as a consequence.
@@ -92,11 +92,19 @@ class Groups:
         Raises:
             PlanError: as :meth:`alive_components`.
         """
-        alive = self.alive_components(keep)
-        padded = torch.cat([torch.ones(self.num_moves, dtype=torch.bool), torch.ones(1, dtype=torch.bool)])
-        for index, removal in enumerate(self.removals):
-            padded[index] = bool(keep[index]) and bool(alive[list(removal.components)].any())
-        return padded[:-1]
+        return self._closed(keep, self.alive_components(keep))
+
+    def closed_with_cost(self, keep: Tensor) -> tuple[Tensor, Cost]:
+        """What :meth:`close` and :meth:`cost_of` return, worked out together.
+
+        Raises:
+            PlanError: as :meth:`alive_components`.
+        """
+        alive, fate = self._left(keep)
+        return self._closed(keep, alive), self._cost(alive, fate)
+
+    def _closed(self, keep: Tensor, alive: Tensor) -> Tensor:
+        return torch.from_numpy(self._closure.kept(keep.numpy(), ~alive.numpy()))
 
     def cost_of(self, keep: Tensor) -> Cost:
         """The exact cost of the model after removing the moves with ``keep`` False.
@@ -115,7 +123,7 @@ class Groups:
 
     def fate_of(self, alive: Tensor) -> Vanished:
         """What becomes of the nodes of the graph where only the components ``alive`` are left."""
-        return self.vanishing.of(self.lines.emptied(set((~alive).nonzero().flatten().tolist())))
+        return self.vanishing.of(self._closure.emptied(~alive.numpy()))
 
     def expected_cost(self, probabilities: Tensor, unit: str) -> Tensor:
         """Expected cost after removal, given the probability that each move is kept.

@@ -7,53 +7,53 @@ ensures:  a decision that fits too, in which convolution widths are multiples of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
 
-from l0compress.errors import PlanError
 from l0compress.graph.groups import Groups
 from l0compress.graph.naming import Group
+from l0compress.graph.plan import KeepPlan
+from l0compress.training.refill import Limit, Portion, refill
 
 WIDTH_MULTIPLE = 8
 CLOSE_ENOUGH = 0.97
 
 
-def align(groups: Groups, keep: Tensor, scores: Tensor, *, cost: Callable[[Tensor], int], target: int) -> Tensor:
+def align(plan: KeepPlan, scores: Tensor, limit: Limit) -> Tensor:
     """Round convolution widths to multiples of :data:`WIDTH_MULTIPLE` under a budget.
 
     Every width is rounded down first; then blocks return, to the widths that lost most of theirs before any others, and
     by score among equals. What room is left goes to other layers, and only then to odd channels of one convolution.
 
     Args:
-        keep: bool (num_moves,), closed, with ``cost(keep) <= target``.
+        plan: a decision within ``limit``.
         scores: float (num_moves,): higher stays.
-        cost: the cost of a closed keep mask.
-        target: the budget, in the unit of ``cost``.
 
     Returns:
-        bool (num_moves,), closed, within ``target``; ``keep`` itself where alignment would use less than 97 % of it.
+        bool (num_moves,), closed, within ``limit``; that of ``plan`` itself where alignment would use less than 97 %.
     """
+    groups, keep = limit.groups, plan.keep
     blocks = [group for group in groups.groups if _is_aligned_kind(groups, group)]
     if not blocks:
         return keep
-    widths = {group.name: int(keep[list(group.moves)].sum()) for group in blocks}
     trial = keep.clone()
     for group in blocks:
-        trial = _with_width(trial, group, scores, _floor(widths[group.name]))
-    fitting = _Fitting(groups, cost, target)
-    chosen = fitting.closed(trial)
+        trial = _with_width(trial, group, scores, _floor(int(keep[list(group.moves)].sum())))
+    chosen = limit.fitted(trial)
     if chosen is None:
         return keep
-    chosen = _return_blocks(chosen, blocks, scores, widths, fitting)
+    chosen = refill(chosen, _blocks_back(chosen, blocks, scores, keep), limit.fitted)
     others = [move for group in groups.groups if group not in blocks for move in group.moves]
-    chosen = _return_moves(chosen, others, scores, fitting)
+    chosen = _return_moves(chosen, others, scores, limit)
     for group in sorted(blocks, key=lambda group: group.macs / len(group.moves)):
-        if cost(chosen) > CLOSE_ENOUGH * target:
+        if limit.cost(chosen) > CLOSE_ENOUGH * limit.target:
             break
-        chosen = _return_moves(chosen, group.moves, scores, fitting)
-    return chosen if cost(chosen) > min(CLOSE_ENOUGH * target, cost(keep) - 1) else keep
+        chosen = _return_moves(chosen, group.moves, scores, limit)
+    return chosen if limit.cost(chosen) > min(CLOSE_ENOUGH * limit.target, limit.cost(keep) - 1) else keep
 
 
 def _is_aligned_kind(groups: Groups, group: Group) -> bool:
@@ -78,55 +78,53 @@ def _with_width(keep: Tensor, group: Group, scores: Tensor, width: int) -> Tenso
     return changed
 
 
-class _Fitting:
-    """Closes a decision and says whether it fits."""
+@dataclass(frozen=True, order=True)
+class _Claim:
+    """A width that has lost channels; the least one gets the next block. ``lost`` has the best channel first."""
 
-    def __init__(self, groups: Groups, cost: Callable[[Tensor], int], target: int) -> None:
-        self.groups, self.cost, self.target = groups, cost, target
-
-    def closed(self, keep: Tensor) -> Tensor | None:
-        """The closed decision, None where it does not fit or would empty a layer."""
-        try:
-            closed = self.groups.close(keep)
-        except PlanError:
-            return None
-        return closed if self.cost(closed) <= self.target else None
+    missing: int  # the negative of how many channels it had more before it was rounded down
+    score: float  # the negative of the best lost channel's score
+    position: int
+    lost: tuple[int, ...] = field(compare=False)
 
 
-def _return_blocks(
-    keep: Tensor, blocks: Sequence[Group], scores: Tensor, widths: dict[str, int], fitting: _Fitting
-) -> Tensor:
-    waiting = list(blocks)
-    while waiting:
-        group = max(waiting, key=lambda group: _claim(group, keep, scores, widths[group.name]))
-        width = int(keep[list(group.moves)].sum())
-        wider = min(width - width % WIDTH_MULTIPLE + WIDTH_MULTIPLE, len(group.moves))
-        grown = fitting.closed(_with_width(keep, group, scores, wider)) if wider > width else None
-        if grown is None:
-            waiting.remove(group)
-        else:
-            keep = grown
-    return keep
+def _blocks_back(keep: Tensor, blocks: Sequence[Group], scores: Tensor, before: Tensor) -> list[Portion]:
+    """What ``keep`` lacks of ``blocks``, a block at a time: the widths that miss most of theirs ``before`` first.
+
+    Among equals the block goes first whose best channel has the higher score, then the earlier one of ``blocks``.
+    """
+    value = scores.tolist()
+    claims: list[_Claim] = []
+
+    def claim(position: int, lost: Sequence[int], missing: int) -> None:
+        if lost:
+            heappush(claims, _Claim(-max(missing, 0), -value[lost[0]], position, tuple(lost)))
+
+    for position, group in enumerate(blocks):
+        moves = torch.tensor(group.moves)
+        lost = moves[~keep[moves]]
+        best_first = lost[scores[lost].argsort(descending=True, stable=True)].tolist()
+        claim(position, best_first, int(before[moves].sum()) - int(keep[moves].sum()))
+    portions: list[Portion] = []
+    while claims:
+        best = heappop(claims)
+        count = WIDTH_MULTIPLE - (len(blocks[best.position].moves) - len(best.lost)) % WIDTH_MULTIPLE
+        portions.append(Portion(best.position, best.lost[:count]))
+        claim(best.position, best.lost[count:], -best.missing - count)
+    return portions
 
 
-def _claim(group: Group, keep: Tensor, scores: Tensor, width: int) -> tuple[float, float]:
-    """How much of its width a group still misses, and how good the best move is that it has lost."""
-    moves = torch.tensor(group.moves)
-    lost = moves[~keep[moves]]
-    missing = max(width - (len(moves) - len(lost)), 0)
-    return missing / WIDTH_MULTIPLE, float(scores[lost].max()) if len(lost) else float("-inf")
-
-
-def _return_moves(keep: Tensor, moves: Sequence[int], scores: Tensor, fitting: _Fitting) -> Tensor:
+def _return_moves(keep: Tensor, moves: Sequence[int], scores: Tensor, limit: Limit) -> Tensor:
     """Take moves back, best first, for as long as they fit."""
-    lost = sorted((move for move in moves if not keep[move]), key=lambda move: -float(scores[move]))
+    kept, value = keep.tolist(), scores.tolist()
+    lost = sorted((move for move in moves if not kept[move]), key=lambda move: -value[move])
     low, high = 0, len(lost)
     best = keep
     while low < high:
         middle = (low + high + 1) // 2
         trial = keep.clone()
         trial[lost[:middle]] = True
-        closed = fitting.closed(trial)
+        closed = limit.fitted(trial)
         if closed is None:
             high = middle - 1
         else:

@@ -7,8 +7,6 @@ ensures:  a closed :class:`KeepPlan` whose true cost is at most the target, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -19,6 +17,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.plan import KeepPlan
 from l0compress.training.alignment import align
 from l0compress.training.budget import Penalty
+from l0compress.training.refill import Limit, Portion, refill
 from l0compress.training.sparse_harden import harden_sparse
 
 CLOSE_ENOUGH = 0.97
@@ -50,8 +49,7 @@ def decide(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPla
         TargetMissedError: as :func:`round_to_budget`.
     """
     plan = round_to_budget(groups, scores, target=target, unit=unit)
-    keep = align(groups, plan.keep, scores, cost=lambda keep: groups.cost_of(keep).get(unit), target=target)
-    return KeepPlan.from_keep(groups, keep)
+    return KeepPlan(groups, align(plan, scores, Limit(groups, target, unit)))
 
 
 def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
@@ -64,64 +62,48 @@ def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -
     Raises:
         TargetMissedError: with everything removed that can be removed, the cost is still above ``target``.
     """
+    limit = Limit(groups, target, unit)
     best = smallest_keep(groups, scores)
-    order = [move for move in torch.argsort(scores, stable=True).tolist() if not best[move]]
-
-    def cost(keep: Tensor) -> int:
-        return groups.cost_of(keep).get(unit)
-
-    smallest = cost(best)
+    smallest = limit.cost(best)
     if smallest > target:
         raise TargetMissedError(
             f"No choice of what to remove reaches {target:,} {unit}: with everything removed that can be removed, "
             f"{smallest:,} stay. Nothing was written. Ask for a larger target."
         )
-    chosen = keep = _fill(groups, order, lambda keep: cost(keep) <= target)
-    while order and cost(chosen) <= CLOSE_ENOUGH * target:
+    needed = best.tolist()
+    order = [move for move in torch.argsort(scores, stable=True).tolist() if not needed[move]]
+    chosen = keep = _fill(order, limit)
+    while order and limit.cost(chosen) <= CLOSE_ENOUGH * target:
         order = _sparing_last(groups, order, keep)
-        keep = _fill(groups, order, lambda keep: cost(keep) <= target)
-        if cost(keep) > target:
+        keep = _fill(order, limit)
+        if limit.cost(keep) > target:
             break
-        chosen = max(chosen, keep, key=cost)
+        chosen = max(chosen, keep, key=limit.cost)
     return KeepPlan.from_keep(groups, chosen)
 
 
-def _fill(groups: Groups, order: list[int], fits: Callable[[Tensor], bool]) -> Tensor:
+def _fill(order: list[int], limit: Limit) -> Tensor:
     """Remove the shortest prefix of ``order`` that fits, all of it if none does; then take back what still fits.
 
     The result is closed.
     """
+    groups = limit.groups
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        if fits(_without(groups, order[:middle])):
+        if limit.fits(_without(groups, order[:middle])):
             high = middle
         else:
             low = middle + 1
-    return _take_back(groups, groups.close(_without(groups, order[:low])), order[:low][::-1], fits)
-
-
-def _take_back(groups: Groups, keep: Tensor, candidates: list[int], fits: Callable[[Tensor], bool]) -> Tensor:
     group_of = groups.group_of_move.tolist()
-    full: set[int] = set()
-    for move in candidates:
-        # Adding only makes the next addition dearer, so a group whose move did not fit is done.
-        if keep[move] or group_of[move] in full:
-            continue
-        trial = keep.clone()
-        trial[move] = True
-        trial = groups.close(trial)
-        if fits(trial):
-            keep = trial
-        else:
-            full.add(group_of[move])
-    return keep
+    removed = [Portion(group_of[move], (move,)) for move in reversed(order[:low])]
+    return refill(groups.close(_without(groups, order[:low])), removed, limit.fitted)
 
 
 def _sparing_last(groups: Groups, order: list[int], keep: Tensor) -> list[int]:
     """``order`` without the last move that was removed, and without those of its group that would have been next."""
-    group_of = groups.group_of_move.tolist()
-    position = max((index for index, move in enumerate(order) if not keep[move]), default=-1)
+    group_of, kept = groups.group_of_move.tolist(), keep.tolist()
+    position = max((index for index, move in enumerate(order) if not kept[move]), default=-1)
     return [
         move
         for index, move in enumerate(order)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from closures import check_closure
 from hypothesis import assume
 from hypothesis import strategies as st
 from networks import captured, image, scattered, tokens, worst_error
@@ -124,6 +125,9 @@ def check(network: Network, draw: Draw, tally: Tally) -> None:
     ]
     for plan in plans:
         check_plan(plan, tally)
+    for seed, share in enumerate((0.1, 0.4, 0.8)):
+        generator = torch.Generator().manual_seed(draw.seed + seed)
+        check_closure(groups, (torch.rand(groups.num_moves, generator=generator) >= share).tolist())
     check_again(shrink(graph, plans[draw.seed % 3]), draw, tally)
 
 
