@@ -24,6 +24,7 @@ from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8, quantize_onnx, rms_difference
 from l0compress.export.session import OnnxSession
+from l0compress.export.unsharing import unshared
 from l0compress.graph import CapturedGraph, capture
 from l0compress.loading import load_data
 from l0compress.pipeline import quantizing
@@ -186,6 +187,13 @@ class TestQuantizeOnnx:
         source = export_onnx(capture(Twice(), (torch.randn(4, 32),)), tmp_path / "float.onnx").path
         weights = onnx.load(quantize_onnx(source, tmp_path / "int8.onnx")).graph.initializer
         assert [entry.data_type for entry in weights if list(entry.dims) == [32, 32]] == [onnx.TensorProto.INT8]
+
+    def test_a_layer_that_is_called_twice_has_a_bias_for_each_of_its_inputs(self, tmp_path: Path) -> None:
+        """A bias is rounded by the scale of the input, and ONNX Runtime 1.20 took that of the first call for both."""
+        source = export_onnx(capture(Twice(), (torch.randn(4, 32),)), tmp_path / "float.onnx").path
+        products = [node for node in unshared(onnx.load(source)).graph.node if node.op_type == "Gemm"]
+        assert len({node.input[1] for node in products}) == 1
+        assert len({node.input[2] for node in products}) == 2
 
     def test_shared_weights_beside_the_file(self, tmp_path: Path) -> None:
         x = torch.randn(4, 32)
