@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import printed_json, run_cli, without_data
 from onnx import numpy_helper
+from quantized_weights import Reader, integer_operands, integer_products
 from torch import nn
 
 from l0compress.calls import Call
@@ -23,6 +24,7 @@ from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8, quantize_onnx, rms_difference
 from l0compress.export.session import OnnxSession
+from l0compress.export.unsharing import unshared
 from l0compress.graph import CapturedGraph, capture
 from l0compress.loading import load_data
 from l0compress.pipeline import quantizing
@@ -102,16 +104,19 @@ def noise(num_samples: int, *shape: int) -> Call:
 
 def negated_(model: onnx.ModelProto) -> None:
     """The last product has another sign."""
-    scale = next(entry for entry in model.graph.initializer if entry.name == "2.weight_scale")
-    scale.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(scale), scale.name))
-    bias = next(entry for entry in model.graph.initializer if entry.name == "2.bias")
-    bias.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(bias), bias.name))
+    for entry in (integer_products(model)[-1].scale, last_bias(model)):
+        entry.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(entry), entry.name))
 
 
 def shortened_(model: onnx.ModelProto) -> None:
     """The last bias has one number too few."""
-    bias = next(entry for entry in model.graph.initializer if entry.name == "2.bias")
+    bias = last_bias(model)
     bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias)[1:], bias.name))
+
+
+def last_bias(model: onnx.ModelProto) -> onnx.TensorProto:
+    """What is added to the last product of a dynamic int8 form."""
+    return Reader(model).constant_of(model.graph.node[-1])
 
 
 def spoiling(fault: Callable[[onnx.ModelProto], None]) -> Callable[..., None]:
@@ -130,8 +135,8 @@ class TestQuantizeOnnx:
     def test_every_weight_is_within_half_a_step_of_its_channels_scale(self, linear_onnx: Path, tmp_path: Path) -> None:
         path = quantize_onnx(linear_onnx, tmp_path / "int8.onnx")
         exact = {entry.name: numpy_helper.to_array(entry) for entry in onnx.load(linear_onnx).graph.initializer}
-        stored = {entry.name: numpy_helper.to_array(entry) for entry in onnx.load(path).graph.initializer}
-        weight, scale = stored["0.weight_quantized"], stored["0.weight_scale"]
+        first, _ = integer_products(onnx.load(path))
+        weight, scale = numpy_helper.to_array(first.values), numpy_helper.to_array(first.scale)
         assert weight.dtype == np.int8 and scale.shape == (64,)
         rounding = np.abs(weight * scale - exact["0.weight"].T)
         assert (rounding <= scale * 0.5000001).all()
@@ -148,8 +153,9 @@ class TestQuantizeOnnx:
     def test_a_static_convolution_runs_on_integers(self, tmp_path: Path) -> None:
         source = export_onnx(convolution(), tmp_path / "conv.onnx").path
         path = quantize_onnx(source, tmp_path / "int8.onnx", calibration=[noise(16, 3, 6, 6)])
-        weights = [entry for entry in onnx.load(path).graph.initializer if entry.data_type == onnx.TensorProto.INT8]
-        assert any(list(entry.dims) == [8, 3, 3, 3] for entry in weights)
+        (weight,) = integer_operands(onnx.load(path))
+        assert weight.values.data_type == onnx.TensorProto.INT8
+        assert list(weight.values.dims) == [8, 3, 3, 3] and list(weight.scale.dims) == [8]
         assert Int8().method_for(source) == "static"
 
     def test_networks_without_convolutions_are_dynamic_by_default(self, linear_onnx: Path) -> None:
@@ -181,6 +187,13 @@ class TestQuantizeOnnx:
         source = export_onnx(capture(Twice(), (torch.randn(4, 32),)), tmp_path / "float.onnx").path
         weights = onnx.load(quantize_onnx(source, tmp_path / "int8.onnx")).graph.initializer
         assert [entry.data_type for entry in weights if list(entry.dims) == [32, 32]] == [onnx.TensorProto.INT8]
+
+    def test_a_layer_that_is_called_twice_has_a_bias_for_each_of_its_inputs(self, tmp_path: Path) -> None:
+        """A bias is rounded by the scale of the input, and ONNX Runtime 1.20 took that of the first call for both."""
+        source = export_onnx(capture(Twice(), (torch.randn(4, 32),)), tmp_path / "float.onnx").path
+        products = [node for node in unshared(onnx.load(source)).graph.node if node.op_type == "Gemm"]
+        assert len({node.input[1] for node in products}) == 1
+        assert len({node.input[2] for node in products}) == 2
 
     def test_shared_weights_beside_the_file(self, tmp_path: Path) -> None:
         x = torch.randn(4, 32)
@@ -253,7 +266,7 @@ class TestExport:
     def test_another_models_int8_file_is_found_out(self, finished: Path, tmp_path: Path) -> None:
         printed_json("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
         model = onnx.load(tmp_path / "net.onnx")
-        weight = next(entry for entry in model.graph.initializer if entry.name == "0.weight_quantized")
+        weight = integer_products(model)[0].values
         weight.CopyFrom(numpy_helper.from_array(-numpy_helper.to_array(weight), weight.name))
         onnx.save(model, tmp_path / "net.onnx")
         outcome = run_cli("verify", tmp_path / "net.onnx", "--against", finished / "run")

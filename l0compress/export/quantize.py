@@ -1,8 +1,9 @@
 """Eight-bit integers in place of float32: ONNX Runtime's own quantizer, on a file that has been proven equal.
 
 requires: a float32 ``.onnx`` file; for static quantization also calls that activations are calibrated on.
-ensures:  weights are int8 with one scale a channel; the new file runs, and computes something like the float one, or it
-          is not there. The source is not changed.
+ensures:  weights are int8 with one scale a channel (uint8 in dynamic convolutions, where ONNX Runtime multiplies no
+          others); the new file runs, and computes something like the float one, or it is not there. The source is not
+          changed.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor
@@ -27,7 +30,7 @@ from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.files import has_external_data, staged
 from l0compress.export.session import OnnxSession
 from l0compress.export.unsharing import unshared
-from l0compress.runtime.sessions import NATIVE_ERRORS, first_line
+from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 # Rounding takes a few hundredths of the outputs; where it takes half of them, something else was computed.
@@ -114,21 +117,46 @@ def quantize_onnx(
 
 def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) -> None:
     external = has_external_data(source)
-    common: dict[str, Any] = {"per_channel": True, "weight_type": QuantType.QInt8, "use_external_data_format": external}
+    common: dict[str, Any] = {"per_channel": True, "use_external_data_format": external}
     try:
         with _quiet(), tempfile.TemporaryDirectory() as folder:
             prepared = _unshared(source, Path(folder, source.name), external=external)
             if reader is None:
-                quantize_dynamic(prepared, path, **common)
+                quantize_dynamic(prepared, path, weight_type=_dynamic_weights(source), **common)
             else:
-                quantize_static(
-                    prepared, path, reader, quant_format=QuantFormat.QDQ, activation_type=QuantType.QInt8, **common
-                )
+                int8: dict[str, Any] = dict.fromkeys(("activation_type", "weight_type"), QuantType.QInt8)
+                quantize_static(prepared, path, reader, quant_format=QuantFormat.QDQ, **int8, **common)
     except _OF_THE_QUANTIZER as error:
         raise SurgeryError(
             f"ONNX Runtime cannot quantize {source.name}: {first_line(error)}. Nothing was written. Export it without "
             "--quantize."
         ) from error
+
+
+def _dynamic_weights(source: Path) -> QuantType:
+    """Signed, unless a convolution would then be left without a kernel."""
+    operators = {node.op_type for node in onnx.load(source, load_external_data=False).graph.node}
+    return QuantType.QInt8 if "Conv" not in operators or _runs_signed_convolutions() else QuantType.QUInt8
+
+
+@cache
+def _runs_signed_convolutions() -> bool:
+    """Whether this ONNX Runtime multiplies signed weights in ``ConvInteger``; 1.24 is the first that does."""
+    values = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("ConvInteger", ["x", "weight"], ["y"])],
+        "convolution",
+        [values("x", onnx.TensorProto.UINT8, [1, 1, 1, 1])],
+        [values("y", onnx.TensorProto.INT32, [1, 1, 1, 1])],
+        [onnx.numpy_helper.from_array(np.ones((1, 1, 1, 1), np.int8), "weight")],
+    )
+    # Versions that every ONNX Runtime since 1.14 reads.
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8)
+    try:
+        open_session(model.SerializeToString())
+    except NATIVE_ERRORS:
+        return False
+    return True
 
 
 def _unshared(source: Path, path: Path, *, external: bool) -> Path:

@@ -2,7 +2,8 @@
 
 ONNX Runtime's quantizer takes every weight to have one reader: it transposes the weight of a ``Gemm`` in place, and
 rounds with one scale an output of whichever node it meets first. Where others read the same weight, by tied embeddings
-or a layer that is called twice, they would get what was made for another.
+or a layer that is called twice, they would get what was made for another. A bias is rounded by the scale of the input
+that its node has, so that one node alone may read it; ONNX Runtime gives every node its own only since 1.21.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from l0compress.export.partition.flow import attributes_of
 # Readers that have a scale an output: of the products one, wherever the weight has its outputs as columns.
 _PRODUCT, _TRANSPOSED, _REST = "product", "transposed", "rest"
 _WITH_SCALES = ("Conv", "ConvTranspose")
+_WITH_BIAS = ("Gemm", *_WITH_SCALES)
 _RECURRENT = ("LSTM", "GRU", "RNN")
 
 # A node, and the position of the weight among its inputs.
@@ -83,6 +85,8 @@ def _role(node: onnx.NodeProto, position: int, number: int) -> str:
         transposed = _TRANSPOSED if given.get("transB", 0) else _PRODUCT
         scaled = given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0 or given.get("transA", 0)
         return f"scaled_{transposed}" if scaled else transposed
+    if node.op_type in _WITH_BIAS and position == 2:
+        return f"bias_{number}"
     if node.op_type in _RECURRENT and position in (1, 2):
         return f"{node.op_type.lower()}_{number}"
     return node.op_type.lower() if node.op_type in _WITH_SCALES and position == 1 else _REST
