@@ -64,7 +64,7 @@ def conv_transpose(
             if output_shape
             else [size * step for size, step in zip(x.shape[2:], steps, strict=True)]
         )
-        before, after = _pads_for(x, wanted, (kernel, steps, holes, more), upper=auto_pad != "SAME_LOWER")
+        before, after = _pads_for(x, wanted, (kernel, steps, holes, more), upper=auto_pad == "SAME_UPPER")
     if is_symmetric(before, after):
         return function(x, weight, bias, steps, tuple(before), more, group, holes)
     whole = function(x, weight, bias, steps, 0, more, group, holes)

@@ -99,7 +99,7 @@ def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = 
     return torch.index_put(x, places, updates, accumulate=reduction == "add")
 
 
-@operator("Slice", sizes=(1, 2, 3, 4), folds=True)
+@operator("Slice", since=10, sizes=(1, 2, 3, 4), folds=True)
 def slice_(x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Any:
     first, last = numbers(starts), numbers(ends)
     rank = host(x).ndim if is_host(x) else x.dim()
@@ -110,12 +110,10 @@ def slice_(x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps
     return x
 
 
+@operator("Slice", folds=True)
 def attribute_slice(x: Any, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: Axes = None) -> Any:
+    """Up to version 9 of the operators everything but the data is an attribute."""
     return slice_(x, starts, ends, axes)
-
-
-# Up to version 9 of the operators everything but the data is an attribute.
-operator("Slice", folds=True)(attribute_slice)
 
 
 def _sliced_numbers(x: np.ndarray, dim: int, part: tuple[Any, Any, int]) -> np.ndarray:

@@ -88,30 +88,12 @@ def rms_normalization(
     return F.rms_norm(x, sizes, eps=epsilon) * scale
 
 
-@operator("SimplifiedLayerNormalization", weights=(1,))
-def simplified_layer_normalization(
-    x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Tensor:
-    """The name of an RMS norm in files of ONNX Runtime."""
-    return rms_normalization(x, scale, axis=axis, epsilon=epsilon, stash_type=stash_type)
-
-
 @operator("GroupNormalization", since=21, weights=(1, 2))
 def group_normalization(
     x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5, stash_type: int = 1
 ) -> Tensor:
     del stash_type
     return F.group_norm(x, num_groups, scale, bias, epsilon)
-
-
-@operator("GroupNormalization", since=18, weights=(1, 2))
-def grouped_group_normalization(
-    x: Tensor, scale: Tensor, bias: Tensor, *, num_groups: int, epsilon: float = 1e-5
-) -> Tensor:
-    """Up to version 20 of the operators there is one scale and one bias a group."""
-    shape = (num_groups,) + (1,) * (x.dim() - 1)
-    normal = F.group_norm(x, num_groups, eps=epsilon).unflatten(1, (num_groups, x.shape[1] // num_groups))
-    return (normal * scale.reshape(shape) + bias.reshape(shape)).flatten(1, 2)
 
 
 @operator("LRN")
