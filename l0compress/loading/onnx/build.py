@@ -1,0 +1,326 @@
+"""A parsed ONNX graph as an ``fx.GraphModule``: one call for every node, weights as parameters under their own names.
+
+What depends on constants alone is computed here, once. What depends on sizes is computed by every call, on the host, so
+that whoever captures the module sees arithmetic of sizes where the file has arithmetic of tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator as op
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from l0compress.errors import ModelError
+from l0compress.loading.onnx.families import find
+from l0compress.loading.onnx.naming import Attributes, identifier
+from l0compress.loading.onnx.parsed import Graph, Node, NodeError
+from l0compress.loading.onnx.refused import reason_against
+from l0compress.loading.onnx.registry import Operator
+from l0compress.loading.onnx.values import MOST_ON_HOST, Refusal, as_tensor, is_host
+from l0compress.loading.references import FOREIGN_ERRORS, first_line
+
+OLDEST_OPSET = 7
+# Lists of sizes and factors are no longer than that; a longer list of floating-point numbers is a weight.
+_FEW = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A value that is known before the model runs.
+
+    Attributes:
+        tensor: the value.
+        name: its name in the file.
+        trained: whether it may become a parameter.
+    """
+
+    tensor: Tensor
+    name: str
+    trained: bool
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether it can be part of arithmetic of sizes."""
+        return self.tensor.numel() <= (_FEW if self.tensor.is_floating_point() else MOST_ON_HOST)
+
+    @property
+    def literal(self) -> Any:
+        return _nested(self.tensor.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A value that a call computes; on the host, perhaps, where only sizes went into it."""
+
+    node: fx.Node
+    perhaps_host: bool
+
+
+Value = Known | Flow | None
+
+
+def _nested(value: Any) -> Any:
+    return tuple(_nested(item) for item in value) if isinstance(value, list) else value
+
+
+def run(name: str, opset: int, label: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
+    """Compute one node.
+
+    Args:
+        name: the operator's.
+        opset: the version of the operators.
+        label: how messages call the node.
+        inputs: tensors, or numbers on the host.
+        attributes: by name.
+
+    Raises:
+        ModelError: the node asks for what is not computed here.
+
+    Examples:
+        >>> run("Add", 17, "sum", (torch.ones(2), 1.0), {})
+        tensor([2., 2.])
+    """
+    found = find(name, opset)
+    try:
+        if found is None:
+            raise Refusal(reason_against(name))
+        return found.function(*_coerced(found, inputs), **attributes)
+    except Refusal as reason:
+        raise ModelError(
+            f"The ONNX model cannot be computed: node {label!r} ({name}): {reason}. Nothing was changed. Export the "
+            "model without that, or give the original PyTorch module as .pt2."
+        ) from reason
+
+
+def _coerced(found: Operator, inputs: Sequence[Any]) -> Sequence[Any]:
+    """The inputs, with numbers made tensors where the function takes nothing else."""
+    if found.folds:
+        return inputs
+    like = next((value for value in inputs if isinstance(value, Tensor)), None)
+    return [
+        value if _stays(found, position, value) else as_tensor(value).to(None if like is None else like.device)
+        for position, value in enumerate(inputs)
+    ]
+
+
+def _stays(found: Operator, position: int, value: Any) -> bool:
+    if value is None or position in found.sizes or position in found.scalars or not is_host(value):
+        return True
+    return isinstance(value, tuple) and not is_host(*value)  # a list of weights
+
+
+def build(graph: Graph, opset: int) -> fx.GraphModule:
+    """Make a module of a graph, in evaluation mode.
+
+    Args:
+        graph: the parsed file.
+        opset: the version of ONNX's own operators that it uses.
+
+    Raises:
+        NodeError: an operator is unknown, or does not take what the node gives it.
+    """
+    builder = _Builder(opset)
+    values: dict[str, Value] = {"": None}
+    for name in graph.inputs:
+        values[name] = Flow(builder.placeholder(name), perhaps_host=False)
+    builder.add(graph, values)
+    outputs = [builder.returned(values[name]) for name in graph.outputs]
+    builder.graph.output(tuple(outputs) if len(outputs) > 1 else outputs[0])
+    return fx.GraphModule(builder.attributes.root, builder.graph, class_name="OnnxModel").eval()
+
+
+class _Builder:
+    """The graph that is being made, with the parameters and buffers that it uses."""
+
+    def __init__(self, opset: int) -> None:
+        self.opset = opset
+        self.graph = fx.Graph()
+        self.attributes = Attributes()
+        self._inputs: set[str] = set()
+
+    def placeholder(self, name: str) -> fx.Node:
+        given = identifier(name)
+        while given in self._inputs:
+            given += "_"
+        self._inputs.add(given)
+        return self.graph.placeholder(given)
+
+    def add(self, graph: Graph, values: dict[str, Value]) -> None:
+        """Add the calls of a graph; ``values`` gets what they return."""
+        for name, tensor in graph.constants.items():
+            values[name] = Known(tensor, name, trained=True)
+        for node in graph.nodes:
+            given = [values[name] for name in node.inputs]
+            while given and given[-1] is None:
+                given.pop()
+            try:
+                results = self._node(node, given, values)
+            except Refusal as reason:
+                raise NodeError(node, str(reason)) from reason
+            for name, result in zip(node.outputs, results, strict=False):
+                if name:
+                    values[name] = result
+
+    def returned(self, value: Value) -> fx.Node:
+        """What the module hands on: always a tensor."""
+        if isinstance(value, Flow):
+            return self.graph.call_function(as_tensor, (value.node,)) if value.perhaps_host else value.node
+        if value is None:
+            raise ModelError("The ONNX model returns a value that has no name. Nothing was changed. Export it again.")
+        return self._attribute(value)
+
+    def _node(self, node: Node, given: list[Value], values: dict[str, Value]) -> Sequence[Value]:
+        if node.operator == "Constant":
+            return [Known(node.attributes["value"], node.outputs[0], trained=False)]
+        if node.operator == "If":
+            return self._branch(node, given, values)
+        if node.operator == "Identity" and given and isinstance(given[0], Known):
+            return given
+        found = find(node.operator, self.opset)
+        if found is None:
+            raise Refusal(reason_against(node.operator))
+        attributes = self._checked(found, node, given)
+        folded = self._folded(found, given, attributes, node)
+        return folded if folded is not None else self._call(found, node, given, attributes)
+
+    def _branch(self, node: Node, given: list[Value], values: dict[str, Value]) -> Sequence[Value]:
+        """The branch that a constant condition takes."""
+        (condition,) = given
+        if not isinstance(condition, Known):
+            raise Refusal(
+                "it takes one of two branches by a value that is only known when the model runs; export the model for "
+                "one of them, or simplify the file so that the condition is constant"
+            )
+        taken = node.branches["then_branch" if bool(condition.tensor.reshape(-1)[0]) else "else_branch"]
+        inner = dict(values)
+        self.add(taken, inner)
+        return [inner[name] for name in taken.outputs]
+
+    def _checked(self, found: Operator, node: Node, given: list[Value]) -> dict[str, Any]:
+        """The attributes of a node that its function takes."""
+        unknown = found.unknown(list(node.attributes))
+        if unknown:
+            raise Refusal(f"its attribute {unknown[0]!r} is not known here")
+        attributes = dict(node.attributes)
+        if found.counts_outputs:
+            wanted = [position for position, name in enumerate(node.outputs) if name]
+            attributes["num_outputs"] = max(wanted, default=0) + 1
+        try:
+            inspect.signature(found.function).bind(*given, **attributes)
+        except TypeError as reason:
+            raise Refusal(f"it does not fit its operator ({reason})") from reason
+        except ValueError:  # a function of PyTorch itself, which says nothing of what it takes
+            return attributes
+        return attributes
+
+    def _folded(
+        self, found: Operator, given: list[Value], attributes: dict[str, Any], node: Node
+    ) -> Sequence[Value] | None:
+        """The results of arithmetic of sizes that are all known; None where there is something to be run."""
+        known = [value for value in given if isinstance(value, Known)]
+        sizes = all(v is None or _is_size(v) or position in found.sizes for position, v in enumerate(given))
+        if not (found.folds and known and sizes) or any(isinstance(value, Flow) for value in given):
+            return None
+        try:
+            literals = [value.literal if isinstance(value, Known) else None for value in given]
+            results = found.function(*literals, **attributes)
+        except FOREIGN_ERRORS as reason:
+            raise Refusal(first_line(reason)) from reason
+        results = results if found.many else (results,)
+        if not is_host(*results):
+            return None
+        return [Known(as_tensor(r), name, trained=False) for r, name in zip(results, node.outputs, strict=False)]
+
+    def _call(self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]) -> Sequence[Value]:
+        perhaps_host = found.folds and all(
+            position in found.sizes or (value.perhaps_host if isinstance(value, Flow) else _fits(value))
+            for position, value in enumerate(given)
+        )
+        perhaps_host |= node.operator in ("Shape", "Size")
+        arguments = self._prepared(found, given, attributes)
+        if arguments is None:
+            arguments = [self._argument(found, given, position, perhaps_host) for position in range(len(given))]
+        called = self.graph.create_node(
+            "call_function",
+            run,
+            (node.operator, self.opset, node.label, tuple(arguments), attributes),
+            {},
+            identifier(node.operator.rpartition(":")[2]).lower(),
+        )
+        if not found.many:
+            return [Flow(called, perhaps_host)]
+        return [
+            Flow(self.graph.call_function(op.getitem, (called, position)), perhaps_host) if name else None
+            for position, name in enumerate(node.outputs)
+        ]
+
+    def _prepared(self, found: Operator, given: list[Value], attributes: dict[str, Any]) -> list[Any] | None:
+        """The arguments of an operator that wants its weights in another form."""
+        if found.prepare is None:
+            return None
+        tensors = [value.tensor if isinstance(value, Known) else None for value in given]
+        made = found.prepare(tensors, attributes)
+        arguments = [self._argument(found, given, position, False) for position in range(len(given)) if position == 0]
+        for position in range(1, len(given)):
+            value = given[position]
+            if position in made and isinstance(value, Known):
+                parts = [Known(part, f"{value.name}_{suffix}", trained=True) for suffix, part in made[position]]
+                arguments.append(tuple(self._attribute(part, weight=True) for part in parts))
+            else:
+                arguments.append(self._argument(found, given, position, False))
+        return arguments
+
+    def _argument(self, found: Operator, given: list[Value], position: int, perhaps_host: bool) -> Any:
+        """One argument of a call: another call's result, a number, or a parameter."""
+        value = given[position]
+        if not isinstance(value, Known):
+            return None if value is None else value.node
+        others = any(isinstance(other, Flow) for place, other in enumerate(given) if place != position)
+        single = value.tensor.numel() == 1 and others
+        literal = (
+            position in found.sizes
+            or (perhaps_host and value.fits_host)
+            or (position in found.scalars and single)
+            or (
+                position in found.indices
+                and not value.tensor.is_floating_point()
+                and others
+                and (single or _has_negative(value.tensor))
+            )
+        )
+        if literal:
+            return value.literal
+        if position in found.statistics:
+            return self.graph.get_attr(
+                self.attributes.add(value.name, value.tensor.clone(), trained=False, shared=False)
+            )
+        return self._attribute(value, weight=position in found.weights)
+
+    def _attribute(self, value: Known, *, weight: bool = False) -> fx.Node:
+        tensor = value.tensor
+        trained = tensor.is_floating_point() and (
+            weight or (value.trained and tensor.numel() > 1 and bool(torch.isfinite(tensor).all()))
+        )
+        return self.graph.get_attr(self.attributes.add(value.name, tensor, trained=trained))
+
+
+def _has_negative(tensor: Tensor) -> bool:
+    return bool((tensor < 0).any())
+
+
+def _is_size(value: Known | Flow | None) -> bool:
+    """Whether a value is for certain a number of sizes, not a weight."""
+    return (
+        isinstance(value, Known)
+        and value.fits_host
+        and (not value.tensor.is_floating_point() or value.tensor.numel() <= 1)
+    )
+
+
+def _fits(value: Value) -> bool:
+    return value is None or (isinstance(value, Known) and value.fits_host)

@@ -1,0 +1,53 @@
+"""An ONNX graph as plain values: what the reader hands to the builder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator at work.
+
+    Attributes:
+        operator: its name, with the domain and two colons in front unless that is ONNX's own.
+        label: how messages call the node.
+        inputs: names of values, empty where one is left out.
+        outputs: names of values.
+        attributes: numbers, tuples, texts, tensors and dtypes by name.
+        branches: graphs by the name of the attribute that holds them.
+    """
+
+    operator: str
+    label: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    branches: Mapping[str, Graph] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """Nodes in an order in which they can run.
+
+    Attributes:
+        constants: the tensors of the file by name.
+        inputs: names of what the graph is called with.
+        outputs: names of what it returns.
+    """
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, Tensor]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class NodeError(ValueError):
+    """A node that cannot be computed, and why."""
+
+    def __init__(self, node: Node, reason: str) -> None:
+        super().__init__(f"node {node.label!r} ({node.operator}): {reason}")
