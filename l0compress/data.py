@@ -1,45 +1,38 @@
 """Data as the rest of the package sees it: splits that yield batches.
 
 A batch is what a model is called with, and the targets beside it. A :class:`Split` keeps its tensors in memory and
-slices them; a :class:`StreamSplit` wraps a ``DataLoader`` or any other re-iterable source of batches.
+slices them; a :class:`DatasetSplit` reads its samples one by one from a ``Dataset``; a :class:`StreamSplit` wraps a
+``DataLoader`` or any other re-iterable source of batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from l0compress.batches import TARGET_KEYS, Batch, as_batch, as_targets, as_tensor, collate, joined
 from l0compress.errors import DataError
+from l0compress.loaders import without_persistence
 
-TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+__all__ = [
+    "TARGET_KEYS",
+    "AnySplit",
+    "Batch",
+    "Data",
+    "DatasetSplit",
+    "Split",
+    "StreamSplit",
+    "as_batch",
+    "class_labels",
+    "example_batch",
+]
 
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What a model is called with: ``model(*args, **kwargs)``, and what it should answer.
-
-    ``targets`` is None where there are no labels.
-    """
-
-    args: tuple[Tensor, ...]
-    kwargs: dict[str, Tensor]
-    targets: Tensor | None = None
-
-    def __len__(self) -> int:
-        """Number of samples, the length of the first input."""
-        return len(next(iter((*self.args, *self.kwargs.values()))))
-
-    def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        return Batch(
-            tuple(tensor.to(device) for tensor in self.args),
-            {name: tensor.to(device) for name, tensor in self.kwargs.items()},
-            None if self.targets is None else self.targets.to(device),
-        )
+Change: TypeAlias = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +41,12 @@ class Split:
 
     Args:
         inputs: positional inputs as a tuple, or keyword inputs as a dict; each is a tensor, or an array, ``(n, ...)``.
-        targets: ``(n, ...)`` int64 class indices or floating regression targets; None where there are no labels.
+        targets: ``(n, ...)`` class indices, kept as int64, or floating regression targets; None where there are no
+            labels.
 
     Raises:
-        DataError: no samples, inputs and targets of different lengths, or inputs that are neither a tuple nor a dict.
+        DataError: no samples, inputs and targets of different lengths, inputs that are neither a tuple nor a dict, or
+            that are no numbers.
 
     Example:
         >>> import torch
@@ -72,16 +67,22 @@ class Split:
                 f"The inputs of a part are {type(given).__name__}, and have to be a tuple or a dict. Nothing "
                 "was changed. Pass (x,) for x."
             )
-        named = isinstance(given, dict)
-        inputs = {key: torch.as_tensor(x) for key, x in given.items()} if named else tuple(map(torch.as_tensor, given))
+        if isinstance(given, dict):
+            inputs: Any = {name: as_tensor(x, f"input {name!r}") for name, x in given.items()}
+        else:
+            inputs = tuple(as_tensor(x, f"input {position}") for position, x in enumerate(given))
         object.__setattr__(self, "inputs", inputs)
-        object.__setattr__(self, "targets", None if self.targets is None else torch.as_tensor(self.targets))
-        tensors = self._tensors()
-        if not tensors:
+        object.__setattr__(self, "targets", None if self.targets is None else as_targets(self.targets))
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        named = {**self._tensors(), **({} if self.targets is None else {"the targets": self.targets})}
+        if not self.inputs:
             raise DataError("The data has no inputs. Give at least one input tensor.")
-        lengths = {name: len(tensor) for name, tensor in tensors.items()}
-        if self.targets is not None:
-            lengths["the targets"] = len(self.targets)
+        single = next((name for name, tensor in named.items() if tensor.ndim == 0), None)
+        if single is not None:
+            raise DataError(f"A part has a single number as {single}. Nothing was changed. Give one for each sample.")
+        lengths = {name: len(tensor) for name, tensor in named.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise DataError(
@@ -103,13 +104,7 @@ class Split:
             seed: shuffle by this seed; None keeps the order. The global random state is left alone.
             drop_last: leave out a last batch that is smaller, unless it is the only one.
         """
-        generator = torch.Generator()
-        order = None if seed is None else torch.randperm(len(self), generator=generator.manual_seed(seed))
-        for start in range(0, len(self), batch_size):
-            stop = min(start + batch_size, len(self))
-            if drop_last and start > 0 and stop - start < batch_size:
-                return
-            yield self.take(slice(start, stop) if order is None else order[start:stop])
+        yield from map(self.take, _cut(len(self), batch_size, seed, drop_last))
 
     def take(self, index: slice | Tensor) -> Batch:
         """The samples at ``index`` (a slice, or int64 indices) as one batch."""
@@ -118,10 +113,73 @@ class Split:
             return Batch((), {name: tensor[index] for name, tensor in self.inputs.items()}, targets)
         return Batch(tuple(tensor[index] for tensor in self.inputs), {}, targets)
 
+    def mapped(self, change: Change) -> Split:
+        """The part with ``change`` applied to all of it at once."""
+        batch = change(self.take(slice(None)))
+        return Split(batch.kwargs or batch.args, batch.targets)
+
+    def known_labels(self) -> Tensor | None:
+        """The class of every sample, int64 ``(n,)``; None where they are no classes."""
+        return class_labels(self.targets)
+
     def _tensors(self) -> dict[str, Tensor]:
         if isinstance(self.inputs, dict):
             return {f"input {name!r}": tensor for name, tensor in self.inputs.items()}
         return {f"input {position}": tensor for position, tensor in enumerate(self.inputs)}
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplit:
+    """One part of the data, read sample by sample from a ``Dataset`` or anything else with a length and indices.
+
+    A sample is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, one input alone, or a dict
+    with the target under ``labels``, ``label``, ``targets``, ``target`` or ``y``. Numbers and arrays become tensors.
+
+    Args:
+        dataset: the samples.
+        index: int64, which of them this part has.
+        labels: the class of each of these, where that is known without reading them.
+        change: applied to every batch.
+
+    Raises:
+        DataError: there are no samples.
+
+    Example:
+        >>> split = DatasetSplit([([0.0, 1.0], 1), ([2.0, 3.0], 0), ([4.0, 5.0], 1)], torch.tensor([2, 0]))
+        >>> [(batch.args[0].tolist(), batch.targets.tolist()) for batch in split.batches(2)]
+        [([[4.0, 5.0], [0.0, 1.0]], [1, 1])]
+    """
+
+    dataset: Any
+    index: Tensor
+    labels: Tensor | None = None
+    change: Change | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.index) == 0:
+            raise DataError("The data has no samples.")
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.index)
+
+    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
+        """Yield the samples in batches; see :meth:`Split.batches`."""
+        for rows in _cut(len(self), batch_size, seed, drop_last):
+            batch = collate([self.dataset[position] for position in self.index[rows].tolist()])
+            yield batch if self.change is None else self.change(batch)
+
+    def part(self, index: Tensor) -> DatasetSplit:
+        """The samples at these positions of this part."""
+        return replace(self, index=self.index[index], labels=None if self.labels is None else self.labels[index])
+
+    def mapped(self, change: Change) -> DatasetSplit:
+        """The part with ``change`` applied to every batch, after what is applied already."""
+        return replace(self, change=_after(self.change, change))
+
+    def known_labels(self) -> Tensor | None:
+        """The class of every sample, int64 ``(n,)``; None where they are no classes, or unread."""
+        return self.labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,11 +188,13 @@ class StreamSplit:
 
     An item is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, a single tensor (no
     targets), a dict (``labels``, ``label``, ``targets``, ``target`` or ``y`` are taken as targets), or a
-    :class:`Batch`. The source decides the size of its batches.
+    :class:`Batch`; arrays become tensors. The source decides the size and the order of its batches.
 
     Args:
         source: yields batches; iterating it again starts a new epoch.
         num_samples: samples an epoch; counted by one pass where it is not given.
+        labels: the classes in an order in which an epoch may yield them, batch by batch; found by that same pass.
+        change: applied to every batch.
 
     Raises:
         DataError: the source is a one-shot iterator, is empty, or yields something else.
@@ -142,6 +202,8 @@ class StreamSplit:
 
     source: Iterable[Any]
     num_samples: int = 0
+    labels: tuple[Tensor, ...] | None = None
+    change: Change | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.source, Iterator):
@@ -149,7 +211,13 @@ class StreamSplit:
                 "The data is an iterator that is used up after one epoch. Give a DataLoader or a list of batches."
             )
         if self.num_samples <= 0:
-            object.__setattr__(self, "num_samples", sum(len(as_batch(item)) for item in _seeded(self.source, seed=0)))
+            counted, labels = 0, []
+            for batch in self.batches(1, seed=0):
+                counted += len(batch)
+                labels.append(class_labels(batch.targets))
+            object.__setattr__(self, "num_samples", counted)
+            if all(found is not None for found in labels):
+                object.__setattr__(self, "labels", tuple(labels))
         if self.num_samples == 0:
             raise DataError("The data has no samples.")
 
@@ -160,18 +228,34 @@ class StreamSplit:
     def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
         """Yield the source's own batches; ``batch_size`` is only what counts as whole for ``drop_last``.
 
-        With a seed, a shuffling ``DataLoader`` without a generator of its own starts from that seed.
+        With a seed, a shuffling ``DataLoader`` without a generator of its own starts from that seed, and so do its
+        workers.
+
+        Raises:
+            DataError: an item is no batch, or has other inputs than the first.
         """
-        first_length = 0
-        for item in _seeded(self.source, seed):
+        first: Batch | None = None
+        for position, item in enumerate(_seeded(self.source, seed)):
             batch = as_batch(item)
-            if drop_last and first_length and len(batch) < min(first_length, batch_size):
-                continue
-            first_length = first_length or len(batch)
+            if self.change is not None:
+                batch = self.change(batch)
+            if first is not None:
+                _check_form(batch, first, position)
+                if drop_last and len(batch) < min(len(first), batch_size):
+                    continue
+            first = batch if first is None else first
             yield batch
 
+    def mapped(self, change: Change) -> StreamSplit:
+        """The part with ``change`` applied to every batch, after what is applied already."""
+        return replace(self, change=_after(self.change, change))
 
-AnySplit: TypeAlias = Split | StreamSplit
+    def known_labels(self) -> Tensor | None:
+        """The class of every sample, int64 ``(n,)``, in any order; None where they are no classes, or unread."""
+        return torch.cat(self.labels) if self.labels else None
+
+
+AnySplit: TypeAlias = Split | DatasetSplit | StreamSplit
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +274,7 @@ class Data:
 
     def __post_init__(self) -> None:
         for name, split in self.parts().items():
-            if not isinstance(split, Split | StreamSplit):
+            if not isinstance(split, Split | DatasetSplit | StreamSplit):
                 raise DataError(
                     f"The {name} part is {type(split).__name__}, and has to be a Split or a StreamSplit. Nothing was "
                     "changed. Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader."
@@ -201,58 +285,21 @@ class Data:
         named: dict[str, AnySplit | None] = {"train": self.train, "val": self.val, "test": self.test}
         return {name: split for name, split in named.items() if split is not None}
 
+    def mapped(self, change: Change) -> Data:
+        """The same data with ``change`` applied to the batches of every part."""
+        test = None if self.test is None else self.test.mapped(change)
+        return replace(self, train=self.train.mapped(change), val=self.val.mapped(change), test=test)
 
-def as_batch(item: Any) -> Batch:
-    """Read one item of a stream as a batch; see :class:`StreamSplit` for what an item may be.
 
-    Example:
-        >>> import torch
-        >>> batch = as_batch({"input_ids": torch.zeros(2, 3), "labels": torch.tensor([0, 1])})
-        >>> sorted(batch.kwargs), batch.targets.tolist()
-        (['input_ids'], [0, 1])
+def class_labels(targets: Tensor | None) -> Tensor | None:
+    """Targets as classes, int64 ``(n,)``: whole numbers, one a sample; None of any others.
 
-    Raises:
-        DataError: the item is none of these.
+    >>> class_labels(torch.tensor([[1], [0]])), class_labels(torch.tensor([0.5]))
+    (tensor([1, 0]), None)
     """
-    if isinstance(item, Batch):
-        return item
-    if isinstance(item, Tensor):
-        return Batch((item,), {})
-    if isinstance(item, Mapping) and all(isinstance(value, Tensor) for value in item.values()):
-        target_key = next((key for key in TARGET_KEYS if key in item), None)
-        kwargs = {name: value for name, value in item.items() if name != target_key}
-        if kwargs:
-            return Batch((), kwargs, None if target_key is None else item[target_key])
-    if isinstance(item, Sequence) and item and all(isinstance(value, Tensor) for value in item):
-        *args, last = item
-        return Batch(tuple(args), {}, last) if args else Batch((last,), {})
-    if isinstance(item, Sequence) and len(item) == 2 and isinstance(item[1], Tensor):
-        inputs, targets = item
-        if isinstance(inputs, Mapping | Sequence) and inputs and all(isinstance(x, Tensor) for x in _values(inputs)):
-            named = isinstance(inputs, Mapping)
-            return Batch((), dict(inputs), targets) if named else Batch(tuple(inputs), {}, targets)
-    raise DataError(
-        f"The data yields {type(item).__name__}, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), "
-        "({'name': x}, y), a tensor, or a dict of tensors."
-    )
-
-
-def _values(inputs: Mapping[str, Any] | Sequence[Any]) -> Iterable[Any]:
-    return inputs.values() if isinstance(inputs, Mapping) else inputs
-
-
-def _seeded(source: Iterable[Any], seed: int | None) -> Iterator[Any]:
-    # A DataLoader draws its epoch's order when the first item is asked for, from the global generator.
-    if seed is None:
-        yield from source
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        iterator = iter(source)
-        first = next(iterator, None)
-    if first is not None:
-        yield first
-        yield from iterator
+    if targets is None or targets.is_floating_point() or targets.is_complex():
+        return None
+    return targets.flatten().long() if targets.ndim == 1 or targets.shape[1:] == (1,) else None
 
 
 def example_batch(data: Data, num_samples: int = 2) -> Batch:
@@ -261,13 +308,72 @@ def example_batch(data: Data, num_samples: int = 2) -> Batch:
     The tensors are copies: a view would carry all of the training part into every file that an example is saved to.
 
     Raises:
-        DataError: the first training batch has fewer samples.
+        DataError: the training part has fewer samples.
     """
-    batch = next(iter(data.train.batches(num_samples)))
-    if len(batch) < num_samples:
-        raise DataError(f"The first training batch has {len(batch)} samples, and {num_samples} are needed.")
+    found: list[Batch] = []
+    for batch in data.train.batches(num_samples):
+        found.append(batch)
+        if sum(map(len, found)) >= num_samples:
+            break
+    else:
+        count = sum(map(len, found))
+        raise DataError(
+            f"The training part has {count} sample{'' if count == 1 else 's'}, and at least {num_samples} are needed. "
+            "Nothing was changed. Give it more."
+        )
+    batch = joined(found)
     return Batch(
         tuple(tensor[:num_samples].clone() for tensor in batch.args),
         {name: tensor[:num_samples].clone() for name, tensor in batch.kwargs.items()},
         None if batch.targets is None else batch.targets[:num_samples].clone(),
     )
+
+
+def _cut(count: int, batch_size: int, seed: int | None, drop_last: bool) -> Iterator[slice | Tensor]:
+    """The rows of each batch of an epoch."""
+    generator = torch.Generator()
+    order = None if seed is None else torch.randperm(count, generator=generator.manual_seed(seed))
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        if drop_last and start > 0 and stop - start < batch_size:
+            return
+        yield slice(start, stop) if order is None else order[start:stop]
+
+
+def _after(before: Change | None, change: Change) -> Change:
+    return change if before is None else lambda batch: change(before(batch))
+
+
+def _check_form(batch: Batch, first: Batch, position: int) -> None:
+    found, expected = _form(batch), _form(first)
+    if found != expected:
+        name = next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), "")
+        raise DataError(
+            f"Batch {position} of the data has {found.get(name, 'nothing')} as {name}, and the first batch "
+            f"{expected.get(name, 'nothing')}. Nothing was changed. Give batches that are alike."
+        )
+
+
+def _form(batch: Batch) -> dict[str, str]:
+    """What batches of one stream have in common: which tensors, what kind of numbers, how many dimensions."""
+    named = {**batch.inputs(), **({} if batch.targets is None else {"the target": batch.targets})}
+    return {
+        name: f"{'decimal' if tensor.is_floating_point() else 'whole'} numbers of {tensor.ndim} dimensions"
+        for name, tensor in named.items()
+    }
+
+
+def _seeded(source: Iterable[Any], seed: int | None) -> Iterator[Any]:
+    # A worker that lives on through the epochs has a random state that nothing can put back.
+    fresh = without_persistence(source) if isinstance(source, DataLoader) else source
+    if seed is None:
+        yield from fresh
+        return
+    # A DataLoader draws its epoch's order when the first item is asked for, from the global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        iterator = iter(fresh)
+        first = next(iterator, None)
+    if first is not None:
+        yield first
+        yield from iterator

@@ -1,14 +1,17 @@
-"""Parts of a data set: named ones as they are, missing ones split off by a seed."""
+"""Parts of a data set: named ones as they are, missing ones split off by a seed.
+
+Where there are class labels, every part gets its share of each class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from l0compress.data import AnySplit, Data, Split
+from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DataError
 
 VAL_SHARE = 12
@@ -20,8 +23,11 @@ PART_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+Shares: TypeAlias = tuple[float, float, float]
+AnyWhole = TypeVar("AnyWhole", Split, DatasetSplit)
 
-def parse_shares(text: str) -> tuple[float, float, float]:
+
+def parse_shares(text: str) -> Shares:
     """Shares of the training, validation and test part, as ``0.6,0.2,0.2``.
 
     Example:
@@ -59,7 +65,7 @@ def with_val(
     if "val" in splits:
         return Data(splits["train"], splits["val"], test, preprocessing=preprocessing)
     train = splits["train"]
-    if not isinstance(train, Split):
+    if isinstance(train, StreamSplit):
         raise DataError(
             f"Data {name!r} streams its training part and has no 'val' part. Nothing was changed. Add one: choices are "
             "made on it."
@@ -70,23 +76,30 @@ def with_val(
             f"Data {name!r} has {len(train)} training samples, too few to split a validation part off. Nothing was "
             "changed. Give it a validation part, or more samples."
         )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    order = stratified_order(len(train), seed, train.known_labels())
     return Data(part(train, order[num_val:]), part(train, order[:num_val]), test, preprocessing=preprocessing)
 
 
-def split_whole(whole: Split, name: str, seed: int, shares: tuple[float, float, float] = SHARES) -> Data:
+def split_whole(whole: Split | DatasetSplit, name: str, seed: int, shares: Shares = SHARES) -> Data:
     """Data of one piece, split in three at random.
 
     Raises:
         DataError: there are too few samples.
     """
-    indices = shuffled_parts(len(whole), name, seed, shares)
+    indices = shuffled_parts(len(whole), name, seed, shares, whole.known_labels())
     parts = {key: part(whole, index) for key, index in indices.items()}
     return Data(parts["train"], parts["val"], parts.get("test"))
 
 
-def shuffled_parts(count: int, name: str, seed: int, shares: tuple[float, float, float]) -> dict[str, Tensor]:
+def shuffled_parts(count: int, name: str, seed: int, shares: Shares, labels: Tensor | None = None) -> dict[str, Tensor]:
     """Which samples come into which part; without ``test`` where its share is zero.
+
+    Args:
+        count: samples in all.
+        name: what messages call the data.
+        seed: of the split.
+        shares: of training, validation and test part.
+        labels: int64 ``(count,)``; each part gets its share of every class.
 
     Raises:
         DataError: there are too few samples.
@@ -99,12 +112,37 @@ def shuffled_parts(count: int, name: str, seed: int, shares: tuple[float, float,
         )
     if not shares[2]:
         num_val = count - num_train
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = stratified_order(count, seed, labels)
     pieces = zip(PARTS, order.tensor_split([num_train, num_train + num_val]), strict=True)
     return {key: index.sort().values for key, index in pieces if len(index)}
 
 
-def part(split: Split, index: Tensor) -> Split:
+def stratified_order(count: int, seed: int, labels: Tensor | None = None) -> Tensor:
+    """A random order, int64 ``(count,)``, any stretch of which has its share of every class, to within a sample or two.
+
+    In it the k-th of a class's n samples stands where (2k + 1) / 2n of all samples are. Classes of a single sample
+    stand in the middle. Without labels it is a plain permutation.
+
+    >>> labels = torch.tensor([0] * 4 + [1] * 8)
+    >>> [labels[piece].bincount().tolist() for piece in stratified_order(12, 0, labels).split(6)]
+    [[2, 4], [2, 4]]
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    if labels is None:
+        return order
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    grouped = classes.argsort(stable=True)
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(grouped)
+    rank[grouped] = torch.arange(count) - starts[classes[grouped]]
+    place = (2 * rank + 1).double() / (2 * sizes[classes])
+    return order[place.argsort(stable=True)]
+
+
+def part(split: AnyWhole, index: Tensor) -> AnyWhole:
     """The samples at ``index``, in the split's order."""
-    batch = split.take(index.sort().values)
+    ordered = index.sort().values
+    if isinstance(split, DatasetSplit):
+        return split.part(ordered)
+    batch = split.take(ordered)
     return Split(batch.kwargs or batch.args, batch.targets)

@@ -97,7 +97,11 @@ def compress(
             as :func:`~l0compress.loading.load_data` takes it.
         target: one unit and its number, ``{"macs": 0.5}`` (a fraction of dense) or ``{"params": 26500}`` (a count).
         settings: how to train; the defaults are those of the command line.
-        on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way.
+        on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way; first
+            with those of the stage "warning", which say what is odd about the data.
+
+    Warns:
+        DataWarning: the same, where there is no ``on_event``.
 
     Raises:
         InputError: model, data, target and settings do not fit together; nothing was computed.

@@ -27,6 +27,7 @@ from l0compress.loading import (
     fit_data,
     load_data,
 )
+from l0compress.loading.classes import class_warnings
 from l0compress.loading.datasets import as_data
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT, traced
@@ -177,6 +178,8 @@ def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> No
     elif objective.kind == "classes":
         num_classes = class_last(logits_of(outputs), batch.targets).shape[-1]
         check_labels(data, num_classes)
+        # What can be trained on is said where training begins; what cannot is refused here, before a run has a folder.
+        class_warnings(data)
     else:
         objective.task(outputs, batch.targets)
 

@@ -23,10 +23,11 @@ from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
 from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import nonzero_cost
+from l0compress.loading.classes import class_warnings
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course, Evaluation, outputs_of
 from l0compress.training.equality import check_equal
-from l0compress.training.events import OnEvent, ProgressEvent, ignore
+from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.harden import harden
 from l0compress.training.journal import Journal
 from l0compress.training.losses import objective_for
@@ -149,7 +150,13 @@ def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> G
 
 
 def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: Checkpoints | None = None) -> Run:
-    """Measure the dense model and tell it; or take over what a run has told that was stopped."""
+    """Say what is odd about the data, measure the dense model and tell it; or take over what a stopped run has told.
+
+    Raises:
+        DataError: the training part has samples of one class only.
+    """
+    for message in warnings_of(course):
+        on_event(ProgressEvent(WARNING, 0, course.settings.epochs, epoch_done=False, message=message))
     journal = Journal(on_event, course.settings.epochs, NoCheckpoints() if checkpoints is None else checkpoints)
     if journal.checkpoints.start is not None:
         journal.restore_(journal.checkpoints.start)
@@ -158,6 +165,12 @@ def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: 
         event = ProgressEvent("dense", 0, journal.epochs, loss=dense.loss, metric=dense.metric)
         on_event(replace(event, metric_name=dense.metric_name))
     return Run(graph, course, journal, journal.dense)
+
+
+def warnings_of(course: Course) -> tuple[str, ...]:
+    """What is odd about the data, where their labels are classes."""
+    objective = course.objective
+    return class_warnings(course.data) if objective.kind == "classes" and not objective.custom else ()
 
 
 def check_precision(graph: CapturedGraph) -> None:
