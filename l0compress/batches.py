@@ -17,6 +17,7 @@ from l0compress.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _NUMBERS = "biuf"
+_TEXT_FIX = "Make numbers of classes by numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer."
 # What torch has no arithmetic for.
 _WIDER = {"u2": np.int32, "u4": np.int64, "u8": np.int64}
 
@@ -117,6 +118,17 @@ def as_targets(value: Any, what: str = "the targets") -> Tensor:
     """
     targets = as_tensor(value, what)
     return targets if targets.is_floating_point() or targets.is_complex() else targets.long()
+
+
+def class_labels(targets: Tensor | None) -> Tensor | None:
+    """Targets as classes, int64 ``(n,)``: whole numbers, one a sample; None of any others.
+
+    >>> class_labels(torch.tensor([[1], [0]])), class_labels(torch.tensor([0.5]))
+    (tensor([1, 0]), None)
+    """
+    if targets is None or targets.is_floating_point() or targets.is_complex():
+        return None
+    return targets.flatten().long() if targets.ndim == 1 or targets.shape[1:] == (1,) else None
 
 
 def as_batch(item: Any) -> Batch:

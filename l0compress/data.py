@@ -7,17 +7,16 @@ slices them; a :class:`DatasetSplit` reads its samples one by one from a ``Datas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from l0compress.batches import TARGET_KEYS, Batch, as_batch, as_targets, as_tensor, collate, joined
+from l0compress.batches import TARGET_KEYS, Batch, as_batch, as_targets, as_tensor, class_labels, joined
 from l0compress.errors import DataError
-from l0compress.loaders import without_persistence
+from l0compress.streams import Change, DatasetSplit, StreamSplit, cut
 
 __all__ = [
     "TARGET_KEYS",
@@ -31,8 +30,6 @@ __all__ = [
     "class_labels",
     "example_batch",
 ]
-
-Change: TypeAlias = Callable[[Batch], Batch]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +101,7 @@ class Split:
             seed: shuffle by this seed; None keeps the order. The global random state is left alone.
             drop_last: leave out a last batch that is smaller, unless it is the only one.
         """
-        yield from map(self.take, _cut(len(self), batch_size, seed, drop_last))
+        yield from map(self.take, cut(len(self), batch_size, seed, drop_last))
 
     def take(self, index: slice | Tensor) -> Batch:
         """The samples at ``index`` (a slice, or int64 indices) as one batch."""
@@ -126,133 +123,6 @@ class Split:
         if isinstance(self.inputs, dict):
             return {f"input {name!r}": tensor for name, tensor in self.inputs.items()}
         return {f"input {position}": tensor for position, tensor in enumerate(self.inputs)}
-
-
-@dataclass(frozen=True, eq=False)
-class DatasetSplit:
-    """One part of the data, read sample by sample from a ``Dataset`` or anything else with a length and indices.
-
-    A sample is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, one input alone, or a dict
-    with the target under ``labels``, ``label``, ``targets``, ``target`` or ``y``. Numbers and arrays become tensors.
-
-    Args:
-        dataset: the samples.
-        index: int64, which of them this part has.
-        labels: the class of each of these, where that is known without reading them.
-        change: applied to every batch.
-
-    Raises:
-        DataError: there are no samples.
-
-    Example:
-        >>> split = DatasetSplit([([0.0, 1.0], 1), ([2.0, 3.0], 0), ([4.0, 5.0], 1)], torch.tensor([2, 0]))
-        >>> [(batch.args[0].tolist(), batch.targets.tolist()) for batch in split.batches(2)]
-        [([[4.0, 5.0], [0.0, 1.0]], [1, 1])]
-    """
-
-    dataset: Any
-    index: Tensor
-    labels: Tensor | None = None
-    change: Change | None = None
-
-    def __post_init__(self) -> None:
-        if len(self.index) == 0:
-            raise DataError("The data has no samples.")
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.index)
-
-    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
-        """Yield the samples in batches; see :meth:`Split.batches`."""
-        for rows in _cut(len(self), batch_size, seed, drop_last):
-            batch = collate([self.dataset[position] for position in self.index[rows].tolist()])
-            yield batch if self.change is None else self.change(batch)
-
-    def part(self, index: Tensor) -> DatasetSplit:
-        """The samples at these positions of this part."""
-        return replace(self, index=self.index[index], labels=None if self.labels is None else self.labels[index])
-
-    def mapped(self, change: Change) -> DatasetSplit:
-        """The part with ``change`` applied to every batch, after what is applied already."""
-        return replace(self, change=_after(self.change, change))
-
-    def known_labels(self) -> Tensor | None:
-        """The class of every sample, int64 ``(n,)``; None where they are no classes, or unread."""
-        return self.labels
-
-
-@dataclass(frozen=True, eq=False)
-class StreamSplit:
-    """One part of the data, streamed from a ``DataLoader`` or another source that can be iterated again and again.
-
-    An item is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, a single tensor (no
-    targets), a dict (``labels``, ``label``, ``targets``, ``target`` or ``y`` are taken as targets), or a
-    :class:`Batch`; arrays become tensors. The source decides the size and the order of its batches.
-
-    Args:
-        source: yields batches; iterating it again starts a new epoch.
-        num_samples: samples an epoch; counted by one pass where it is not given.
-        labels: the classes in an order in which an epoch may yield them, batch by batch; found by that same pass.
-        change: applied to every batch.
-
-    Raises:
-        DataError: the source is a one-shot iterator, is empty, or yields something else.
-    """
-
-    source: Iterable[Any]
-    num_samples: int = 0
-    labels: tuple[Tensor, ...] | None = None
-    change: Change | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.source, Iterator):
-            raise DataError(
-                "The data is an iterator that is used up after one epoch. Give a DataLoader or a list of batches."
-            )
-        if self.num_samples <= 0:
-            counted, labels = 0, []
-            for batch in self.batches(1, seed=0):
-                counted += len(batch)
-                labels.append(class_labels(batch.targets))
-            object.__setattr__(self, "num_samples", counted)
-            if all(found is not None for found in labels):
-                object.__setattr__(self, "labels", tuple(labels))
-        if self.num_samples == 0:
-            raise DataError("The data has no samples.")
-
-    def __len__(self) -> int:
-        """Number of samples in an epoch."""
-        return self.num_samples
-
-    def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
-        """Yield the source's own batches; ``batch_size`` is only what counts as whole for ``drop_last``.
-
-        With a seed, a shuffling ``DataLoader`` without a generator of its own starts from that seed, and so do its
-        workers.
-
-        Raises:
-            DataError: an item is no batch, or has other inputs than the first.
-        """
-        first: Batch | None = None
-        for position, item in enumerate(_seeded(self.source, seed)):
-            batch = as_batch(item)
-            if self.change is not None:
-                batch = self.change(batch)
-            if first is not None:
-                _check_form(batch, first, position)
-                if drop_last and len(batch) < min(len(first), batch_size):
-                    continue
-            first = batch if first is None else first
-            yield batch
-
-    def mapped(self, change: Change) -> StreamSplit:
-        """The part with ``change`` applied to every batch, after what is applied already."""
-        return replace(self, change=_after(self.change, change))
-
-    def known_labels(self) -> Tensor | None:
-        """The class of every sample, int64 ``(n,)``, in any order; None where they are no classes, or unread."""
-        return torch.cat(self.labels) if self.labels else None
 
 
 AnySplit: TypeAlias = Split | DatasetSplit | StreamSplit
@@ -291,17 +161,6 @@ class Data:
         return replace(self, train=self.train.mapped(change), val=self.val.mapped(change), test=test)
 
 
-def class_labels(targets: Tensor | None) -> Tensor | None:
-    """Targets as classes, int64 ``(n,)``: whole numbers, one a sample; None of any others.
-
-    >>> class_labels(torch.tensor([[1], [0]])), class_labels(torch.tensor([0.5]))
-    (tensor([1, 0]), None)
-    """
-    if targets is None or targets.is_floating_point() or targets.is_complex():
-        return None
-    return targets.flatten().long() if targets.ndim == 1 or targets.shape[1:] == (1,) else None
-
-
 def example_batch(data: Data, num_samples: int = 2) -> Batch:
     """The first ``num_samples`` samples of the training part, in order: the example that a model is captured with.
 
@@ -327,53 +186,3 @@ def example_batch(data: Data, num_samples: int = 2) -> Batch:
         {name: tensor[:num_samples].clone() for name, tensor in batch.kwargs.items()},
         None if batch.targets is None else batch.targets[:num_samples].clone(),
     )
-
-
-def _cut(count: int, batch_size: int, seed: int | None, drop_last: bool) -> Iterator[slice | Tensor]:
-    """The rows of each batch of an epoch."""
-    generator = torch.Generator()
-    order = None if seed is None else torch.randperm(count, generator=generator.manual_seed(seed))
-    for start in range(0, count, batch_size):
-        stop = min(start + batch_size, count)
-        if drop_last and start > 0 and stop - start < batch_size:
-            return
-        yield slice(start, stop) if order is None else order[start:stop]
-
-
-def _after(before: Change | None, change: Change) -> Change:
-    return change if before is None else lambda batch: change(before(batch))
-
-
-def _check_form(batch: Batch, first: Batch, position: int) -> None:
-    found, expected = _form(batch), _form(first)
-    if found != expected:
-        name = next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), "")
-        raise DataError(
-            f"Batch {position} of the data has {found.get(name, 'nothing')} as {name}, and the first batch "
-            f"{expected.get(name, 'nothing')}. Nothing was changed. Give batches that are alike."
-        )
-
-
-def _form(batch: Batch) -> dict[str, str]:
-    """What batches of one stream have in common: which tensors, what kind of numbers, how many dimensions."""
-    named = {**batch.inputs(), **({} if batch.targets is None else {"the target": batch.targets})}
-    return {
-        name: f"{'decimal' if tensor.is_floating_point() else 'whole'} numbers of {tensor.ndim} dimensions"
-        for name, tensor in named.items()
-    }
-
-
-def _seeded(source: Iterable[Any], seed: int | None) -> Iterator[Any]:
-    # A worker that lives on through the epochs has a random state that nothing can put back.
-    fresh = without_persistence(source) if isinstance(source, DataLoader) else source
-    if seed is None:
-        yield from fresh
-        return
-    # A DataLoader draws its epoch's order when the first item is asked for, from the global generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        iterator = iter(fresh)
-        first = next(iterator, None)
-    if first is not None:
-        yield first
-        yield from iterator

@@ -6,13 +6,15 @@ Where there are class labels, every part gets its share of each class.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DataError
+from l0compress.loaders import dataset_labels, is_plain, is_shuffled, with_samples
 
 VAL_SHARE = 12
 VAL_MOST = 5_000
@@ -24,7 +26,7 @@ PART_NAMES = {
 }  # fmt: skip
 
 Shares: TypeAlias = tuple[float, float, float]
-AnyWhole = TypeVar("AnyWhole", Split, DatasetSplit)
+Whole: TypeAlias = Split | DatasetSplit
 
 
 def parse_shares(text: str) -> Shares:
@@ -59,13 +61,13 @@ def with_val(
     """Data of the parts that there are; without ``val``, a twelfth of ``train`` (at most 5,000) becomes it.
 
     Raises:
-        DataError: the training part is a stream, or too small to be split.
+        DataError: the training part is a stream of which no samples can be taken out, or too small to be split.
     """
     test = splits.get("test")
     if "val" in splits:
         return Data(splits["train"], splits["val"], test, preprocessing=preprocessing)
     train = splits["train"]
-    if isinstance(train, StreamSplit):
+    if isinstance(train, StreamSplit) and not (isinstance(train.source, DataLoader) and is_plain(train.source)):
         raise DataError(
             f"Data {name!r} streams its training part and has no 'val' part. Nothing was changed. Add one: choices are "
             "made on it."
@@ -76,11 +78,22 @@ def with_val(
             f"Data {name!r} has {len(train)} training samples, too few to split a validation part off. Nothing was "
             "changed. Give it a validation part, or more samples."
         )
+    if isinstance(train, StreamSplit):
+        return _split_loader(train, num_val, seed, test)
     order = stratified_order(len(train), seed, train.known_labels())
     return Data(part(train, order[num_val:]), part(train, order[:num_val]), test, preprocessing=preprocessing)
 
 
-def split_whole(whole: Split | DatasetSplit, name: str, seed: int, shares: Shares = SHARES) -> Data:
+def _split_loader(train: StreamSplit, num_val: int, seed: int, test: AnySplit | None) -> Data:
+    """As the loader comes, its batches, workers and order, but for the samples that it no longer has."""
+    loader: Any = train.source
+    order = stratified_order(len(loader.dataset), seed, dataset_labels(loader.dataset))
+    rest, taken = order[num_val:].sort().values, order[:num_val].sort().values
+    kept, held = with_samples(loader, rest, shuffle=is_shuffled(loader)), with_samples(loader, taken, shuffle=False)
+    return Data(StreamSplit(kept, change=train.change), StreamSplit(held, change=train.change), test)
+
+
+def split_whole(whole: Whole, name: str, seed: int, shares: Shares = SHARES) -> Data:
     """Data of one piece, split in three at random.
 
     Raises:
@@ -139,7 +152,7 @@ def stratified_order(count: int, seed: int, labels: Tensor | None = None) -> Ten
     return order[place.argsort(stable=True)]
 
 
-def part(split: AnyWhole, index: Tensor) -> AnyWhole:
+def part(split: Whole, index: Tensor) -> Whole:
     """The samples at ``index``, in the split's order."""
     ordered = index.sort().values
     if isinstance(split, DatasetSplit):

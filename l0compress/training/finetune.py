@@ -94,7 +94,7 @@ class Hardened:
 def finetune(
     graph: CapturedGraph,
     data: Data,
-    target: Mapping[str, float],
+    target: Mapping[str, float] | str,
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
@@ -103,7 +103,8 @@ def finetune(
     """Compress a trained model to a budget.
 
     ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the
-    dense cost (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty":
+    dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as text, ``"macs=0.5"`` or
+    ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty":
     1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
     a CPU, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold the
     one to go on from; the result is that of a run which was never stopped.
@@ -213,7 +214,7 @@ def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> C
     return Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps))
 
 
-def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course) -> Penalty:
+def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, course: Course) -> Penalty:
     """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
     unit, value = the_one(target, names=TARGETS)
     num_samples = len(course.data.train)
