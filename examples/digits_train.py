@@ -1,4 +1,4 @@
-"""Train a small convolutional network on handwritten digits, the way anyone would: plain PyTorch, nothing else.
+"""Train a small convolutional network on handwritten digits, the way anyone would: in plain PyTorch.
 
     python examples/digits_train.py FOLDER
 
@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from l0compress import load_data
 
 EPOCHS = 20
 BATCH_SIZE = 64
@@ -45,13 +46,8 @@ def model() -> DigitsNet:
 
 
 def digits() -> dict[str, tuple[Tensor, Tensor]]:
-    """The parts of the data, 60/20/20 by a fixed permutation: ``(n, 1, 8, 8)`` images in [0, 1] and labels."""
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    targets = torch.tensor(labels, dtype=torch.int64)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    parts = dict(zip(("train", "val", "test"), order.tensor_split([1078, 1078 + 359]), strict=True))
-    return {name: (images[index], targets[index]) for name, index in parts.items()}
+    """The parts of the data that l0compress comes with, 60/20/20: ``(n, 1, 8, 8)`` images in [0, 1] and labels."""
+    return {name: (split.inputs[0], split.targets) for name, split in load_data("digits").parts().items()}
 
 
 def train(net: nn.Module, images: Tensor, targets: Tensor) -> None:

@@ -8,7 +8,6 @@ The five lines that l0compress adds are marked. Everything else is a loop that y
 from __future__ import annotations
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,9 +19,8 @@ EPOCHS, BATCH_SIZE = 30, 32
 def main(epochs: int = EPOCHS) -> l0.CapturedGraph:
     """Train, compress to 30 % of the multiply-accumulates, and return the small model."""
     torch.manual_seed(0)
-    pixels, labels = load_digits(return_X_y=True)
-    x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
-    x, y, x_test, y_test = x[:1437], y[:1437], x[1437:], y[1437:]
+    data = l0.load_data("digits")
+    (x, y), (x_test, y_test) = ((part.inputs[0].flatten(1), part.targets) for part in (data.train, data.test))
     model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10))
     fit(model, torch.optim.AdamW(model.parameters(), lr=2e-3), x, y, epochs)
 

@@ -18,6 +18,8 @@
     │   └── SurgeryError        a graph could not be rewritten exactly; nothing was written
     └── StoppedError            a signal stopped a run, which is kept; exits 130 (Ctrl-C) or 143 (SIGTERM)
 
+Beside it stands one warning, DataWarning, for data that are odd but can be used.
+
 A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it.
 """
 
@@ -46,6 +48,10 @@ class CaptureError(InputError):
 
 class DataError(InputError):
     """Data cannot be read, or does not fit the model."""
+
+
+class DataWarning(UserWarning):
+    """Data that can be trained on, but hardly as their owner means it: sorted by class, or a part without a class."""
 
 
 class TargetError(InputError):

@@ -15,9 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from l0compress.data import Batch, Data, Split, StreamSplit, as_batch, example_batch
 from l0compress.errors import DataError, InputError
+from l0compress.graph.capture import capture
 from l0compress.loading.datasets import as_data
 from l0compress.pipeline.compress import compress
 from l0compress.pipeline.sources import prepare
+from l0compress.training.finetune import finetune
+from l0compress.training.settings import FinetuneSettings
 
 
 def numbered(num_samples: int) -> Split:
@@ -227,7 +230,7 @@ class TestBeforeAnythingIsTrained:
     @pytest.mark.parametrize(
         ("wrong", "said"),
         [
-            ({"data": (X, Y)}, r"The data is tuple, which is no data\..* Give l0compress\.Data, a dict such"),
+            ({"data": 3}, r"^'data' must give Data or a dict with 'train', 'val' and perhaps 'test', and gives int\."),
             ({"target": 0.5}, r"The target is 0\.5, and has to be a unit with a number\."),
             ({"target": {"params": "half"}}, r"Target 'params=half': 'half' is str, and has to be a number\."),
             ({"settings": {"epochs": 2}}, r"settings is dict, and has to be FinetuneSettings\."),
@@ -238,6 +241,27 @@ class TestBeforeAnythingIsTrained:
         given = {"model": self.model, "data": {"train": (X, Y), "val": (X, Y)}, "target": {"params": 0.5}, **wrong}
         with pytest.raises(InputError, match=said):
             compress(**given)
+
+    @pytest.mark.parametrize("target", ["params=0.8", {"params": 0.8}, "params=36"])
+    def test_a_target_is_written_as_on_the_command_line(self, target):
+        if target == "params=36":
+            with pytest.raises(
+                InputError, match=r"^Target 'params=36' is out of range\. A fraction of the dense model"
+            ):
+                compress(self.model, {"train": (X, Y), "val": (X, Y)}, target=target)
+            return
+        few = FinetuneSettings(epochs=2)
+        result = compress(self.model, {"train": (X, Y), "val": (X, Y)}, target=target, settings=few)
+        assert (str(result.target), result.reached <= 40) == ("params=0.8", True)
+
+    def test_a_target_of_finetune_is_text_too(self):
+        part = Split((X,), Y)
+        graph, few = capture(self.model, (X[:2],)), FinetuneSettings(epochs=2)
+        text, mapping = (
+            finetune(graph, Data(part, part), target, settings=few) for target in ("macs=0.8", {"macs": 0.8})
+        )
+        assert text.plan.kept() == mapping.plan.kept() and text.last_evaluation == mapping.last_evaluation
+        assert finetune(graph, Data(part, part), "penalty=1e-6", settings=few).small is not None
 
     def test_parts_may_be_a_dict(self):
         data = prepare(self.model, {"train": (X, Y), "val": (X, Y)}).data

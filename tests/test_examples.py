@@ -7,9 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-
-from l0compress.loading import load_data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -17,14 +14,6 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.fixture(autouse=True)
 def examples_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
-
-
-def test_the_digits_network_is_trained_on_the_training_part_alone() -> None:
-    example = importlib.import_module("digits_train").digits()
-    ours = load_data("digits").parts()
-    for name, (images, targets) in example.items():
-        assert torch.equal(targets.bincount(), ours[name].targets.bincount())
-        assert sorted(images.flatten(1).tolist()) == sorted(ours[name].inputs[0].flatten(1).tolist())
 
 
 def test_train_then_compress_in_one_call(

@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from l0compress.data import Data, Split, StreamSplit
 from l0compress.errors import DataError, ModelError, TargetError
 from l0compress.loading import Target, check_labels, check_values, fit_data, load_data, load_model, parse_target
-from l0compress.loading.datasets import as_data
+from l0compress.loading.datasets import as_data, digits
 
 FACTORY = "conftest:tiny_mlp"
 
@@ -173,6 +173,19 @@ class TestData:
         assert x.shape == (4, 1, 8, 8) and x.dtype == torch.float32 and x.min() >= 0 and x.max() <= 1
         assert torch.equal(data.test.targets, again.test.targets)
         assert not torch.equal(data.test.targets, load_data("digits", seed=4).test.targets)
+
+    def test_digits_are_those_of_scikit_learn(self):
+        datasets = pytest.importorskip("sklearn.datasets")
+        pixels, targets = datasets.load_digits(return_X_y=True)
+        images, labels = digits()
+        assert torch.equal(images * 16, torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8))
+        assert torch.equal(labels, torch.tensor(targets))
+
+    def test_digits_need_no_scikit_learn(self, monkeypatch):
+        for name in [name for name in sys.modules if name.split(".")[0] == "sklearn"]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setitem(sys.modules, "sklearn", None)
+        assert len(load_data("digits").train) == 1078
 
     def test_npz_with_parts_gets_a_validation_part_off_the_training_part(self, blobs_npz):
         data = load_data(blobs_npz)

@@ -7,6 +7,7 @@ from l0compress.loading.exported import load_pt2
 from l0compress.loading.factories import parse_factory_args
 from l0compress.loading.fit import check_labels, check_values, fit_data
 from l0compress.loading.models import Model, ModelSource, load_model
+from l0compress.loading.parts import as_data
 from l0compress.loading.references import import_reference
 from l0compress.loading.targets import Target, make_target, parse_target
 
@@ -15,6 +16,7 @@ __all__ = [
     "Model",
     "ModelSource",
     "Target",
+    "as_data",
     "check_labels",
     "check_values",
     "fit_data",

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import io
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from l0compress.data import TARGET_KEYS, AnySplit, Data, Split, StreamSplit
+from l0compress.data import Batch, Data, Split
 from l0compress.errors import DataError
 from l0compress.loading.arrays import load_arrays
 from l0compress.loading.images import ImageOptions, Statistics, load_images
+from l0compress.loading.parts import as_data
 from l0compress.loading.references import call_reference, is_reference
-from l0compress.loading.splits import PARTS, SHARES, split_whole, with_val
+from l0compress.loading.splits import SHARES, split_whole
 from l0compress.loading.tables import SEPARATORS, TableOptions, load_table
 from l0compress.loading.texts import SUFFIXES as TEXT_SUFFIXES
 from l0compress.loading.texts import TextOptions, load_texts, part_files
@@ -63,22 +65,22 @@ class DataSource:
     def load(self) -> Data:
         """Load it; see :func:`load_data`."""
         data = _load(self)
-        return data if self.with_labels else _unlabelled(data)
+        return data if self.with_labels else data.mapped(_without_targets)
 
 
 def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
     """Load data by name.
 
-    - ``digits``: scikit-learn's handwritten digits, ``(n, 1, 8, 8)`` float32 in [0, 1], split 60/20/20.
+    - ``digits``: 1,797 handwritten digits, ``(n, 1, 8, 8)`` float32 in [0, 1], split 60/20/20; see :func:`digits`.
     - ``FILE.npz`` or a folder of ``.npy`` files: ``x_train y_train`` and, where there are such parts, ``x_val y_val``
       and ``x_test y_test``; or ``x y``, split 60/20/20. uint8 is divided by 255. Without a validation part, a twelfth
       of the training part, at most 5,000 samples, becomes one. Labels (``y``) may be absent. ``FILE.npy`` is ``x``.
     - a folder of images: a folder a class, under ``train``, ``val``, ``test`` where there are such.
     - ``FILE.csv`` with a target column.
     - ``FILE.tsv``, ``FILE.txt``, or a folder with ``train.tsv`` and the like: sentences, with a tokenizer.
-    - ``package.module:function``: a function that returns :class:`~l0compress.data.Data`, or a dict with ``train``,
-      ``val`` and perhaps ``test``, each ``(x, y)`` tensors, where x may be a tuple or a dict of several inputs, or a
-      ``DataLoader``.
+    - ``package.module:function``: a function that returns :class:`~l0compress.data.Data`, or what
+      :func:`~l0compress.loading.parts.as_data` takes: a dict with ``train``, ``val`` and perhaps ``test``, each
+      ``(x, y)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``; or one of them alone.
 
     Args:
         source: the name, or a :class:`DataSource` with more to say.
@@ -99,7 +101,8 @@ def _load(source: DataSource) -> Data:
     if source.name == "digits":
         return _digits(source)
     if is_reference(source.name):
-        return as_data(call_reference(source.name, flag="--data", error=DataError), name=source.name, seed=source.seed)
+        given = call_reference(source.name, flag="--data", error=DataError)
+        return as_data(given, name=source.name, seed=source.seed, shares=source.shares)
     path = Path(source.name)
     is_table = path.suffix in SEPARATORS and (path.suffix == ".csv" or source.target_column is not None)
     known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
@@ -133,73 +136,27 @@ def _text_options(source: DataSource) -> TextOptions:
     return TextOptions(tokenizer, source.seed, source.shares, source.max_length)
 
 
-def _unlabelled(data: Data) -> Data:
-    parts = {}
-    for name, split in data.parts().items():
-        if not isinstance(split, Split):
-            raise DataError(f"The {name} part is streamed, so its labels cannot be left out. Nothing was changed.")
-        parts[name] = Split(split.inputs)
-    return replace(data, **parts)
+def _without_targets(batch: Batch) -> Batch:
+    return Batch(batch.args, batch.kwargs)
 
 
-def as_data(value: Any, *, name: str, seed: int = 0) -> Data:
-    """Read what a user's function returned as :class:`~l0compress.data.Data`.
+def digits() -> tuple[Tensor, Tensor]:
+    """Handwritten digits that come with the package: images ``(1797, 1, 8, 8)`` float32 in [0, 1], and int64 labels.
 
-    Raises:
-        DataError: it has no training part, or a part is neither ``(x, y)`` nor a source of batches.
+    Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
+    https://doi.org/10.24432/C50P49, CC BY 4.0; the test part, as scikit-learn has it.
+
+    Example:
+        >>> images, labels = digits()
+        >>> tuple(images.shape), labels.bincount().tolist()
+        ((1797, 1, 8, 8), [178, 182, 177, 183, 181, 182, 181, 179, 174, 180])
     """
-    if isinstance(value, Data):
-        return value
-    if not isinstance(value, Mapping) or "train" not in value:
-        raise DataError(
-            f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test', and gives "
-            f"{type(value).__name__}. Nothing was changed. Return for example {{'train': (x, y)}}."
-        )
-    unknown = sorted(set(value) - set(PARTS))
-    if unknown:
-        raise DataError(
-            f"{name!r} gives an unknown part {unknown[0]!r}; the parts are {', '.join(PARTS)}. Nothing was changed. "
-            "Rename it."
-        )
-    splits = {part: _as_split(content) for part, content in value.items()}
-    return with_val(splits, name, seed)
-
-
-def _as_split(content: Any) -> AnySplit:
-    if isinstance(content, Split | StreamSplit):
-        return content
-    if isinstance(content, Tensor):
-        return Split((content,))
-    if isinstance(content, Mapping):
-        inputs = dict(content)
-        target_key = next((key for key in TARGET_KEYS if key in inputs), "")
-        return _split(inputs, inputs.pop(target_key, None))
-    if isinstance(content, tuple) and len(content) == 2 and not _is_batch(content[1]):
-        return _split(*content)
-    return StreamSplit(content)
-
-
-def _is_batch(targets: Any) -> bool:
-    """Whether what may be targets is a second batch."""
-    holds_tensors = isinstance(targets, list) and any(isinstance(value, Tensor) for value in targets)
-    return isinstance(targets, tuple | dict) or holds_tensors
-
-
-def _split(inputs: Any, targets: Any) -> Split:
-    if isinstance(inputs, Mapping):
-        return Split(dict(inputs), targets)
-    several = isinstance(inputs, tuple | list) and inputs and all(isinstance(value, Tensor) for value in inputs)
-    positional: tuple[Any, ...] = tuple(inputs) if several else (inputs,)
-    return Split(positional, targets)
+    content = io.BytesIO((files("l0compress.loading") / "digits.npz").read_bytes())
+    with np.load(content, allow_pickle=False) as stored:
+        images = torch.from_numpy(stored["images"]).float().unsqueeze(1) / 16
+        return images, torch.from_numpy(stored["labels"]).long()
 
 
 def _digits(source: DataSource) -> Data:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as reason:
-        raise DataError(
-            "Data 'digits' comes with scikit-learn. Install it: pip install 'l0compress[examples]'."
-        ) from reason
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16
-    return split_whole(Split((images,), torch.tensor(labels, dtype=torch.int64)), "digits", source.seed, source.shares)
+    images, labels = digits()
+    return split_whole(Split((images,), labels), "digits", source.seed, source.shares)

@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0compress.data import AnySplit, Batch, Data, Split, example_batch
+from l0compress.data import Batch, Data, Split, example_batch
 from l0compress.errors import DataError
+from l0compress.loading.classes import IGNORED_LABEL
 from l0compress.loading.models import Model
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
-IGNORED_LABEL = -100
 PROBE_SAMPLES = 3
 
 
 def fit_data(data: Data, model: Model) -> Data:
     """Give the data the shapes and the floating type that the model takes.
 
-    A single in-memory input may miss the channel axis of size one, or may have to be flattened. Anything else has to
-    fit as it is.
+    A single input may miss the channel axis of size one, may have to be flattened, or may have a name that the model
+    does not know. Anything else has to fit as it is.
 
     Raises:
         DataError: the model cannot run on the data; the message names both shapes.
     """
-    data = _map_inputs(data, lambda inputs: _cast(inputs, _floating_type(model)))
+    dtype = _floating_type(model)
+    data = data.mapped(lambda batch: _each(batch, lambda tensor: _cast(tensor, dtype)))
     if isinstance(model, ExportedProgram):
         return _fit_program(data, model)
     return _fit_module(data, model)
@@ -106,16 +106,9 @@ def _cast(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
     return inputs.to(dtype) if dtype is not None and inputs.is_floating_point() else inputs
 
 
-def _map_inputs(data: Data, change) -> Data:
-    def mapped(split: AnySplit | None) -> AnySplit | None:
-        if not isinstance(split, Split):
-            return split
-        if isinstance(split.inputs, dict):
-            return Split({name: change(tensor) for name, tensor in split.inputs.items()}, split.targets)
-        return Split(tuple(change(tensor) for tensor in split.inputs), split.targets)
-
-    train, val, test = mapped(data.train), mapped(data.val), mapped(data.test)
-    return replace(data, train=train, val=val, test=test)
+def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    named = {name: change(tensor) for name, tensor in batch.kwargs.items()}
+    return Batch(tuple(map(change, batch.args)), named, batch.targets)
 
 
 def _readings(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -131,24 +124,42 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
     wanted = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     example = example_batch(data, 1)
     given = [tuple(tensor.shape[1:]) for tensor in (*example.args, *example.kwargs.values())]
-    if len(wanted) == len(given) == 1 and wanted != given and isinstance(data.train, Split):
+    if len(wanted) == len(given) == 1 and (wanted != given or bool(example.kwargs) != bool(kwargs)):
         fitting = [shape for shape in _readings(given[0]) if shape == wanted[0]]
         if fitting:
-            return _map_inputs(data, lambda inputs: inputs.reshape(len(inputs), *fitting[0]))
+            data = data.mapped(lambda batch: _single(batch, fitting[0], next(iter(kwargs), None)))
+            given = wanted
     if len(wanted) != len(given) or any(len(a) != len(b) for a, b in zip(wanted, given, strict=True)):
         raise DataError(_shape_message(wanted, given))
-    try:
-        with torch.no_grad():
-            batch = example_batch(data, PROBE_SAMPLES)
-            program.module()(*batch.args, **batch.kwargs)
-    except FOREIGN_ERRORS as reason:
+    batch = example_batch(data, PROBE_SAMPLES)
+    reason = _raised(program.module(), batch)
+    if reason is not None:
         if wanted != given:
-            raise DataError(_shape_message(wanted, given)) from reason
+            raise DataError(_shape_message(wanted, given))
         raise DataError(
-            f"The exported model cannot run on samples of shape {_shapes(given)} ({first_line(reason)}). "
-            "Nothing was changed."
-        ) from reason
+            _type_message(batch, reason, lambda floats: _raised(program.module(), floats) is None)
+            or f"The exported model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed."
+        )
     return data
+
+
+def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Batch:
+    """A batch of one input with samples of another shape, given by position, or by that name."""
+    (tensor,) = (*batch.args, *batch.kwargs.values())
+    shaped = tensor.reshape(len(tensor), *shape)
+    return Batch((shaped,), {}, batch.targets) if name is None else Batch((), {name: shaped}, batch.targets)
+
+
+def _type_message(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> str | None:
+    """What to say where decimal numbers would do, and whole ones do not."""
+    whole = {name: tensor.dtype for name, tensor in batch.inputs().items() if not tensor.is_floating_point()}
+    if not whole or not fits(_each(batch, torch.Tensor.float)):
+        return None
+    name, dtype = next(iter(whole.items()))
+    return (
+        f"The model cannot run on {name} of {str(dtype).removeprefix('torch.')} ({reason}), and can on float32. "
+        "Nothing was changed. Write x.float() / 255 for pixels, or what the model was trained on."
+    )
 
 
 def _shape_message(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> str:
@@ -167,12 +178,16 @@ def _fit_module(data: Data, module: nn.Module) -> Data:
     reason = _failure(module, batch)
     if reason is None:
         return data
-    if isinstance(data.train, Split) and len(batch.args) == 1 and not batch.kwargs:
-        for shape in list(_readings(tuple(batch.args[0].shape[1:])))[1:]:
-            if _failure(module, Batch((batch.args[0].reshape(len(batch), *shape),), {})) is None:
-                return _map_inputs(data, lambda inputs, shape=shape: inputs.reshape(len(inputs), *shape))
+    if len(batch.inputs()) == 1:
+        (tensor,) = batch.inputs().values()
+        for shape in _readings(tuple(tensor.shape[1:])):
+            if _failure(module, _single(batch, shape)) is None:
+                return data.mapped(lambda batch, shape=shape: _single(batch, shape))
     given = [tuple(tensor.shape[1:]) for tensor in (*batch.args, *batch.kwargs.values())]
-    raise DataError(f"The model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed.")
+    raise DataError(
+        _type_message(batch, reason, lambda floats: _failure(module, floats) is None)
+        or f"The model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed."
+    )
 
 
 def _failure(module: nn.Module, batch: Batch) -> str | None:
@@ -189,4 +204,14 @@ def _failure(module: nn.Module, batch: Batch) -> str | None:
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
     if not leaves or leaves[0].ndim == 0 or len(leaves[0]) != len(batch):
         return f"its first output has shape {tuple(leaves[0].shape) if leaves else ()} for {len(batch)} samples"
+    return None
+
+
+def _raised(module: nn.Module, batch: Batch) -> str | None:
+    """What the module raises on the batch, or None."""
+    try:
+        with torch.no_grad():
+            module(*batch.args, **batch.kwargs)
+    except FOREIGN_ERRORS as reason:
+        return first_line(reason)
     return None

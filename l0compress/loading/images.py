@@ -123,7 +123,7 @@ def load_images(folder: Path, options: ImageOptions) -> Data:
     listed = {part: _listed(entry, classes) for part, entry in (parts or {"train": folder}).items()}
     if not parts:
         files, labels = listed["train"]
-        indices = shuffled_parts(len(files), str(folder), options.seed, options.shares)
+        indices = shuffled_parts(len(files), str(folder), options.seed, options.shares, torch.tensor(labels))
         listed = {part: ([files[i] for i in index], [labels[i] for i in index]) for part, index in indices.items()}
     form = _format_of(listed["train"][0][0], options)
     splits = {part: _split(files, labels, form, options, part) for part, (files, labels) in listed.items()}
@@ -175,7 +175,10 @@ def _split(files: list[Path], labels: list[int], form: ImageFormat, options: Ima
         shuffle=part == "train",
         num_workers=options.workers,
     )
-    return StreamSplit(loader, len(files))
+    classes = torch.tensor(labels)
+    if part == "train":
+        classes = classes[torch.randperm(len(classes), generator=torch.Generator().manual_seed(options.seed))]
+    return StreamSplit(loader, len(files), classes.split(options.batch_size))
 
 
 def _opened(file: Path) -> Any:

@@ -1,15 +1,20 @@
-"""Parts of a data set: named ones as they are, missing ones split off by a seed."""
+"""Parts of a data set: named ones as they are, missing ones split off by a seed.
+
+Where there are class labels, every part gets its share of each class.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from l0compress.data import AnySplit, Data, Split
+from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DataError
+from l0compress.loaders import dataset_labels, is_plain, is_shuffled, with_samples
 
 VAL_SHARE = 12
 VAL_MOST = 5_000
@@ -20,8 +25,11 @@ PART_NAMES = {
     "test": "test", "testing": "test",
 }  # fmt: skip
 
+Shares: TypeAlias = tuple[float, float, float]
+Whole: TypeAlias = Split | DatasetSplit
 
-def parse_shares(text: str) -> tuple[float, float, float]:
+
+def parse_shares(text: str) -> Shares:
     """Shares of the training, validation and test part, as ``0.6,0.2,0.2``.
 
     Example:
@@ -53,13 +61,13 @@ def with_val(
     """Data of the parts that there are; without ``val``, a twelfth of ``train`` (at most 5,000) becomes it.
 
     Raises:
-        DataError: the training part is a stream, or too small to be split.
+        DataError: the training part is a stream of which no samples can be taken out, or too small to be split.
     """
     test = splits.get("test")
     if "val" in splits:
         return Data(splits["train"], splits["val"], test, preprocessing=preprocessing)
     train = splits["train"]
-    if not isinstance(train, Split):
+    if isinstance(train, StreamSplit) and not (isinstance(train.source, DataLoader) and is_plain(train.source)):
         raise DataError(
             f"Data {name!r} streams its training part and has no 'val' part. Nothing was changed. Add one: choices are "
             "made on it."
@@ -70,23 +78,41 @@ def with_val(
             f"Data {name!r} has {len(train)} training samples, too few to split a validation part off. Nothing was "
             "changed. Give it a validation part, or more samples."
         )
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    if isinstance(train, StreamSplit):
+        return _split_loader(train, num_val, seed, test)
+    order = stratified_order(len(train), seed, train.known_labels())
     return Data(part(train, order[num_val:]), part(train, order[:num_val]), test, preprocessing=preprocessing)
 
 
-def split_whole(whole: Split, name: str, seed: int, shares: tuple[float, float, float] = SHARES) -> Data:
+def _split_loader(train: StreamSplit, num_val: int, seed: int, test: AnySplit | None) -> Data:
+    """As the loader comes, its batches, workers and order, but for the samples that it no longer has."""
+    loader: Any = train.source
+    order = stratified_order(len(loader.dataset), seed, dataset_labels(loader.dataset))
+    rest, taken = order[num_val:].sort().values, order[:num_val].sort().values
+    kept, held = with_samples(loader, rest, shuffle=is_shuffled(loader)), with_samples(loader, taken, shuffle=False)
+    return Data(StreamSplit(kept, change=train.change), StreamSplit(held, change=train.change), test)
+
+
+def split_whole(whole: Whole, name: str, seed: int, shares: Shares = SHARES) -> Data:
     """Data of one piece, split in three at random.
 
     Raises:
         DataError: there are too few samples.
     """
-    indices = shuffled_parts(len(whole), name, seed, shares)
+    indices = shuffled_parts(len(whole), name, seed, shares, whole.known_labels())
     parts = {key: part(whole, index) for key, index in indices.items()}
     return Data(parts["train"], parts["val"], parts.get("test"))
 
 
-def shuffled_parts(count: int, name: str, seed: int, shares: tuple[float, float, float]) -> dict[str, Tensor]:
+def shuffled_parts(count: int, name: str, seed: int, shares: Shares, labels: Tensor | None = None) -> dict[str, Tensor]:
     """Which samples come into which part; without ``test`` where its share is zero.
+
+    Args:
+        count: samples in all.
+        name: what messages call the data.
+        seed: of the split.
+        shares: of training, validation and test part.
+        labels: int64 ``(count,)``; each part gets its share of every class.
 
     Raises:
         DataError: there are too few samples.
@@ -99,12 +125,37 @@ def shuffled_parts(count: int, name: str, seed: int, shares: tuple[float, float,
         )
     if not shares[2]:
         num_val = count - num_train
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = stratified_order(count, seed, labels)
     pieces = zip(PARTS, order.tensor_split([num_train, num_train + num_val]), strict=True)
     return {key: index.sort().values for key, index in pieces if len(index)}
 
 
-def part(split: Split, index: Tensor) -> Split:
+def stratified_order(count: int, seed: int, labels: Tensor | None = None) -> Tensor:
+    """A random order, int64 ``(count,)``, any stretch of which has its share of every class, to within a sample or two.
+
+    In it the k-th of a class's n samples stands where (2k + 1) / 2n of all samples are. Classes of a single sample
+    stand in the middle. Without labels it is a plain permutation.
+
+    >>> labels = torch.tensor([0] * 4 + [1] * 8)
+    >>> [labels[piece].bincount().tolist() for piece in stratified_order(12, 0, labels).split(6)]
+    [[2, 4], [2, 4]]
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    if labels is None:
+        return order
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    grouped = classes.argsort(stable=True)
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(grouped)
+    rank[grouped] = torch.arange(count) - starts[classes[grouped]]
+    place = (2 * rank + 1).double() / (2 * sizes[classes])
+    return order[place.argsort(stable=True)]
+
+
+def part(split: Whole, index: Tensor) -> Whole:
     """The samples at ``index``, in the split's order."""
-    batch = split.take(index.sort().values)
+    ordered = index.sort().values
+    if isinstance(split, DatasetSplit):
+        return split.part(ordered)
+    batch = split.take(ordered)
     return Split(batch.kwargs or batch.args, batch.targets)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l0compress.data import Data, Split
+from l0compress.data import Data, Split, class_labels
 from l0compress.errors import DataError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line, import_extra
 from l0compress.loading.splits import SHARES, shuffled_parts
@@ -51,10 +51,10 @@ def load_table(path: Path, options: TableOptions) -> Data:
     kept = {str(name): _values(pandas, frame[name]) for name in frame.columns if name != options.target}
     if not kept:
         raise DataError(f"Data {str(path)!r} has no column besides the target {options.target!r}. Nothing was changed.")
-    parts = shuffled_parts(len(frame), str(path), options.seed, options.shares)
+    labels, about = _labels(pandas, target)
+    parts = shuffled_parts(len(frame), str(path), options.seed, options.shares, class_labels(labels))
     rows = parts["train"].numpy()
     features = [_fitted(name, values[rows], path) for name, values in kept.items()]
-    labels, about = _labels(pandas, target)
     inputs = torch.from_numpy(transform(kept, features))
     splits = {part: Split((inputs[index],), labels[index]) for part, index in parts.items()}
     description = {"kind": "table", "features": features, "target": {"column": options.target, **about}}

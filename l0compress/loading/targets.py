@@ -1,4 +1,4 @@
-"""Budgets on the command line: ``macs=0.5``, ``params=26500``, ``bytes=1MB``."""
+"""Budgets as they are written: ``macs=0.5``, ``params=26500``, ``bytes=1MB``."""
 
 from __future__ import annotations
 
@@ -69,20 +69,26 @@ def parse_target(text: str) -> Target:
     return make_target({unit: value if not suffix and "." in digits else round(value)})
 
 
-def make_target(target: Mapping[str, float]) -> Target:
+def make_target(target: Mapping[str, float] | str) -> Target:
     """Check a target given as ``{unit: number}``: a float in (0, 1) is a fraction, a whole number is a count.
+
+    Text is read as on the command line.
 
     Example:
         >>> make_target({"params": 26_500})
         Target(unit='params', value=26500, is_fraction=False)
+        >>> make_target("macs=0.5")
+        Target(unit='macs', value=0.5, is_fraction=True)
 
     Raises:
         TargetError: there is not exactly one unit, or the unit or the number is wrong.
     """
+    if isinstance(target, str):
+        return parse_target(target)
     if not isinstance(target, Mapping):
         raise TargetError(
             f"The target is {target!r}, and has to be a unit with a number. Nothing was changed. Write for example "
-            "{'macs': 0.5}."
+            "'macs=0.5'."
         )
     if len(target) != 1:
         raise TargetError(

@@ -10,14 +10,13 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from l0compress.data import Data
 from l0compress.errors import InputError, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.weights import nonzero_cost
-from l0compress.loading import DataSource, Model, Target, make_target
+from l0compress.loading import Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
@@ -83,9 +82,9 @@ class CompressResult:
 
 def compress(
     model: Model,
-    data: Data | Mapping[str, Any] | DataSource | str,
+    data: Any,
     *,
-    target: Mapping[str, float] | Target,
+    target: Mapping[str, float] | Target | str,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
 ) -> CompressResult:
@@ -93,11 +92,17 @@ def compress(
 
     Args:
         model: an ``nn.Module`` or an ``ExportedProgram``.
-        data: :class:`~l0compress.data.Data`, a dict of parts such as ``{"train": (x, y), "val": (x, y)}``, or its name
-            as :func:`~l0compress.loading.load_data` takes it.
-        target: one unit and its number, ``{"macs": 0.5}`` (a fraction of dense) or ``{"params": 26500}`` (a count).
+        data: ``(x, y)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``; a dict of these such as ``{"train":
+            (x, y), "val": (x, y)}``; :class:`~l0compress.data.Data`; or a name. See
+            :func:`~l0compress.loading.as_data` and :func:`~l0compress.loading.load_data`.
+        target: one unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
+            or ``{"params": 26500}`` (a count).
         settings: how to train; the defaults are those of the command line.
-        on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way.
+        on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way; first
+            with those of the stage "warning", which say what is odd about the data.
+
+    Warns:
+        DataWarning: the same, where there is no ``on_event``.
 
     Raises:
         InputError: model, data, target and settings do not fit together; nothing was computed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +22,13 @@ from l0compress.loading import (
     DataSource,
     Model,
     ModelSource,
+    as_data,
     check_labels,
     check_values,
     fit_data,
     load_data,
 )
-from l0compress.loading.datasets import as_data
+from l0compress.loading.classes import class_warnings
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT, traced
 from l0compress.training.finetune import check_precision
@@ -44,13 +45,16 @@ class Prepared:
     data: Data
 
 
-def prepare(
-    model: Model, data: Data | Mapping[str, Any] | DataSource | str, *, loss: str | TaskLoss = "auto"
-) -> Prepared:
+def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto") -> Prepared:
     """Capture the model with the data's first samples as example, and check that data, model and loss fit together.
 
+    Args:
+        model: what is captured.
+        data: what :func:`~l0compress.loading.as_data` takes, or the name of data.
+        loss: "auto", the name of a loss, or one's own.
+
     Raises:
-        DataError: the data cannot be read, holds values that are not finite, or does not fit the model or the loss.
+        DataError: the data cannot be read, hold values that are not finite, or do not fit the model or the loss.
         CaptureError: the model cannot be captured.
         InputError: its weights are float16 or bfloat16.
     """
@@ -63,15 +67,8 @@ def prepare(
     return Prepared(graph, data)
 
 
-def _data_of(given: Data | Mapping[str, Any] | DataSource | str) -> Data:
-    if isinstance(given, Data | Mapping):
-        return as_data(given, name="the data")
-    if not isinstance(given, DataSource | str | Path):
-        raise DataError(
-            f"The data is {type(given).__name__}, which is no data. Nothing was changed. Give l0compress.Data, a dict "
-            "such as {'train': (x, y), 'val': (x, y)}, or the name of a file."
-        )
-    return load_data(given)
+def _data_of(given: Any) -> Data:
+    return load_data(given) if isinstance(given, DataSource | str | Path) else as_data(given, name="data")
 
 
 def capture_with(model: Model, data: Data) -> CapturedGraph:
@@ -134,30 +131,34 @@ def _captured_program(program: ExportedProgram) -> CapturedGraph:
 
 
 def check_parts(graph: CapturedGraph, data: Data) -> None:
-    """Refuse a part in memory that the model cannot run on, before anything is trained.
+    """Refuse a part that the model cannot run on, before anything is trained.
 
     Raises:
         DataError: names the part and its shapes.
     """
-    expected = _sizes(data.train) if isinstance(data.train, Split) else ""
+    expected = _sizes(example_batch(data, EXAMPLE_SAMPLES))
     for part, split in data.parts().items():
-        if not isinstance(split, Split) or _sizes(split) == expected:
+        if part == "train":
             continue
-        batch = split.take(slice(0, EXAMPLE_SAMPLES))
-        try:
-            with torch.no_grad():
-                graph.module()(*batch.args, **batch.kwargs)
-        except FOREIGN_ERRORS as reason:
-            beside = f", and in the train part {expected}" if expected else ""
-            raise DataError(
-                f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
-                f"{_sizes(split)}{beside}. Nothing was changed. Give all parts the shape that the model takes."
-            ) from reason
+        batch = next(iter(split.batches(EXAMPLE_SAMPLES, seed=None if isinstance(split, Split) else 0)))
+        if _sizes(batch) != expected or not isinstance(split, Split):
+            _check_runs(graph, batch, part, expected)
 
 
-def _sizes(split: Split) -> str:
+def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) -> None:
+    try:
+        with torch.no_grad():
+            graph.module()(*batch.args, **batch.kwargs)
+    except FOREIGN_ERRORS as reason:
+        raise DataError(
+            f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
+            f"{_sizes(batch)}, and in the train part {expected}. Nothing was changed. Give all parts the shape that "
+            "the model takes."
+        ) from reason
+
+
+def _sizes(batch: Batch) -> str:
     """The shape of one sample, input by input."""
-    batch = split.take(slice(0, 1))
     named = {**{str(at): tensor for at, tensor in enumerate(batch.args)}, **batch.kwargs}
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in named.items()}
     if list(shapes) == ["0"]:
@@ -177,6 +178,8 @@ def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> No
     elif objective.kind == "classes":
         num_classes = class_last(logits_of(outputs), batch.targets).shape[-1]
         check_labels(data, num_classes)
+        # What can be trained on is said where training begins; what cannot is refused here, before a run has a folder.
+        class_warnings(data)
     else:
         objective.task(outputs, batch.targets)
 

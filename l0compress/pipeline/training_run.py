@@ -27,21 +27,22 @@ from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.report import comparison_table
 from l0compress.table import Table
-from l0compress.training.events import OnEvent, ProgressEvent, ignore
+from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 
-_CHANGES = "changes"
+_CHANGES, _WARNINGS = "changes", "warnings"
 
 
 @dataclass(frozen=True, eq=False)
 class RunSummary:
-    """A finished run: where it is, and what came out."""
+    """A finished run: where it is, what came out, and what was odd about its data."""
 
     folder: Path
     result: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        return {"run": str(self.folder), **self.result}
+        return {"run": str(self.folder), **self.result, "warnings": list(self.warnings)}
 
     def table(self) -> Table:
         """Dense against small."""
@@ -98,7 +99,7 @@ def resume_run(folder: Path, *, given: Mapping[str, Any] | None = None, on_event
     folder = Path(folder)
     with reopen_run(folder) as run:
         if run.manifest.finished:
-            return RunSummary(folder, runs.open_run(folder).result)
+            return RunSummary(folder, runs.open_run(folder).result, _warnings(run))
         request = _stored_request(run, given or {})
         prepared = _prepared(request)
         check_same(run.manifest.about, _fingerprints(prepared), str(folder))
@@ -144,6 +145,9 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
     def tell(event: ProgressEvent) -> None:
         if event.epoch_done:
             run.tell_(event)
+        if event.stage == WARNING and event.message not in _warnings(run):
+            run.log_(WARNING, message=event.message)
+            run.note_(**{_WARNINGS: [*_warnings(run), event.message]})
         on_event(event)
 
     checkpoints = RunCheckpoints(run, stops, every=request.checkpoint_every)
@@ -155,7 +159,11 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
     if prepared.data.preprocessing is not None:
         results[runs.PREPROCESSING] = runs.json_bytes(dict(prepared.data.preprocessing))
     run.finish_(results, lambda folder: _export(folder, result))
-    return RunSummary(run.folder, summary)
+    return RunSummary(run.folder, summary, _warnings(run))
+
+
+def _warnings(run: LivingRun) -> tuple[str, ...]:
+    return tuple(run.manifest.about.get(_WARNINGS, ()))
 
 
 @contextmanager

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from l0compress.errors import DataWarning
+
+WARNING = "warning"
 
 
 @dataclass(frozen=True)
@@ -15,6 +20,8 @@ class ProgressEvent:
     ``stage`` is "dense", "gates", "harden" or "finetune". An event with ``epoch_done`` closes an epoch and carries the
     validation metric; the others come in between, for a live display. ``density`` is (expected) cost after removal
     over dense cost in the budget's unit, ``violation`` is ``log E[cost] - log target_now`` (<= 0 is feasible).
+
+    Before all others come those of the stage "warning", if there are any: what is odd about the data, in ``message``.
     """
 
     stage: str
@@ -33,6 +40,7 @@ class ProgressEvent:
     num_moves: int = 0
     seconds: float = 0.0
     seconds_left: float | None = None
+    message: str = ""
 
     def row(self) -> dict[str, Any]:
         """The event as a dict that JSON can hold; a number that is not finite becomes None.
@@ -40,9 +48,12 @@ class ProgressEvent:
         >>> ProgressEvent("gates", 1, 4, loss=float("inf")).row()["loss"] is None
         True
         """
+        values = asdict(self)
+        if not self.message:
+            del values["message"]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in asdict(self).items()
+            for name, value in values.items()
         }
 
 
@@ -50,4 +61,10 @@ OnEvent = Callable[[ProgressEvent], None]
 
 
 def ignore(event: ProgressEvent) -> None:
-    """The callback of those who do not listen."""
+    """The callback of those who do not listen: what is odd about the data becomes a warning of Python's.
+
+    Warns:
+        DataWarning: for every event of the stage "warning".
+    """
+    if event.stage == WARNING:
+        warnings.warn(event.message, DataWarning, stacklevel=2)

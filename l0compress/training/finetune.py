@@ -23,10 +23,11 @@ from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
 from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import nonzero_cost
+from l0compress.loading.classes import class_warnings
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course, Evaluation, outputs_of
 from l0compress.training.equality import check_equal
-from l0compress.training.events import OnEvent, ProgressEvent, ignore
+from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.harden import harden
 from l0compress.training.journal import Journal
 from l0compress.training.losses import objective_for
@@ -93,7 +94,7 @@ class Hardened:
 def finetune(
     graph: CapturedGraph,
     data: Data,
-    target: Mapping[str, float],
+    target: Mapping[str, float] | str,
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
@@ -102,7 +103,8 @@ def finetune(
     """Compress a trained model to a budget.
 
     ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the
-    dense cost (a float between 0 and 1) or an absolute number (an int). Or it names a fixed penalty: ``{"penalty":
+    dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as text, ``"macs=0.5"`` or
+    ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty":
     1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
     a CPU, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold the
     one to go on from; the result is that of a run which was never stopped.
@@ -149,7 +151,13 @@ def gated_for(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> G
 
 
 def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: Checkpoints | None = None) -> Run:
-    """Measure the dense model and tell it; or take over what a run has told that was stopped."""
+    """Say what is odd about the data, measure the dense model and tell it; or take over what a stopped run has told.
+
+    Raises:
+        DataError: the training part has samples of one class only.
+    """
+    for message in warnings_of(course):
+        on_event(ProgressEvent(WARNING, 0, course.settings.epochs, epoch_done=False, message=message))
     journal = Journal(on_event, course.settings.epochs, NoCheckpoints() if checkpoints is None else checkpoints)
     if journal.checkpoints.start is not None:
         journal.restore_(journal.checkpoints.start)
@@ -158,6 +166,12 @@ def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: 
         event = ProgressEvent("dense", 0, journal.epochs, loss=dense.loss, metric=dense.metric)
         on_event(replace(event, metric_name=dense.metric_name))
     return Run(graph, course, journal, journal.dense)
+
+
+def warnings_of(course: Course) -> tuple[str, ...]:
+    """What is odd about the data, where their labels are classes."""
+    objective = course.objective
+    return class_warnings(course.data) if objective.kind == "classes" and not objective.custom else ()
 
 
 def check_precision(graph: CapturedGraph) -> None:
@@ -200,7 +214,7 @@ def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> C
     return Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps))
 
 
-def penalty_for(gated: GatedNetwork, target: Mapping[str, float], course: Course) -> Penalty:
+def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, course: Course) -> Penalty:
     """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
     unit, value = the_one(target, names=TARGETS)
     num_samples = len(course.data.train)

@@ -10,7 +10,9 @@ import torch
 from l0compress.errors import TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.groups import Groups
+from l0compress.loading import parse_target
 
+PENALTIES = ("penalty", "aic", "bic")
 UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
 
 
@@ -64,15 +66,17 @@ def resolve_target(wanted: float, dense: int, unit: str) -> int:
     return math.floor(wanted * dense)
 
 
-def the_one(target: Mapping[str, float | None], *, names: str) -> tuple[str, float]:
+def the_one(target: Mapping[str, float | None] | str, *, names: str) -> tuple[str, float]:
     """The one unit that ``target`` gives a number for, and the number; ``names`` says what may be given.
 
-    >>> the_one({"params": None, "macs": 0.5}, names="params and macs")
-    ('macs', 0.5)
+    >>> the_one({"params": None, "macs": 0.5}, names="params and macs"), the_one("bytes=1MB", names="bytes")
+    (('macs', 0.5), ('bytes', 1000000))
 
     Raises:
-        TargetError: none or several are given.
+        TargetError: none or several are given, or text cannot be read.
     """
+    if isinstance(target, str):
+        return _read(target)
     given = {unit: value for unit, value in target.items() if value is not None}
     if len(given) != 1:
         raise TargetError(
@@ -80,3 +84,21 @@ def the_one(target: Mapping[str, float | None], *, names: str) -> tuple[str, flo
             "Example: macs=0.5."
         )
     return next(iter(given.items()))
+
+
+def _read(text: str) -> tuple[str, float]:
+    """As on the command line; of a fixed penalty the number as it is.
+
+    >>> _read("penalty=1e-6"), _read("macs=12M")
+    (('penalty', 1e-06), ('macs', 12000000))
+    """
+    unit, _, number = (piece.strip() for piece in text.partition("="))
+    if unit in PENALTIES:
+        try:
+            return unit, float(number)
+        except ValueError as reason:
+            raise TargetError(
+                f"Target {text!r}: {number!r} is no number. Nothing was changed. Write for example {unit}=1."
+            ) from reason
+    target = parse_target(text)
+    return target.unit, target.value

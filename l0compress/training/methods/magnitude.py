@@ -29,7 +29,7 @@ from l0compress.training.targets import reachable_target, the_one
 def magnitude(
     graph: CapturedGraph,
     data: Data,
-    target: Mapping[str, float],
+    target: Mapping[str, float] | str,
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,

@@ -34,7 +34,7 @@ Scope = Literal["global", "layer"]
 def weight_magnitude(
     graph: CapturedGraph,
     data: Data,
-    target: Mapping[str, float],
+    target: Mapping[str, float] | str,
     *,
     scope: Scope = "global",
     settings: FinetuneSettings | None = None,
