@@ -29,6 +29,7 @@ from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
+from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
 
@@ -93,6 +94,20 @@ class CapturedGraph:
 
     def nodes(self) -> Iterator[fx.Node]:
         return iter(self.graph_module.graph.nodes)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
+        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self.example_args, self.example_kwargs))
+        duplicate = network_of(self.graph_module)
+        return replace(self, graph_module=duplicate, example_args=args, example_kwargs=kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.example_args, self.example_kwargs, self.dynamic_shapes)
+        return _unpickled, (network_of(self.graph_module), *inputs_of(self.graph_module.graph), fields)
+
+
+def _unpickled(network: GraphNetwork, inputs: tuple[Any, ...], symbols: Mapping[Any, int], fields: Any) -> CapturedGraph:
+    put_inputs_(network.graph, inputs, symbols)
+    return propagate_shapes(CapturedGraph(network, *fields))
 
 
 def retype_node_(node: fx.Node, dtype: torch.dtype) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,6 +131,24 @@ class Groups:
         """
         padded = torch.cat([probabilities.double(), probabilities.new_ones(1, dtype=torch.float64)])
         return self.costs.evaluate(padded[self.moves_of_component.to(padded.device)].prod(-1), unit)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Groups:
+        # Nothing of it ever changes, and a copy of a gated network is the same network.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found_again, (self.graph, tuple((group.name, group.kind, len(group.moves)) for group in self.groups))
+
+
+def _found_again(graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...]) -> Groups:
+    """The groups of a graph that comes out of a pickle: they follow from it, given the same rules."""
+    groups = find_groups(graph) if wanted else groups_without_moves(graph)
+    if tuple((group.name, group.kind, len(group.moves)) for group in groups.groups) != wanted:
+        raise PlanError(
+            "the groups in this pickle are not those that this program finds in their graph. Nothing was changed. Call "
+            "register_rule first for the operators that it was called for then, and use the same version of l0compress."
+        )
+    return groups
 
 
 def find_groups(graph: CapturedGraph) -> Groups:
