@@ -78,8 +78,8 @@ def recipe_of(graph: fx.Graph) -> GraphRecipe:
             node.op,
             node.name,
             _named(node.target),
-            _with_refs(node.args),
-            _with_refs(node.kwargs),
+            map_aggregate(node.args, _ref_to),
+            map_aggregate(node.kwargs, _ref_to),
             {key: value for key, value in node.meta.items() if isinstance(value, _PLAIN)},
         )
         for node in graph.nodes
@@ -94,12 +94,13 @@ def graph_from(recipe: GraphRecipe) -> fx.Graph:
     graph.set_codegen(CodeGen() if recipe.pytree is None else _PyTreeCodeGen(recipe.pytree))
     made: dict[str, fx.Node] = {}
 
-    def with_nodes(value: Any) -> Any:
-        return map_aggregate(value, lambda leaf: made[leaf.name] if isinstance(leaf, _Ref) else leaf)
+    def node_of(leaf: Any) -> Any:
+        return made[leaf.name] if isinstance(leaf, _Ref) else leaf
 
     for node in recipe.nodes:
         target = node.target.found() if isinstance(node.target, _Operator) else node.target
-        new = graph.create_node(node.op, target, with_nodes(node.args), with_nodes(node.kwargs), node.name)
+        args, kwargs = map_aggregate(node.args, node_of), map_aggregate(node.kwargs, node_of)
+        new = graph.create_node(node.op, target, args, kwargs, node.name)
         # The graph's own numbering may differ; plans speak of nodes by the names that they had.
         new.name = node.name
         new.meta.update(node.notes)
@@ -113,8 +114,8 @@ def _named(target: Any) -> Any:
     return _Operator(target.name(), None) if isinstance(target, torch._ops.HigherOrderOperator) else target
 
 
-def _with_refs(value: Any) -> Any:
-    return map_aggregate(value, lambda leaf: _Ref(leaf.name) if isinstance(leaf, fx.Node) else leaf)
+def _ref_to(leaf: Any) -> Any:
+    return _Ref(leaf.name) if isinstance(leaf, fx.Node) else leaf
 
 
 @dataclass(frozen=True)
@@ -170,4 +171,3 @@ def put_inputs_(graph: fx.Graph, inputs: tuple[Any, ...], symbols: Mapping[Any, 
             continue
         with mode:
             node.meta["val"] = torch.empty(tuple(map(size_of, value.shape)), dtype=value.dtype, device=value.device)
-
