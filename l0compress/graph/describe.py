@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 MOST_LINES = 8
+_PLAIN = (bool, int, float, str, type(None))
 
 
 def headed(title: str, lines: Sequence[str], *, most: int = MOST_LINES) -> str:
@@ -33,21 +34,24 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
-def tensor_text(value: Any) -> str:
-    """The type and sizes of a tensor, with names for free sizes.
+def input_text(value: Any) -> str:
+    """An input by its type and sizes, of which the free ones are called "any".
 
-    >>> tensor_text(torch.zeros(2, 3))
-    'float32 (2, 3)'
+    >>> input_text(torch.zeros(2, 3)), input_text([torch.zeros(4), None])
+    ('float32 (2, 3)', '[float32 (4), None]')
     """
-    if not isinstance(value, Tensor):
-        return repr(value)
-    return f"{str(value.dtype).removeprefix('torch.')} ({', '.join(map(str, value.shape))})"
+    if isinstance(value, Tensor):
+        sizes = ["any" if isinstance(size, torch.SymInt) else str(size) for size in value.shape]
+        return f"{str(value.dtype).removeprefix('torch.')} ({', '.join(sizes)})"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(input_text, value))}]"
+    return repr(value) if isinstance(value, _PLAIN) else type(value).__name__
 
 
 def input_texts(graph: fx.Graph) -> list[str]:
     """One line for each input of a captured graph."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    return [f"{node.target}: {tensor_text(node.meta.get('val'))}" for node in inputs]
+    return [f"{node.target}: {input_text(node.meta.get('val'))}" for node in inputs]
 
 
 def size_text(module: torch.nn.Module, graph: fx.Graph) -> str:
