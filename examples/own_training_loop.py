@@ -1,8 +1,8 @@
-"""Compression inside a training loop of your own: gate, two budget lines, harden, shrink.
+"""Compression inside a training loop of your own: gate, budget, optimizer groups, harden and shrink.
 
     python examples/own_training_loop.py
 
-The five lines that l0compress adds are marked. Everything else is a loop that you may already have.
+The lines that l0compress adds are numbered. Everything else is a loop that you may already have.
 """
 
 from __future__ import annotations
@@ -28,14 +28,9 @@ def main(epochs: int = EPOCHS) -> l0.CapturedGraph:
     steps = epochs * (len(x) // BATCH_SIZE)
     gated = l0.gate(graph)  # 1
     budget = l0.Budget(gated, macs=0.3, ramp_steps=steps // 2)  # 2
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": gated.weights().values(), "lr": 2e-3},
-            {"params": [gated.gates.log_alpha], "lr": 0.05, "weight_decay": 0},
-        ]
-    )
-    fit(gated, optimizer, x, y, epochs, budget)  # 3, 4: budget.penalty() and budget.step(), below
-    small = l0.shrink(l0.fold(gated, plan := l0.harden(gated, budget)), plan)  # 5
+    optimizer = torch.optim.AdamW(gated.param_groups(lr=2e-3, gate_lr=0.05))  # 3
+    fit(gated, optimizer, x, y, epochs, budget)  # 4, 5: budget.penalty() and budget.step(), below
+    small = gated.shrink(l0.harden(gated, budget))  # 6
 
     network = small.module()
     fit(network, torch.optim.AdamW(network.parameters(), lr=2e-3), x, y, epochs)
@@ -60,12 +55,12 @@ def fit(
         for index in torch.randperm(len(x)).split(BATCH_SIZE):
             loss = F.cross_entropy(model(x[index]), y[index])
             if budget is not None:
-                loss = loss + budget.penalty()
+                loss = loss + budget.penalty()  # 4
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if budget is not None:
-                budget.step()
+                budget.step()  # 5
 
 
 if __name__ == "__main__":

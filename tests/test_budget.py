@@ -6,6 +6,7 @@ import math
 import runpy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -77,7 +78,7 @@ def test_a_constrained_quadratic_reaches_its_closed_form_solution():
         gated.gates.log_alpha[hidden] = 0.0
     others = torch.ones(gated.groups.num_moves, dtype=torch.bool)
     others[hidden] = False
-    budget = Budget(gated, params=30)
+    budget = Budget(gated, params=30.5 / DENSE)
     optimizer = torch.optim.SGD([gated.gates.log_alpha], lr=0.2)
     tail = []
     for step in range(4000):
@@ -147,22 +148,50 @@ def test_every_unit_can_be_constrained(unit):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "shown"), [(0.0, "0.0"), (0, "0"), (2.0, "2.0"), (-0.5, "-0.5"), (1.0, "1.0"), (math.nan, "nan")]
+    ("wanted", "shown"),
+    [
+        (0.0, "0.0"),
+        (0, "0"),
+        (2.0, "2.0"),
+        (-0.5, "-0.5"),
+        (1.0, "1.0"),
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        (50, "50"),
+    ],
 )
-def test_a_malformed_target_is_refused(wanted, shown):
+def test_a_malformed_target_is_refused_in_the_words_of_the_command_line(wanted, shown):
     with pytest.raises(TargetError) as error:
         resolve_target(wanted, 1000, "macs")
     assert str(error.value) == (
-        f"Target macs={shown}: expected a fraction above 0 and below 1, or a whole number of MACs. Nothing was "
-        "changed. Example: macs=0.5 halves the model."
+        f"Target 'macs={shown}' is out of range. A fraction of the dense model lies between 0 and 1 (such as macs=0.5)"
+        "; an absolute count is a whole number of at least 100 (such as macs=26500)."
     )
+
+
+@pytest.mark.parametrize(
+    ("positional", "keywords"),
+    [
+        (({"macs": 0.5},), {}),
+        ((), {"macs": 0.5}),
+        (({"macs": 0.5},), {"params": None}),
+        ((), {"macs": np.float32(0.5)}),
+    ],
+)
+def test_a_target_may_be_a_mapping_or_a_keyword(positional, keywords):
+    budget = Budget(small_network(), *positional, **keywords)
+    assert (budget.unit, budget.target) == ("macs", budget.dense // 2)
+
+
+def test_bytes_and_size_bytes_are_the_same_target():
+    assert Budget(small_network(), bytes=0.5).target == Budget(small_network(), size_bytes=0.5).target
 
 
 def test_a_target_above_the_dense_cost_is_refused():
     with pytest.raises(TargetError) as error:
-        Budget(small_network(), params=58)
+        Budget(small_network(), params=100)
     assert str(error.value) == (
-        "Target params=58: the model already has only 58 parameters, so there is nothing to remove. Nothing was "
+        "Target params=100: the model already has only 58 parameters, so there is nothing to remove. Nothing was "
         "changed. Ask for fewer than 58, or for a fraction such as params=0.5."
     )
 
@@ -183,8 +212,7 @@ def test_a_budget_names_exactly_one_unit(given_units, shown):
     with pytest.raises(TargetError) as error:
         Budget(small_network(), **given_units)
     assert str(error.value) == (
-        f"A target names exactly one of params, macs and size_bytes; given: {shown}. Nothing was changed. Example: "
-        "macs=0.5."
+        f"A target names exactly one of params, macs and bytes; given: {shown}. Nothing was changed. Example: macs=0.5."
     )
 
 

@@ -15,7 +15,6 @@ from l0compress.errors import PlanError, TargetMissedError
 from l0compress.gates.attach import gate
 from l0compress.graph.capture import capture
 from l0compress.graph.groups import Groups, find_groups
-from l0compress.graph.shrink import shrink
 from l0compress.training.budget import Budget, FixedPenalty
 from l0compress.training.harden import harden, round_to_budget
 
@@ -158,7 +157,7 @@ def test_hardened_gates_shrink_to_the_cost_that_the_plan_says():
         gated.gates.log_alpha.copy_(scores_of(0, gated.groups))
     budget = Budget(gated, params=0.4)
     plan = harden(gated, budget)
-    small = shrink(gated.graph(), plan)
+    small = gated.shrink(plan)
     assert sum(parameter.numel() for parameter in small.module().parameters()) == plan.cost.params
     assert 0.97 * budget.target < plan.cost.params <= budget.target
 

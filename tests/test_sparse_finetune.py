@@ -204,19 +204,14 @@ def test_in_a_loop_of_ones_own(data, graph):
     gated = l0.gate(graph, granularity="weights", magnitude_slope=1.0)
     budget = l0.Budget(gated, params=0.5, ramp_steps=20)
     x, y = data.train.inputs[0], data.train.targets
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": gated.weights().values(), "lr": 5e-3},
-            {"params": gated.gate_parameters().values(), "lr": 0.1, "weight_decay": 0},
-        ]
-    )
+    optimizer = torch.optim.AdamW(gated.param_groups(lr=5e-3, gate_lr=0.1, weight_decay=0.01))
     for _ in range(60):
         optimizer.zero_grad()
         (torch.nn.functional.cross_entropy(gated.train()(x), y) + budget.penalty()).backward()
         optimizer.step()
         budget.step()
     plan = l0.harden(gated, budget)
-    small = l0.shrink(l0.fold(gated, plan), plan)
+    small = gated.shrink(plan)
     network = l0.keep_zeros_(small.module(), plan.small_masks()).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-2, weight_decay=0.1)
     for _ in range(100):

@@ -199,7 +199,7 @@ def test_a_channel_that_only_zeros_read_is_cut_out_and_its_budget_goes_elsewhere
 
 def test_a_target_below_one_element_of_each_weight_is_refused_before_training():
     with pytest.raises(TargetError, match="24 of 185 stay"):
-        Budget(gate(NETWORKS["linear"](), granularity="weights"), params=20)
+        Budget(gate(NETWORKS["linear"](), granularity="weights"), params=20 / 185)
 
 
 def test_a_decision_that_cuts_the_output_off_from_the_input_is_refused():
@@ -209,7 +209,7 @@ def test_a_decision_that_cuts_the_output_off_from_the_input_is_refused():
             weight_gate.log_alpha.fill_(-5.0)
             weight_gate.log_alpha[0, position] = 5.0  # units 0, 0 and 0 are fed, units 1 and 2 are read
     with pytest.raises(TargetMissedError) as error:
-        harden(gated, Budget(gated, params=24))
+        harden(gated, Budget(gated, params=24 / 185))
     assert str(error.value) == (
         "With so few weights the model's output no longer depends on its input. Nothing was written. Ask for a larger "
         "target."

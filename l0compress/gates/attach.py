@@ -13,13 +13,16 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from l0compress.errors import InputError, NothingToPruneError, PlanError
+from l0compress.gates.factors import ReadFactors
+from l0compress.gates.factors import product_of as product_of
+from l0compress.gates.folding import fold as fold
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE, HardConcrete, Stretch
-from l0compress.gates.network import FACTORS, WEIGHT_GATE, GatedNetwork, ReadFactors, product_of
+from l0compress.gates.network import FACTORS, MOVES, WEIGHT_GATE, GatedNetwork, Start, check_trainable, gate_key
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
-from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
 from l0compress.graph.matching import match_moves
 from l0compress.graph.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
@@ -40,7 +43,7 @@ def gate(
     temperature: float = TEMPERATURE,
     stretch: Stretch = STRETCH,
 ) -> GatedNetwork:
-    """Attach hard concrete gates. ``graph`` is not changed.
+    """Attach hard concrete gates. ``graph`` is not changed; the gated network comes in training mode.
 
     ``granularity`` is "structured" (a gate for what can be cut out physically, on what reads it), "weights" (a gate
     for each element of the weights that :func:`~l0compress.graph.weights.find_weights` finds) or "both". Gates start at
@@ -55,13 +58,15 @@ def gate(
 
     Raises:
         NothingToPruneError: no channel of the graph can be removed, or it has no weights to gate.
-        InputError: an unknown granularity.
+        InputError: an unknown granularity; ``graph`` is no captured graph, has gates already, or holds float16.
     """
     check_granularity(granularity)
+    check_gateable(graph)
+    start = Start(log_alpha, magnitude_slope)
     groups = groups_without_moves(graph) if granularity == "weights" else find_groups(graph)
     gates = HardConcrete(groups.num_moves, log_alpha=log_alpha, temperature=temperature, stretch=stretch)
     if granularity == "structured":
-        return attach(groups, gates)
+        return attach(groups, gates, start=start).train()
     weight_gates = {
         weight.name: WeightGate(
             starting_log_alpha(attribute(graph.graph_module, weight.name), log_alpha, magnitude_slope),
@@ -75,7 +80,40 @@ def gate(
             "no linear layer, convolution, recurrent layer, matrix product or embedding of this model reads a "
             "parameter as it is, so there are no weights to gate. Nothing was changed."
         )
-    return attach(groups, gates, weight_gates)
+    return attach(groups, gates, weight_gates, start=start).train()
+
+
+def check_gateable(graph: CapturedGraph) -> None:
+    """Raises:
+    InputError: gates cannot be attached to what is given.
+    """
+    if isinstance(graph, GatedNetwork):
+        raise InputError(
+            "the network has gates already. Nothing was changed. Train it as it is; to begin again from its weights, "
+            "write gate(gated.graph())."
+        )
+    check_captured(graph, "gate")
+    state = graph.state()
+    if any(FACTORS in name or WEIGHT_GATE in name for name in graph.graph_module.state_dict()):
+        raise InputError(
+            "this graph was captured from a network that has gates already. Nothing was changed. Capture the model "
+            "itself; to begin again from a gated network's weights, write gate(gated.graph())."
+        )
+    for dtype in {tensor.dtype for tensor in state.values()}:
+        check_trainable(dtype)
+
+
+def check_gated(gated: object, verb: str) -> None:
+    """Raises:
+    InputError: what is given to ``verb`` is no gated network; the message says what to write.
+    """
+    if isinstance(gated, GatedNetwork):
+        return
+    way = "Make one with gated = l0compress.gate(l0compress.capture(model, (example_input,)))."
+    if isinstance(gated, nn.Module):
+        inside = [name for name, child in gated.named_children() if isinstance(child, GatedNetwork)]
+        way = f"Pass the network inside of it, .{inside[0]}." if inside else way
+    raise InputError(f"{verb} takes a gated network, and this is {type(gated).__name__}. Nothing was changed. {way}")
 
 
 def check_granularity(granularity: str) -> None:
@@ -88,14 +126,22 @@ def check_granularity(granularity: str) -> None:
         )
 
 
-def attach(groups: Groups, gates: HardConcrete, weight_gates: Mapping[str, WeightGate] | None = None) -> GatedNetwork:
+def attach(
+    groups: Groups,
+    gates: HardConcrete,
+    weight_gates: Mapping[str, WeightGate] | None = None,
+    *,
+    start: Start | None = None,
+) -> GatedNetwork:
     """The graph of ``groups`` with the given gates, one a move, on its own copy of the weights.
 
-    ``weight_gates`` are gates on single weights by name; tied parameters share those of any of their names.
+    ``weight_gates`` are gates on single weights by name; tied parameters share those of any of their names. ``start``
+    says where all of them begin, if they do not come with values of their own.
     """
     network = network_of(groups.graph.graph_module)
-    network.add_submodule(FACTORS, ReadFactors(groups.reads, gates))
     nodes = {node.name: node for node in network.graph.nodes}
+    dtypes = tuple(argument_at(nodes[read.node], read.arg).meta["val"].dtype for read in groups.reads)
+    network.add_submodule(FACTORS, ReadFactors(groups.reads, gates, dtypes))
     last_input = [node for node in nodes.values() if node.op == "placeholder"][-1]
     with network.graph.inserting_after(last_input):
         factors = network.graph.call_module(FACTORS)
@@ -103,7 +149,7 @@ def attach(groups: Groups, gates: HardConcrete, weight_gates: Mapping[str, Weigh
         _multiply_(nodes[read.node], read.arg, factors, position)
     sparse = _gate_weights_(network, groups.graph, weight_gates or {})
     network.recompile()
-    return GatedNetwork(groups, network, sparse)
+    return GatedNetwork(groups, network, sparse, start)
 
 
 def _gate_weights_(
@@ -130,39 +176,6 @@ def _multiply_(node: fx.Node, place: Place, factors: fx.Node, position: int) -> 
     put_argument_(node, place, product)
 
 
-def fold(gated: GatedNetwork, plan: KeepPlan) -> CapturedGraph:
-    """The network without gates, the kept gates' values multiplied into the parameters that are read.
-
-    A kept gate counts with its median. Where a read cannot be folded into a parameter of its own, it becomes exactly
-    1, and so does every read of a channel that ``plan`` drops. Single weights that the plan's masks drop become exactly
-    0. The shapes are those of ``gated``: :func:`~l0compress.shrink` comes next.
-    """
-    graph = gated.graph()
-    folded = graph.state()
-    for read in gated.groups.reads:
-        if read.parameter is not None:
-            factor = product_of(_extended(gated.gates.median(), plan.keep), read.moves).view(read.shape)
-            folded[read.parameter] = folded[read.parameter] * factor.to(folded[read.parameter].dtype)
-    for weight in gated.sparse:
-        keep = plan.masks.get(weight.name, torch.ones(weight.shape, dtype=torch.bool))
-        values = _opened(gated.weight_gates[weight.name].median(), keep) * keep
-        product = folded[weight.name] * values.to(folded[weight.name].dtype)
-        folded.update(dict.fromkeys(weight.names, product))
-    return graph.with_state(folded)
-
-
-def _extended(median: Tensor, keep: Tensor) -> Tensor:
-    values = _opened(median, keep)
-    return torch.cat([values, values.new_ones(1)])
-
-
-def _opened(median: Tensor, keep: Tensor) -> Tensor:
-    """The values that kept gates are folded with, 1 for the others."""
-    # A kept gate whose median is 0 would fold a dead column in; its channel was kept, so it is left open instead.
-    values = median.detach().cpu()
-    return torch.where(keep & (values > 0), values, torch.ones_like(values))
-
-
 @dataclass(frozen=True, eq=False)
 class Compacted:
     """What physical removal during training leaves.
@@ -178,7 +191,8 @@ class Compacted:
 
     @property
     def gate_keeps(self) -> dict[str, Keeps]:
-        return {**self.parameter_keeps, "log_alpha": (self.kept_moves,)}
+        weights = {gate_key(name): keeps for name, keeps in self.parameter_keeps.items()}
+        return {**weights, MOVES: (self.kept_moves,)}
 
 
 def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:

@@ -4,16 +4,19 @@ Source of every formula: Louizos, Welling and Kingma, "Learning Sparse Neural Ne
 ICLR 2018, equations 10 to 13. A binary concrete variable ``s`` with location ``log_alpha`` and temperature ``beta`` is
 stretched to ``(gamma, zeta)``, which contains [0, 1], and clipped to [0, 1].
 
-The functions are pure and elementwise; :class:`HardConcrete` holds the one learned tensor.
+The functions are pure and elementwise; :class:`Gates` holds the one learned tensor.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from l0compress.gates.decay import never_decay_
 
 
 class Stretch(NamedTuple):
@@ -26,6 +29,7 @@ class Stretch(NamedTuple):
 STRETCH = Stretch(-0.1, 1.1)
 TEMPERATURE = 0.5
 OPEN_LOG_ALPHA = 2.94
+_FINE = 4  # bytes of the coarsest type that log_alpha is held in
 
 
 def sample(log_alpha: Tensor, uniform: Tensor, *, temperature: float, stretch: Stretch = STRETCH) -> Tensor:
@@ -84,7 +88,45 @@ def _stretch_and_clip(concrete: Tensor, stretch: Stretch) -> Tensor:
     return (concrete * (stretch.high - stretch.low) + stretch.low).clamp(0, 1)
 
 
-class HardConcrete(nn.Module):
+class Gates(nn.Module):
+    """Gates that are learned: one location each, in ``log_alpha``, which is never decayed.
+
+    Converting the module to bfloat16 leaves ``log_alpha`` in float32: a step of training is smaller than what bfloat16
+    can tell apart.
+
+    >>> Gates(torch.full((3,), 2.94)).bfloat16().log_alpha.dtype
+    torch.float32
+    """
+
+    def __init__(self, log_alpha: Tensor, *, temperature: float = TEMPERATURE, stretch: Stretch = STRETCH) -> None:
+        super().__init__()
+        self.log_alpha = nn.Parameter(log_alpha)
+        self.temperature = temperature
+        self.stretch = stretch
+        never_decay_(self)
+
+    def median(self) -> Tensor:
+        """The test-time gate values."""
+        return median(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
+
+    def probability_nonzero(self) -> Tensor:
+        """The probability that each gate is not zero."""
+        return probability_nonzero(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        never_decay_(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Gates:
+        def finely(tensor: Tensor) -> Tensor:
+            converted = fn(tensor)
+            coarse = converted.is_floating_point() and converted.element_size() < _FINE
+            return tensor.to(converted.device) if coarse else converted
+
+        return super()._apply(finely, recurse)
+
+
+class HardConcrete(Gates):
     """``num_gates`` independent hard concrete gates; calling it returns their values, shape ``(num_gates,)``.
 
     In training mode a value is a fresh sample from torch's global generator, in evaluation mode it is the median.
@@ -104,10 +146,7 @@ class HardConcrete(nn.Module):
         temperature: float = TEMPERATURE,
         stretch: Stretch = STRETCH,
     ) -> None:
-        super().__init__()
-        self.log_alpha = nn.Parameter(torch.full((num_gates,), float(log_alpha)))
-        self.temperature = temperature
-        self.stretch = stretch
+        super().__init__(torch.full((num_gates,), float(log_alpha)), temperature=temperature, stretch=stretch)
 
     def forward(self) -> Tensor:
         """Gate values of shape ``(num_gates,)``: one sample in training mode, the median in evaluation mode."""
@@ -118,14 +157,6 @@ class HardConcrete(nn.Module):
     def sample(self, uniform: Tensor) -> Tensor:
         """Gate values for given uniform noise of shape ``(num_gates,)``."""
         return sample(self.log_alpha, uniform, temperature=self.temperature, stretch=self.stretch)
-
-    def median(self) -> Tensor:
-        """The test-time gate values."""
-        return median(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
-
-    def probability_nonzero(self) -> Tensor:
-        """The probability that each gate is not zero."""
-        return probability_nonzero(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
 
     def extra_repr(self) -> str:
         """What ``print`` shows."""

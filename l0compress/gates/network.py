@@ -1,4 +1,4 @@
-"""A captured network with gates in it, and the factors that its reads are multiplied by.
+"""A captured network with gates in it.
 
 requires: a graph that :func:`~l0compress.gates.attach.attach` has rewritten.
 ensures:  what gates learn, what the network costs in expectation, and the network without gates, by name.
@@ -6,76 +6,76 @@ ensures:  what gates learn, what the network costs in expectation, and the netwo
 
 from __future__ import annotations
 
-import operator
-from functools import cached_property, reduce
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from l0compress.gates.hard_concrete import HardConcrete
+from l0compress.errors import InputError, PlanError
+from l0compress.gates.decay import weight_groups
+from l0compress.gates.factors import ReadFactors, converted_type
+from l0compress.gates.folding import fold
+from l0compress.gates.hard_concrete import Gates, HardConcrete
 from l0compress.gates.reach import smallest_cost, smallest_keep
+from l0compress.gates.refusals import CALL_ERRORS, refused_call
 from l0compress.gates.sparse_cost import SparseCost
-from l0compress.gates.weight_gates import WeightGate
-from l0compress.graph.capture import CapturedGraph
+from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
+from l0compress.graph.capture import CapturedGraph, retype_node_
+from l0compress.graph.checksum import weights_checksum
+from l0compress.graph.describe import counted, headed
 from l0compress.graph.groups import Groups
-from l0compress.graph.network import GraphNetwork
-from l0compress.graph.reads import Read
+from l0compress.graph.network import GraphNetwork, attribute
+from l0compress.graph.plan import KeepPlan
+from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import Weight
 
 FACTORS = "l0_read_factors"
 WEIGHT_GATE = "l0_weight_gate_"
+MOVES = "log_alpha"  # what the gates of the moves are called among the gates
+GATE_RATE = 0.05
+TRAINABLE = (torch.float32, torch.float64, torch.bfloat16)
 
 
-class ReadFactors(nn.Module):
-    """The factor of every read, computed from one draw of the gates: a list of tensors, in the order of ``reads``."""
+@dataclass(frozen=True)
+class Start:
+    """Where gates began: see :func:`~l0compress.gates.weight_gates.starting_log_alpha`."""
 
-    def __init__(self, reads: tuple[Read, ...], gates: HardConcrete) -> None:
-        super().__init__()
-        self.gates = gates
-        self.shapes = tuple(read.shape for read in reads)
-        for position, read in enumerate(reads):
-            self.register_buffer(f"moves_{position}", read.moves.clone(), persistent=False)
+    log_alpha: float
+    magnitude_slope: float = 0.0
 
-    def forward(self) -> list[Tensor]:
-        return self.factors(self.gates())
-
-    def factors(self, z: Tensor) -> list[Tensor]:
-        """The read factors for given gate values ``z`` of shape ``(num_moves,)``."""
-        extended = torch.cat([z, z.new_ones(1)])
-        return [
-            product_of(extended, getattr(self, f"moves_{position}")).view(shape)
-            for position, shape in enumerate(self.shapes)
-        ]
-
-
-def product_of(z: Tensor, moves: Tensor) -> Tensor:
-    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``.
-
-    >>> product_of(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([[0, 2], [0, 1]]))
-    tensor([0.5000, 0.1250])
-    """
-    # Column by column: the backward of prod() is slow where factors are exactly 0, and gates often are.
-    return reduce(operator.mul, (z[column] for column in moves.unbind(-1)))
+    def is_at(self, log_alpha: Tensor, weight: Tensor | None = None) -> bool:
+        """Whether gates, those of a single ``weight`` or of moves, are where they began."""
+        now = log_alpha.detach().cpu().float()
+        if weight is None:
+            return bool((now == torch.tensor(float(self.log_alpha))).all())
+        return torch.equal(now, starting_log_alpha(weight, self.log_alpha, self.magnitude_slope).float())
 
 
 class GatedNetwork(nn.Module):
     """A captured network whose channels, single weights or both carry gates; made by :func:`gate`.
 
     ``forward`` takes and returns what the user's model does. In training mode the gates are sampled, one draw a call;
-    in evaluation mode they are at their median.
+    in evaluation mode they are at their median. ``double`` and ``bfloat16`` convert it with all that its graph has
+    written down as float32; the gates stay in float32 at least.
 
     Attributes:
         groups: the moves that the gates stand for, in order; without moves where only weights are gated.
         network: the rewritten graph.
         sparse: the weights that carry gates of their own.
+        start: where the gates began; None where they were attached with values of their own.
     """
 
-    def __init__(self, groups: Groups, network: GraphNetwork, sparse: tuple[Weight, ...] = ()) -> None:
+    def __init__(
+        self, groups: Groups, network: GraphNetwork, sparse: tuple[Weight, ...] = (), start: Start | None = None
+    ) -> None:
         super().__init__()
         self.groups = groups
         self.network = network
         self.sparse = sparse
+        self.start = start
 
     @property
     def gates(self) -> HardConcrete:
@@ -95,7 +95,18 @@ class GatedNetwork(nn.Module):
         return cast(ReadFactors, self.network.get_submodule(FACTORS))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.network(*args, **kwargs)
+        """What the user's model returns.
+
+        Raises:
+            InputError: the inputs are not those that the model was captured with, up to its free sizes.
+        """
+        try:
+            return self.network(*args, **kwargs)
+        except CALL_ERRORS as error:
+            refusal = refused_call(self.groups.graph, args, kwargs, self._weight_type())
+            if refusal is None:
+                raise
+            raise refusal from error
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The network's own parameters by their original names, without the gates."""
@@ -106,9 +117,69 @@ class GatedNetwork(nn.Module):
         }
 
     def gate_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that gates learn: ``log_alpha`` of the moves, and of each gated parameter under its own name."""
-        found = {"log_alpha": self.gates.log_alpha} if self.groups.num_moves else {}
-        return {**found, **{name: gate.log_alpha for name, gate in self.weight_gates.items()}}
+        """Everything that gates learn: ``log_alpha`` of the moves, and of each gated parameter under its own name.
+
+        A gated parameter that is itself called ``log_alpha`` stands under ``log_alpha.log_alpha``.
+        """
+        found = {MOVES: self.gates.log_alpha} if self.groups.num_moves else {}
+        return {**found, **{gate_key(name): gate.log_alpha for name, gate in self.weight_gates.items()}}
+
+    def param_groups(self, *, lr: float, gate_lr: float = GATE_RATE, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """What an optimizer of ``torch.optim`` takes: matrices, vectors (biases, norms) and gates.
+
+        Weights have the rate ``lr``, gates ``gate_lr``; matrices alone are decayed, as in the built-in training.
+
+        >>> from l0compress import capture, gate
+        >>> gated = gate(capture(nn.Linear(4, 2), (torch.zeros(2, 4),)))
+        >>> [(len(group["params"]), group["lr"]) for group in gated.param_groups(lr=1e-3, weight_decay=0.01)]
+        [(1, 0.001), (1, 0.001), (1, 0.05)]
+        """
+        weights = [{**group, "lr": lr} for group in weight_groups(self.weights(), weight_decay=weight_decay)]
+        return [*weights, {"params": list(self.gate_parameters().values()), "lr": gate_lr, "weight_decay": 0.0}]
+
+    def gate_modules(self) -> list[Gates]:
+        """What holds the gates: one module for the moves, and one for each gated weight."""
+        return [*([self.gates] if self.groups.num_moves else []), *self.weight_gates.values()]
+
+    def has_moved(self) -> bool:
+        """Whether any gate is elsewhere than where :func:`gate` put it."""
+        if self.start is None:
+            return True
+        module = self.groups.graph.graph_module
+        return not (
+            self.start.is_at(self.gates.log_alpha)
+            and all(self.start.is_at(g.log_alpha, attribute(module, name)) for name, g in self.weight_gates.items())
+        )
+
+    def is_of(self, groups: Groups) -> bool:
+        """Whether ``groups`` are those of the very network that was gated here; a copy of it is the same network."""
+        if groups is self.groups:
+            return True
+        mine, other = self.groups.graph, groups.graph
+        return _shape_of(groups) == _shape_of(self.groups) and weights_checksum(mine.state()) == weights_checksum(
+            other.state()
+        )
+
+    def shrink(self, plan: KeepPlan) -> CapturedGraph:
+        """The small trained model that is left of this network when ``plan`` is carried out.
+
+        The values of kept gates are folded into the weights, and what the plan drops is cut out.
+
+        Raises:
+            PlanError: the plan is of another network.
+        """
+        if not isinstance(plan, KeepPlan):
+            raise PlanError(
+                f"shrink takes a plan, and this is a {type(plan).__name__}. Nothing was changed. Write "
+                "gated.shrink(l0compress.harden(gated, budget))."
+            )
+        if _shape_of(plan.groups) != _shape_of(self.groups) or (plan.unfit and not self.is_of(plan.groups)):
+            raise PlanError(
+                "the plan was made for another network. Nothing was changed. Make it of this one: "
+                "l0compress.harden(gated, budget)."
+            )
+        plan.decision().check_fits(self.groups.graph)
+        return shrink(fold(self, plan), plan.decision())
 
     def expected_cost(self, unit: str) -> Tensor:
         """Expected cost after removal, a scalar in ``params``, ``macs`` or ``bytes``, differentiable in the gates."""
@@ -128,10 +199,71 @@ class GatedNetwork(nn.Module):
         return self._sparse_cost.smallest(fewest, unit)
 
     def graph(self) -> CapturedGraph:
-        """The network without gates, with the weights as they are now (copied)."""
+        """The network without gates, with the weights as they are now (copied): what gates multiply is left out."""
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
-        return self.groups.graph.with_state(state)
+        graph, dtype = self.groups.graph, self._weight_type()
+        if dtype is not None and dtype != _floating_type(graph.state()):
+            graph = graph.to(dtype)
+        return graph.with_state(state)
+
+    def _weight_type(self) -> torch.dtype | None:
+        return _floating_type(self.weights())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GatedNetwork:
+        before = {weight.dtype for weight in self.weights().values() if weight.is_floating_point()}
+        changes = {dtype: new for dtype in before if (new := converted_type(fn, dtype)) != dtype}
+        for dtype in changes.values():
+            check_trainable(dtype)
+        super()._apply(fn, recurse)
+        for node in self.network.graph.nodes if changes else ():
+            for dtype, new in changes.items():
+                retype_node_(node, new, dtype)
+        if changes:
+            self.network.recompile()
+        return self
 
     @cached_property
     def _sparse_cost(self) -> SparseCost:
         return SparseCost(self.groups, self.sparse)
+
+    def __repr__(self) -> str:
+        moves = f"gates on {counted(self.groups.num_moves, 'move')} in {counted(len(self.groups.groups), 'group')}"
+        weights = f"{counted(sum(w.numel for w in self.sparse), 'gate')} on {counted(len(self.sparse), 'weight')}"
+        parts = [*([moves] if self.groups.num_moves else []), *([weights] if self.sparse else [])]
+        likely = self.gates.probability_nonzero().detach().cpu() > 0.5
+        lines = [
+            f"{group.name} {group.kind}: {int(likely[list(group.moves)].sum()):,} of {len(group.moves):,} open"
+            for group in self.groups.groups
+        ]
+        for name, one in self.weight_gates.items():
+            lines.append(f"{name}: {int((one.probability_nonzero() > 0.5).sum()):,} of {one.log_alpha.numel():,} open")
+        mode = "training" if self.training else "evaluation"
+        return headed(f"GatedNetwork({', '.join(parts)}; {mode} mode)", lines)
+
+
+def gate_key(name: str) -> str:
+    """What the gates of a parameter are called among all gates.
+
+    >>> gate_key("0.weight"), gate_key("log_alpha")
+    ('0.weight', 'log_alpha.log_alpha')
+    """
+    return f"{name}.{MOVES}" if name == MOVES else name
+
+
+def check_trainable(dtype: torch.dtype) -> None:
+    """Raises:
+    InputError: weights of this type cannot be trained under gates.
+    """
+    if dtype.is_floating_point and dtype not in TRAINABLE:
+        raise InputError(
+            f"a gated network cannot be {str(dtype).removeprefix('torch.')}, which is too narrow to train in. Nothing "
+            "was changed. Take bfloat16, or keep float32 weights and run forward under torch.autocast."
+        )
+
+
+def _floating_type(tensors: Mapping[str, Tensor]) -> torch.dtype | None:
+    return next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), None)
+
+
+def _shape_of(groups: Groups) -> list[tuple[str, str, int]]:
+    return [(group.name, group.kind, len(group.moves)) for group in groups.groups]

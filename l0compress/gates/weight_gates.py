@@ -13,17 +13,18 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from l0compress.gates.hard_concrete import STRETCH, TEMPERATURE, Stretch, median, probability_nonzero
+from l0compress.errors import InputError
+from l0compress.gates.hard_concrete import Gates, Stretch
 
 _NOISE_BITS = 16
 _SMALLEST = 1e-3
 _BLOCK = 2**16
 
 
-class WeightGate(nn.Module):
+class WeightGate(Gates):
     """The gates of one parameter; calling it with the parameter returns the gated parameter.
 
     In training mode the gates are sampled from torch's global generator, in evaluation mode they are at their median.
@@ -36,12 +37,6 @@ class WeightGate(nn.Module):
     tensor([[2., 0.]], grad_fn=<MulBackward0>)
     """
 
-    def __init__(self, log_alpha: Tensor, *, temperature: float = TEMPERATURE, stretch: Stretch = STRETCH) -> None:
-        super().__init__()
-        self.log_alpha = nn.Parameter(log_alpha)
-        self.temperature = temperature
-        self.stretch = stretch
-
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` times one sample of its gates in training mode, times their medians in evaluation mode."""
         if not self.training:
@@ -51,14 +46,6 @@ class WeightGate(nn.Module):
     def sample(self, weight: Tensor, noise: Tensor) -> Tensor:
         """``weight`` times the gates that logistic ``noise`` (``log u - log(1 - u)``) draws; it is overwritten."""
         return _Gated.apply(weight, self.log_alpha, noise, self.temperature, self.stretch)
-
-    def median(self) -> Tensor:
-        """The test-time gate values."""
-        return median(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
-
-    def probability_nonzero(self) -> Tensor:
-        """The probability that each gate is not zero."""
-        return probability_nonzero(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
 
     def expected_cost(self, costs: float | Tensor) -> Tensor:
         """``sum of costs * P(gate is not zero)``: a scalar in float64, differentiable in the gates."""
@@ -116,7 +103,8 @@ class _Gated(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, log_alpha: Tensor, noise: Tensor, temperature: float, stretch: Stretch
     ) -> Tensor:
-        product = torch.empty_like(noise, dtype=torch.promote_types(weight.dtype, noise.dtype))
+        # The weight's type is what its readers take, however finely its gates are held.
+        product = torch.empty_like(noise, dtype=weight.dtype)
         for z, location, value, result in _blocks(noise, log_alpha, weight, product):
             z.add_(location).mul_(1 / temperature).sigmoid_()
             z.mul_(stretch.high - stretch.low).add_(stretch.low).clamp_(0, 1)
@@ -130,7 +118,10 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (weight,), z, ctx.z = ctx.saved_tensors, ctx.z, None
         if z is None:
-            raise RuntimeError("the gates of single weights keep what they need for one backward pass only")
+            raise InputError(
+                "the gates of single weights keep what they need for one backward pass, and this is the second through "
+                "the same outputs. Nothing was changed. Call the network once for every backward()."
+            )
         low, high = ctx.stretch
         scale, middle, half = 1 / ((high - low) * ctx.temperature), (low + high) / 2, (high - low) / 2
         of_weight = torch.empty_like(z, dtype=gradients[0].dtype)

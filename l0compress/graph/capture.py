@@ -21,14 +21,16 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from l0compress.errors import CaptureError
+from l0compress.errors import CaptureError, InputError
 from l0compress.graph.cells import open_cells_
+from l0compress.graph.describe import headed, input_texts, size_text
 from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
 from l0compress.graph.einsum import expand_einsums_
 from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
+from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
 
@@ -80,8 +82,10 @@ class CapturedGraph:
 
         args, kwargs = pytree.tree_map(cast, (self.example_args, self.example_kwargs))
         duplicate = network_of(self.graph_module)
+        own = {tensor.dtype for tensor in self.state().values() if tensor.is_floating_point()}
         for node in duplicate.graph.nodes:
-            retype_node_(node, dtype)
+            for old in own | {torch.float32}:
+                retype_node_(node, dtype, old)
         duplicate.to(dtype)
         duplicate.recompile()
         return propagate_shapes(replace(self, graph_module=duplicate, example_args=args, example_kwargs=kwargs))
@@ -94,17 +98,49 @@ class CapturedGraph:
     def nodes(self) -> Iterator[fx.Node]:
         return iter(self.graph_module.graph.nodes)
 
+    def __repr__(self) -> str:
+        graph = self.graph_module.graph
+        return headed(f"CapturedGraph({size_text(self.graph_module, graph)})", input_texts(graph))
 
-def retype_node_(node: fx.Node, dtype: torch.dtype) -> None:
-    """Casts and constructors that the capture wrote down as float32 follow the graph's new dtype."""
+    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedGraph:
+        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self.example_args, self.example_kwargs))
+        duplicate = network_of(self.graph_module)
+        return replace(self, graph_module=duplicate, example_args=args, example_kwargs=kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = (self.example_args, self.example_kwargs, self.dynamic_shapes)
+        return _unpickled, (network_of(self.graph_module), *inputs_of(self.graph_module.graph), fields)
+
+
+def _unpickled(
+    network: GraphNetwork, inputs: tuple[Any, ...], symbols: Mapping[Any, int], fields: Any
+) -> CapturedGraph:
+    put_inputs_(network.graph, inputs, symbols)
+    return propagate_shapes(CapturedGraph(network, *fields))
+
+
+def check_captured(graph: object, verb: str) -> None:
+    """Raises:
+    InputError: what is given to ``verb`` is no captured graph; the message says what to write.
+    """
+    if isinstance(graph, CapturedGraph):
+        return
+    raise InputError(
+        f"{verb} takes a captured graph, and this is {type(graph).__name__}. Nothing was changed. Capture the model "
+        "first: graph = l0compress.capture(model, (example_input,))."
+    )
+
+
+def retype_node_(node: fx.Node, dtype: torch.dtype, old: torch.dtype = torch.float32) -> None:
+    """Casts and constructors that the capture wrote down as ``old`` follow the graph's new dtype."""
 
     def swap(value: Any) -> Any:
-        return dtype if value is torch.float32 else value
+        return dtype if value is old else value
 
     node.args = map_aggregate(node.args, swap)
     node.kwargs = map_aggregate(node.kwargs, swap)
     value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
-    if schema is None or not isinstance(value, Tensor) or value.dtype is not torch.float32:
+    if schema is None or not isinstance(value, Tensor) or value.dtype is not old:
         return
     reads = any(isinstance(source.meta.get("val"), Tensor) for source in node.all_input_nodes)
     if any(argument.name == "dtype" for argument in schema.arguments) and not reads:

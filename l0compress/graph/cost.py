@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
@@ -60,7 +60,11 @@ def cost(graph: CapturedGraph) -> Cost:
         >>> from l0compress.graph.capture import capture
         >>> cost(capture(nn.Linear(4, 3), (torch.zeros(2, 4),)))
         Cost(params=15, macs=12, size_bytes=60)
+
+    Raises:
+        InputError: ``graph`` is no captured graph.
     """
+    check_captured(graph, "cost")
     module = graph.graph_module
     names = {str(node.target) for node in graph.nodes() if node.op == "get_attr"}
     tensors = {id(tensor): tensor for name in names if isinstance(tensor := attribute(module, name), Tensor)}

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l0compress.errors import NothingToPruneError, PlanError
-from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.closure import Closure
 from l0compress.graph.components import Components, solve
 from l0compress.graph.cost import UNITS, Cost, CostModel, cost_model
+from l0compress.graph.describe import counted, headed
 from l0compress.graph.frozen import Frozen, by_reason, frozen_places
 from l0compress.graph.labels import Labelled, label
 from l0compress.graph.moves import Lines, Removal, find_lines, find_moves
@@ -139,12 +141,38 @@ class Groups:
         padded = torch.cat([probabilities.double(), probabilities.new_ones(1, dtype=torch.float64)])
         return self.costs.evaluate(padded[self.moves_of_component.to(padded.device)].prod(-1), unit)
 
+    def __repr__(self) -> str:
+        stuck = counted(len(self.frozen), "parameter dimension")
+        title = (
+            f"Groups({counted(len(self.groups), 'group')}, {counted(self.num_moves, 'move')}; {stuck} cannot be cut)"
+        )
+        return headed(title, [f"{group.name} {group.kind}: {len(group.moves):,}" for group in self.groups])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Groups:
+        # Nothing of it ever changes, and a copy of a gated network is the same network.
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found_again, (self.graph, tuple((group.name, group.kind, len(group.moves)) for group in self.groups))
+
+
+def _found_again(graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...]) -> Groups:
+    """The groups of a graph that comes out of a pickle: they follow from it, given the same rules."""
+    groups = find_groups(graph) if wanted else groups_without_moves(graph)
+    if tuple((group.name, group.kind, len(group.moves)) for group in groups.groups) != wanted:
+        raise PlanError(
+            "the groups in this pickle are not those that this program finds in their graph. Nothing was changed. Call "
+            "register_rule first for the operators that it was called for then, and use the same version of l0compress."
+        )
+    return groups
+
 
 def find_groups(graph: CapturedGraph) -> Groups:
     """Find everything that can be cut from ``graph``.
 
     Raises:
         NothingToPruneError: no channel can be removed; the message lists the reasons.
+        InputError: ``graph`` is no captured graph.
 
     Examples:
         >>> from l0compress.graph.capture import capture
@@ -153,6 +181,7 @@ def find_groups(graph: CapturedGraph) -> Groups:
         >>> [(group.name, group.kind, len(group.moves)) for group in groups.groups]
         [('0', 'channels', 8), ('0', 'inputs', 4)]
     """
+    check_captured(graph, "find_groups")
     labelled = label(graph)
     components = solve(labelled)
     lines = find_lines(labelled, components)

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from l0compress.errors import PlanError
-from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.network import GraphNetwork, argument_at, attribute, network_of, put_argument_
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.reads import Read
@@ -23,7 +23,8 @@ def masked(graph: CapturedGraph, plan: KeepPlan) -> GraphNetwork:
         graph: the graph that the plan was made of, or the same graph with other weights.
 
     Raises:
-        PlanError: the plan belongs to another graph.
+        InputError: ``graph`` is no captured graph.
+        PlanError: the plan belongs to another graph, or came out of training and ``graph`` holds other weights.
 
     Examples:
         >>> from l0compress.graph.capture import capture
@@ -36,7 +37,8 @@ def masked(graph: CapturedGraph, plan: KeepPlan) -> GraphNetwork:
         >>> torch.allclose(masked(graph, plan)(x), shrink(graph, plan).module()(x), atol=1e-6)
         True
     """
-    check_same(graph, plan)
+    check_captured(graph, "masked")
+    plan.check_fits(graph)
     network = network_of(graph.graph_module)
     with torch.no_grad():
         for name, mask in plan.masks.items():
@@ -48,13 +50,6 @@ def masked(graph: CapturedGraph, plan: KeepPlan) -> GraphNetwork:
             _silence_(network, nodes[read.node], read, silent, f"mask_{number}")
     network.recompile()
     return network
-
-
-def check_same(graph: CapturedGraph, plan: KeepPlan) -> None:
-    """A plan speaks of nodes and parameters by name, so the graph must have the very ones it was made of."""
-    mine = [node.name for node in graph.nodes()]
-    if mine != [node.name for node in plan.groups.graph.nodes()]:
-        raise PlanError("the plan was made for another graph. Nothing was changed. Make it with find_groups(graph).")
 
 
 def _silence_(network: GraphNetwork, node: fx.Node, read: Read, silent: torch.Tensor, name: str) -> None:

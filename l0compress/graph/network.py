@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
+
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
 # belongs to the model (batch norm without running statistics) and is left alone.
 _TRAINING_FLAG = {
@@ -105,6 +107,32 @@ class GraphNetwork(fx.GraphModule):
             self.recompile()
         super().train(mode)
         return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
+        # torch.fx registers tensors anew in the order of the graph; optimizers and averages go by the order there was.
+        state = {key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key not in _OF_THE_GRAPH}
+        memo[id(self)] = duplicate = _revived(state, copied_graph(self.graph))
+        return duplicate
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {key: value for key, value in self.__dict__.items() if key not in _OF_THE_GRAPH}
+        return _unpickled, (state, recipe_of(self.graph))
+
+
+# What a module of torch.fx derives from its graph.
+_OF_THE_GRAPH = frozenset(("_graph", "_code", "_lineno_map", "_prologue_start", "_tracer_cls", "_tracer_extras"))
+
+
+def _unpickled(state: dict[str, Any], recipe: GraphRecipe) -> GraphNetwork:
+    return _revived(state, graph_from(recipe))
+
+
+def _revived(state: dict[str, Any], graph: fx.Graph) -> GraphNetwork:
+    """A network with the attributes ``state`` that runs ``graph``; what registers parameters anew is left out."""
+    network = GraphNetwork.__new__(GraphNetwork)
+    network.__dict__.update(state, _tracer_cls=None, _tracer_extras={})
+    network.graph = graph
+    return network
 
 
 def network_of(graph_module: fx.GraphModule) -> GraphNetwork:

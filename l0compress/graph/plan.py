@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from l0compress.errors import PlanError
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.checksum import weights_checksum
 from l0compress.graph.cost import Cost
+from l0compress.graph.describe import counted, headed
 from l0compress.graph.groups import Groups
 from l0compress.graph.values import flattened, varying
 
@@ -27,11 +30,14 @@ class KeepPlan:
         keep: bool (num_moves,), True = keep; closed (what dies as a consequence is False already).
         masks: by name of a parameter, bool of its dense shape, True = keep; a parameter without one keeps all its
             elements. What is dropped becomes zero where it is not cut anyway.
+        unfit: weights that the plan must not be carried out on, by their checksum, and what they are: a plan that comes
+            out of training would throw the training away on the weights from before.
     """
 
     groups: Groups
     keep: Tensor
     masks: Mapping[str, Tensor] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_keep(cls, groups: Groups, keep: Tensor) -> KeepPlan:
@@ -133,6 +139,48 @@ class KeepPlan:
     def cost(self) -> Cost:
         """The exact cost of the model that this plan leaves."""
         return self.groups.cost_of_components(self.alive)
+
+    def __repr__(self) -> str:
+        whole, kept = self.groups.cost_of_components(torch.ones_like(self.alive)), self.cost
+        title = (
+            f"KeepPlan(keeps {int(self.keep.sum()):,} of {counted(self.groups.num_moves, 'move')}: {kept.params:,} of "
+            f"{whole.params:,} parameters, {kept.macs:,} of {whole.macs:,} MACs)"
+        )
+        lines = [
+            f"{name}: {len(kept):,} of {len(group.moves):,}"
+            for (name, kept), group in zip(self.kept().items(), self.groups.groups, strict=True)
+        ]
+        lines += [f"{name}: {int(mask.sum()):,} of {mask.numel():,} elements" for name, mask in self.masks.items()]
+        return headed(title, lines)
+
+    def decision(self) -> KeepPlan:
+        """The bare decision, which may be carried out on any weights of the graph, those from before training too."""
+        return replace(self, unfit={})
+
+    def check_fits(self, graph: CapturedGraph) -> None:
+        """Raises:
+        PlanError: ``graph`` has other nodes or shapes than the one that the plan was made of, or weights in ``unfit``.
+        """
+        wanted = {name: tuple(value.shape) for name, value in self.groups.labelled.parameters.items()}
+        if [node.name for node in graph.nodes()] != [node.name for node in self.groups.graph.nodes()]:
+            raise PlanError(
+                "the plan was made for another graph. Nothing was changed. Make it with find_groups(graph)."
+            )
+        state = graph.state()
+        for name, shape in wanted.items():
+            if name in state and tuple(state[name].shape) != shape:
+                raise PlanError(
+                    f"the plan was made for a graph whose {name!r} has shape {shape}, and here it has "
+                    f"{tuple(state[name].shape)}. Nothing was changed. If this graph is what the plan left, it is done "
+                    "already; otherwise make a plan with find_groups(graph)."
+                )
+        what = self.unfit.get(weights_checksum(state)) if self.unfit else None
+        if what is not None:
+            raise PlanError(
+                f"the plan was decided on by training, and the graph holds {what}. Nothing was changed. Write "
+                "gated.shrink(plan), or take the graph from fold(gated, plan); for the bare decision on these very "
+                "weights pass plan.decision()."
+            )
 
     def with_masks(self, masks: Mapping[str, Tensor]) -> KeepPlan:
         """The same moves, and ``masks`` for single weights.

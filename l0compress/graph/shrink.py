@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from l0compress.errors import SurgeryError
-from l0compress.graph.capture import CapturedGraph, propagate_shapes
+from l0compress.graph.capture import CapturedGraph, check_captured, propagate_shapes
 from l0compress.graph.islands import Crossing, crossing, is_flat
 from l0compress.graph.labels import Entry, shape_of
-from l0compress.graph.masked import check_same
 from l0compress.graph.network import GraphNetwork, attribute, copied_graph, delete_unused_
 from l0compress.graph.plan import KeepPlan, cut
 from l0compress.graph.surgery import Cut, Kept, kept_of, remove_vanished_, rewrite_
@@ -29,7 +28,8 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
         graph: the graph that the plan was made of, or the same graph with other weights.
 
     Raises:
-        PlanError: the plan belongs to another graph.
+        InputError: ``graph`` is no captured graph.
+        PlanError: the plan belongs to another graph, or came out of training and ``graph`` holds other weights.
         SurgeryError: a node cannot be rewritten exactly.
 
     Examples:
@@ -41,7 +41,8 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
         >>> {name: tuple(tensor.shape) for name, tensor in shrink(graph, plan).state().items()}
         {'0.weight': (2, 4), '0.bias': (2,), '2.weight': (2, 2), '2.bias': (2,)}
     """
-    check_same(graph, plan)
+    check_captured(graph, "shrink")
+    plan.check_fits(graph)
     kept = {
         name: tuple(kept_of(value, plan) for value in (entry if isinstance(entry, tuple) else (entry,)) if value)
         for name, entry in plan.groups.labelled.values.items()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.cost import Cost, cost, node_macs
 from l0compress.graph.labels import shape_of
 from l0compress.graph.network import Place, argument_at, attribute, op_name
@@ -130,6 +130,7 @@ def nonzero_cost(graph: CapturedGraph) -> Cost:
     >>> cost(graph), nonzero_cost(graph)
     (Cost(params=15, macs=12, size_bytes=60), Cost(params=7, macs=4, size_bytes=60))
     """
+    check_captured(graph, "nonzero_cost")
     whole = cost(graph)
     params, macs, size_bytes = whole.params, 0.0, whole.size_bytes
     for weight in find_weights(graph):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 
 from l0compress.errors import TargetError
 
@@ -97,14 +99,14 @@ def make_target(target: Mapping[str, float] | str) -> Target:
     ((unit, value),) = target.items()
     text = f"{unit}={value}"
     _check_unit(unit, text)
-    if not isinstance(value, int | float):
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TargetError(
             f"Target {text!r}: {value!r} is {type(value).__name__}, and has to be a number. Nothing was changed. Write "
             f"for example {{{unit!r}: 0.5}}."
         )
     if 0 < value < 1:
         return Target(unit, float(value), True)
-    if value == int(value) and value >= SMALLEST_COUNT:
+    if math.isfinite(value) and value == int(value) and value >= SMALLEST_COUNT:
         return Target(unit, int(value), False)
     raise TargetError(
         f"Target {text!r} is out of range. A fraction of the dense model lies between 0 and 1 (such as {unit}=0.5); "

@@ -14,56 +14,119 @@ not to prune", 2017, equation 1).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
-from l0compress.errors import TargetError
-from l0compress.gates.attach import GatedNetwork
+from l0compress.errors import InputError, TargetError
+from l0compress.gates.attach import GatedNetwork, check_gated
 from l0compress.training.multiplier import AscentSettings, Multiplier, cubic_ramp
-from l0compress.training.targets import dense_cost, reachable_target, the_one
+from l0compress.training.targets import dense_cost, named_target, reachable_target
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _ASCENT = AscentSettings()
 
 
-class Penalty(Protocol):
-    """What joins the loss while gates are trained: a :class:`Budget` or a :class:`FixedPenalty`."""
+class Penalty(ABC):
+    """What joins the loss while gates are trained: a :class:`Budget` or a :class:`FixedPenalty`.
+
+    Attributes:
+        unit: ``params``, ``macs`` or ``bytes``.
+        dense: the cost, in that unit, with nothing removed.
+        target: the most that hardening may leave; None where there is no target.
+    """
+
+    unit: str
+    dense: int
+    target: int | None
+
+    def __init__(self, gated: GatedNetwork, unit: str) -> None:
+        self._gated = gated
+        self.unit = unit
+        self.dense = dense_cost(gated.groups, unit)
 
     @property
-    def unit(self) -> str: ...
+    def gated(self) -> GatedNetwork:
+        """The network whose cost this is on."""
+        return self._gated
 
     @property
-    def target(self) -> int | None: ...
+    def density(self) -> float:
+        """Expected cost after removal over the dense cost."""
+        with torch.no_grad():
+            return float(self.expected_cost()) / self.dense
+
+    def expected_cost(self) -> Tensor:
+        """Expected cost after removal, a scalar in the penalty's unit, differentiable in the gates."""
+        return self._gated.expected_cost(self.unit)
+
+    def penalty(self) -> Tensor:
+        """What to add to the loss: a scalar, differentiable in the gates.
+
+        Raises:
+            InputError: gradients are wanted while the gates are in evaluation mode, where they are not sampled.
+        """
+        modules = self._gated.gate_modules()
+        if torch.is_grad_enabled() and not any(module.training for module in modules):
+            raise InputError(
+                "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss. "
+                "Nothing was changed. Call gated.train() before the steps of training, and gated.eval() only to "
+                "evaluate."
+            )
+        return self._penalty()
+
+    def follow_(self, gated: GatedNetwork) -> None:
+        """Go on with ``gated``, what compaction made of the network so far."""
+        self._gated = gated
 
     @property
-    def multiplier(self) -> float: ...
+    @abstractmethod
+    def multiplier(self) -> float:
+        """What a unit of the penalty weighs in the loss."""
 
     @property
-    def violation(self) -> float: ...
+    @abstractmethod
+    def violation(self) -> float:
+        """Feasible where <= 0."""
 
-    @property
-    def density(self) -> float: ...
+    @abstractmethod
+    def _penalty(self) -> Tensor: ...
 
-    def penalty(self) -> Tensor: ...
+    @abstractmethod
+    def step(self) -> None:
+        """Called once after every step of the optimizer."""
 
-    def step(self) -> None: ...
+    @abstractmethod
+    def values(self) -> dict[str, float]:
+        """What has to be known between two steps to go on."""
 
-    def follow_(self, gated: GatedNetwork) -> None: ...
-
-    def values(self) -> dict[str, float]: ...
-
-    def load_values_(self, values: Mapping[str, float]) -> None: ...
+    @abstractmethod
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`values` returned."""
 
 
-class Budget:
+class Units(TypedDict, total=False):
+    """The keywords that name a target."""
+
+    params: float | None
+    macs: float | None
+    bytes: float | None
+    size_bytes: float | None
+
+
+class Budget(Penalty):
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs or bytes.
 
-    Name exactly one of ``params``, ``macs`` and ``size_bytes``: a float between 0 and 1 is a fraction of the cost that
-    ``gated`` has when the budget is made, an int is an absolute number. Where single weights carry gates, the cost is
-    that of what is not zero, see :func:`~l0compress.nonzero_cost`. ``ramp_steps`` is the number of calls of
-    :meth:`step` over which the target falls from the model's own cost to the budget.
+    Name exactly one of ``params``, ``macs`` and ``bytes`` (or ``size_bytes``), as a keyword or in a mapping,
+    ``Budget(gated, {"macs": 0.5})``: a number between 0 and 1 is a fraction of the cost that ``gated`` has when the
+    budget is made, a whole number from 100 on is a count. Where single weights carry gates, the cost is that of what is
+    not zero, see :func:`~l0compress.nonzero_cost`. ``ramp_steps`` is the number of calls of :meth:`step` over which the
+    target falls from the model's own cost to the budget.
 
     In a training loop::
 
@@ -72,25 +135,26 @@ class Budget:
         optimizer.step()
         budget.step()
 
-    Raises TargetError for a malformed target, and for one that no choice of what to remove can reach.
+    Raises TargetError for a malformed target, and for one that no choice of what to remove can reach; InputError where
+    ``gated`` is no gated network.
     """
+
+    target: int
 
     def __init__(
         self,
         gated: GatedNetwork,
+        target: Mapping[str, float] | None = None,
         *,
-        params: float | None = None,
-        macs: float | None = None,
-        size_bytes: float | None = None,
         ramp_steps: int = 0,
         ascent: AscentSettings = _ASCENT,
+        **units: Unpack[Units],
     ) -> None:
-        named = {"params": params, "macs": macs, "bytes": size_bytes}
-        self.unit, wanted = the_one(named, names="params, macs and size_bytes")
-        self.dense: int = dense_cost(gated.groups, self.unit)
-        self.target: int = reachable_target(gated.groups, wanted, self.unit, smallest=gated.smallest_cost)
+        check_gated(gated, "Budget")
+        wanted = named_target(target, units)
+        super().__init__(gated, wanted.unit)
+        self.target = reachable_target(gated.groups, wanted.value, wanted.unit, smallest=gated.smallest_cost)
         self.ramp_steps = ramp_steps
-        self._gated = gated
         self._multiplier = Multiplier(ascent)
         self._num_steps = 0
         self._last: float | None = None
@@ -113,18 +177,8 @@ class Budget:
         with torch.no_grad():
             return float(self._violation())
 
-    @property
-    def density(self) -> float:
-        """Expected cost after removal over the dense cost."""
-        with torch.no_grad():
-            return float(self.expected_cost()) / self.dense
-
-    def expected_cost(self) -> Tensor:
-        """Expected cost after removal, a scalar in the budget's unit, differentiable in the gates."""
-        return self._gated.expected_cost(self.unit)
-
-    def penalty(self) -> Tensor:
-        """``multiplier * violation``: add it to the loss. Scalar, differentiable in the gates."""
+    def _penalty(self) -> Tensor:
+        """``multiplier * violation``."""
         violation = self._violation()
         self._last = float(violation.detach())
         return self.multiplier * violation
@@ -137,7 +191,7 @@ class Budget:
 
     def follow_(self, gated: GatedNetwork) -> None:
         """Go on with ``gated``, what compaction made of the network so far; target and multiplier stay."""
-        self._gated = gated
+        super().follow_(gated)
         self._last = None
 
     def values(self) -> dict[str, float]:
@@ -153,8 +207,15 @@ class Budget:
     def _violation(self) -> Tensor:
         return self.expected_cost().log() - math.log(self.target_now)
 
+    def __repr__(self) -> str:
+        ramp = f" of {self.ramp_steps:,} of its ramp" if self.ramp_steps > 0 else ""
+        return (
+            f"Budget({self.unit}: at most {self.target:,} of {self.dense:,}; expected now {self.density:.1%}, "
+            f"multiplier {self.multiplier:.4g}, step {self._num_steps:,}{ramp})"
+        )
 
-class FixedPenalty:
+
+class FixedPenalty(Penalty):
     """``multiplier * E[cost]`` with a multiplier that the caller chose: the penalty of Louizos et al. 2018, equation 9.
 
     With ``unit="params"`` and a loss that is a mean negative log-likelihood, :meth:`aic` and :meth:`bic` are the
@@ -162,15 +223,14 @@ class FixedPenalty:
     There is no target: hardening keeps what is kept with probability above one half.
     """
 
-    target: int | None = None
+    target: None = None
 
     def __init__(self, gated: GatedNetwork, multiplier: float, *, unit: str = "params") -> None:
+        check_gated(gated, "FixedPenalty")
         if not (multiplier >= 0 and math.isfinite(multiplier)):
             raise TargetError(f"Penalty {multiplier}: a multiplier is a finite number, 0 or more. Nothing was changed.")
-        self.unit = unit
-        self.multiplier = float(multiplier)
-        self.dense: int = dense_cost(gated.groups, unit)
-        self._gated = gated
+        super().__init__(gated, unit)
+        self._multiplier = float(multiplier)
 
     @classmethod
     def aic(cls, gated: GatedNetwork, num_samples: int) -> FixedPenalty:
@@ -183,30 +243,21 @@ class FixedPenalty:
         return cls(gated, math.log(num_samples) / (2 * num_samples))
 
     @property
+    def multiplier(self) -> float:
+        """Loss per unit of cost."""
+        return self._multiplier
+
+    @property
     def violation(self) -> float:
         """Always 0: without a target nothing is violated."""
         return 0.0
 
-    @property
-    def density(self) -> float:
-        """Expected cost after removal over the dense cost."""
-        with torch.no_grad():
-            return float(self.expected_cost()) / self.dense
-
-    def expected_cost(self) -> Tensor:
-        """Expected cost after removal, a scalar in the penalty's unit, differentiable in the gates."""
-        return self._gated.expected_cost(self.unit)
-
-    def penalty(self) -> Tensor:
-        """``multiplier * E[cost]``: add it to the loss. Scalar, differentiable in the gates."""
+    def _penalty(self) -> Tensor:
+        """``multiplier * E[cost]``."""
         return self.multiplier * self.expected_cost()
 
     def step(self) -> None:
         """Nothing moves: the multiplier is fixed."""
-
-    def follow_(self, gated: GatedNetwork) -> None:
-        """Go on with ``gated``, what compaction made of the network so far."""
-        self._gated = gated
 
     def values(self) -> dict[str, float]:
         """Nothing: a fixed penalty has no state."""
@@ -214,3 +265,6 @@ class FixedPenalty:
 
     def load_values_(self, values: Mapping[str, float]) -> None:
         """Nothing to load."""
+
+    def __repr__(self) -> str:
+        return f"FixedPenalty({self.multiplier:.4g} for each of {self.unit}; expected now {self.density:.1%})"

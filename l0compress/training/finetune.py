@@ -17,7 +17,8 @@ from l0compress.data import Data
 from l0compress.errors import DataError, InputError, TargetError
 from l0compress.gates.attach import GatedNetwork, fold, gate
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import cost
+from l0compress.graph.checksum import weights_checksum
+from l0compress.graph.cost import UNITS, cost
 from l0compress.graph.groups import Groups
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
@@ -227,17 +228,16 @@ def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, course: 
     gates = course.settings.gates
     ramp_steps = round(course.gated_steps * gates.ramp_share)
     ascent = AscentSettings(learning_rate=gates.multiplier_rate_for(course.gated_steps))
-    keyword = {"params": "params", "macs": "macs", "bytes": "size_bytes"}.get(unit)
-    if keyword is None:
+    if unit not in UNITS:
         raise TargetError(
             f"Unknown target {unit!r}: expected one of {TARGETS}. Nothing was changed. Example: macs=0.5."
         )
-    return Budget(gated, ramp_steps=ramp_steps, ascent=ascent, **{keyword: value})
+    return Budget(gated, {unit: value}, ramp_steps=ramp_steps, ascent=ascent)
 
 
 def harden_gates(groups: Groups, trained: Gated, budget: Penalty) -> Hardened:
     """Decide on the network that is left, fold its gates, and carry both back to the dense graph's ``groups``."""
-    plan = harden(trained.network, budget)
+    plan = harden(trained.network, budget, allow_untrained=True)
     small = shrink(fold(trained.network, plan), plan)
     keep = torch.zeros(groups.num_moves, dtype=torch.bool)
     keep[trained.moves[plan.keep]] = True
@@ -259,9 +259,10 @@ def finish(run: Run, hardened: Hardened, *, unit: str, first_epoch: int) -> Fine
     final = replace(course, objective=objective)
     finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch, masks=masks)
     check_zeros(finished.last.state(), masks)
+    before = {weights_checksum(run.graph.state()): "the weights from before it"}
     return FinetuneResult(
         dense=run.graph,
-        plan=plan,
+        plan=replace(plan, unfit=before),
         folded=run.graph.with_state(unshrink_state(plan, finished.best.state())),
         small=finished.best,
         last=finished.last,

@@ -7,11 +7,14 @@ ensures:  a closed :class:`KeepPlan` whose true cost is at most the target, and 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from l0compress.errors import TargetMissedError
-from l0compress.gates.attach import GatedNetwork
+from l0compress.errors import InputError, TargetError, TargetMissedError
+from l0compress.gates.attach import GatedNetwork, check_gated
+from l0compress.gates.folding import unfit_weights
 from l0compress.gates.reach import smallest_keep
 from l0compress.graph.groups import Groups
 from l0compress.graph.plan import KeepPlan
@@ -23,18 +26,65 @@ from l0compress.training.sparse_harden import harden_sparse
 CLOSE_ENOUGH = 0.97
 
 
-def harden(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
+def harden(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool = False) -> KeepPlan:
     """Decide which moves of ``gated`` stay: those of highest log_alpha that fit the budget together.
 
     Without a target (a fixed penalty), those that are kept with probability above one half stay. A group keeps its
     best move unless it can vanish. ``gated`` is not changed. Where single weights carry gates, the plan has masks, and
     the budget is on what is not zero; see :func:`~l0compress.training.sparse_harden.harden_sparse`.
 
+    ``gated.shrink(plan)`` is the small trained model. The plan refuses the weights from before training; and gates
+    that no step has moved are refused, unless ``allow_untrained`` says that their first order is meant.
+
+    >>> from l0compress import Budget, capture, gate
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+    >>> gated = gate(capture(model, (torch.zeros(2, 8),)))
+    >>> budget = Budget(gated, macs=0.5)
+    >>> optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3))
+    >>> for x in torch.randn(10, 16, 8):
+    ...     (gated(x).square().mean() + budget.penalty()).backward()
+    ...     optimizer.step(), optimizer.zero_grad(), budget.step()  # doctest: +ELLIPSIS
+    (None, None, None)...
+    >>> plan = harden(gated, budget)
+    >>> plan.cost.macs <= budget.target, gated.shrink(plan).module()(torch.zeros(4, 8)).shape
+    (True, torch.Size([4, 3]))
+
     Raises:
+        InputError: ``gated`` is no gated network, or ``budget`` no budget.
+        TargetError: the budget is on another network, or no step has moved the gates.
         TargetMissedError: not even the smallest choice fits the budget.
     """
-    if gated.sparse:
-        return harden_sparse(gated, budget)
+    check_hardenable(gated, budget, allow_untrained=allow_untrained)
+    plan = harden_sparse(gated, budget) if gated.sparse else _harden_moves(gated, budget)
+    return replace(plan, unfit=unfit_weights(gated, plan))
+
+
+def check_hardenable(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool) -> None:
+    """Raises:
+    InputError, TargetError: as :func:`harden`.
+    """
+    check_gated(gated, "harden")
+    if not isinstance(budget, Penalty):
+        raise InputError(
+            f"harden takes the Budget that the gates were trained under, and this is {type(budget).__name__}. Nothing "
+            "was changed. Write budget = l0compress.Budget(gated, macs=0.5) before training."
+        )
+    known = budget.gated.gate_parameters().keys() == gated.gate_parameters().keys()
+    if not (known and budget.gated.is_of(gated.groups)):
+        raise TargetError(
+            f"the budget ({budget.unit}) is on another network than the one to harden. Nothing was changed. Harden the "
+            "network that the budget was made for, or make one for this network and train it."
+        )
+    if not (allow_untrained or gated.has_moved()):
+        raise TargetError(
+            "the gates are where they began: no step has moved them, so hardening would remove at random. Nothing was "
+            "changed. Train first, with an optimizer over gated.param_groups(lr=...) and budget.penalty() in the loss; "
+            "if their first order is meant, say harden(gated, budget, allow_untrained=True)."
+        )
+
+
+def _harden_moves(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     scores = gated.gates.log_alpha.detach().cpu()
     if budget.target is None:
         likely = gated.gates.probability_nonzero().detach().cpu() > 0.5

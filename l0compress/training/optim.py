@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from l0compress.errors import InputError
+from l0compress.gates.decay import weight_groups
 from l0compress.graph.plan import Keeps, cut
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -27,10 +28,7 @@ def weight_optimizer(
     Raises:
         InputError: an unknown name of an optimizer.
     """
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
+    groups = weight_groups(parameters, weight_decay=weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if name == "sgd":

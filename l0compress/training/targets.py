@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 from l0compress.errors import TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.groups import Groups
-from l0compress.loading import parse_target
+from l0compress.loading import Target, make_target, parse_target
 
 PENALTIES = ("penalty", "aic", "bic")
+_SYNONYMS = {"size_bytes": "bytes"}
 UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
 
 
@@ -45,25 +47,23 @@ def reachable_target(groups: Groups, wanted: float, unit: str, *, smallest: Call
 
 
 def resolve_target(wanted: float, dense: int, unit: str) -> int:
-    """An absolute target from a fraction of ``dense`` (a float in (0, 1)) or from an absolute number (an int).
+    """An absolute target from a fraction of ``dense`` (between 0 and 1) or from a count (a whole number from 100 on).
 
     >>> resolve_target(0.25, 1000, "macs"), resolve_target(400, 1000, "macs")
     (250, 400)
+
+    Raises:
+        TargetError: what the command line refuses, see :func:`~l0compress.loading.targets.make_target`; or a count
+            that the model does not exceed.
     """
-    if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > 0:
-        if wanted >= dense:
-            raise TargetError(
-                f"Target {unit}={wanted}: the model already has only {dense:,} {UNIT_NAMES[unit]}, so there is "
-                f"nothing to remove. Nothing was changed. Ask for fewer than {dense}, or for a fraction such as "
-                f"{unit}=0.5."
-            )
-        return wanted
-    if not (isinstance(wanted, float) and 0 < wanted < 1):
+    target = make_target({unit: wanted})
+    if not target.is_fraction and target.value >= dense:
         raise TargetError(
-            f"Target {unit}={wanted}: expected a fraction above 0 and below 1, or a whole number of "
-            f"{UNIT_NAMES[unit]}. Nothing was changed. Example: {unit}=0.5 halves the model."
+            f"Target {unit}={wanted}: the model already has only {dense:,} {UNIT_NAMES[unit]}, so there is "
+            f"nothing to remove. Nothing was changed. Ask for fewer than {dense}, or for a fraction such as "
+            f"{unit}=0.5."
         )
-    return math.floor(wanted * dense)
+    return target.limit(dense)
 
 
 def the_one(target: Mapping[str, float | None] | str, *, names: str) -> tuple[str, float]:
@@ -102,3 +102,27 @@ def _read(text: str) -> tuple[str, float]:
             ) from reason
     target = parse_target(text)
     return target.unit, target.value
+
+
+def named_target(target: Mapping[str, float] | None, units: Mapping[str, Any]) -> Target:
+    """The one target that a mapping and keywords name together; ``size_bytes`` is another word for ``bytes``.
+
+    >>> named_target({"macs": 0.5}, {})
+    Target(unit='macs', value=0.5, is_fraction=True)
+    >>> named_target(None, {"size_bytes": 4096, "macs": None})
+    Target(unit='bytes', value=4096, is_fraction=False)
+
+    Raises:
+        TargetError: none or several are given, or unit or number are wrong.
+    """
+    if target is not None and not isinstance(target, Mapping):
+        return make_target(target)
+    given = [(unit, value) for unit, value in (*(target or {}).items(), *units.items()) if value is not None]
+    if len(given) != 1:
+        shown = " and ".join(str(unit) for unit, _ in given)
+        raise TargetError(
+            f"A target names exactly one of params, macs and bytes; given: {shown or 'none'}. Nothing was changed. "
+            "Example: macs=0.5."
+        )
+    ((unit, value),) = given
+    return make_target({_SYNONYMS.get(unit, unit): value})

@@ -1,0 +1,62 @@
+"""The factors that reads are multiplied by: products of gates, one factor a read."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from l0compress.gates.hard_concrete import HardConcrete
+from l0compress.graph.reads import Read
+
+
+class ReadFactors(nn.Module):
+    """The factor of every read, computed from one draw of the gates: a list of tensors, in the order of ``reads``.
+
+    ``dtypes`` are those of what is multiplied, read by read; factors come in them.
+    """
+
+    def __init__(self, reads: tuple[Read, ...], gates: HardConcrete, dtypes: tuple[torch.dtype, ...]) -> None:
+        super().__init__()
+        self.gates = gates
+        self.shapes = tuple(read.shape for read in reads)
+        self.dtypes = dtypes
+        for position, read in enumerate(reads):
+            self.register_buffer(f"moves_{position}", read.moves.clone(), persistent=False)
+
+    def forward(self) -> list[Tensor]:
+        return self.factors(self.gates())
+
+    def factors(self, z: Tensor) -> list[Tensor]:
+        """The read factors for given gate values ``z`` of shape ``(num_moves,)``."""
+        extended = torch.cat([z, z.new_ones(1)])
+        return [
+            product_of(extended, getattr(self, f"moves_{position}")).view(shape).to(dtype)
+            for position, (shape, dtype) in enumerate(zip(self.shapes, self.dtypes, strict=True))
+        ]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReadFactors:
+        self.dtypes = tuple(converted_type(fn, dtype) for dtype in self.dtypes)
+        return super()._apply(fn, recurse)
+
+
+def converted_type(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
+    """What a conversion of modules (``double``, ``to``, ``cuda``) makes of ``dtype``.
+
+    >>> converted_type(torch.Tensor.double, torch.float32), converted_type(torch.Tensor.cpu, torch.float32)
+    (torch.float64, torch.float32)
+    """
+    return fn(torch.empty(0, dtype=dtype)).dtype
+
+
+def product_of(z: Tensor, moves: Tensor) -> Tensor:
+    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``.
+
+    >>> product_of(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([[0, 2], [0, 1]]))
+    tensor([0.5000, 0.1250])
+    """
+    # Column by column: the backward of prod() is slow where factors are exactly 0, and gates often are.
+    return reduce(operator.mul, (z[column] for column in moves.unbind(-1)))
