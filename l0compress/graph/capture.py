@@ -21,21 +21,30 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from l0compress.errors import CaptureError, InputError
+from l0compress.errors import CaptureError, InputError, L0Error
 from l0compress.graph.cells import open_cells_
 from l0compress.graph.describe import headed, input_texts, size_text
 from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
 from l0compress.graph.einsum import expand_einsums_
 from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
+from l0compress.graph.history import check_repeatable, without_history
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
 from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
+from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
+
+# How torch speaks of attributes that the model sets or writes in its forward.
+_OF_STATE = (
+    r"The tensor attributes? .* during export",
+    r"The \.grad attribute of a Tensor that is not a leaf",
+    r"A model attribute `.*` requires gradient",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,20 +190,27 @@ def capture(
     if dynamic is not None and batch_of(args, kwargs) == 1:
         args, kwargs = doubled(args, kwargs)
     shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
-    training = {name: module.training for name, module in model.named_modules()}
+    with without_history(model, args, kwargs) as state:
+        module = _exported(model, args, kwargs, shapes)
+        state.restore_()
+        check_repeatable(model, args, kwargs, written_state(module))
+        graph = _finish(module, args, kwargs, by_graph_name(model, shapes))
+        note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
+    return replace(graph, graph_module=network_of(graph.graph_module))
+
+
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> fx.GraphModule:
     try:
         with any_length(), warnings.catch_warnings():
-            # Recurrent modules list their weights a second time; torch.export takes that for a change of state.
-            warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights", category=UserWarning)
-            program = torch.export.export(model.eval(), args, kwargs, dynamic_shapes=shapes, strict=False)
+            # What the model keeps from this call is put back, and whether it matters is looked at afterwards.
+            for message in _OF_STATE:
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            return _flat_module(program, by_graph_name(model, shapes))
+    except L0Error:
+        raise
     except USER_CODE_ERRORS as error:
         raise CaptureError(_capture_message(model, error)) from error
-    finally:
-        for name, module in model.named_modules():
-            module.training = training[name]
-    graph = _finish(program, args, kwargs, by_graph_name(model, shapes))
-    note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
-    return replace(graph, graph_module=network_of(graph.graph_module))
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
@@ -232,16 +248,24 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
     codegen: Any = module.graph._codegen
     names = list(codegen.pytree_info.orig_args)
     shapes = dict(zip(names, [*args_shapes, *kwargs_shapes.values()], strict=False))
-    return _finish(program, tuple(args), dict(kwargs), shapes)
+    flat = _flat_module(program, shapes)
+    check_repeatable(network_of(flat), args, kwargs, written_state(flat))
+    return _finish(flat, tuple(args), dict(kwargs), shapes)
 
 
-def _finish(program: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> CapturedGraph:
+def _flat_module(program: ExportedProgram, shapes: Any) -> fx.GraphModule:
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
     check_dynamic(module, shapes)
     inline_regions_(module)
     drop_checks_(module)
+    detach_state_(module)
+    return module
+
+
+def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> CapturedGraph:
+    drop_state_writes_(module)
     functionalise_(module)
     expand_einsums_(module)
     fold_parametrisations_(module)

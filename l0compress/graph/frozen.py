@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
@@ -18,11 +17,9 @@ from l0compress.graph.moves import Found
 from l0compress.graph.network import attribute, op_name
 from l0compress.graph.roots import root_of
 from l0compress.graph.rules.registry import NO_RULE
+from l0compress.graph.sources import source_line
 from l0compress.graph.space import MEETS, FrozenFact
 from l0compress.graph.values import flattened, varying
-
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_LIBRARY = re.compile(r"site-packages[/\\]torch[/\\]|^<")
 
 
 @dataclass(frozen=True)
@@ -95,13 +92,6 @@ def _elements(places: list[Frozen]) -> int:
         sizes = free.setdefault(place.where, list(place.shape))
         sizes[place.dim] -= place.channels
     return sum(prod(shape) - prod(free[where]) for where, shape in shapes.items())
-
-
-def source_line(node: fx.Node) -> str:
-    """The innermost line of the user's own code that made a node."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not _LIBRARY.search(frame[0])]
-    return f"{own[-1][0].replace(chr(92), '/').rsplit('/', 1)[-1]}:{own[-1][1]}" if own else ""
 
 
 def frozen_places(labelled: Labelled, components: Components, found: Found, refused: Set[int]) -> tuple[Frozen, ...]:

@@ -1,0 +1,170 @@
+"""Compress a YOLO detector or segmenter of ultralytics in a loop of your own, with ultralytics' own loss.
+
+    pip install ultralytics
+    python examples/yolo.py                                  # yolov8n, built from its yaml, not trained
+    python examples/yolo.py yolo11n-seg --macs 0.5 --steps 200
+    python examples/yolo.py my.pt --size 640                 # a checkpoint of your own
+
+Any ``yolov8*``, ``yolov10*``, ``yolo11*``, ``yolo12*`` with or without ``-seg`` will do. It needs ``ultralytics`` (8.3 or
+later) and what that needs itself (torchvision, opencv, PyYAML, ...), nothing else.
+
+To run at once, it learns random rectangles. For real use replace ``batches`` by your data loader: a dictionary with
+``img``, ``batch_idx``, ``cls`` and ``bboxes`` (and ``masks`` for segmentation), as ultralytics' own ``YOLODataset`` hands
+it out. A run for accuracy takes some epochs of it, and some more of the small model afterwards.
+
+What there is to know about YOLO:
+
+- In evaluation mode the head decodes boxes, in training mode it returns raw maps, and the loss wants those. ``Both`` is
+  one module that returns the two, so that one graph trains, is cut and is deployed. It leaves the head as it is in
+  training mode, where the second head of YOLOv10 does not reach back into the backbone.
+- ``Decoded`` is what is exported: the small network without the raw maps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from ultralytics.cfg import get_cfg
+from ultralytics.nn.tasks import DetectionModel, SegmentationModel, load_checkpoint
+
+import l0compress as l0
+
+BATCH_SIZE = 4
+
+
+class Both(nn.Module):
+    """A YOLO that returns the decoded predictions and the raw ones, in this order, as its losses take them."""
+
+    def __init__(self, yolo: nn.Module) -> None:
+        super().__init__()
+        self.yolo = yolo
+        self.train(yolo.training)
+
+    def train(self, mode: bool = True) -> Both:
+        super().train(mode)
+        self.yolo.model[-1].training = True  # the head alone, whose layers stay in the mode of the rest
+        return self
+
+    def forward(self, images: Tensor) -> tuple[Any, dict[str, Any]]:
+        head, raw = self.yolo.model[-1], self.yolo(images)
+        chosen = raw["one2one" if head.end2end else "one2many"] if "one2one" in raw else raw
+        decoded = head._inference(chosen)
+        if head.end2end:
+            decoded = head.postprocess(decoded.permute(0, 2, 1))
+        return ((decoded, chosen["proto"]) if "proto" in chosen else decoded), raw
+
+
+class Decoded(nn.Module):
+    """What an application wants of :class:`Both`: boxes, scores and, for segmentation, masks' coefficients and bases."""
+
+    def __init__(self, both: nn.Module) -> None:
+        super().__init__()
+        self.both = both
+
+    def forward(self, images: Tensor) -> Any:
+        return self.both(images)[0]
+
+
+def yolo_of(name: str, num_classes: int) -> Any:
+    """A YOLO from its yaml, or from a checkpoint if that is what the name is of."""
+    if name.endswith((".pt", ".pth")):
+        return load_checkpoint(name)[0].float()
+    kind = SegmentationModel if "-seg" in name else DetectionModel
+    yolo = kind(f"{name.removesuffix('.yaml')}.yaml", nc=num_classes, verbose=False)
+    yolo.args = get_cfg()  # the factors of the losses
+    return yolo
+
+
+def batches(steps: int, size: int, num_classes: int) -> Iterator[dict[str, Tensor]]:
+    """Random images with two rectangles each, whose colour is their class."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        count = 2 * BATCH_SIZE
+        centres = torch.rand(count, 2, generator=generator) * 0.4 + 0.3
+        boxes = torch.cat([centres, torch.rand(count, 2, generator=generator) * 0.3 + 0.2], 1)
+        classes = torch.randint(num_classes, (count, 1), generator=generator)
+        images = torch.rand(BATCH_SIZE, 3, size, size, generator=generator) * 0.2
+        masks = torch.zeros(BATCH_SIZE, size // 4, size // 4)
+        for at, ((x, y, width, height), (label,)) in enumerate(zip(boxes.tolist(), classes.tolist(), strict=True)):
+            for tensor, value in ((images, 0.3 + 0.7 * label / num_classes), (masks, at % 2 + 1)):
+                side = tensor.shape[-1]
+                rows = slice(int((y - height / 2) * side), int((y + height / 2) * side) + 1)
+                columns = slice(int((x - width / 2) * side), int((x + width / 2) * side) + 1)
+                tensor[at // 2, ..., rows, columns] = value
+        index = torch.arange(count) // 2
+        yield {"img": images, "batch_idx": index, "cls": classes.float(), "bboxes": boxes, "masks": masks}
+
+
+def fit(network: nn.Module, criterion: Any, optimizer: Any, data: Any, budget: l0.Budget | None = None) -> None:
+    """The loop that you may already have; the two lines with ``budget`` are new."""
+    network.train()
+    for batch in data:
+        loss = criterion(network(batch["img"]), batch)[0].sum()
+        if budget is not None:
+            loss = loss + budget.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        optimizer.step()
+        if budget is not None:
+            budget.step()
+
+
+def compress(yolo: Any, *, macs: float, steps: int, size: int, num_classes: int) -> tuple[Any, Any]:
+    """Gate, train, harden, shrink, prove; the captured and the small graph."""
+    criterion = yolo.init_criterion()
+    graph = l0.capture(Both(yolo), (torch.rand(2, 3, size, size),))
+    gated = l0.gate(graph)
+    budget = l0.Budget(gated, macs=macs, ramp_steps=max(1, steps // 2))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": gated.weights().values(), "lr": 1e-4},
+            {"params": [gated.gates.log_alpha], "lr": 0.05, "weight_decay": 0},
+        ]
+    )
+    fit(gated, criterion, optimizer, batches(steps, size, num_classes), budget)
+    plan = l0.harden(gated, budget)
+    trained = l0.fold(gated, plan)
+    small = l0.shrink(trained, plan)
+    equality = l0.verify(small, l0.masked(trained, plan))
+    print(f"small and masked dense model: equal, largest relative difference {equality.max_relative:.1e}")
+    network = small.module()
+    fit(network, criterion, torch.optim.AdamW(network.parameters(), lr=1e-4), batches(steps // 2, size, num_classes))
+    return graph, small.with_state(network.state_dict())
+
+
+def main(arguments: list[str] | None = None) -> l0.CapturedGraph:
+    """Compress the YOLO that the command line names, and export it."""
+    parser = argparse.ArgumentParser(description="Compress a YOLO of ultralytics.")
+    parser.add_argument("model", nargs="?", default="yolov8n", help="a yaml's name, or a checkpoint")
+    parser.add_argument("--macs", type=float, default=0.6, help="share of the multiply-accumulates that stays")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", type=int, default=96, help="of the images, a multiple of 32")
+    parser.add_argument("--classes", type=int, default=4, help="of a model that is built from its yaml")
+    parser.add_argument("--output", type=Path, default=None, help="folder for the ONNX file; by default a temporary one")
+    chosen = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    yolo = yolo_of(chosen.model, chosen.classes)
+    yolo.eval()(torch.rand(1, 3, chosen.size, chosen.size))  # used before, as yours may have been
+    num_classes = yolo.model[-1].nc
+    graph, small = compress(yolo, macs=chosen.macs, steps=chosen.steps, size=chosen.size, num_classes=num_classes)
+    before, after = l0.cost(graph), l0.cost(small)
+    print(f"{chosen.model}: {before.params:,} -> {after.params:,} parameters, {before.macs:,} -> {after.macs:,} MACs")
+
+    deployed = l0.capture(Decoded(small.module()), small.example_args)
+    folder = chosen.output or Path(tempfile.mkdtemp())
+    path = folder / f"{Path(chosen.model).stem}-small.onnx"
+    exported = l0.export_onnx(deployed, path)
+    difference, sizes = exported.equality.max_relative, exported.equality.batch_sizes
+    print(f"{path}: {exported.size_bytes:,} bytes, equal under ONNX Runtime: {difference:.1e} at batch sizes {sizes}")
+    return small
+
+
+if __name__ == "__main__":
+    main()
