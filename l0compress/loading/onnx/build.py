@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import inspect
 import operator as op
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ from l0compress.loading.references import FOREIGN_ERRORS, first_line
 OLDEST_OPSET = 7
 # Lists of sizes and factors are no longer than that; a longer list of floating-point numbers is a weight.
 _FEW = 8
+# Operators that move what they are given and make nothing new.
+_KEEPS_ZEROS = frozenset(
+    {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+     "Unsqueeze"}
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +55,29 @@ class Known:
         return self.tensor.numel() <= (_FEW if self.tensor.is_floating_point() else MOST_ON_HOST)
 
     @property
+    def zeros(self) -> bool:
+        return not self.tensor.any()
+
+    @property
     def literal(self) -> Any:
         return _nested(self.tensor.tolist())
 
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A value that a call computes; on the host, perhaps, where only sizes went into it."""
+    """A value that a call computes.
+
+    Attributes:
+        node: the call.
+        perhaps_host: whether it may be on the host, since only sizes went into it.
+        constant: computes it now, where nothing but weights went into it.
+        zeros: whether it is nothing but zeros for certain.
+    """
 
     node: fx.Node
     perhaps_host: bool
+    constant: Callable[[], Tensor] | None = None
+    zeros: bool = False
 
 
 Value = Known | Flow | None
@@ -131,6 +150,7 @@ def build(graph: Graph, opset: int) -> fx.GraphModule:
     builder.add(graph, values)
     outputs = [builder.returned(values[name]) for name in graph.outputs]
     builder.graph.output(tuple(outputs) if len(outputs) > 1 else outputs[0])
+    builder.graph.eliminate_dead_code()
     return fx.GraphModule(builder.attributes.root, builder.graph, class_name="OnnxModel").eval()
 
 
@@ -207,9 +227,10 @@ class _Builder:
         if unknown:
             raise Refusal(f"its attribute {unknown[0]!r} is not known here")
         attributes = dict(node.attributes)
-        if found.counts_outputs:
-            wanted = [position for position, name in enumerate(node.outputs) if name]
-            attributes["num_outputs"] = max(wanted, default=0) + 1
+        if found.takes("wanted"):
+            attributes["wanted"] = max((place for place, name in enumerate(node.outputs) if name in node.used), default=0) + 1
+        if found.takes("num_outputs"):
+            attributes.setdefault("num_outputs", len(node.outputs))
         try:
             inspect.signature(found.function).bind(*given, **attributes)
         except TypeError as reason:
@@ -237,10 +258,7 @@ class _Builder:
         return [Known(as_tensor(r), name, trained=False) for r, name in zip(results, node.outputs, strict=False)]
 
     def _call(self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]) -> Sequence[Value]:
-        perhaps_host = found.folds and all(
-            position in found.sizes or (value.perhaps_host if isinstance(value, Flow) else _fits(value))
-            for position, value in enumerate(given)
-        )
+        perhaps_host = found.folds and _stays_on_host(found, given)
         perhaps_host |= node.operator in ("Shape", "Size")
         arguments = self._prepared(found, given, attributes)
         if arguments is None:
@@ -252,24 +270,50 @@ class _Builder:
             {},
             identifier(node.operator.rpartition(":")[2]).lower(),
         )
+        computed, zeros = self._constant(found, node, given, attributes), _makes_zeros(found, node, given)
         if not found.many:
-            return [Flow(called, perhaps_host)]
+            return [Flow(called, perhaps_host, computed and partial(_result, computed, None), zeros)]
         return [
-            Flow(self.graph.call_function(op.getitem, (called, position)), perhaps_host) if name else None
+            Flow(
+                self.graph.call_function(op.getitem, (called, position)),
+                perhaps_host,
+                computed and partial(_result, computed, position),
+                zeros,
+            )
+            if name in node.used
+            else None
             for position, name in enumerate(node.outputs)
         ]
+
+    def _constant(
+        self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]
+    ) -> Callable[[], Any] | None:
+        """What computes a node now, where its inputs are weights or were computed of weights; None elsewhere."""
+        if not given or any(isinstance(value, Flow) and value.constant is None for value in given):
+            return None
+
+        def compute() -> Any:
+            taken = [
+                value.literal if isinstance(value, Known) and position in found.sizes else _now(value)
+                for position, value in enumerate(given)
+            ]
+            with torch.no_grad():
+                return run(node.operator, self.opset, node.label, taken, attributes)
+
+        return compute
 
     def _prepared(self, found: Operator, given: list[Value], attributes: dict[str, Any]) -> list[Any] | None:
         """The arguments of an operator that wants its weights in another form."""
         if found.prepare is None:
             return None
-        tensors = [value.tensor if isinstance(value, Known) else None for value in given]
-        made = found.prepare(tensors, attributes)
-        arguments = [self._argument(found, given, position, False) for position in range(len(given)) if position == 0]
-        for position in range(1, len(given)):
-            value = given[position]
-            if position in made and isinstance(value, Known):
-                parts = [Known(part, f"{value.name}_{suffix}", trained=True) for suffix, part in made[position]]
+        # Zeros of its own are what a layer starts from by itself; shared ones would tie the widths of layers.
+        given = [None if isinstance(value, Flow) and value.zeros else value for value in given]
+        made = found.prepare([_now(value) for value in given], attributes)
+        arguments: list[Any] = []
+        for position, value in enumerate(given):
+            if position in made and value is not None:
+                name = value.name if isinstance(value, Known) else value.node.name
+                parts = [Known(part, f"{name}_{suffix}", trained=True) for suffix, part in made[position]]
                 arguments.append(tuple(self._attribute(part, weight=True) for part in parts))
             else:
                 arguments.append(self._argument(found, given, position, False))
@@ -309,6 +353,25 @@ class _Builder:
         return self.graph.get_attr(self.attributes.add(value.name, tensor, trained=trained))
 
 
+def _makes_zeros(found: Operator, node: Node, given: list[Value]) -> bool:
+    if node.operator == "ConstantOfShape":
+        return not node.attributes.get("value", 0)
+    moved = [v for position, v in enumerate(given) if v and position not in {*found.sizes, *found.indices}]
+    return node.operator in _KEEPS_ZEROS and all(value.zeros for value in moved)
+
+
+def _now(value: Value) -> Tensor | None:
+    """A value that is known or can be computed now."""
+    if isinstance(value, Known):
+        return value.tensor
+    return None if value is None or value.constant is None else value.constant()
+
+
+def _result(compute: Callable[[], Any], position: int | None) -> Tensor:
+    results = compute()
+    return as_tensor(results if position is None else results[position])
+
+
 def _has_negative(tensor: Tensor) -> bool:
     return bool((tensor < 0).any())
 
@@ -322,5 +385,10 @@ def _is_size(value: Known | Flow | None) -> bool:
     )
 
 
-def _fits(value: Value) -> bool:
-    return value is None or (isinstance(value, Known) and value.fits_host)
+def _stays_on_host(found: Operator, given: list[Value]) -> bool:
+    """Whether sizes may come of a call: where a table meets sizes that are free, what comes of it is a tensor."""
+    data = [value for position, value in enumerate(given) if value is not None and position not in found.sizes]
+    free = any(isinstance(value, Flow) for position, value in enumerate(given) if position in found.sizes)
+    known = [value for value in data if isinstance(value, Known)]
+    flows = [value for value in data if isinstance(value, Flow)]
+    return all(v.fits_host for v in known) and all(v.perhaps_host for v in flows) and not (free and known)
