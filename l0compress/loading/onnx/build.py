@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import inspect
 import operator as op
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from l0compress.errors import ModelError
 from l0compress.loading.onnx.families import find
@@ -22,115 +21,22 @@ from l0compress.loading.onnx.naming import Attributes, identifier
 from l0compress.loading.onnx.parsed import Graph, Node, NodeError
 from l0compress.loading.onnx.refused import reason_against
 from l0compress.loading.onnx.registry import Operator
-from l0compress.loading.onnx.values import MOST_ON_HOST, Refusal, as_tensor, is_host
+from l0compress.loading.onnx.running import OnnxTracer, run
+from l0compress.loading.onnx.tracked import (
+    Flow,
+    Known,
+    Value,
+    has_negative,
+    is_size,
+    makes_zeros,
+    result_of,
+    stays_on_host,
+    value_now,
+)
+from l0compress.loading.onnx.values import Refusal, as_tensor, is_host
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 OLDEST_OPSET = 7
-# Lists of sizes and factors are no longer than that; a longer list of floating-point numbers is a weight.
-_FEW = 8
-# Operators that move what they are given and make nothing new.
-_KEEPS_ZEROS = frozenset(
-    {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
-     "Unsqueeze"}
-)  # fmt: skip
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """A value that is known before the model runs.
-
-    Attributes:
-        tensor: the value.
-        name: its name in the file.
-        trained: whether it may become a parameter.
-    """
-
-    tensor: Tensor
-    name: str
-    trained: bool
-
-    @property
-    def fits_host(self) -> bool:
-        """Whether it can be part of arithmetic of sizes."""
-        return self.tensor.numel() <= (_FEW if self.tensor.is_floating_point() else MOST_ON_HOST)
-
-    @property
-    def zeros(self) -> bool:
-        return not self.tensor.any()
-
-    @property
-    def literal(self) -> Any:
-        return _nested(self.tensor.tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """A value that a call computes.
-
-    Attributes:
-        node: the call.
-        perhaps_host: whether it may be on the host, since only sizes went into it.
-        constant: computes it now, where nothing but weights went into it.
-        zeros: whether it is nothing but zeros for certain.
-    """
-
-    node: fx.Node
-    perhaps_host: bool
-    constant: Callable[[], Tensor] | None = None
-    zeros: bool = False
-
-
-Value = Known | Flow | None
-
-
-def _nested(value: Any) -> Any:
-    return tuple(_nested(item) for item in value) if isinstance(value, list) else value
-
-
-def run(name: str, opset: int, label: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
-    """Compute one node.
-
-    Args:
-        name: the operator's.
-        opset: the version of the operators.
-        label: how messages call the node.
-        inputs: tensors, or numbers on the host.
-        attributes: by name.
-
-    Raises:
-        ModelError: the node asks for what is not computed here.
-
-    Examples:
-        >>> run("Add", 17, "sum", (torch.ones(2), 1.0), {})
-        tensor([2., 2.])
-    """
-    found = find(name, opset)
-    try:
-        if found is None:
-            raise Refusal(reason_against(name))
-        return found.function(*_coerced(found, inputs), **attributes)
-    except Refusal as reason:
-        raise ModelError(
-            f"The ONNX model cannot be computed: node {label!r} ({name}): {reason}. Nothing was changed. Export the "
-            "model without that, or give the original PyTorch module as .pt2."
-        ) from reason
-
-
-def _coerced(found: Operator, inputs: Sequence[Any]) -> Sequence[Any]:
-    """The inputs, with numbers made tensors where the function takes nothing else."""
-    if found.folds:
-        return inputs
-    like = next((value for value in inputs if isinstance(value, Tensor)), None)
-    return [
-        value if _stays(found, position, value) else as_tensor(value).to(None if like is None else like.device)
-        for position, value in enumerate(inputs)
-    ]
-
-
-def _stays(found: Operator, position: int, value: Any) -> bool:
-    if value is None or position in found.sizes or position in found.scalars or not is_host(value):
-        return True
-    return isinstance(value, tuple) and not is_host(*value)  # a list of weights
 
 
 def build(graph: Graph, opset: int) -> fx.GraphModule:
@@ -159,7 +65,7 @@ class _Builder:
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
-        self.graph = fx.Graph()
+        self.graph = fx.Graph(tracer_cls=OnnxTracer)
         self.attributes = Attributes()
         self._inputs: set[str] = set()
 
@@ -228,7 +134,9 @@ class _Builder:
             raise Refusal(f"its attribute {unknown[0]!r} is not known here")
         attributes = dict(node.attributes)
         if found.takes("wanted"):
-            attributes["wanted"] = max((place for place, name in enumerate(node.outputs) if name in node.used), default=0) + 1
+            attributes["wanted"] = (
+                max((place for place, name in enumerate(node.outputs) if name in node.used), default=0) + 1
+            )
         if found.takes("num_outputs"):
             attributes.setdefault("num_outputs", len(node.outputs))
         try:
@@ -244,7 +152,7 @@ class _Builder:
     ) -> Sequence[Value] | None:
         """The results of arithmetic of sizes that are all known; None where there is something to be run."""
         known = [value for value in given if isinstance(value, Known)]
-        sizes = all(v is None or _is_size(v) or position in found.sizes for position, v in enumerate(given))
+        sizes = all(v is None or is_size(v) or position in found.sizes for position, v in enumerate(given))
         if not (found.folds and known and sizes) or any(isinstance(value, Flow) for value in given):
             return None
         try:
@@ -258,7 +166,7 @@ class _Builder:
         return [Known(as_tensor(r), name, trained=False) for r, name in zip(results, node.outputs, strict=False)]
 
     def _call(self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]) -> Sequence[Value]:
-        perhaps_host = found.folds and _stays_on_host(found, given)
+        perhaps_host = found.folds and stays_on_host(found, given)
         perhaps_host |= node.operator in ("Shape", "Size")
         arguments = self._prepared(found, given, attributes)
         if arguments is None:
@@ -270,14 +178,14 @@ class _Builder:
             {},
             identifier(node.operator.rpartition(":")[2]).lower(),
         )
-        computed, zeros = self._constant(found, node, given, attributes), _makes_zeros(found, node, given)
+        computed, zeros = self._constant(found, node, given, attributes), makes_zeros(found, node, given)
         if not found.many:
-            return [Flow(called, perhaps_host, computed and partial(_result, computed, None), zeros)]
+            return [Flow(called, perhaps_host, computed and partial(result_of, computed, None), zeros)]
         return [
             Flow(
                 self.graph.call_function(op.getitem, (called, position)),
                 perhaps_host,
-                computed and partial(_result, computed, position),
+                computed and partial(result_of, computed, position),
                 zeros,
             )
             if name in node.used
@@ -294,7 +202,7 @@ class _Builder:
 
         def compute() -> Any:
             taken = [
-                value.literal if isinstance(value, Known) and position in found.sizes else _now(value)
+                value.literal if isinstance(value, Known) and position in found.sizes else value_now(value)
                 for position, value in enumerate(given)
             ]
             with torch.no_grad():
@@ -308,7 +216,7 @@ class _Builder:
             return None
         # Zeros of its own are what a layer starts from by itself; shared ones would tie the widths of layers.
         given = [None if isinstance(value, Flow) and value.zeros else value for value in given]
-        made = found.prepare([_now(value) for value in given], attributes)
+        made = found.prepare([value_now(value) for value in given], attributes)
         arguments: list[Any] = []
         for position, value in enumerate(given):
             if position in made and value is not None:
@@ -334,7 +242,7 @@ class _Builder:
                 position in found.indices
                 and not value.tensor.is_floating_point()
                 and others
-                and (single or _has_negative(value.tensor))
+                and (single or has_negative(value.tensor))
             )
         )
         if literal:
@@ -351,44 +259,3 @@ class _Builder:
             weight or (value.trained and tensor.numel() > 1 and bool(torch.isfinite(tensor).all()))
         )
         return self.graph.get_attr(self.attributes.add(value.name, tensor, trained=trained))
-
-
-def _makes_zeros(found: Operator, node: Node, given: list[Value]) -> bool:
-    if node.operator == "ConstantOfShape":
-        return not node.attributes.get("value", 0)
-    moved = [v for position, v in enumerate(given) if v and position not in {*found.sizes, *found.indices}]
-    return node.operator in _KEEPS_ZEROS and all(value.zeros for value in moved)
-
-
-def _now(value: Value) -> Tensor | None:
-    """A value that is known or can be computed now."""
-    if isinstance(value, Known):
-        return value.tensor
-    return None if value is None or value.constant is None else value.constant()
-
-
-def _result(compute: Callable[[], Any], position: int | None) -> Tensor:
-    results = compute()
-    return as_tensor(results if position is None else results[position])
-
-
-def _has_negative(tensor: Tensor) -> bool:
-    return bool((tensor < 0).any())
-
-
-def _is_size(value: Known | Flow | None) -> bool:
-    """Whether a value is for certain a number of sizes, not a weight."""
-    return (
-        isinstance(value, Known)
-        and value.fits_host
-        and (not value.tensor.is_floating_point() or value.tensor.numel() <= 1)
-    )
-
-
-def _stays_on_host(found: Operator, given: list[Value]) -> bool:
-    """Whether sizes may come of a call: where a table meets sizes that are free, what comes of it is a tensor."""
-    data = [value for position, value in enumerate(given) if value is not None and position not in found.sizes]
-    free = any(isinstance(value, Flow) for position, value in enumerate(given) if position in found.sizes)
-    known = [value for value in data if isinstance(value, Known)]
-    flows = [value for value in data if isinstance(value, Flow)]
-    return all(v.fits_host for v in known) and all(v.perhaps_host for v in flows) and not (free and known)
