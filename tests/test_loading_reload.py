@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -118,7 +117,5 @@ def test_it_goes_through_finetune_again():
 
 @pytest.mark.usefixtures("run")
 def test_an_exported_onnx_file_is_a_model_again():
-    if importlib.util.find_spec("onnx2torch") is None:
-        pytest.skip("onnx2torch is not installed: pip install --no-deps onnx2torch")
     outcome = run_cli("inspect", "small.onnx", "--data", "blobs.npz")
     assert outcome.exit_code == 0, outcome.stderr

@@ -100,19 +100,19 @@ ELEMENTWISE = [
     Case("ThresholdedRelu", (f32(2, 5),), attributes={"alpha": 0.5}, opsets=(10, 18)),
     Case("Shrink", (f32(2, 5),), attributes={"bias": 0.1, "lambd": 0.4}),
     Case("Swish", (f32(2, 5),), attributes={"alpha": 1.5}, opsets=(24,)),
-    *[Case(name, (f32(2, 5), f32(5))) for name in "Add Sub Mul Div Less Greater Equal".split()],
-    *[Case(name, (f32(2, 5), f32(5)), opsets=(16,)) for name in "LessOrEqual GreaterOrEqual".split()],
-    *[Case(name, (f32(2, 5),), (np.float32(0.7),), opsets=(7, 14)) for name in "Add Sub Mul Div".split()],
-    *[Case(name, (f32(5),), (f32(1, 1),)) for name in "Add Mul".split()],
+    *[Case(name, (f32(2, 5), f32(5))) for name in ["Add", "Sub", "Mul", "Div", "Less", "Greater", "Equal"]],
+    *[Case(name, (f32(2, 5), f32(5)), opsets=(16,)) for name in ["LessOrEqual", "GreaterOrEqual"]],
+    *[Case(name, (f32(2, 5),), (np.float32(0.7),), opsets=(7, 14)) for name in ["Add", "Sub", "Mul", "Div"]],
+    *[Case(name, (f32(5),), (f32(1, 1),)) for name in ["Add", "Mul"]],
     Case("Div", (i64(7, -7, 8), i64(2, 2, -3))),
     Case("Pow", (positive(2, 5), f32(5))),
     Case("Pow", (f32(2, 5),), (np.float32(2.0),), opsets=(7, 15)),
     Case("Pow", (f32(2, 5),), (i64(3),)),
     Case("Mod", (i64(7, -7, 8), i64(2, 2, -3))),
     Case("Mod", (f32(2, 5), f32(2, 5)), attributes={"fmod": 1}),
-    *[Case(name, (f32(2, 5), f32(5), f32(2, 1)), opsets=(8, 13)) for name in "Sum Max Min Mean".split()],
-    *[Case(name, (f32(2, 5),), (np.float32(0.1),)) for name in "Max Min".split()],
-    *[Case(name, (f32(3) > 0, f32(3) > 0)) for name in "And Or Xor".split()],
+    *[Case(name, (f32(2, 5), f32(5), f32(2, 1)), opsets=(8, 13)) for name in ["Sum", "Max", "Min", "Mean"]],
+    *[Case(name, (f32(2, 5),), (np.float32(0.1),)) for name in ["Max", "Min"]],
+    *[Case(name, (f32(3) > 0, f32(3) > 0)) for name in ["And", "Or", "Xor"]],
     Case("Not", (f32(3) > 0,)),
     Case("Where", (f32(2, 5) > 0, f32(2, 5), f32(5)), opsets=(9, 16)),
     Case("Where", (f32(2, 5) > 0,), (np.float32(0.0), np.float32(-1e9))),
@@ -125,7 +125,8 @@ ELEMENTWISE = [
     Case("PRelu", (X4,), (f32(4, 1, 1),), opsets=(9, 16)),
     Case("PRelu", (X4,), (f32(1),)),
     Case("PRelu", (f32(2, 5),), (f32(5),)),
-    *[Case(name, (X3,), attributes={"axis": axis}, opsets=(13,)) for name in ("Softmax", "LogSoftmax") for axis in (1, -1)],
+    *[Case(name, (X3,), attributes={"axis": axis}, opsets=(13,)) for name in ("Softmax", "LogSoftmax") for axis in (1,
+         -1)],
     *[Case(name, (X3,), opsets=(7, 12)) for name in ("Softmax", "LogSoftmax")],
     Case("Softmax", (X3,), attributes={"axis": 2}, opsets=(11,)),
     Case("Hardmax", (X3,), opsets=(13,)),
@@ -151,10 +152,12 @@ CONVOLUTIONS = [
     Case("Conv", (X4,), (f32(3, 4, 3, 3), f32(3)), {"pads": [1, 1, 1, 1], "strides": [2, 1]}, opsets=(7, 11)),
     Case("Conv", (X4,), (f32(8, 2, 3, 3),), {"group": 2, "dilations": [2, 1], "kernel_shape": [3, 3]}),
     Case("Conv", (X4,), (f32(3, 4, 2, 3),), {"pads": [0, 1, 1, 2]}),
-    *[Case("Conv", (X4,), (f32(3, 4, 3, 2),), {"auto_pad": rule, "strides": [2, 3]}) for rule in ("SAME_UPPER", "SAME_LOWER", "VALID")],
+    *[Case("Conv", (X4,), (f32(3, 4, 3, 2),), {"auto_pad": rule, "strides": [2, 3]}) for rule in ("SAME_UPPER",
+         "SAME_LOWER", "VALID")],
     Case("Conv", (X3,), (f32(4, 3, 3), f32(4))),
     Case("Conv", (f32(1, 2, 4, 4, 4),), (f32(3, 2, 2, 2, 2),)),
-    Case("ConvTranspose", (X4,), (f32(4, 3, 3, 3), f32(3)), {"strides": [2, 2], "pads": [1, 1, 1, 1], "output_padding": [1, 1]}, opsets=(7, 11)),
+    Case("ConvTranspose", (X4,), (f32(4, 3, 3, 3), f32(3)), {"strides": [2, 2], "pads": [1, 1, 1, 1],
+         "output_padding": [1, 1]}, opsets=(7, 11)),
     Case("ConvTranspose", (X4,), (f32(4, 3, 3, 3),), {"strides": [2, 2], "pads": [0, 1, 1, 0]}),
     Case("ConvTranspose", (X4,), (f32(4, 3, 3, 3),), {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     Case("ConvTranspose", (X4,), (f32(4, 3, 3, 3),), {"strides": [2, 2], "output_shape": [12, 14]}),
@@ -197,16 +200,19 @@ NORMS = [
 ]  # fmt: skip
 REDUCTIONS = [
     *[Case(f"Reduce{name}", (positive(2, 3, 8),), (), {"axes": [1], "keepdims": 0}, opsets=(7, 11))
-      for name in "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()],
+      for name in ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp"]],
     *[Case(f"Reduce{name}", (positive(2, 3, 8),), (i64(-1, 0),), opsets=(18,))
-      for name in "Sum Mean Max Min Prod L1 L2 SumSquare LogSum LogSumExp".split()],
-    *[Case(f"Reduce{name}", (positive(2, 3, 8),), opsets=(18,)) for name in "Sum Mean Max Min Prod L2".split()],
+      for name in ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "SumSquare", "LogSum", "LogSumExp"]],
+    *[Case(f"Reduce{name}", (positive(2, 3, 8),), opsets=(18,)) for name in ["Sum", "Mean", "Max", "Min", "Prod",
+         "L2"]],
     Case("ReduceSum", (X3,), (i64(),), {"noop_with_empty_axes": 1}, opsets=(13,)),
-    *[Case(name, (X3,), (), {"axis": 1, "keepdims": keep}, opsets=(7, 13)) for name in ("ArgMax", "ArgMin") for keep in (0, 1)],
+    *[Case(name, (X3,), (), {"axis": 1, "keepdims": keep}, opsets=(7, 13)) for name in ("ArgMax", "ArgMin")
+         for keep in (0, 1)],
     *[Case(name, (np.round(X3),), (), {"axis": 2, "select_last_index": 1}) for name in ("ArgMax", "ArgMin")],
     Case("TopK", (X3,), (), {"k": 3}, opsets=(7,), outputs=2),
     Case("TopK", (X3,), (i64(2),), {"axis": 1, "largest": 0}, opsets=(11,), outputs=2),
-    *[Case("CumSum", (X3,), (np.array(1, np.int64),), {"exclusive": e, "reverse": r}, opsets=(14,)) for e in (0, 1) for r in (0, 1)],
+    *[Case("CumSum", (X3,), (np.array(1, np.int64),), {"exclusive": e, "reverse": r}, opsets=(14,)) for e in (0,
+         1) for r in (0, 1)],
 ]  # fmt: skip
 MOVEMENTS = [
     Case("Reshape", (X3,), (i64(0, -1),), opsets=(7, 14)),
@@ -229,7 +235,8 @@ MOVEMENTS = [
     Case("Tile", (X3,), (i64(1, 2, 3),), opsets=(7, 13)),
     Case("Trilu", (f32(4, 5),), (np.array(1, np.int64),), opsets=(14,)),
     Case("Trilu", (f32(4, 5),), (), {"upper": 0}, opsets=(14,)),
-    *[Case("DepthToSpace", (f32(2, 8, 3, 4),), (), {"blocksize": 2, "mode": mode}, opsets=(11,)) for mode in ("DCR", "CRD")],
+    *[Case("DepthToSpace", (f32(2, 8, 3, 4),), (), {"blocksize": 2, "mode": mode}, opsets=(11,)) for mode in ("DCR",
+         "CRD")],
     Case("SpaceToDepth", (f32(2, 2, 6, 4),), (), {"blocksize": 2}),
     Case("EyeLike", (f32(3, 4),), (), {"k": 1}),
     Case("Shape", (X3,), opsets=(7, 15)),
@@ -247,7 +254,8 @@ INDEXING = [
     Case("GatherND", (X3, i64([0, 1], [1, 2])), opsets=(11,)),
     Case("GatherND", (X3, i64([[1]], [[-1]])), (), {"batch_dims": 1}, opsets=(12,)),
     Case("ScatterElements", (X3, i64([[0] * 8], [[-1] * 8]), f32(2, 1, 8)), (), {"axis": 1}, opsets=(11,)),
-    Case("ScatterElements", (X3, i64([[0] * 8], [[1] * 8]), f32(2, 1, 8)), (), {"axis": 1, "reduction": "add"}, opsets=(16,)),
+    Case("ScatterElements", (X3, i64([[0] * 8], [[1] * 8]), f32(2, 1, 8)), (), {"axis": 1, "reduction": "add"},
+         opsets=(16,)),
     Case("ScatterElements", (X3, i64([[0] * 8], [[1] * 8]), f32(2, 1, 8)), (), {"axis": 1, "reduction": "max"}),
     Case("Scatter", (X3, i64([[0] * 8], [[1] * 8]), f32(2, 1, 8)), (), {"axis": 1}, opsets=(10,)),
     Case("ScatterND", (X3, i64([0, 1], [1, -1]), f32(2, 8)), opsets=(11,)),
@@ -271,13 +279,17 @@ RESIZES = [
     Case("Upsample", (X4,), (), {"scales": [1.0, 1.0, 2.0, 3.0]}, opsets=(7,)),
     Case("Upsample", (X4,), (np.array([1, 1, 2, 2], np.float32),), {"mode": "linear"}, opsets=(9,)),
     Case("Resize", (X4,), (np.array([1, 1, 2, 1.5], np.float32),), opsets=(10,)),
-    *[Case("Resize", (X4,), (None, np.array(scales, np.float32)), {"mode": mode, "coordinate_transformation_mode": how}, opsets=(13, 19))
+    *[Case("Resize", (X4,), (None, np.array(scales, np.float32)), {"mode": mode,
+         "coordinate_transformation_mode": how}, opsets=(13, 19))
       for scales in ([1, 1, 2, 3], [1, 1, 0.5, 2]) for mode in ("nearest", "linear")
       for how in ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")],
-    *[Case("Resize", (X4,), (None, np.array([1, 1, 1.7, 2.3], np.float32)), {"mode": "nearest", "nearest_mode": how}, opsets=(13,))
+    *[Case("Resize", (X4,), (None, np.array([1, 1, 1.7, 2.3], np.float32)), {"mode": "nearest", "nearest_mode": how},
+         opsets=(13,))
       for how in ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")],
-    *[Case("Resize", (X4,), (None, None, i64(2, 4, 9, 5)), {"mode": mode, "coordinate_transformation_mode": how}, opsets=(13,))
-      for mode, how in [("nearest", "asymmetric"), ("linear", "half_pixel"), ("cubic", "half_pixel"), ("cubic", "align_corners")]],
+    *[Case("Resize", (X4,), (None, None, i64(2, 4, 9, 5)), {"mode": mode, "coordinate_transformation_mode": how},
+         opsets=(13,))
+      for mode, how in [("nearest", "asymmetric"), ("linear", "half_pixel"), ("cubic", "half_pixel"), ("cubic",
+           "align_corners")]],
     Case("Resize", (X4,), (None, np.array([2, 2], np.float32)), {"axes": [2, 3]}, opsets=(18,)),
     Case("Resize", (X3,), (None, np.array([1, 1, 2], np.float32)), {"mode": "linear"}),
     Case("Resize", (X4,), (None, np.array([1, 1, 1.3, 1.7], np.float32)), {"mode": "linear"}, opsets=(13,)),
@@ -310,15 +322,19 @@ RECURRENT = [
 ]  # fmt: skip
 ATTENTION = [
     Case("Attention", (f32(2, 3, 4, 8), f32(2, 3, 5, 8), f32(2, 3, 5, 8)), opsets=(23,)),
-    Case("Attention", (f32(2, 4, 12), f32(2, 4, 6), f32(2, 4, 6)), (), {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 1}, opsets=(23,)),
+    Case("Attention", (f32(2, 4, 12), f32(2, 4, 6), f32(2, 4, 6)), (), {"q_num_heads": 4, "kv_num_heads": 2,
+         "is_causal": 1}, opsets=(23,)),
     Case("Attention", (f32(2, 3, 4, 8), f32(2, 3, 5, 8), f32(2, 3, 5, 8)), (f32(4, 5),), {"scale": 0.3}, opsets=(23,)),
-    *[Case("RotaryEmbedding", (f32(2, 3, 4, 8), f32(6, 4), f32(6, 4), i64([0, 1, 2, 3], [1, 2, 3, 5])), (), {"interleaved": i}, opsets=(23,)) for i in (0, 1)],
+    *[Case("RotaryEmbedding", (f32(2, 3, 4, 8), f32(6, 4), f32(6, 4), i64([0, 1, 2, 3], [1, 2, 3, 5])), (),
+         {"interleaved": i}, opsets=(23,)) for i in (0, 1)],
 ]  # fmt: skip
 CLASSICAL = [
     Case("Scaler", (f32(3, 4),), (), {"offset": [0.1, 0.2, 0.3, 0.4], "scale": [2.0, 3.0, 4.0, 5.0]}, domain=ML),
     *[Case("Normalizer", (positive(3, 4),), (), {"norm": norm}, domain=ML) for norm in ("MAX", "L1", "L2")],
-    Case("LinearRegressor", (f32(3, 4),), (), {"coefficients": f32(8).tolist(), "intercepts": [0.1, 0.2], "targets": 2}, domain=ML),
-    Case("LinearClassifier", (f32(3, 2),), (), {"coefficients": f32(6).tolist(), "intercepts": [0.1, 0.2, 0.3], "classlabels_ints": [0, 1, 2], "post_transform": "SOFTMAX"}, domain=ML, outputs=2, only=(1,)),
+    Case("LinearRegressor", (f32(3, 4),), (), {"coefficients": f32(8).tolist(), "intercepts": [0.1, 0.2],
+         "targets": 2}, domain=ML),
+    Case("LinearClassifier", (f32(3, 2),), (), {"coefficients": f32(6).tolist(), "intercepts": [0.1, 0.2, 0.3],
+         "classlabels_ints": [0, 1, 2], "post_transform": "SOFTMAX"}, domain=ML, outputs=2, only=(1,)),
 ]  # fmt: skip
 CASES = (
     ELEMENTWISE + PRODUCTS + CONVOLUTIONS + POOLS + NORMS + REDUCTIONS + MOVEMENTS + INDEXING + RESIZES + RECURRENT

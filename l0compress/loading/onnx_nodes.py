@@ -72,14 +72,14 @@ def parse(graph: onnx.GraphProto, outputs: Iterable[str]) -> Graph:
         if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type not in _DTYPES:
             raise ContentError(f"its input {value.name!r} is no tensor of real numbers")
     return Graph(
-        nodes=tuple(_node(node, position) for position, node in enumerate(nodes)),
+        nodes=tuple(_node(node, position, used) for position, node in enumerate(nodes)),
         constants=constants,
         inputs=tuple(value.name for value in inputs),
         outputs=names,
     )
 
 
-def _node(node: onnx.NodeProto, position: int) -> Node:
+def _node(node: onnx.NodeProto, position: int, used: set[str]) -> Node:
     operator = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
     attributes = {
         given.name: _attribute(given, node) for given in node.attribute if given.type != onnx.AttributeProto.GRAPH
@@ -89,8 +89,9 @@ def _node(node: onnx.NodeProto, position: int) -> Node:
     if operator == "ConstantOfShape" and isinstance(attributes.get("value"), Tensor):
         attributes = {"value": attributes["value"].reshape(-1)[0].item(), "dtype": attributes["value"].dtype}
     branches = {name: parse(graph, [value.name for value in graph.output]) for name, graph in _branches(node).items()}
-    inputs = (*node.input,)
-    return Node(operator, node.name or f"#{position}", inputs, (*node.output,), attributes, branches)
+    taken = frozenset(name for name in node.output if name in used)
+    label = node.name or f"#{position}"
+    return Node(operator, label, (*node.input,), (*node.output,), taken, attributes, branches)
 
 
 def _constant(attributes: dict[str, Any]) -> Tensor:

@@ -148,28 +148,21 @@ def import_extra(module: str, *, extra: str, purpose: str, error: type[InputErro
 
 
 @contextmanager
-def without_broken(module: str, stand_in: ModuleType | None = None) -> Iterator[None]:
+def without_broken(module: str) -> Iterator[None]:
     """While the body runs, an installed library that fails on import counts as not installed.
 
     Libraries look for optional companions, and fail as a whole where one is there that was compiled for another version
     of torch, as torchvision often is.
-
-    Args:
-        module: the companion.
-        stand_in: what is imported in its place; None makes imports fail as where it is missing.
     """
     if module in sys.modules or _imports(module):
         yield
         return
-    loaded: dict[str, Any] = {module: stand_in}
-    if stand_in is not None:
-        loaded |= {f"{module}.{name}": part for name, part in vars(stand_in).items() if isinstance(part, ModuleType)}
-    sys.modules.update(loaded)
+    missing: dict[str, Any] = {module: None}
+    sys.modules.update(missing)
     try:
         yield
     finally:
-        for name in loaded:
-            del sys.modules[name]
+        del sys.modules[module]
 
 
 def _imports(module: str) -> bool:

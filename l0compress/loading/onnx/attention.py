@@ -20,7 +20,7 @@ def attention(
     past_value: Tensor | None = None,
     lengths: Tensor | None = None,
     *,
-    num_outputs: int = 1,
+    wanted: int = 1,
     is_causal: int = 0,
     kv_num_heads: int | None = None,
     q_num_heads: int | None = None,
@@ -31,7 +31,7 @@ def attention(
 ) -> tuple[Tensor]:
     """Over (batch, heads, length, width), or (batch, length, heads * width) where the numbers of heads are given."""
     del qk_matmul_output_mode, softmax_precision
-    if num_outputs > 1 or past_key is not None or past_value is not None or lengths is not None:
+    if wanted > 1 or past_key is not None or past_value is not None or lengths is not None:
         raise Refusal("it keeps keys and values from call to call")
     if softcap:
         raise Refusal("it bounds its scores (softcap)")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import inspect
 import operator as op
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from l0compress.errors import ModelError
 from l0compress.loading.onnx.families import find
@@ -21,97 +21,22 @@ from l0compress.loading.onnx.naming import Attributes, identifier
 from l0compress.loading.onnx.parsed import Graph, Node, NodeError
 from l0compress.loading.onnx.refused import reason_against
 from l0compress.loading.onnx.registry import Operator
-from l0compress.loading.onnx.values import MOST_ON_HOST, Refusal, as_tensor, is_host
+from l0compress.loading.onnx.running import OnnxTracer, run
+from l0compress.loading.onnx.tracked import (
+    Flow,
+    Known,
+    Value,
+    has_negative,
+    is_size,
+    makes_zeros,
+    result_of,
+    stays_on_host,
+    value_now,
+)
+from l0compress.loading.onnx.values import Refusal, as_tensor, is_host
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 OLDEST_OPSET = 7
-# Lists of sizes and factors are no longer than that; a longer list of floating-point numbers is a weight.
-_FEW = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Known:
-    """A value that is known before the model runs.
-
-    Attributes:
-        tensor: the value.
-        name: its name in the file.
-        trained: whether it may become a parameter.
-    """
-
-    tensor: Tensor
-    name: str
-    trained: bool
-
-    @property
-    def fits_host(self) -> bool:
-        """Whether it can be part of arithmetic of sizes."""
-        return self.tensor.numel() <= (_FEW if self.tensor.is_floating_point() else MOST_ON_HOST)
-
-    @property
-    def literal(self) -> Any:
-        return _nested(self.tensor.tolist())
-
-
-@dataclass(frozen=True, eq=False)
-class Flow:
-    """A value that a call computes; on the host, perhaps, where only sizes went into it."""
-
-    node: fx.Node
-    perhaps_host: bool
-
-
-Value = Known | Flow | None
-
-
-def _nested(value: Any) -> Any:
-    return tuple(_nested(item) for item in value) if isinstance(value, list) else value
-
-
-def run(name: str, opset: int, label: str, inputs: Sequence[Any], attributes: Mapping[str, Any]) -> Any:
-    """Compute one node.
-
-    Args:
-        name: the operator's.
-        opset: the version of the operators.
-        label: how messages call the node.
-        inputs: tensors, or numbers on the host.
-        attributes: by name.
-
-    Raises:
-        ModelError: the node asks for what is not computed here.
-
-    Examples:
-        >>> run("Add", 17, "sum", (torch.ones(2), 1.0), {})
-        tensor([2., 2.])
-    """
-    found = find(name, opset)
-    try:
-        if found is None:
-            raise Refusal(reason_against(name))
-        return found.function(*_coerced(found, inputs), **attributes)
-    except Refusal as reason:
-        raise ModelError(
-            f"The ONNX model cannot be computed: node {label!r} ({name}): {reason}. Nothing was changed. Export the "
-            "model without that, or give the original PyTorch module as .pt2."
-        ) from reason
-
-
-def _coerced(found: Operator, inputs: Sequence[Any]) -> Sequence[Any]:
-    """The inputs, with numbers made tensors where the function takes nothing else."""
-    if found.folds:
-        return inputs
-    like = next((value for value in inputs if isinstance(value, Tensor)), None)
-    return [
-        value if _stays(found, position, value) else as_tensor(value).to(None if like is None else like.device)
-        for position, value in enumerate(inputs)
-    ]
-
-
-def _stays(found: Operator, position: int, value: Any) -> bool:
-    if value is None or position in found.sizes or position in found.scalars or not is_host(value):
-        return True
-    return isinstance(value, tuple) and not is_host(*value)  # a list of weights
 
 
 def build(graph: Graph, opset: int) -> fx.GraphModule:
@@ -131,6 +56,7 @@ def build(graph: Graph, opset: int) -> fx.GraphModule:
     builder.add(graph, values)
     outputs = [builder.returned(values[name]) for name in graph.outputs]
     builder.graph.output(tuple(outputs) if len(outputs) > 1 else outputs[0])
+    builder.graph.eliminate_dead_code()
     return fx.GraphModule(builder.attributes.root, builder.graph, class_name="OnnxModel").eval()
 
 
@@ -139,7 +65,7 @@ class _Builder:
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
-        self.graph = fx.Graph()
+        self.graph = fx.Graph(tracer_cls=OnnxTracer)
         self.attributes = Attributes()
         self._inputs: set[str] = set()
 
@@ -207,9 +133,12 @@ class _Builder:
         if unknown:
             raise Refusal(f"its attribute {unknown[0]!r} is not known here")
         attributes = dict(node.attributes)
-        if found.counts_outputs:
-            wanted = [position for position, name in enumerate(node.outputs) if name]
-            attributes["num_outputs"] = max(wanted, default=0) + 1
+        if found.takes("wanted"):
+            attributes["wanted"] = (
+                max((place for place, name in enumerate(node.outputs) if name in node.used), default=0) + 1
+            )
+        if found.takes("num_outputs"):
+            attributes.setdefault("num_outputs", len(node.outputs))
         try:
             inspect.signature(found.function).bind(*given, **attributes)
         except TypeError as reason:
@@ -223,7 +152,7 @@ class _Builder:
     ) -> Sequence[Value] | None:
         """The results of arithmetic of sizes that are all known; None where there is something to be run."""
         known = [value for value in given if isinstance(value, Known)]
-        sizes = all(v is None or _is_size(v) or position in found.sizes for position, v in enumerate(given))
+        sizes = all(v is None or is_size(v) or position in found.sizes for position, v in enumerate(given))
         if not (found.folds and known and sizes) or any(isinstance(value, Flow) for value in given):
             return None
         try:
@@ -237,10 +166,7 @@ class _Builder:
         return [Known(as_tensor(r), name, trained=False) for r, name in zip(results, node.outputs, strict=False)]
 
     def _call(self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]) -> Sequence[Value]:
-        perhaps_host = found.folds and all(
-            position in found.sizes or (value.perhaps_host if isinstance(value, Flow) else _fits(value))
-            for position, value in enumerate(given)
-        )
+        perhaps_host = found.folds and stays_on_host(found, given)
         perhaps_host |= node.operator in ("Shape", "Size")
         arguments = self._prepared(found, given, attributes)
         if arguments is None:
@@ -252,24 +178,50 @@ class _Builder:
             {},
             identifier(node.operator.rpartition(":")[2]).lower(),
         )
+        computed, zeros = self._constant(found, node, given, attributes), makes_zeros(found, node, given)
         if not found.many:
-            return [Flow(called, perhaps_host)]
+            return [Flow(called, perhaps_host, computed and partial(result_of, computed, None), zeros)]
         return [
-            Flow(self.graph.call_function(op.getitem, (called, position)), perhaps_host) if name else None
+            Flow(
+                self.graph.call_function(op.getitem, (called, position)),
+                perhaps_host,
+                computed and partial(result_of, computed, position),
+                zeros,
+            )
+            if name in node.used
+            else None
             for position, name in enumerate(node.outputs)
         ]
+
+    def _constant(
+        self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]
+    ) -> Callable[[], Any] | None:
+        """What computes a node now, where its inputs are weights or were computed of weights; None elsewhere."""
+        if not given or any(isinstance(value, Flow) and value.constant is None for value in given):
+            return None
+
+        def compute() -> Any:
+            taken = [
+                value.literal if isinstance(value, Known) and position in found.sizes else value_now(value)
+                for position, value in enumerate(given)
+            ]
+            with torch.no_grad():
+                return run(node.operator, self.opset, node.label, taken, attributes)
+
+        return compute
 
     def _prepared(self, found: Operator, given: list[Value], attributes: dict[str, Any]) -> list[Any] | None:
         """The arguments of an operator that wants its weights in another form."""
         if found.prepare is None:
             return None
-        tensors = [value.tensor if isinstance(value, Known) else None for value in given]
-        made = found.prepare(tensors, attributes)
-        arguments = [self._argument(found, given, position, False) for position in range(len(given)) if position == 0]
-        for position in range(1, len(given)):
-            value = given[position]
-            if position in made and isinstance(value, Known):
-                parts = [Known(part, f"{value.name}_{suffix}", trained=True) for suffix, part in made[position]]
+        # Zeros of its own are what a layer starts from by itself; shared ones would tie the widths of layers.
+        given = [None if isinstance(value, Flow) and value.zeros else value for value in given]
+        made = found.prepare([value_now(value) for value in given], attributes)
+        arguments: list[Any] = []
+        for position, value in enumerate(given):
+            if position in made and value is not None:
+                name = value.name if isinstance(value, Known) else value.node.name
+                parts = [Known(part, f"{name}_{suffix}", trained=True) for suffix, part in made[position]]
                 arguments.append(tuple(self._attribute(part, weight=True) for part in parts))
             else:
                 arguments.append(self._argument(found, given, position, False))
@@ -290,7 +242,7 @@ class _Builder:
                 position in found.indices
                 and not value.tensor.is_floating_point()
                 and others
-                and (single or _has_negative(value.tensor))
+                and (single or has_negative(value.tensor))
             )
         )
         if literal:
@@ -307,20 +259,3 @@ class _Builder:
             weight or (value.trained and tensor.numel() > 1 and bool(torch.isfinite(tensor).all()))
         )
         return self.graph.get_attr(self.attributes.add(value.name, tensor, trained=trained))
-
-
-def _has_negative(tensor: Tensor) -> bool:
-    return bool((tensor < 0).any())
-
-
-def _is_size(value: Known | Flow | None) -> bool:
-    """Whether a value is for certain a number of sizes, not a weight."""
-    return (
-        isinstance(value, Known)
-        and value.fits_host
-        and (not value.tensor.is_floating_point() or value.tensor.numel() <= 1)
-    )
-
-
-def _fits(value: Value) -> bool:
-    return value is None or (isinstance(value, Known) and value.fits_host)

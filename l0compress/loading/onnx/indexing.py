@@ -15,6 +15,7 @@ from l0compress.loading.onnx.values import (
     Refusal,
     as_tensor,
     axis_of,
+    has_symbols,
     host,
     is_host,
     number,
@@ -29,6 +30,8 @@ _END = 2**31 - 1
 
 @operator("Gather", indices=(1,), folds=True)
 def gather(x: Any, indices: Any, *, axis: int = 0) -> Any:
+    if is_host(x, indices) and has_symbols(indices):
+        x, indices = as_tensor(x), as_tensor(indices)
     if is_host(x):
         chosen = np.array(numbers(indices), dtype=np.int64).reshape(host(indices).shape)
         return host(np.take(host(x), chosen, axis))
@@ -102,6 +105,8 @@ def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = 
 @operator("Slice", since=10, sizes=(1, 2, 3, 4), folds=True)
 def slice_(x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps: Any = None) -> Any:
     first, last = numbers(starts), numbers(ends)
+    if is_host(x) and has_symbols((*first, *last)):
+        x = as_tensor(x)
     rank = host(x).ndim if is_host(x) else x.dim()
     dims = [axis_of(int(a), rank) for a in numbers(axes)] if axes is not None else list(range(len(first)))
     strides = [int(step) for step in numbers(steps)] if steps is not None else [1] * len(first)

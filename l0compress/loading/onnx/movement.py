@@ -111,7 +111,7 @@ def concat(*parts: Any, axis: int) -> Any:
 @operator("Split", sizes=(1,), many=True, folds=True)
 def split(x: Any, given: Any = None, *, num_outputs: int = 1, axis: int = 0, split: Axes = None) -> tuple[Any, ...]:
     """Equal parts (the last may be smaller) where no sizes are given."""
-    sizes = list(split or ()) if given is None else [int(count) for count in numbers(given)]
+    sizes = list(split or ()) if given is None else numbers(given)
     if is_host(x):
         values = host(x)
         sizes = sizes or [math.ceil(len(values) / num_outputs)] * num_outputs
@@ -178,7 +178,7 @@ def number_range(start: Any, limit: Any, delta: Any) -> Tensor:
 
 @operator("Trilu", sizes=(1,))
 def triangle(x: Tensor, diagonal: Any = None, *, upper: int = 1) -> Tensor:
-    shift = 0 if diagonal is None else int(number(diagonal))
+    shift = 0 if diagonal is None else number(diagonal)
     return torch.triu(x, shift) if upper else torch.tril(x, shift)
 
 

@@ -18,7 +18,7 @@ def batch_normalization(
     mean: Tensor,
     variance: Tensor,
     *,
-    num_outputs: int = 1,
+    wanted: int = 1,
     epsilon: float = 1e-5,
     momentum: float = 0.9,
     spatial: int = 1,
@@ -28,7 +28,7 @@ def batch_normalization(
     del training_mode  # the state that a file was exported in; the outputs tell whether it matters
     if not spatial:
         raise Refusal("it normalises every position by itself (spatial=0)")
-    if num_outputs > 1:
+    if wanted > 1:
         raise Refusal("it hands on its statistics, so it was exported for training")
     # Here in evaluation mode; what is captured of it is switched between the modes as PyTorch's own is.
     return (F.batch_norm(x, mean, variance, scale, bias, False, 1 - momentum, epsilon),)
@@ -45,13 +45,13 @@ def layer_normalization(
     scale: Tensor,
     bias: Tensor | None = None,
     *,
-    num_outputs: int = 1,
+    wanted: int = 1,
     axis: int = -1,
     epsilon: float = 1e-5,
     stash_type: int = 1,
 ) -> tuple[Tensor]:
     del stash_type  # a precision that float32 always has
-    if num_outputs > 1:
+    if wanted > 1:
         raise Refusal("it hands on its statistics")
     sizes = list(x.shape[axis_of(axis, x.dim()) :])
     if list(scale.shape) == sizes and (bias is None or bias.shape == scale.shape):
@@ -68,13 +68,13 @@ def skip_layer_normalization(
     shift: Tensor | None = None,
     bias: Tensor | None = None,
     *,
-    num_outputs: int = 1,
+    wanted: int = 1,
     epsilon: float = 1e-12,
 ) -> tuple[Tensor | None, ...]:
     """The layer norm of a sum; the sum itself is the fourth output."""
     joined = x + skip if bias is None else x + skip + bias
     normal = F.layer_norm(joined, list(scale.shape), scale, shift, epsilon)
-    return (normal,) if num_outputs == 1 else (normal, None, None, joined)
+    return (normal,) if wanted == 1 else (normal, None, None, joined)
 
 
 @operator("RMSNormalization", weights=(1,))
@@ -120,12 +120,12 @@ def dropout(
     ratio_given: float | None = None,
     training_given: bool | None = None,
     *,
-    num_outputs: int = 1,
+    wanted: int = 1,
     ratio: float = 0.5,
     seed: int = 0,
 ) -> tuple[Tensor]:
     """Off here; what is captured of it is switched on by training, whatever the file was exported for."""
     del training_given, seed
-    if num_outputs > 1:
+    if wanted > 1:
         raise Refusal("it hands on which values it dropped")
     return (F.dropout(x, ratio if ratio_given is None else float(number(ratio_given)), False),)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ class Node:
         label: how messages call the node.
         inputs: names of values, empty where one is left out.
         outputs: names of values.
+        used: the outputs that something takes.
         attributes: numbers, tuples, texts, tensors and dtypes by name.
         branches: graphs by the name of the attribute that holds them.
     """
@@ -26,6 +27,7 @@ class Node:
     label: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    used: Collection[str]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     branches: Mapping[str, Graph] = field(default_factory=dict)
 

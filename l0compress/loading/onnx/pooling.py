@@ -22,7 +22,7 @@ def max_pool(
     x: Tensor,
     *,
     kernel_shape: Ints,
-    num_outputs: int = 1,
+    wanted: int = 1,
     auto_pad: str = "NOTSET",
     ceil_mode: int = 0,
     dilations: Ints | None = None,
@@ -31,7 +31,7 @@ def max_pool(
     strides: Ints | None = None,
 ) -> tuple[Tensor]:
     del storage_order  # of the positions, which are refused
-    if num_outputs > 1:
+    if wanted > 1:
         raise Refusal("it hands on the positions of the largest values")
     count = len(kernel_shape)
     steps, holes = strides or (1,) * count, dilations or (1,) * count

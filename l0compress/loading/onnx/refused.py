@@ -50,7 +50,7 @@ def reason_against(name: str) -> str:
         >>> reason_against("Loop").partition(";")[0]
         'it runs its body as often as the data says'
         >>> reason_against("NoSuchOperator")
-        'this operator is not known here; export the model without it, or give the PyTorch module as .pt2'
+        'this operator is not known here'
     """
-    unknown = "this operator is not known here; export the model without it, or give the PyTorch module as .pt2"
+    unknown = "this operator is not known here"
     return _BY_OPERATOR.get(name, unknown)

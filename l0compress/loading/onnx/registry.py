@@ -56,10 +56,9 @@ class Operator:
             name for name in attributes if name not in known or known[name].kind is not inspect.Parameter.KEYWORD_ONLY
         ]
 
-    @property
-    def counts_outputs(self) -> bool:
-        """Whether the function is told how many outputs are wanted."""
-        return self.many and "num_outputs" in inspect.signature(self.function).parameters
+    def takes(self, name: str) -> bool:
+        """Whether the function has a parameter of that name."""
+        return self.many and name in inspect.signature(self.function).parameters
 
 
 _OPERATORS: dict[str, list[Operator]] = {}

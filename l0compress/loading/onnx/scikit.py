@@ -40,7 +40,7 @@ def linear_regressor(
 def linear_classifier(
     x: Tensor,
     *,
-    num_outputs: int = 2,
+    wanted: int = 2,
     classlabels_ints: tuple[int, ...] = (),
     classlabels_strings: tuple[str, ...] = (),
     coefficients: Floats,
@@ -49,7 +49,7 @@ def linear_classifier(
     post_transform: str = "NONE",
 ) -> tuple[Any, ...]:
     """The label, which is left out, and the scores."""
-    del num_outputs, multi_class
+    del wanted, multi_class
     classes = len(classlabels_ints) or len(classlabels_strings)
     if not classes or len(coefficients) % classes or len(coefficients) // classes != x.shape[-1]:
         raise Refusal(f"it has {len(coefficients)} coefficients for {classes} classes")

@@ -62,6 +62,11 @@ def numbers(value: Any) -> list[Any]:
     return list(host(value).reshape(-1))
 
 
+def has_symbols(value: Any) -> bool:
+    """Whether some number of a value on the host is a size that is free."""
+    return any(isinstance(item, SYMBOLIC) for item in numbers(value))
+
+
 def number(value: Any) -> Any:
     """The one number of a value on the host.
 

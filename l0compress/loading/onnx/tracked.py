@@ -1,0 +1,114 @@
+"""What the builder knows of a value of the file before the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from l0compress.loading.onnx.parsed import Node
+from l0compress.loading.onnx.registry import Operator
+from l0compress.loading.onnx.values import MOST_ON_HOST, as_tensor
+
+# Lists of sizes and factors are no longer than that; a longer list of floating-point numbers is a weight.
+_FEW = 8
+# Operators that move what they are given and make nothing new.
+_KEEPS_ZEROS = frozenset(
+    {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
+     "Unsqueeze"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """A value that is known before the model runs.
+
+    Attributes:
+        tensor: the value.
+        name: its name in the file.
+        trained: whether it may become a parameter.
+    """
+
+    tensor: Tensor
+    name: str
+    trained: bool
+
+    @property
+    def fits_host(self) -> bool:
+        """Whether it can be part of arithmetic of sizes."""
+        return self.tensor.numel() <= (_FEW if self.tensor.is_floating_point() else MOST_ON_HOST)
+
+    @property
+    def zeros(self) -> bool:
+        return not self.tensor.any()
+
+    @property
+    def literal(self) -> Any:
+        return _nested(self.tensor.tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A value that a call computes.
+
+    Attributes:
+        node: the call.
+        perhaps_host: whether it may be on the host, since only sizes went into it.
+        constant: computes it now, where nothing but weights went into it.
+        zeros: whether it is nothing but zeros for certain.
+    """
+
+    node: fx.Node
+    perhaps_host: bool
+    constant: Callable[[], Tensor] | None = None
+    zeros: bool = False
+
+
+Value = Known | Flow | None
+
+
+def _nested(value: Any) -> Any:
+    return tuple(_nested(item) for item in value) if isinstance(value, list) else value
+
+
+def makes_zeros(found: Operator, node: Node, given: list[Value]) -> bool:
+    if node.operator == "ConstantOfShape":
+        return not node.attributes.get("value", 0)
+    moved = [v for position, v in enumerate(given) if v and position not in {*found.sizes, *found.indices}]
+    return node.operator in _KEEPS_ZEROS and all(value.zeros for value in moved)
+
+
+def value_now(value: Value) -> Tensor | None:
+    """A value that is known or can be computed now."""
+    if isinstance(value, Known):
+        return value.tensor
+    return None if value is None or value.constant is None else value.constant()
+
+
+def result_of(compute: Callable[[], Any], position: int | None) -> Tensor:
+    results = compute()
+    return as_tensor(results if position is None else results[position])
+
+
+def has_negative(tensor: Tensor) -> bool:
+    return bool((tensor < 0).any())
+
+
+def is_size(value: Known | Flow | None) -> bool:
+    """Whether a value is for certain a number of sizes, not a weight."""
+    return (
+        isinstance(value, Known)
+        and value.fits_host
+        and (not value.tensor.is_floating_point() or value.tensor.numel() <= 1)
+    )
+
+
+def stays_on_host(found: Operator, given: list[Value]) -> bool:
+    """Whether sizes may come of a call: where a table meets sizes that are free, what comes of it is a tensor."""
+    data = [value for position, value in enumerate(given) if value is not None and position not in found.sizes]
+    free = any(isinstance(value, Flow) for position, value in enumerate(given) if position in found.sizes)
+    known = [value for value in data if isinstance(value, Known)]
+    flows = [value for value in data if isinstance(value, Flow)]
+    return all(v.fits_host for v in known) and all(v.perhaps_host for v in flows) and not (free and known)
