@@ -84,7 +84,7 @@ def _whole(value: Any, name: str, seed: int, shares: Shares) -> Data:
             f"{name!r} is a {type(value).__name__}, whose samples have no positions, so that no part can be split off. "
             "Nothing was changed. Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}."
         )
-    if not isinstance(value, Iterable | Indexed | ArrayLike):
+    if not isinstance(value, Split | DatasetSplit | StreamSplit | Iterable | Indexed | ArrayLike):
         raise DataError(_not_data(value, name))
     split = _read(value, repr(name))
     return (
