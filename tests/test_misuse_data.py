@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import run_cli, save_pt2
 from torch import nn
 from torch.utils.data import (
     DataLoader,
@@ -22,8 +24,9 @@ from torch.utils.data import (
 
 from l0compress.data import Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DataError
-from l0compress.loading import as_data
+from l0compress.loading import DataSource, as_data, load_data
 from l0compress.pipeline.compress import compress
+from l0compress.pipeline.requests import request_of
 from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings
 
@@ -359,3 +362,108 @@ def test_workers_that_live_on_draw_the_same_samples_for_the_same_seed():
     whole = [[batch.args[0] for batch in split.batches(4, seed=seed)] for seed in (1, 2)]
     resumed = [batch.args[0] for batch in StreamSplit(loader, num_samples=8).batches(4, seed=2)]
     assert all(map(torch.equal, whole[1], resumed)) and not torch.equal(whole[0][0], whole[1][0])
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One of every kind of data, in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    np.savez("whole.npz", x=X, y=Y)
+    np.savez("parts.npz", x_train=X, y_train=Y)
+    Path("table.csv").write_text("size,hue\n" + "1.5,red\n2.5,blue\n" * 20)
+    Path("pictures/cat").mkdir(parents=True)
+    (Path("pictures/cat") / "1.png").write_bytes(b"never opened")
+    Path("sentences").mkdir()
+    Path("sentences/train.tsv").write_text("0 a film\n")
+    return tmp_path
+
+
+def given() -> tuple[np.ndarray, np.ndarray]:
+    """What ``--data test_misuse_data:given`` calls."""
+    return X, Y
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "whole.npz": ({"tokenizer": "there"}, "--tokenizer is for sentences, and data 'whole.npz' is arrays."),
+    "parts.npz": ({"workers": 2}, "--workers is for a folder of images, and data 'parts.npz' is arrays."),
+    "digits": ({"target_column": "y"}, "--target-column is for a table, and data 'digits' is the digits."),
+    "table.csv": ({"image_size": 8}, "--image-size is for a folder of images, and data 'table.csv' is a table."),
+    "pictures": ({"max_length": 8}, "--max-length is for sentences, and data 'pictures' is a folder of images."),
+    "sentences": (
+        {"normalize": ((0.5,), (0.5,))},
+        "--normalize is for a folder of images, and data 'sentences' is sentences.",
+    ),
+    "test_misuse_data:given": (
+        {"image_size": 8},
+        "--image-size is for a folder of images, and data 'test_misuse_data:given' is a function of yours.",
+    ),
+}
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("name", OTHERS)
+def test_an_option_of_another_kind_of_data(name):
+    options, message = OTHERS[name]
+    with pytest.raises(DataError, match=f"^{re.escape(message)} Nothing was changed\\. Leave it out\\.$"):
+        load_data(DataSource(name, **options))
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("name", ["parts.npz", "sentences"])
+def test_shares_of_what_has_parts_already(name):
+    message = (
+        f"--split is for data in one piece, and data '{name}' has parts of its own. Nothing was changed. Leave it "
+    )
+    with pytest.raises(DataError, match=f"^{re.escape(message)}out, or give data in one piece\\.$"):
+        load_data(DataSource(name, tokenizer="." if name == "sentences" else None, shares=(0.8, 0.1, 0.1)))
+
+
+def test_shares_of_what_a_function_gives_in_one_piece():
+    data = load_data(DataSource("test_misuse_data:given", shares=(0.5, 0.5, 0.0)))
+    assert [len(split) for split in data.parts().values()] == [30, 30]
+
+
+@pytest.mark.usefixtures("files")
+def test_the_command_line_says_the_same():
+    save_pt2(net(), (torch.zeros(2, 3),), Path("net.pt2"))
+    usual = ("finetune", "net.pt2", "--data", "parts.npz", "--target", "params=0.8", "-o", "run")
+    outcome = run_cli(*usual, "--image-size", "8")
+    assert (outcome.exit_code, outcome.stderr) == (
+        2,
+        "Error: --image-size is for a folder of images, and data 'parts.npz' is arrays. Nothing was changed. Leave it "
+        "out.\n",
+    )
+    assert not Path("run").exists()
+    outcome = run_cli("inspect", "net.pt2", "--image-size", "8")
+    assert (outcome.exit_code, outcome.stderr) == (
+        2,
+        "Error: --image-size says how --data is read, and there is no --data. Nothing was changed. Name the data too, "
+        "or leave it out.\n",
+    )
+
+
+def test_the_tokenizer_of_a_model_folder_is_none_of_arrays(files):
+    values = {"model": str(files / "sentences"), "target": "macs=0.5"}
+    assert request_of({**values, "data": "whole.npz"}).data.tokenizer is None
+    # As the configuration of a run has it that began before.
+    assert request_of({**values, "data": "whole.npz", "tokenizer": str(files / "sentences")}).data.tokenizer is None
+    assert request_of({**values, "data": "sentences"}).data.tokenizer == files / "sentences"
+
+
+def test_dropout_of_the_inputs_is_a_flag():
+    printed = run_cli("finetune", "--input-dropout", "0.25", "--print-config").stdout
+    assert "input_dropout = 0.25" in printed.splitlines()
+    outcome = run_cli("finetune", "--input-dropout", "1", "--print-config")
+    assert outcome.exit_code == 2 and outcome.stderr.startswith(
+        "Error: --input-dropout = 1.0: expected 0 or more and below 1. Nothing was changed."
+    )
+
+
+def test_labels_of_a_stream_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "streamed.py").write_text(
+        "import torch\nx, y = torch.zeros(8, 3), torch.zeros(8, dtype=torch.int64)\n"
+        "def parts():\n    return {'train': [(x, y), (x, y)], 'val': [(x, y)]}\n"
+    )
+    data = prepare(net(), DataSource("streamed:parts", with_labels=False)).data
+    assert [batch.targets for split in data.parts().values() for batch in split.batches(4)] == [None] * 3
