@@ -17,7 +17,6 @@ from l0compress.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _NUMBERS = "biuf"
-_TEXT_FIX = "Make numbers of classes by numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer."
 # What torch has no arithmetic for.
 _WIDER = {"u2": np.int32, "u4": np.int64, "u8": np.int64}
 
@@ -60,8 +59,8 @@ def as_tensor(value: Any, what: str) -> Tensor:
         >>> as_tensor([[1, 2], [3]], "input 0")
         Traceback (most recent call last):
         ...
-        l0compress.errors.DataError: input 0 is a list whose rows have different lengths, and an array of numbers is
-        needed. Nothing was changed. Pad the rows to one length.
+        l0compress.errors.DataError: input 0 is a list whose rows have different lengths. Nothing was changed. Pad them
+        to one length.
 
     Raises:
         DataError: it holds something else than numbers, or rows of different lengths.
@@ -74,17 +73,15 @@ def as_tensor(value: Any, what: str) -> Tensor:
         array = np.asarray(value)
     except ValueError as reason:
         raise DataError(
-            f"{what} is a {type(value).__name__} whose rows have different lengths, and an array of numbers is needed. "
-            "Nothing was changed. Pad the rows to one length."
+            f"{what} is a {type(value).__name__} whose rows have different lengths. Nothing was changed. Pad them to "
+            "one length."
         ) from reason
     if array.dtype.kind not in _NUMBERS or array.dtype.itemsize > 8:
-        fix = (
-            "Number the classes: numpy.unique(y, return_inverse=True)[1]."
-            if array.dtype.kind in "US"
-            else "Make it one."
-        )
+        kind = {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, str(array.dtype))
+        held = f"holds {kind}" if array.ndim else f"is a {type(value).__name__}"
         raise DataError(
-            f"{what} is {_described(value, array)}, and an array of numbers is needed. Nothing was changed. {fix}"
+            f"{what} {held}, and numbers are needed. Nothing was changed. Make numbers of classes by "
+            "numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer."
         )
     # As torch does it: numbers of Python are single precision, arrays keep what they have.
     from_python = array.dtype == np.float64 and isinstance(value, list | tuple | float)
@@ -106,7 +103,7 @@ def tensor_of(array: np.ndarray) -> Tensor:
     return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
 
 
-def as_targets(value: Any, what: str = "the targets") -> Tensor:
+def as_targets(value: Any, what: str = "the target") -> Tensor:
     """Targets as a tensor: whole numbers and yes/no as int64 classes, decimal numbers as they are.
 
     Example:
@@ -274,8 +271,3 @@ def _check_shapes(found: Iterable[torch.Size], what: str) -> None:
             f"{what} has samples of different shapes, {shapes[0]} and {shapes[-1]}. Nothing was changed. Bring them to "
             "one size, or give a DataLoader with a collate_fn that pads them."
         )
-
-
-def _described(value: Any, array: np.ndarray) -> str:
-    kind = {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, str(array.dtype))
-    return f"a {type(value).__name__} of {kind}" if array.ndim else f"a {type(value).__name__}"

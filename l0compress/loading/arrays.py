@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l0compress.batches import tensor_of
 from l0compress.data import AnySplit, Data, Split
 from l0compress.errors import DataError
 from l0compress.loading.archives import open_archive
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
-from l0compress.loading.splits import PARTS, SHARES, split_whole, with_val
+from l0compress.loading.splits import PARTS, SHARES, check_shares, split_whole, with_val
 
 KEYS = ("x", "y", *(f"{letter}_{part}" for letter in "xy" for part in PARTS))
 _HEADERS: dict[tuple[int, int], Callable] = {
@@ -40,6 +41,7 @@ def load_arrays(path: Path, *, seed: int = 0, shares: tuple[float, float, float]
             f"Data {name!r} holds {found}. It needs x_train and y_train, or x and y. Nothing was changed. Save it with "
             "those names."
         )
+    check_shares(shares, name)
     splits: dict[str, AnySplit] = {part: _split(arrays, f"_{part}", name) for part in PARTS if f"x_{part}" in arrays}
     return with_val(splits, name, seed)
 
@@ -115,9 +117,7 @@ def _as_tensor(array: np.ndarray, key: str, name: str) -> Tensor:
             f"Data {name!r}: {key} is {array.dtype} of shape {array.shape}; an array of numbers is needed. Nothing was "
             "changed. Save it with one."
         )
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    wider = {"u2": np.int32, "u4": np.int64, "u8": np.int64}.get(native.dtype.str[1:])
-    return torch.from_numpy(np.ascontiguousarray(native if wider is None else native.astype(wider)))
+    return tensor_of(array)
 
 
 def named_split(inputs: tuple[Tensor, ...], targets: Tensor | None, key: str, name: str) -> Split:

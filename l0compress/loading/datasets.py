@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,6 +26,16 @@ KINDS = (
     "'digits', an .npz file or .npy files, a folder of images, a .csv with --target-column, sentences with "
     "--tokenizer, or package.module:function that returns parts"
 )
+KIND_NAMES = {
+    "digits": "the digits", "function": "a function of yours", "arrays": "arrays", "table": "a table",
+    "text": "sentences", "images": "a folder of images",
+}  # fmt: skip
+# What is said of how one kind of data alone is read.
+_OPTIONS = {
+    "table": ("target_column",),
+    "text": ("tokenizer", "max_length"),
+    "images": ("image_size", "normalize", "workers"),
+}
 
 
 @dataclass(frozen=True)
@@ -64,8 +74,8 @@ class DataSource:
 
     def load(self) -> Data:
         """Load it; see :func:`load_data`."""
-        data = _load(self)
-        return data if self.with_labels else data.mapped(_without_targets)
+        data = _load(self, checked_kind(self))
+        return data if self.with_labels else _unlabelled(data)
 
 
 def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
@@ -97,47 +107,80 @@ def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
     return (source if isinstance(source, DataSource) else DataSource(str(source), seed=seed)).load()
 
 
-def _load(source: DataSource) -> Data:
-    if source.name == "digits":
+def kind_of(name: str, *, target_column: str | None = None) -> str:
+    """What kind of data a name stands for, one of the keys of :data:`KIND_NAMES`.
+
+    Example:
+        >>> kind_of("digits"), kind_of("package.module:function")
+        ('digits', 'function')
+
+    Raises:
+        DataError: there is no such file, or it is nothing that can be read.
+    """
+    if name == "digits":
+        return "digits"
+    if is_reference(name):
+        return "function"
+    path = Path(name)
+    if not path.exists():
+        known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
+        reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
+        raise DataError(f"Cannot read data {name!r}: {reason}. Nothing was changed. Check the path.")
+    if path.is_dir():
+        return "arrays" if any(path.glob("x*.npy")) else "text" if part_files(path) else "images"
+    if path.suffix in (".npz", ".npy"):
+        return "arrays"
+    if path.suffix in SEPARATORS and (path.suffix == ".csv" or target_column is not None):
+        return "table"
+    if path.suffix in TEXT_SUFFIXES:
+        return "text"
+    raise DataError(f"Cannot read data {name!r}: data is {KINDS}. Nothing was changed. Give one of these.")
+
+
+def checked_kind(source: DataSource) -> str:
+    """The kind of data, once all that was said of how to read them is known to apply to it.
+
+    Raises:
+        DataError: there are no such data; or an option is for another kind, and the message names its flag.
+    """
+    kind = kind_of(source.name, target_column=source.target_column)
+    nothing = DataSource(source.name)
+    for wanted, options in _OPTIONS.items():
+        for option in options:
+            if wanted != kind and getattr(source, option) != getattr(nothing, option):
+                raise DataError(
+                    f"--{option.replace('_', '-')} is for {KIND_NAMES[wanted]}, and data {source.name!r} is "
+                    f"{KIND_NAMES[kind]}. Nothing was changed. Leave it out."
+                )
+    return kind
+
+
+def _load(source: DataSource, kind: str) -> Data:
+    path = Path(source.name)
+    if kind == "digits":
         return _digits(source)
-    if is_reference(source.name):
+    if kind == "function":
         given = call_reference(source.name, flag="--data", error=DataError)
         return as_data(given, name=source.name, seed=source.seed, shares=source.shares)
-    path = Path(source.name)
-    is_table = path.suffix in SEPARATORS and (path.suffix == ".csv" or source.target_column is not None)
-    known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
-    if not path.exists():
-        reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
-        raise DataError(f"Cannot read data {source.name!r}: {reason}. Nothing was changed. Check the path.")
-    if path.is_dir():
-        return _folder(path, source)
-    if path.suffix in (".npz", ".npy"):
+    if kind == "arrays":
         return load_arrays(path, seed=source.seed, shares=source.shares)
-    if is_table:
+    if kind == "table":
         return load_table(path, TableOptions(source.target_column, source.seed, source.shares))
-    if path.suffix in TEXT_SUFFIXES:
-        return load_texts(path, _text_options(source))
-    raise DataError(f"Cannot read data {source.name!r}: data is {KINDS}. Nothing was changed. Give one of these.")
-
-
-def _folder(path: Path, source: DataSource) -> Data:
-    if any(path.glob("x*.npy")):
-        return load_arrays(path, seed=source.seed, shares=source.shares)
-    if part_files(path):
-        return load_texts(path, _text_options(source))
+    if kind == "text":
+        tokenizer = None if source.tokenizer is None else Path(source.tokenizer)
+        return load_texts(path, TextOptions(tokenizer, source.seed, source.shares, source.max_length))
     options = ImageOptions(
         source.seed, source.shares, source.image_size, source.normalize, source.workers, source.batch_size
     )
     return load_images(path, options)
 
 
-def _text_options(source: DataSource) -> TextOptions:
-    tokenizer = None if source.tokenizer is None else Path(source.tokenizer)
-    return TextOptions(tokenizer, source.seed, source.shares, source.max_length)
-
-
-def _without_targets(batch: Batch) -> Batch:
-    return Batch(batch.args, batch.kwargs)
+def _unlabelled(data: Data) -> Data:
+    parts = {}
+    for name, split in data.parts().items():
+        bare = split.mapped(lambda batch: Batch(batch.args, batch.kwargs))
+        parts[name] = bare if isinstance(bare, Split) else replace(bare, labels=None)
+    return replace(data, **parts)
 
 
 def digits() -> tuple[Tensor, Tensor]:

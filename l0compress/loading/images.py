@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from l0compress.data import AnySplit, Data, Split, StreamSplit
 from l0compress.errors import DataError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line, import_extra
-from l0compress.loading.splits import PART_NAMES, SHARES, shuffled_parts, with_val
+from l0compress.loading.splits import PART_NAMES, SHARES, check_shares, shuffled_parts, with_val
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -120,6 +120,8 @@ def load_images(folder: Path, options: ImageOptions) -> Data:
             f"Data {str(folder)!r} is a folder without images in folders of classes. Nothing was changed. Expected are "
             f"files such as {folder}/cat/1.png, or {folder}/train/cat/1.png."
         )
+    if parts:
+        check_shares(options.shares, str(folder))
     listed = {part: _listed(entry, classes) for part, entry in (parts or {"train": folder}).items()}
     if not parts:
         files, labels = listed["train"]

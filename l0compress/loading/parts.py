@@ -14,7 +14,7 @@ from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DataError
 from l0compress.loaders import dataset_labels, tensors_of
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
-from l0compress.loading.splits import PART_NAMES, SHARES, Shares, split_whole, with_val
+from l0compress.loading.splits import PART_NAMES, SHARES, Shares, check_shares, split_whole, with_val
 
 STREAM_BATCH = 64
 
@@ -58,9 +58,11 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
         DataError: it is nothing of these, or cannot be split; the message says what to write.
     """
     if isinstance(value, Data):
+        check_shares(shares, name)
         return value
     if not isinstance(value, Mapping) or not _of_parts(value):
         return _whole(value, name, seed, shares)
+    check_shares(shares, name)
     unknown = sorted(str(part) for part in value if part not in PART_NAMES)
     if unknown:
         raise DataError(
@@ -84,7 +86,7 @@ def _whole(value: Any, name: str, seed: int, shares: Shares) -> Data:
             f"{name!r} is a {type(value).__name__}, whose samples have no positions, so that no part can be split off. "
             "Nothing was changed. Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}."
         )
-    if not isinstance(value, Iterable | Indexed | ArrayLike):
+    if not isinstance(value, Split | DatasetSplit | StreamSplit | Iterable | Indexed | ArrayLike):
         raise DataError(_not_data(value, name))
     split = _read(value, repr(name))
     return (

@@ -55,6 +55,19 @@ def _shares_message(text: str) -> str:
     )
 
 
+def check_shares(shares: Shares, name: str) -> None:
+    """Refuse shares of what has parts already.
+
+    Raises:
+        DataError: they are not the default.
+    """
+    if shares != SHARES:
+        raise DataError(
+            f"--split is for data in one piece, and data {name!r} has parts of its own. Nothing was changed. Leave it "
+            "out, or give data in one piece."
+        )
+
+
 def with_val(
     splits: Mapping[str, AnySplit], name: str, seed: int, preprocessing: Mapping[str, Any] | None = None
 ) -> Data:

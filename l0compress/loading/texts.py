@@ -12,7 +12,7 @@ import torch
 from l0compress.data import Data, Split
 from l0compress.errors import DataError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line, import_extra, without_broken
-from l0compress.loading.splits import PART_NAMES, SHARES, split_whole, with_val
+from l0compress.loading.splits import PART_NAMES, SHARES, check_shares, split_whole, with_val
 
 SUFFIXES = (".tsv", ".txt")
 TEXT_COLUMNS, LABEL_COLUMNS = ("sentence", "text"), ("label", "labels", "class")
@@ -61,6 +61,8 @@ def load_texts(path: Path, options: TextOptions) -> Data:
             "the tokenizer.json of a Hugging Face model."
         )
     files = part_files(path) if path.is_dir() else {"train": path}
+    if path.is_dir():
+        check_shares(options.shares, str(path))
     if "train" not in files:
         raise DataError(f"Data {str(path)!r} has no training part: a file such as train.tsv. Nothing was changed.")
     sentences = {part: _read(file) for part, file in files.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from l0compress.errors import InputError
 from l0compress.loading import DataSource, ModelSource, Target, import_reference, parse_factory_args, parse_target
+from l0compress.loading.datasets import kind_of
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
 from l0compress.pipeline.config import complete
@@ -121,9 +122,8 @@ def data_source(values: Mapping[str, Any]) -> DataSource:
     Raises:
         DataError: a text among them is malformed.
     """
-    normalize, tokenizer, model = values["normalize"], values["tokenizer"], values["model"]
-    if tokenizer is None and model is not None and Path(model).is_dir():
-        tokenizer = model
+    normalize = values["normalize"]
+    tokenizer = _tokenizer(values)
     return DataSource(
         values["data"],
         seed=values["data_seed"],
@@ -137,6 +137,15 @@ def data_source(values: Mapping[str, Any]) -> DataSource:
         workers=values["workers"],
         batch_size=values["batch_size"] or _STREAM_BATCH,
     )
+
+
+def _tokenizer(values: Mapping[str, Any]) -> str | None:
+    """The tokenizer that was named, or that the model brings; the model's own is none of data that are no sentences."""
+    model, named = values["model"], values["tokenizer"]
+    own = model if model is not None and Path(model).is_dir() else None
+    if named is not None and str(named) != own:
+        return named
+    return own if own is not None and kind_of(values["data"], target_column=values["target_column"]) == "text" else None
 
 
 def data_values(source: DataSource) -> dict[str, Any]:

@@ -105,3 +105,12 @@ Loss = Annotated[
     ),
 ]
 Bf16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)]
+InputDropout = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Of the elements of flat inputs (n, features), dropped in training; other inputs are left alone.",
+        show_default="0.1",
+        rich_help_panel=TRAINING,
+    ),
+]

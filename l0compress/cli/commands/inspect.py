@@ -39,6 +39,8 @@ def inspect(
             "target_column": target_column, "tokenizer": tokenizer, "max_length": max_length, "image_size": image_size,
             "normalize": normalize, "no_labels": no_labels, "split": split, "data_seed": data_seed, "workers": workers,
         }  # fmt: skip
+        if data is None:
+            options.check_described(described)
         from l0compress.loading import ModelSource, parse_factory_args
         from l0compress.pipeline import inspection
 

@@ -90,6 +90,20 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to s
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads to compute with.")]
 
 
+def check_described(given: Mapping[str, Any]) -> None:
+    """Refuse options that say how data are read where none are named.
+
+    Raises:
+        InputError: one of them was given.
+    """
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise InputError(
+                f"--{name.replace('_', '-')} says how --data is read, and there is no --data. Nothing was changed. "
+                "Name the data too, or leave it out."
+            )
+
+
 def data_source(name: str, model: Path, given: Mapping[str, Any]) -> DataSource:
     """The data that the options describe, which are given by their names in a configuration file; None is not given.
 
