@@ -17,13 +17,14 @@ ZOO_OPTIONS ?= --jobs 2
 EXAMPLES ?= 2000
 MUTATIONS ?= 10000
 SEED ?= 0
+TESTS ?=
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # $(call locked,SECTION,OPTIONS): a section of the lock file, nothing but the very files that it names.
 locked = sed -n '/^\# --- $(1)$$/,/^\# --- /p' $(LOCK) > $(VENV)/$(1).lock && \
     $(PIP) --no-deps --require-hashes $(2) -r $(VENV)/$(1).lock
-# $(call tested,VENV): the whole suite, by another environment than .venv, with the versions that it has.
+# $(call tested,VENV): the whole suite, or TESTS of it, by another environment than .venv, with the versions that it has.
 tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV && \
-    $(1)/bin/python -m pytest -n 2 --dist loadfile
+    $(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 .PHONY: help install lock test test-all test-newest test-lowest check format demo errors
 .PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
