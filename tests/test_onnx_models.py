@@ -114,6 +114,7 @@ class TestFiles:
         tables = {name: rng.normal(size=(6, 4)).astype(np.float32) for name in ("words", "positions")}
         path = written(tmp_path, body, **tables)
         graph = l0.capture(load_model(path), (torch.arange(6).view(2, 3),), dynamic="batch+sequence")
+        assert [name for name, _ in graph.module().named_buffers()] == ["all"]
         for ids in (torch.arange(6).view(2, 3), torch.arange(5).view(1, 5)):
             assert_same(graph.module(), path, ids)
 
@@ -160,6 +161,11 @@ class TestFiles:
         assert module(x).dtype == (torch.float32 if dtype is np.float16 else torch.float64)
         tolerance = 2e-3 if dtype is np.float16 else 1e-12
         np.testing.assert_allclose(module(x).detach().numpy(), wanted, atol=tolerance)
+
+    def test_arithmetic_of_constants_keeps_its_precision(self, tmp_path):
+        body = """g (double[n,3] x) => (double[n,3] y) <double size = {48.0}> { s = Sqrt(size) y = Div(x, s) }"""
+        path, x = written(tmp_path, body), torch.randn(2, 3, dtype=torch.float64)
+        np.testing.assert_allclose(load_model(path)(x).numpy(), by_onnx_runtime(path, x), rtol=1e-14)
 
     def test_functions_of_the_file_itself(self, tmp_path):
         body = """g (float[n,3] x) => (float[n,3] y) { y = own.twice(x) }

@@ -163,7 +163,8 @@ class _Builder:
         results = results if found.many else (results,)
         if not is_host(*results):
             return None
-        return [Known(as_tensor(r), name, trained=False) for r, name in zip(results, node.outputs, strict=False)]
+        like = next((value.tensor for value in known if value.tensor.is_floating_point()), None)
+        return [Known(as_tensor(r, like), name, trained=False) for r, name in zip(results, node.outputs, strict=False)]
 
     def _call(self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]) -> Sequence[Value]:
         perhaps_host = found.folds and stays_on_host(found, given)

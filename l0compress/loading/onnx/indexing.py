@@ -133,6 +133,8 @@ def _sliced(x: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
     if step < 0:
         size, step = x.shape[dim], -step
         x, start, end = x.flip(dim), _mirrored(start, size), _mirrored(end, size)
+        if not _is_zero(start):  # one that starts before the first element starts with it
+            start = torch.sym_min(start, size - 1)
     if isinstance(end, int) and end >= _END:
         end = None
     if isinstance(start, int) and start == 0 and end is None and step == 1:
@@ -146,8 +148,7 @@ def _mirrored(place: Any, size: Any) -> Any:
         return _END if place <= -_END else -place - 1
     if isinstance(place, int) and place >= _END:
         return 0
-    mirrored = size - 1 - place
-    return max(mirrored, 0) if isinstance(mirrored, int) else mirrored
+    return torch.sym_max(size - 1 - place, 0)
 
 
 @operator("Pad", sizes=(1, 2, 3))

@@ -62,6 +62,15 @@ def upsample(x: Tensor, given: Any = None, *, mode: str = "nearest", scales: tup
     return _resized(x, *_targets(x, None, factors, None), (mode, "asymmetric", "floor"))
 
 
+@operator("GridSample")
+def grid_sample(
+    x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
+) -> Tensor:
+    """Modes are called otherwise up to version 19 of the operators."""
+    name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
+    return F.grid_sample(x, grid, name, padding_mode, bool(align_corners))
+
+
 def _targets(
     x: Tensor, sizes: list[Any] | None, scales: list[Any] | None, axes: tuple[int, ...] | None
 ) -> tuple[list[Any], list[Any]]:
