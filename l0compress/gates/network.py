@@ -226,6 +226,10 @@ class GatedNetwork(nn.Module):
     def _sparse_cost(self) -> SparseCost:
         return SparseCost(self.groups, self.sparse)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # It follows from the rest, and holds nodes of the graph, which can be neither copied nor pickled.
+        return {name: value for name, value in self.__dict__.items() if name != "_sparse_cost"}
+
     def __repr__(self) -> str:
         moves = f"gates on {counted(self.groups.num_moves, 'move')} in {counted(len(self.groups.groups), 'group')}"
         weights = f"{counted(sum(w.numel for w in self.sparse), 'gate')} on {counted(len(self.sparse), 'weight')}"
