@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a budget in no unit": (
         lambda: l0.Budget(gated_mlp(), 0.5),
         TargetError,
-        "The target is 0.5, and has to be a unit with a number. Nothing was changed. Write for example {'macs': 0.5}.",
+        "The target is 0.5, and has to be a unit with a number. Nothing was changed. Write for example 'macs=0.5'.",
     ),
     "a budget in a unit that is none": (
         lambda: l0.Budget(gated_mlp(), flops=0.5),

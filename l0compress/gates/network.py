@@ -23,11 +23,11 @@ from l0compress.gates.reach import smallest_cost, smallest_keep
 from l0compress.gates.refusals import CALL_ERRORS, refused_call
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
-from l0compress.graph.capture import CapturedGraph, retype_node_
+from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.checksum import weights_checksum
 from l0compress.graph.describe import counted, headed
 from l0compress.graph.groups import Groups
-from l0compress.graph.network import GraphNetwork, attribute
+from l0compress.graph.network import GraphNetwork, attribute, retype_node_
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import Weight
