@@ -122,17 +122,11 @@ def compress(yolo: Any, *, macs: float, steps: int, size: int, num_classes: int)
     graph = l0.capture(Both(yolo), (torch.rand(2, 3, size, size),))
     gated = l0.gate(graph)
     budget = l0.Budget(gated, macs=macs, ramp_steps=max(1, steps // 2))
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": gated.weights().values(), "lr": 1e-4},
-            {"params": [gated.gates.log_alpha], "lr": 0.05, "weight_decay": 0},
-        ]
-    )
+    optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-4, gate_lr=0.05, weight_decay=0.01))
     fit(gated, criterion, optimizer, batches(steps, size, num_classes), budget)
     plan = l0.harden(gated, budget)
-    trained = l0.fold(gated, plan)
-    small = l0.shrink(trained, plan)
-    equality = l0.verify(small, l0.masked(trained, plan))
+    small = gated.shrink(plan)
+    equality = l0.verify(small, l0.masked(l0.fold(gated, plan), plan))
     print(f"small and masked dense model: equal, largest relative difference {equality.max_relative:.1e}")
     network = small.module()
     fit(network, criterion, torch.optim.AdamW(network.parameters(), lr=1e-4), batches(steps // 2, size, num_classes))
@@ -147,7 +141,9 @@ def main(arguments: list[str] | None = None) -> l0.CapturedGraph:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=96, help="of the images, a multiple of 32")
     parser.add_argument("--classes", type=int, default=4, help="of a model that is built from its yaml")
-    parser.add_argument("--output", type=Path, default=None, help="folder for the ONNX file; by default a temporary one")
+    parser.add_argument(
+        "--output", type=Path, default=None, help="folder for the ONNX file; by default a temporary one"
+    )
     chosen = parser.parse_args(arguments)
     torch.manual_seed(0)
     yolo = yolo_of(chosen.model, chosen.classes)

@@ -1,17 +1,31 @@
 """Compress a trained PyTorch model to a budget by constrained L0 fine-tuning, and prove what came out.
 
-The verbs, each documented where it is defined::
+The whole line in one call::
 
-    graph  = l0.capture(model, args)                    # a CapturedGraph
-    groups = l0.find_groups(graph)                      # what is cut together, and what is frozen and why
-    gated  = l0.gate(graph)                             # an nn.Module: train it your own way
-    budget = l0.Budget(gated, macs=0.5)                 # penalty() joins the loss, step() follows the optimizer's
-    plan   = l0.harden(gated, budget)
-    small  = l0.shrink(graph, plan)                     # a smaller CapturedGraph
-    l0.verify(small, l0.masked(graph, plan))            # equal, or an error that says where not
-    l0.export_onnx(small, "small.onnx")                 # or export_csr(small, "small.l0c"): sparse, without torch
+    result = l0.compress(model, data, target={"macs": 0.5})
+    l0.export_onnx(result.small, "small.onnx")      # or export_csr(result.small, "small.l0c"): sparse, without torch
 
-    result = l0.compress(model, data, target={"macs": 0.5})     # the whole line in one call
+In a training loop of your own, verb by verb, each documented where it is defined:
+
+>>> import torch, l0compress as l0
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
+>>> x, y = torch.randn(64, 8), torch.randint(3, (64,))
+>>> graph = l0.capture(model, (x[:2],))             # a CapturedGraph
+>>> gated = l0.gate(graph)                          # an nn.Module; l0.find_groups(graph) says what has gates, and why
+>>> budget = l0.Budget(gated, macs=0.5)             # penalty() joins the loss, step() follows the optimizer's
+>>> optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3, weight_decay=0.01))
+>>> for _ in range(10):
+...     loss = torch.nn.functional.cross_entropy(gated(x), y) + budget.penalty()
+...     optimizer.zero_grad()
+...     loss.backward()
+...     optimizer.step()
+...     budget.step()
+>>> plan = l0.harden(gated, budget)
+>>> small = gated.shrink(plan)                      # a smaller CapturedGraph with the trained weights
+>>> l0.cost(small).macs <= budget.target
+True
+>>> l0.verify(small, l0.masked(l0.fold(gated, plan), plan)).max_relative < 1e-5    # equal, or an error that says where
+True
 """
 
 from __future__ import annotations
@@ -28,7 +42,8 @@ if TYPE_CHECKING:
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
     from l0compress.export.quantize import quantize_onnx
-    from l0compress.gates.attach import fold, gate
+    from l0compress.gates.attach import gate
+    from l0compress.gates.folding import fold
     from l0compress.graph import (
         CapturedGraph,
         Cost,
@@ -76,7 +91,7 @@ _HOMES = {
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
     "finetune": "l0compress.training.finetune",
-    "fold": "l0compress.gates.attach",
+    "fold": "l0compress.gates.folding",
     "gate": "l0compress.gates.attach",
     "harden": "l0compress.training.harden",
     "keep_zeros_": "l0compress.training.sparsity",

@@ -66,6 +66,13 @@ class Equality:
         """Outputs that were zero everywhere in the reference."""
         return tuple(output.name for output in self.outputs if output.is_zero)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(map(str, self.batch_sizes))
+        return (
+            f"Equality({', '.join(output.name for output in self.outputs)}: largest difference {self.max_relative:.2g} "
+            f"of the largest value; batch sizes {sizes})"
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""
         return {

@@ -175,6 +175,7 @@ def test_a_malformed_target_is_refused_in_the_words_of_the_command_line(wanted, 
         (({"macs": 0.5},), {}),
         ((), {"macs": 0.5}),
         (({"macs": 0.5},), {"params": None}),
+        (("macs=0.5",), {}),
         ((), {"macs": np.float32(0.5)}),
     ],
 )

@@ -24,8 +24,8 @@ class ReadFactors(nn.Module):
         self.gates = gates
         self.shapes = tuple(read.shape for read in reads)
         self.dtypes = dtypes
-        for position, read in enumerate(reads):
-            self.register_buffer(f"moves_{position}", read.moves.clone(), persistent=False)
+        # No buffers: what averages the buffers of a network (AveragedModel) would average these indices as well.
+        self._moves = tuple(read.moves.clone() for read in reads)
 
     def forward(self) -> list[Tensor]:
         return self.factors(self.gates())
@@ -34,12 +34,13 @@ class ReadFactors(nn.Module):
         """The read factors for given gate values ``z`` of shape ``(num_moves,)``."""
         extended = torch.cat([z, z.new_ones(1)])
         return [
-            product_of(extended, getattr(self, f"moves_{position}")).view(shape).to(dtype)
-            for position, (shape, dtype) in enumerate(zip(self.shapes, self.dtypes, strict=True))
+            product_of(extended, moves.to(z.device)).view(shape).to(dtype)
+            for moves, shape, dtype in zip(self._moves, self.shapes, self.dtypes, strict=True)
         ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReadFactors:
         self.dtypes = tuple(converted_type(fn, dtype) for dtype in self.dtypes)
+        self._moves = tuple(fn(moves) for moves in self._moves)
         return super()._apply(fn, recurse)
 
 

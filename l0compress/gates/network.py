@@ -23,11 +23,11 @@ from l0compress.gates.reach import smallest_cost, smallest_keep
 from l0compress.gates.refusals import CALL_ERRORS, refused_call
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
-from l0compress.graph.capture import CapturedGraph, retype_node_
+from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.checksum import weights_checksum
 from l0compress.graph.describe import counted, headed
 from l0compress.graph.groups import Groups
-from l0compress.graph.network import GraphNetwork, attribute
+from l0compress.graph.network import GraphNetwork, attribute, retype_node_
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import Weight
@@ -225,6 +225,10 @@ class GatedNetwork(nn.Module):
     @cached_property
     def _sparse_cost(self) -> SparseCost:
         return SparseCost(self.groups, self.sparse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # It follows from the rest, and holds nodes of the graph, which can be neither copied nor pickled.
+        return {name: value for name, value in self.__dict__.items() if name != "_sparse_cost"}
 
     def __repr__(self) -> str:
         moves = f"gates on {counted(self.groups.num_moves, 'move')} in {counted(len(self.groups.groups), 'group')}"

@@ -8,9 +8,9 @@ works block by block: a pass over all weights would wait for memory, and there a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class WeightGate(Gates):
         """``weight`` times one sample of its gates in training mode, times their medians in evaluation mode."""
         if not self.training:
             return weight * self.median().to(weight.dtype)
-        return self.sample(weight, logistic_like(self.log_alpha))
+        return _sampled(self, weight)
 
     def sample(self, weight: Tensor, noise: Tensor) -> Tensor:
         """``weight`` times the gates that logistic ``noise`` (``log u - log(1 - u)``) draws; it is overwritten."""
@@ -55,6 +55,14 @@ class WeightGate(Gates):
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"shape={tuple(self.log_alpha.shape)}, temperature={self.temperature}, stretch={tuple(self.stretch)}"
+
+
+def _draw(gates: WeightGate, weight: Tensor) -> Tensor:
+    return gates.sample(weight, logistic_like(gates.log_alpha))
+
+
+# torch.compile would unroll the blocks, and knows no table of random words.
+_sampled: Callable[[WeightGate, Tensor], Tensor] = cast(Any, torch.compiler.disable)(_draw)
 
 
 def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor:

@@ -18,7 +18,6 @@ from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
-from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError, InputError, L0Error
@@ -30,7 +29,7 @@ from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
 from l0compress.graph.history import check_repeatable, without_history
 from l0compress.graph.inline import drop_checks_, inline_regions_
-from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
+from l0compress.graph.network import GraphNetwork, delete_unused_, network_of, retype_node_
 from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
@@ -138,22 +137,6 @@ def check_captured(graph: object, verb: str) -> None:
         f"{verb} takes a captured graph, and this is {type(graph).__name__}. Nothing was changed. Capture the model "
         "first: graph = l0compress.capture(model, (example_input,))."
     )
-
-
-def retype_node_(node: fx.Node, dtype: torch.dtype, old: torch.dtype = torch.float32) -> None:
-    """Casts and constructors that the capture wrote down as ``old`` follow the graph's new dtype."""
-
-    def swap(value: Any) -> Any:
-        return dtype if value is old else value
-
-    node.args = map_aggregate(node.args, swap)
-    node.kwargs = map_aggregate(node.kwargs, swap)
-    value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
-    if schema is None or not isinstance(value, Tensor) or value.dtype is not old:
-        return
-    reads = any(isinstance(source.meta.get("val"), Tensor) for source in node.all_input_nodes)
-    if any(argument.name == "dtype" for argument in schema.arguments) and not reads:
-        node.kwargs = {**node.kwargs, "dtype": dtype}
 
 
 def capture(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
+
+if TYPE_CHECKING:
+    from l0compress.graph.cost import Cost
 
 MOST_LINES = 8
 _PLAIN = (bool, int, float, str, type(None))
@@ -32,6 +35,17 @@ def counted(number: int, thing: str) -> str:
     ('1 group', '1,200 moves')
     """
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def cost_lines(before: Cost, after: Cost) -> list[str]:
+    """What a model costs before and after.
+
+    >>> from l0compress.graph.cost import Cost
+    >>> cost_lines(Cost(1200, 50, 4800), Cost(300, 25, 1200))
+    ['parameters: 1,200 -> 300', 'MACs: 50 -> 25', 'bytes: 4,800 -> 1,200']
+    """
+    rows = (("parameters", "params"), ("MACs", "macs"), ("bytes", "bytes"))
+    return [f"{name}: {before.get(unit):,} -> {after.get(unit):,}" for name, unit in rows]
 
 
 def input_text(value: Any) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
 
 from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
 
@@ -171,6 +172,22 @@ def put_argument_(node: fx.Node, place: Place, argument: Any) -> None:
         return
     listed: Any = node.args[place[0]]
     node.update_arg(place[0], [*listed[: place[1]], argument, *listed[place[1] + 1 :]])
+
+
+def retype_node_(node: fx.Node, dtype: torch.dtype, old: torch.dtype = torch.float32) -> None:
+    """Casts and constructors that the capture wrote down as ``old`` follow the graph's new dtype."""
+
+    def swap(value: Any) -> Any:
+        return dtype if value is old else value
+
+    node.args = map_aggregate(node.args, swap)
+    node.kwargs = map_aggregate(node.kwargs, swap)
+    value, schema = node.meta.get("val"), getattr(node.target, "_schema", None)
+    if schema is None or not isinstance(value, Tensor) or value.dtype is not old:
+        return
+    reads = any(isinstance(source.meta.get("val"), Tensor) for source in node.all_input_nodes)
+    if any(argument.name == "dtype" for argument in schema.arguments) and not reads:
+        node.kwargs = {**node.kwargs, "dtype": dtype}
 
 
 def attribute(module: nn.Module, name: str) -> Any:

@@ -135,9 +135,10 @@ def inputs_of(graph: fx.Graph) -> tuple[tuple[Any, ...], dict[Any, int]]:
     def plain(size: Any) -> Any:
         if not isinstance(size, torch.SymInt):
             return int(size)
-        node = size.node
-        symbols.update({symbol: int(node.shape_env.size_hint(symbol)) for symbol in node.expr.free_symbols})
-        return node.expr
+        environment, expression = size.node.shape_env, size.node.expr
+        for symbol in expression.free_symbols:
+            symbols[symbol] = int(environment.create_symintnode(symbol, hint=None).node.hint)
+        return expression
 
     for node in graph.nodes:
         if node.op == "placeholder":

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from l0compress.errors import InputError, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
+from l0compress.graph.describe import cost_lines, headed
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.weights import nonzero_cost
@@ -68,6 +69,15 @@ class CompressResult:
     test: Scores | None
     equality: Equality
     history: tuple[ProgressEvent, ...]
+
+    def __repr__(self) -> str:
+        scores = [("val", self.val), *([("test", self.test)] if self.test is not None else [])]
+        lines = [
+            *cost_lines(self.dense_cost, self.nonzero_cost or self.small_cost),
+            *(f"{part} {s.dense.metric_name}: {s.dense.metric:.4g} -> {s.small.metric:.4g}" for part, s in scores),
+            f"small and masked model agree within {self.equality.max_relative:.2g}",
+        ]
+        return headed(f"CompressResult({self.target}: {self.reached:,} of at most {self.limit:,})", lines)
 
     @property
     def limit(self) -> int:

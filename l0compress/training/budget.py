@@ -122,11 +122,12 @@ class Units(TypedDict, total=False):
 class Budget(Penalty):
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs or bytes.
 
-    Name exactly one of ``params``, ``macs`` and ``bytes`` (or ``size_bytes``), as a keyword or in a mapping,
-    ``Budget(gated, {"macs": 0.5})``: a number between 0 and 1 is a fraction of the cost that ``gated`` has when the
-    budget is made, a whole number from 100 on is a count. Where single weights carry gates, the cost is that of what is
-    not zero, see :func:`~l0compress.nonzero_cost`. ``ramp_steps`` is the number of calls of :meth:`step` over which the
-    target falls from the model's own cost to the budget.
+    Name exactly one of ``params``, ``macs`` and ``bytes`` (or ``size_bytes``): as a keyword, in a mapping,
+    ``Budget(gated, {"macs": 0.5})``, or as on the command line, ``Budget(gated, "macs=0.5")``. A number between 0 and 1
+    is a fraction of the cost that ``gated`` has when the budget is made, a whole number from 100 on is a count. Where
+    single weights carry gates, the cost is that of what is not zero, see :func:`~l0compress.nonzero_cost`.
+    ``ramp_steps`` is the number of calls of :meth:`step` over which the target falls from the model's own cost to the
+    budget.
 
     In a training loop::
 
@@ -144,7 +145,7 @@ class Budget(Penalty):
     def __init__(
         self,
         gated: GatedNetwork,
-        target: Mapping[str, float] | None = None,
+        target: Mapping[str, float] | str | None = None,
         *,
         ramp_steps: int = 0,
         ascent: AscentSettings = _ASCENT,

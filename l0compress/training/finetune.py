@@ -19,6 +19,7 @@ from l0compress.gates.attach import GatedNetwork, fold, gate
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.checksum import weights_checksum
 from l0compress.graph.cost import UNITS, cost
+from l0compress.graph.describe import cost_lines, counted, headed
 from l0compress.graph.groups import Groups
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan, unshrink_state
@@ -72,6 +73,12 @@ class FinetuneResult:
     best_epoch: int
     last_evaluation: Evaluation
     history: tuple[ProgressEvent, ...]
+
+    def __repr__(self) -> str:
+        before, after = self.dense_evaluation, self.best_evaluation
+        scores = f"val {after.metric_name}: {before.metric:.4g} -> {after.metric:.4g}, {self.best_epoch} epochs after"
+        lines = [*cost_lines(cost(self.dense), cost(self.small)), f"{scores} hardening"]
+        return headed(f"FinetuneResult({counted(len(self.history), 'epoch')})", lines)
 
 
 @dataclass(frozen=True, eq=False)

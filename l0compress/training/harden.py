@@ -37,15 +37,12 @@ def harden(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool = Fals
     that no step has moved are refused, unless ``allow_untrained`` says that their first order is meant.
 
     >>> from l0compress import Budget, capture, gate
-    >>> _ = torch.manual_seed(0)
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
     >>> gated = gate(capture(model, (torch.zeros(2, 8),)))
     >>> budget = Budget(gated, macs=0.5)
     >>> optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3))
-    >>> for x in torch.randn(10, 16, 8):
-    ...     (gated(x).square().mean() + budget.penalty()).backward()
-    ...     optimizer.step(), optimizer.zero_grad(), budget.step()  # doctest: +ELLIPSIS
-    (None, None, None)...
+    >>> (gated(torch.randn(16, 8)).square().mean() + budget.penalty()).backward()
+    >>> optimizer.step()
     >>> plan = harden(gated, budget)
     >>> plan.cost.macs <= budget.target, gated.shrink(plan).module()(torch.zeros(4, 8)).shape
     (True, torch.Size([4, 3]))

@@ -104,11 +104,11 @@ def _read(text: str) -> tuple[str, float]:
     return target.unit, target.value
 
 
-def named_target(target: Mapping[str, float] | None, units: Mapping[str, Any]) -> Target:
-    """The one target that a mapping and keywords name together; ``size_bytes`` is another word for ``bytes``.
+def named_target(target: Mapping[str, float] | str | None, units: Mapping[str, Any]) -> Target:
+    """The one target that a mapping or text and keywords name together; ``size_bytes`` is another word for ``bytes``.
 
-    >>> named_target({"macs": 0.5}, {})
-    Target(unit='macs', value=0.5, is_fraction=True)
+    >>> named_target({"macs": 0.5}, {}) == named_target("macs=0.5", {}) == named_target(None, {"macs": 0.5})
+    True
     >>> named_target(None, {"size_bytes": 4096, "macs": None})
     Target(unit='bytes', value=4096, is_fraction=False)
 
@@ -116,7 +116,8 @@ def named_target(target: Mapping[str, float] | None, units: Mapping[str, Any]) -
         TargetError: none or several are given, or unit or number are wrong.
     """
     if target is not None and not isinstance(target, Mapping):
-        return make_target(target)
+        parsed = make_target(target)
+        target = {parsed.unit: parsed.value}
     given = [(unit, value) for unit, value in (*(target or {}).items(), *units.items()) if value is not None]
     if len(given) != 1:
         shown = " and ".join(str(unit) for unit, _ in given)
