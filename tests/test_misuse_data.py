@@ -139,6 +139,10 @@ WORKS: dict[str, tuple[Any, tuple[int, ...]]] = {
     "a Dataset of tensors": (TensorDataset(TX, TY), ONE_PIECE),
     "a Subset": (Subset(Samples(), range(50)), (30, 10, 10)),
     "a loader": (LOADER, (55, 5)),
+    "a loader of double precision and int32 labels": (
+        DataLoader(TensorDataset(TX.double(), TY.int()), batch_size=10),
+        (55, 5),
+    ),
     "a loader in order": (DataLoader(Samples(), batch_size=10), (55, 5)),
     "a loader of samples one by one": (DataLoader(Samples(), batch_size=1), (55, 5)),
     "parts of loaders": ({"train": LOADER, "val": DataLoader(TensorDataset(TX, TY), batch_size=7)}, (60, 60)),

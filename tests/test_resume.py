@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from l0compress.data import Batch, Data, Split, StreamSplit
+from l0compress.data import Batch, Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DivergedError, PlanError
 from l0compress.gates.attach import compact, compact_again, gate
 from l0compress.graph.capture import CapturedGraph, capture
@@ -176,6 +176,11 @@ def loader(**options: Any) -> Callable[[], Data]:
     return make
 
 
+def drawn() -> Data:
+    split = vectors()
+    return Data(DatasetSplit(Drawing(split), torch.arange(len(split))), split)
+
+
 def own_generator() -> Data:
     """A loader whose shuffles depend on how many epochs it has seen."""
     split = vectors()
@@ -216,6 +221,10 @@ CASES = {
     "a loader that draws from global generators": Case(mlp, loader(), every=3),
     "a loader with a generator of its own": Case(mlp, own_generator, every=3),
     "a loader with workers": Case(mlp, loader(num_workers=2), replace(QUICK, epochs=2), every=4),
+    "a loader whose workers live on": Case(
+        mlp, loader(num_workers=1, persistent_workers=True), replace(QUICK, epochs=2), every=6
+    ),
+    "a data set that draws its samples": Case(mlp, drawn, every=5),
 }
 
 
