@@ -28,11 +28,10 @@ from l0compress.graph.capture import capture
 from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import Origin, origin_of, score_files
 from l0compress.pipeline.runs import open_run
-from l0compress.training import reading as reading_module
+from l0compress.training import survey
 from l0compress.training.course import evaluate, outputs_of
 from l0compress.training.finetune import course_of
 from l0compress.training.losses import cross_entropy, objective_for
-from l0compress.training.reading import reading_of
 
 
 def regression(num_samples: int = 300) -> tuple[Tensor, Tensor]:
@@ -98,7 +97,7 @@ class TestScale:
         assert reading.others == pytest.approx([float(boxes.double().var(correction=0))], rel=1e-5)
 
     def test_an_output_that_does_not_vary_is_not_divided_by_its_rounding(self) -> None:
-        moments = reading_module.Moments()
+        moments = survey.Moments()
         moments.add_(torch.full((100,), 1e3) + 1e-4 * torch.randn(100).double())
         assert moments.scale == 1
         moments.add_(torch.tensor([math.nan, math.inf, 1e3]))
@@ -106,7 +105,7 @@ class TestScale:
 
     def test_a_large_part_is_sampled_evenly_and_by_a_rule(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Targets all count; the dense model runs on whole batches, every third of them here."""
-        monkeypatch.setattr(reading_module, "MOST_SAMPLES", 100)
+        monkeypatch.setattr(survey, "MOST_SAMPLES", 100)
         inputs, targets = regression()
         batches, answered = Split((inputs,), targets), []
 
@@ -115,11 +114,11 @@ class TestScale:
             return batch.args[0][:, :1]
 
         first = next(batches.batches(10))
-        assert reading_of("mse", batches, answer, first=first, batch_size=10).scale == pytest.approx(
+        assert survey.reading_of("mse", batches, answer, first=first, batch_size=10).scale == pytest.approx(
             targets.double().numpy().var()
         )
         assert len(answered) == 1
-        unlabelled = reading_of("mse", Split((inputs,)), answer, first=first_of(inputs), batch_size=10)
+        unlabelled = survey.reading_of("mse", Split((inputs,)), answer, first=first_of(inputs), batch_size=10)
         seen = torch.cat(answered[2:])
         assert torch.equal(seen, torch.cat([inputs[start : start + 10] for start in range(0, 300, 30)]))
         assert unlabelled.scale == pytest.approx(seen[:, 0].double().numpy().var())
@@ -130,7 +129,9 @@ class TestScale:
         loader = DataLoader(TensorDataset(inputs, targets), 32, shuffle=True, generator=own)
         stream, first = StreamSplit(loader, 300), first_of(inputs, targets)
         before = torch.get_rng_state(), own.get_state(), random.getstate(), np.random.get_state()[1].tolist()
-        streamed = reading_of("auto", stream, lambda b: outputs_of(graph.module(), b), first=first, batch_size=32)
+        streamed = survey.reading_of(
+            "auto", stream, lambda b: outputs_of(graph.module(), b), first=first, batch_size=32
+        )
         after = torch.get_rng_state(), own.get_state(), random.getstate(), np.random.get_state()[1].tolist()
         assert torch.equal(before[0], after[0]) and torch.equal(before[1], after[1]) and before[2:] == after[2:]
         assert streamed.scale == pytest.approx(targets.double().numpy().var(), rel=1e-12)

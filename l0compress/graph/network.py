@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from l0compress.errors import InputError
-
 from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture

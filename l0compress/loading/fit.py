@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0compress.data import Batch, Data, Split, example_batch
+from l0compress.data import AnySplit, Batch, Data, Split, StreamSplit, example_batch
 from l0compress.errors import DataError
 from l0compress.loading.classes import IGNORED_LABEL
 from l0compress.loading.models import Model
@@ -19,6 +19,7 @@ from l0compress.loading.references import FOREIGN_ERRORS, first_line
 PROBE_SAMPLES = 3
 # Samples of a stream that are read for their labels before anything is computed.
 MOST_LABELS = 16_384
+_BATCH = 64
 
 
 def fit_data(data: Data, model: Model) -> Data:
@@ -56,9 +57,9 @@ def check_values(data: Data) -> None:
 def check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> None:
     """Refuse class labels outside ``0 ... num_classes - 1`` (``-100`` is ignored).
 
-    Parts in memory are looked through whole. Of streamed ones the first :data:`MOST_LABELS` samples are read once; what
-    comes later is checked when it is used. ``one_score``: the model returns one number for the classes 0 and 1, which
-    floating-point labels may name as well.
+    Parts whose labels are known are looked through whole. Of others the first :data:`MOST_LABELS` samples are read
+    once; what comes later is checked when it is used. ``one_score``: the model returns one number for the classes 0
+    and 1, which floating-point labels may name as well.
 
     Example:
         >>> import torch
@@ -91,7 +92,15 @@ def _targets_of(split: AnySplit) -> Iterator[Tensor]:
     if isinstance(split, Split):
         yield from () if split.targets is None else (split.targets,)
         return
-    yield from (batch.targets for batch in split.batches(1, seed=0) if batch.targets is not None)
+    known = split.known_labels()
+    if known is not None:
+        yield known
+        return
+    yield from (
+        batch.targets
+        for batch in split.batches(_BATCH, seed=0 if isinstance(split, StreamSplit) else None)
+        if batch.targets is not None
+    )
 
 
 def _check_range(labels: Tensor, num_classes: int, part: str, *, before: int, source: str) -> None:

@@ -35,13 +35,14 @@ from l0compress.training.losses import Objective, check_loss, objective_of
 from l0compress.training.multiplier import AscentSettings
 from l0compress.training.phases import Gated, evaluate_on, train_gates, train_small
 from l0compress.training.randomness import seeded
-from l0compress.training.reading import Reading, reading_of
+from l0compress.training.reading import Reading
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.single import check_batches, takes_one_sample
 from l0compress.training.snapshot import FINETUNE, Checkpoints, NoCheckpoints, prefixed
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.sparsity import check_zeros
+from l0compress.training.survey import reading_of
 from l0compress.training.targets import the_one
 
 TARGETS = "params, macs, bytes, penalty, aic and bic"
@@ -176,8 +177,7 @@ def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: 
 
 def warnings_of(course: Course) -> tuple[str, ...]:
     """What is odd about the data, where their labels are classes."""
-    objective = course.objective
-    return class_warnings(course.data) if objective.kind == "classes" and not objective.custom else ()
+    return class_warnings(course.data) if course.objective.reading.counts_hits else ()
 
 
 def check_precision(graph: CapturedGraph) -> None:

@@ -13,13 +13,14 @@ from l0compress.errors import DataError, InputError
 from l0compress.training.outputs import (
     IGNORED,
     TINY,
-    class_labels,
+    checked_labels,
     class_last,
     logits_of,
     others_of,
     two_classes,
 )
-from l0compress.training.reading import BINARY, VALUES, Reading, Survey
+from l0compress.training.reading import BINARY, VALUES, Reading
+from l0compress.training.survey import Survey
 
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 # Softer distributions teach better; scores are of the model's own.
@@ -42,7 +43,7 @@ def cross_entropy(outputs: Any, targets: Tensor) -> Tensor:
         DataError: the shapes do not fit, or a target is no class.
     """
     logits = class_last(logits_of(outputs), targets).flatten(0, -2).float()
-    labels = class_labels(targets, logits.shape[-1]).flatten()
+    labels = checked_labels(targets, logits.shape[-1]).flatten()
     if bool((labels == IGNORED).all()):
         return logits.sum() * 0
     return F.cross_entropy(logits, labels, ignore_index=IGNORED)

@@ -75,10 +75,10 @@ def class_last(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def class_labels(targets: Tensor, num_classes: int) -> Tensor:
+def checked_labels(targets: Tensor, num_classes: int) -> Tensor:
     """Class labels as int64, whatever their type; -100 leaves a sample out.
 
-    >>> class_labels(torch.tensor([True, False]), 2), class_labels(torch.tensor([1, -100], dtype=torch.int32), 2)
+    >>> checked_labels(torch.tensor([True, False]), 2), checked_labels(torch.tensor([1, -100], dtype=torch.int32), 2)
     (tensor([1, 0]), tensor([   1, -100]))
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from l0compress.calls import example_calls
-from l0compress.data import AnySplit, Split
+from l0compress.data import AnySplit, StreamSplit
 from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.network import op_name
@@ -41,7 +41,7 @@ def check_batches(train: AnySplit, settings: FinetuneSettings) -> None:
         DataError: says where the size of the batches is set.
     """
     size = settings.batch_size_for(len(train))
-    if isinstance(train, Split):
+    if not isinstance(train, StreamSplit):
         longest, advice = min(size, len(train)), "Say --batch-size 2 or more, for at least two training samples."
     else:
         with undisturbed(train):
