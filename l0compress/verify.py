@@ -85,7 +85,12 @@ class Equality:
 
 
 def verify(
-    small: Model, dense: Model, *, inputs: Sequence[Call] | None = None, tolerance: float | None = None
+    small: Model,
+    dense: Model,
+    *,
+    inputs: Sequence[Call] | None = None,
+    tolerance: float | None = None,
+    rounded: bool = False,
 ) -> Equality:
     """Run both models on the same inputs and compare every output.
 
@@ -96,6 +101,8 @@ def verify(
             calls drawn from them at batch sizes 1 and 5.
         tolerance: largest difference relative to the largest magnitude of the reference output; by default 1e-10
             for float64, 1e-5 for float32, 5e-3 for float16, 4e-2 for bfloat16. Integers and booleans must be equal.
+        rounded: the weights of ``small`` were rounded on purpose. An integer output, such as the class with the highest
+            score, may then be another one; only its shape and dtype are compared.
 
     Raises:
         NotEqualError: an output is missing, has another shape or dtype, differs by more than the tolerance, has NaN or
@@ -111,12 +118,12 @@ def verify(
         ((2, 1, 5), True)
     """
     check_tolerance(tolerance)
-    return _equality(small, dense, inputs, tolerance)
+    return _equality(small, dense, inputs, tolerance, rounded=rounded)
 
 
-def difference(small: Model, dense: Model, *, inputs: Sequence[Call] | None = None) -> Equality:
+def difference(small: Model, dense: Model, *, inputs: Sequence[Call] | None = None, rounded: bool = False) -> Equality:
     """How far two models are apart, whatever the difference of floats: as :func:`verify` without a tolerance."""
-    return _equality(small, dense, inputs, math.inf)
+    return _equality(small, dense, inputs, math.inf, rounded=rounded)
 
 
 def check_tolerance(tolerance: float | None) -> None:
@@ -132,7 +139,9 @@ def check_tolerance(tolerance: float | None) -> None:
         )
 
 
-def _equality(small: Model, dense: Model, inputs: Sequence[Call] | None, tolerance: float | None) -> Equality:
+def _equality(
+    small: Model, dense: Model, inputs: Sequence[Call] | None, tolerance: float | None, *, rounded: bool
+) -> Equality:
     calls = tuple(inputs) if inputs is not None else _default_calls(small, dense)
     if not calls:
         raise InputError("there are no inputs to compare the models on. Nothing was changed. Pass at least one Call.")
@@ -140,8 +149,10 @@ def _equality(small: Model, dense: Model, inputs: Sequence[Call] | None, toleran
     seen: dict[str, list[OutputEquality]] = {}
     with torch.no_grad():
         for call in calls:
-            expected = named_leaves(_answer(run_dense, call))
-            for result in _compared(named_leaves(_answer(run_small, call)), expected, call.batch_size, tolerance):
+            expected, got = named_leaves(_answer(run_dense, call)), named_leaves(_answer(run_small, call))
+            if rounded:
+                got = _with_integers_of(expected, got)
+            for result in _compared(got, expected, call.batch_size, tolerance):
                 seen.setdefault(result.name, []).append(result)
     return Equality(tuple(_merged(results) for results in seen.values()), tuple(call.batch_size for call in calls))
 
@@ -170,6 +181,28 @@ def _runnable(model: Model, role: str) -> Callable[..., Any]:
 def _answer(model: Callable[..., Any], call: Call) -> Any:
     copy = call.copy()
     return model(*copy.args, **copy.kwargs)
+
+
+def _with_integers_of(expected: dict[str, Any], got: dict[str, Any]) -> dict[str, Any]:
+    """The outputs, with those of the reference in place of integers of the same shape and dtype.
+
+    Raises:
+        NotEqualError: there are only integers, so that nothing would be compared.
+    """
+
+    def is_excused(name: str) -> bool:
+        mine, theirs = got.get(name), expected[name]
+        if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor) or theirs.is_floating_point():
+            return False
+        return (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype)
+
+    excused = {name: value for name, value in expected.items() if is_excused(name)}
+    if len(excused) == len(expected):
+        raise _refusal(
+            "all outputs are integers, which say nothing about the size of a rounding",
+            "Return scores beside them, or leave the weights as they are.",
+        )
+    return {**got, **excused}
 
 
 def _merged(results: list[OutputEquality]) -> OutputEquality:

@@ -55,13 +55,14 @@ class Exported:
 def staged(destination: Path) -> Iterator[Path]:
     """Yield the path to write to; when the body succeeds, everything beside it moves to where ``destination`` is.
 
-    The staged file bears its final name, since an ONNX file names its external data. The main file moves last. Where
+    The staged file bears its final name, since an ONNX file names its external data. The main file moves last; the data
+    of an ONNX file that it takes the place of go, where it has none of its own. Where
     the destination is a link, the file that it names is written and the link stays; what lies beside it lies beside the
     link, where ONNX Runtime looks for it.
 
     Raises:
         RunError: the destination is a folder or a device, or lies in a folder that does not exist or cannot be written
-            to.
+            to; or the disk is full.
 
     Example:
         >>> folder = Path(tempfile.mkdtemp())
@@ -77,11 +78,17 @@ def staged(destination: Path) -> Iterator[Path]:
         raise RunError(_no_place(destination, destination.parent, error)) from error
     with folder as name:
         path = Path(name, destination.name)
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            raise RunError(_no_room(destination, error)) from error
+        stale = _data_file(destination) if has_external_data(destination) and not _data_file(path).exists() else None
         entries = sorted(Path(name).iterdir(), key=lambda entry: entry.name == path.name)
         others = {entry: written_file(destination.parent / entry.name) for entry in entries if entry != path}
         for entry in entries:
             _move(entry, others.get(entry, file), destination)
+        if stale is not None:
+            stale.unlink()
 
 
 def written_file(destination: Path) -> Path:
@@ -122,6 +129,12 @@ def _no_place(destination: Path, folder: Path, error: Exception) -> str:
     )
 
 
+def _no_room(destination: Path, error: OSError) -> str:
+    # NumPy says only how many bytes it could not write.
+    reason = error.strerror or os.strerror(errno.ENOSPC)
+    return f"Cannot write {str(destination)!r}: {reason}. Nothing was written. Make room, or choose another folder."
+
+
 def _move(entry: Path, file: Path, destination: Path) -> None:
     """Give a staged file its place at once, on another disk too, where a link may lead."""
     try:
@@ -145,9 +158,7 @@ def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise RunError(
-            f"Cannot write {str(for_)!r}: {error.strerror}. Nothing was written. Make room, or choose another folder."
-        ) from error
+        raise RunError(_no_room(for_, error)) from error
 
 
 def size_on_disk(path: Path) -> int:
@@ -164,8 +175,10 @@ def size_on_disk(path: Path) -> int:
 
 
 def has_external_data(path: Path) -> bool:
-    """Whether weights lie in a ``<name>.data`` file beside the artifact."""
-    return _data_file(path).exists()
+    """Whether an ONNX file says that weights of it lie in a ``<name>.data`` file beside it, and there is one."""
+    data = _data_file(path)
+    # Every weight that lies there names the file, as plain text.
+    return data.is_file() and path.is_file() and data.name.encode() in path.read_bytes()
 
 
 def _data_file(path: Path) -> Path:

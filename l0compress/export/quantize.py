@@ -8,8 +8,11 @@ ensures:  weights are int8 with one scale a channel (uint8 in dynamic convolutio
 
 from __future__ import annotations
 
+import errno
 import logging
 import math
+import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor
 
@@ -126,6 +130,9 @@ def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) ->
             else:
                 int8: dict[str, Any] = dict.fromkeys(("activation_type", "weight_type"), QuantType.QInt8)
                 quantize_static(prepared, path, reader, quant_format=QuantFormat.QDQ, **int8, **common)
+    except DecodeError as error:
+        # It writes files for itself on the way, and reads them again without a look at whether they are whole.
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     except _OF_THE_QUANTIZER as error:
         raise SurgeryError(
             f"ONNX Runtime cannot quantize {source.name}: {first_line(error)}. Nothing was written. Export it without "
@@ -160,10 +167,15 @@ def _runs_signed_convolutions() -> bool:
 
 
 def _unshared(source: Path, path: Path, *, external: bool) -> Path:
-    """The source if none of its weights is read in several ways, and otherwise one like it, at ``path``."""
+    """The source at ``path``, with a weight of its own for every way in which one is read.
+
+    The quantizer writes beside what it is given, and leaves it there when it fails: that must not be the user's folder.
+    """
     model = unshared(onnx.load(source))
     if model is None:
-        return source
+        for name in (source.name, *([f"{source.name}.data"] if external else [])):
+            shutil.copyfile(source.with_name(name), path.with_name(name))
+        return path
     onnx.save_model(model, path, save_as_external_data=external, location=f"{path.name}.data" if external else None)
     return path
 

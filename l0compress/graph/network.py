@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from l0compress.errors import InputError
 from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
@@ -57,6 +58,20 @@ def op_name(node: fx.Node) -> str:
     return name.rstrip("_") if not name.startswith("__") else name
 
 
+def batch_norm(input: Tensor, *arguments: Any) -> Tensor:
+    """``aten.batch_norm`` in training mode, for an input ``(n, channels, ...)`` with more than one value per channel.
+
+    Raises:
+        InputError: there is one: its variance is not defined, and the running variance would become NaN in silence.
+    """
+    if input.numel() == input.shape[1]:
+        raise InputError(
+            f"Expected more than 1 value per channel when training, got an input of shape {tuple(input.shape)} for a "
+            "batch norm. Nothing was changed. Give batches of two samples or more, or call .eval() first."
+        )
+    return torch.ops.aten.batch_norm.default(input, *arguments)
+
+
 @dataclass(frozen=True)
 class _Switch:
     """An argument of a node that is one thing in training and another in evaluation mode."""
@@ -72,6 +87,8 @@ class _Switch:
             node.update_arg(self.argument, value)
         else:
             node.update_kwarg(self.argument, value)
+        if node.target in (torch.ops.aten.batch_norm.default, batch_norm):
+            node.target = batch_norm if training else torch.ops.aten.batch_norm.default
 
 
 def _switch(node: fx.Node) -> _Switch | None:

@@ -10,13 +10,16 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from l0compress.data import Batch, Data, Split, example_batch
+from l0compress.data import AnySplit, Batch, Data, Split, StreamSplit, example_batch
 from l0compress.errors import DataError
 from l0compress.loading.classes import IGNORED_LABEL
 from l0compress.loading.models import Model
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 PROBE_SAMPLES = 3
+# Samples of a stream that are read for their labels before anything is computed.
+MOST_LABELS = 16_384
+_BATCH = 64
 
 
 def fit_data(data: Data, model: Model) -> Data:
@@ -51,8 +54,12 @@ def check_values(data: Data) -> None:
                 _check_finite(tensor, part, name)
 
 
-def check_labels(data: Data, num_classes: int) -> None:
-    """Refuse class labels outside ``0 ... num_classes - 1`` (``-100`` is ignored), in the in-memory parts.
+def check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> None:
+    """Refuse class labels outside ``0 ... num_classes - 1`` (``-100`` is ignored).
+
+    Parts whose labels are known are looked through whole. Of others the first :data:`MOST_LABELS` samples are read
+    once; what comes later is checked when it is used. ``one_score``: the model returns one number for the classes 0
+    and 1, which floating-point labels may name as well.
 
     Example:
         >>> import torch
@@ -67,21 +74,44 @@ def check_labels(data: Data, num_classes: int) -> None:
         DataError: names the part, the sample and its label; or says that the labels are no integers.
     """
     for part, split in data.parts().items():
-        if not isinstance(split, Split) or split.targets is None:
-            continue
-        if split.targets.is_floating_point():
-            raise DataError(
-                f"The targets of the {part} part are floating-point numbers, no class labels. "
-                "For regression say --loss mse."
-            )
-        wrong = ((split.targets < 0) | (split.targets >= num_classes)) & (split.targets != IGNORED_LABEL)
-        if wrong.any():
-            position = wrong.nonzero()[0].tolist()
-            raise DataError(
-                f"Label {split.targets[tuple(position)].item()} of sample {position[0]} in the {part} part is out of "
-                f"range: the model has {num_classes} outputs, so labels are 0 to {num_classes - 1}. "
-                "Nothing was changed. Give labels of the model's classes; -100 leaves a sample out."
-            )
+        seen = 0
+        for targets in _targets_of(split):
+            if targets.is_floating_point() and not (one_score and bool(((targets == 0) | (targets == 1)).all())):
+                raise DataError(
+                    f"The targets of the {part} part are floating-point numbers, no class labels. "
+                    "For regression say --loss mse."
+                )
+            source = "the model returns one score for each" if one_score else f"the model has {num_classes} outputs"
+            _check_range(targets.long(), num_classes, part, before=seen, source=source)
+            seen += len(targets)
+            if seen >= MOST_LABELS:
+                break
+
+
+def _targets_of(split: AnySplit) -> Iterator[Tensor]:
+    if isinstance(split, Split):
+        yield from () if split.targets is None else (split.targets,)
+        return
+    known = split.known_labels()
+    if known is not None:
+        yield known
+        return
+    yield from (
+        batch.targets
+        for batch in split.batches(_BATCH, seed=0 if isinstance(split, StreamSplit) else None)
+        if batch.targets is not None
+    )
+
+
+def _check_range(labels: Tensor, num_classes: int, part: str, *, before: int, source: str) -> None:
+    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != IGNORED_LABEL)
+    if wrong.any():
+        position = wrong.nonzero()[0].tolist()
+        raise DataError(
+            f"Label {labels[tuple(position)].item()} of sample {before + position[0]} in the {part} part is out of "
+            f"range: {source}, so labels are 0 to {num_classes - 1}. Nothing was changed. Give labels of the model's "
+            "classes; -100 leaves a sample out."
+        )
 
 
 def _check_finite(tensor: Tensor, part: str, name: str) -> None:

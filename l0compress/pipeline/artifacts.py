@@ -84,5 +84,5 @@ def verify_against(artifact: Path, run: Run) -> Verification:
     loaded, masked = load(artifact), captured_pt2(run.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
     tolerance = loaded.tolerance if isinstance(loaded, Session) else None
-    equality = verify(loaded, masked, tolerance=tolerance)
+    equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
     return Verification(Path(artifact), run.folder, equality, quantization)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from l0compress.footprint import footprint
 from l0compress.graph.capture import CapturedGraph
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
-from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run
+from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run, reading_of
 from l0compress.report import Measured, bench_table, bundle_table, comparison_table
 from l0compress.runtime.bundle import read_manifest
 from l0compress.runtime.manifest import Manifest
 from l0compress.table import Table
 from l0compress.training.course import Evaluation
+from l0compress.training.reading import Reading
 
 DENSE, SMALL = "dense", "small"
 INT8, CSR = " int8", " csr"
@@ -40,7 +41,9 @@ class ArtifactBench:
         report: the timings, in turns.
         run: what was compared with, if that was a run.
         verification: of the artifact against the run, if both were given.
-        int8_scores: each int8 form's result on the part of the data that the run's own metrics are of.
+        scores: each form's result on the part of the data that the run's own metrics are of, by running its file. A
+            form that has none shows what the run measured.
+        reading: what the scores mean.
         manifest: of the bundle among what was timed, if there is one.
         notes: what could not be made, and why.
     """
@@ -48,7 +51,8 @@ class ArtifactBench:
     report: BenchReport
     run: Run | None = None
     verification: Verification | None = None
-    int8_scores: Mapping[str, Evaluation] | None = None
+    scores: Mapping[str, Evaluation] = field(default_factory=dict)
+    reading: Reading | None = None
     manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
 
@@ -60,11 +64,13 @@ class ArtifactBench:
     def _comparison(self, run: Run) -> Table:
         table = comparison_table(
             *(self._measured(run, name) for name in self.report.file_bytes),
-            metric_name=metric_name(run.result),
+            metric_name=metric_name(run.result, self.reading),
             bench=self.report,
             title=f"The forms of {run.folder}",
         )
         notes = [*table.notes, *self.notes]
+        if self.reading is not None and self.reading.meaning is not None:
+            notes.append(self.reading.meaning)
         if self.verification is not None:
             difference = f"{self.verification.equality.max_relative:.1e}"
             notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
@@ -72,7 +78,7 @@ class ArtifactBench:
 
     def _measured(self, run: Run, name: str) -> Measured:
         known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)
-        score = (self.int8_scores or {}).get(name)
+        score = self.scores.get(name)
         return replace(
             known,
             name=name,
@@ -85,8 +91,11 @@ class ArtifactBench:
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
         about = {} if self.run is None else {"run": str(self.run.folder), **self.run.result}
-        scores = {name: score.metric for name, score in (self.int8_scores or {}).items()}
-        return {**about, "int8_metrics": scores, "notes": list(self.notes), "bench": self.report.to_json()}
+        metrics = {name: score.metric for name, score in self.scores.items()}
+        int8 = {name: metric for name, metric in metrics.items() if name.endswith(INT8)}
+        score = None if self.reading is None else self.reading.score_name
+        measured = {"score": score, "metrics": metrics, "int8_metrics": int8}
+        return {**about, **measured, "notes": list(self.notes), "bench": self.report.to_json()}
 
 
 def bench_artifact(
@@ -122,7 +131,7 @@ def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: 
     checked = verify_against(artifact, run)
     if artifact.suffix == ".pt2":
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
-        return ArtifactBench(report, run, checked, notes=(_NO_INT8,))
+        return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
     origin = origin_of(run)
     kind = INT8 if checked.quantization else CSR if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
@@ -130,8 +139,9 @@ def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: 
         notes = _add_int8_(forms, DENSE, origin.data.train)
         forms[SMALL + kind] = artifact
         report = _timed(forms, origin.dense, batch_sizes, threads)
-        scores = score_files(origin, _int8_of(forms))
-    return ArtifactBench(report, run, checked, scores, _manifest_of(artifact), notes)
+        scores = score_files(origin, forms)
+    reading = origin.objective.reading
+    return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
 
 def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
@@ -147,8 +157,8 @@ def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactB
         bundle = export_csr(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
         forms[SMALL + CSR] = bundle.path
         report = _timed(forms, origin.dense, batch_sizes, threads)
-        scores = score_files(origin, _int8_of(forms))
-    return ArtifactBench(report, run, int8_scores=scores, manifest=bundle.manifest, notes=notes)
+        scores, reading = score_files(origin, forms), origin.objective.reading
+    return ArtifactBench(report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes)
 
 
 def _timed(
@@ -159,10 +169,6 @@ def _timed(
     largest = max(report.batch_sizes)
     memory = {name: footprint(path, batch_size=largest, threads=threads) for name, path in forms.items()}
     return replace(report, memory_bytes=memory)
-
-
-def _int8_of(forms: Mapping[str, Path]) -> dict[str, Path]:
-    return {name: path for name, path in forms.items() if name.endswith(INT8)}
 
 
 def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:

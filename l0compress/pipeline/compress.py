@@ -21,7 +21,10 @@ from l0compress.loading import Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.events import OnEvent, ProgressEvent, ignore
-from l0compress.training.finetune import FinetuneResult, course_of, finetune
+from l0compress.training.finetune import FinetuneResult, finetune
+from l0compress.training.losses import objective_of
+from l0compress.training.randomness import in_turn
+from l0compress.training.reading import Reading
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.snapshot import Checkpoints
 from l0compress.verify import Equality, verify
@@ -55,6 +58,7 @@ class CompressResult:
         val, test: both on the validation and the test part; ``test`` is None where the data has none.
         equality: how closely ``small`` and ``masked`` agree.
         history: one event for every epoch.
+        reading: how outputs and targets were read: what the metrics mean.
     """
 
     dense: CapturedGraph
@@ -69,6 +73,7 @@ class CompressResult:
     test: Scores | None
     equality: Equality
     history: tuple[ProgressEvent, ...]
+    reading: Reading
 
     def __repr__(self) -> str:
         scores = [("val", self.val), *([("test", self.test)] if self.test is not None else [])]
@@ -99,6 +104,8 @@ def compress(
     on_event: OnEvent = ignore,
 ) -> CompressResult:
     """Compress a trained model to a budget. The model that is given stays as it is.
+
+    Calls from several threads take turns, so that each gives the same bits as by itself.
 
     Args:
         model: an ``nn.Module`` or an ``ExportedProgram``.
@@ -143,7 +150,8 @@ def compress(
             "changed. Load a file first: torch.export.load(path), or l0compress.loading.load_model(path)."
         )
     check_device(settings.device)
-    return compress_prepared(prepare(model, data, loss=settings.loss), wanted, settings, on_event=on_event)
+    with in_turn():
+        return compress_prepared(prepare(model, data, loss=settings.loss), wanted, settings, on_event=on_event)
 
 
 def compress_prepared(
@@ -156,10 +164,11 @@ def compress_prepared(
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
     wanted = {target.unit: target.value}
-    result = finetune(
-        prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints
-    )
-    return _checked(result, prepared, target, settings)
+    with in_turn():
+        result = finetune(
+            prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints
+        )
+        return _checked(result, prepared, target, settings)
 
 
 def check_device(device: str) -> None:
@@ -193,6 +202,7 @@ def _checked(result: FinetuneResult, prepared: Prepared, target: Target, setting
         test=_test_scores(result, prepared, settings),
         equality=equality,
         history=result.history,
+        reading=result.reading,
     )
     if compressed.reached > compressed.limit:
         raise TargetMissedError(
@@ -206,11 +216,10 @@ def _test_scores(result: FinetuneResult, prepared: Prepared, settings: FinetuneS
     test = prepared.data.test
     if test is None:
         return None
-    course = course_of(prepared.graph, prepared.data, settings)
+    objective, device = objective_of(result.reading, settings.loss), settings.device
+    teacher = result.dense.module().to(device)
     dense, small = (
-        evaluate(
-            graph.module().to(settings.device), test, course.objective, teacher=course.teacher, device=settings.device
-        )
+        evaluate(graph.module().to(device), test, objective, teacher=teacher, device=device)
         for graph in (result.dense, result.small)
     )
     return Scores(dense, small)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,14 @@ class ExportOptions:
     Attributes:
         int8: quantize an ONNX file as this says.
         sparse_weights: leave zeros out of an ONNX file.
-        batch_sizes: what a bundle is to be fast at.
-        csr: storage, threads and engines of a bundle.
+        batch_sizes: what a bundle is to be fast at; the usual ones where it is None.
+        csr: storage, threads and engines of a bundle; the usual ones where it is None.
     """
 
     int8: Int8 | None = None
     sparse_weights: bool = False
-    batch_sizes: Sequence[int] = BATCH_SIZES
-    csr: CsrSettings = field(default_factory=CsrSettings)
+    batch_sizes: Sequence[int] | None = None
+    csr: CsrSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def export_run(
         return _sparsely_stored(finished, destination)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
     if format == "csr":
-        sizes = options.batch_sizes
+        sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
         return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
     return EXPORTERS[format](small, destination, reference=masked)
 
@@ -111,10 +111,16 @@ def _check(format: str, options: ExportOptions) -> None:
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
-    if format != "csr" and options.csr != CsrSettings(threads=options.csr.threads):
+    csr = options.csr
+    if format != "csr" and csr is not None and csr != CsrSettings(threads=csr.threads):
         raise InputError(
             f"Storage and engines are chosen for bundles, and the format is {format!r}. Nothing was written. Say "
             "--format csr, or leave out --dtype and --engines."
+        )
+    if format != "csr" and (csr is not None or options.batch_sizes is not None):
+        raise InputError(
+            f"Layers are timed for bundles, and the format is {format!r}. Nothing was written. Say --format csr, or "
+            "leave out --batch and --threads."
         )
     if int8 is not None and sparse_weights:
         raise InputError(

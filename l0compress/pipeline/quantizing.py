@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from l0compress.calls import Call
+from l0compress.bench import open_candidate
+from l0compress.calls import Call, named_leaves
 from l0compress.data import AnySplit, Data
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
@@ -23,9 +24,12 @@ from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import fit_data, load_data
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.requests import request_of
-from l0compress.pipeline.runs import CONFIG, Run
-from l0compress.training.course import Evaluation, evaluate
-from l0compress.training.losses import TaskLoss, objective_for
+from l0compress.pipeline.runs import CONFIG, Run, reading_of
+from l0compress.training.course import Evaluation, evaluate, outputs_of
+from l0compress.training.finetune import objective_on
+from l0compress.training.losses import Objective
+from l0compress.training.outputs import logits_of, others_of
+from l0compress.training.reading import Reading
 from l0compress.verify import difference, verify
 
 _BATCH = 32
@@ -39,12 +43,12 @@ class Origin:
     Attributes:
         dense: the model as it was given.
         data: the data that it was trained on.
-        loss: what was minimised.
+        objective: what its models are judged by, on the scale that the run kept.
     """
 
     dense: CapturedGraph
     data: Data
-    loss: str | TaskLoss
+    objective: Objective
 
     @property
     def scored_part(self) -> str:
@@ -58,10 +62,14 @@ def origin_of(run: Run) -> Origin:
     Raises:
         DataError: the data cannot be read any more.
         InputError: the loss cannot be imported any more.
+
+    A run of an older version kept no scale; it is measured again as the run would measure it today.
     """
     request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
     data = fit_data(load_data(request.data), program)
-    return Origin(capture(program), data, request.finetune_settings().loss)
+    dense, settings = capture(program), replace(request.finetune_settings(), device="cpu")
+    objective = objective_on(dense.module(), data, settings, reading=reading_of(run.folder))
+    return Origin(dense, data, objective)
 
 
 @dataclass(frozen=True)
@@ -73,26 +81,34 @@ class Quantized(Exported):
         part: the part of the data that both were scored on, ``test`` or ``val``.
         float_score: the float form's result on it.
         int8_score: the int8 form's result on the same samples.
+        reading: what the scores mean.
     """
 
     quantization: str
     part: str
     float_score: Evaluation
     int8_score: Evaluation
+    reading: Reading
 
     def lines(self) -> tuple[str, ...]:
         """What was measured, in words."""
-        before, after = self.float_score, self.int8_score
+        before, after, meaning = self.float_score, self.int8_score, self.reading.meaning
         return (
             f"the float form equals the masked dense model; {self.quantization} differs from it by at most "
             f"{self.equality.max_relative:.1%} of the largest output",
-            f"{self.part} {before.metric_name} on {before.num_samples:,} samples: {before.metric:.4f} in float, "
+            f"{self.part} {self.reading.score_name} on {before.num_samples:,} samples: {before.metric:.4f} in float, "
             f"{after.metric:.4f} in int8",
+            *([] if meaning is None else [meaning]),
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``json.dumps``."""
-        scores = {"part": self.part, "float": asdict(self.float_score), "int8": asdict(self.int8_score)}
+        scores = {
+            "part": self.part,
+            "score": self.reading.score_name,
+            "float": asdict(self.float_score),
+            "int8": asdict(self.int8_score),
+        }
         return {**super().to_json(), "quantization": self.quantization, "scores": scores}
 
 
@@ -111,13 +127,22 @@ def export_int8(run: Run, path: Path, *, int8: Int8) -> Quantized:
     with tempfile.TemporaryDirectory() as folder, staged(path) as staging:
         exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked).path
         quantization = quantized_file(exact, staging, origin.data.train, int8)
-        closeness = difference(OnnxSession(staging), masked)
+        closeness = difference(OnnxSession(staging), masked, rounded=True)
         annotate_(staging, {QUANTIZATION_KEY: quantization, TOLERANCE_KEY: f"{_SLACK * closeness.max_relative:.3g}"})
         written = OnnxSession(staging)
-        equality = verify(written, masked, tolerance=written.tolerance)
+        equality = verify(written, masked, tolerance=written.tolerance, rounded=True)
         scores = score_files(origin, {"float": exact, "int8": staging})
         size_bytes = size_on_disk(staging)
-    return Quantized(path, size_bytes, equality, quantization, origin.scored_part, scores["float"], scores["int8"])
+    return Quantized(
+        path,
+        size_bytes,
+        equality,
+        quantization=quantization,
+        part=origin.scored_part,
+        float_score=scores["float"],
+        int8_score=scores["int8"],
+        reading=origin.objective.reading,
+    )
 
 
 def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str:
@@ -134,27 +159,43 @@ def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str
 
 
 class _Answers(nn.Module):
-    """An ONNX session where a module is expected."""
+    """An artifact where a module is expected: its outputs by name become those that the dense model's scores are of.
 
-    def __init__(self, session: OnnxSession) -> None:
+    An artifact returns flat names, in which the dense model's nesting is lost, and with it which tensor labels mean.
+    """
+
+    def __init__(self, artifact: Callable[..., Any], outputs: Any) -> None:
         super().__init__()
-        self.session = session
+        self._artifact = artifact
+        main, others = logits_of(outputs), others_of(outputs)
+        leaves = named_leaves(outputs)
+        self._main = _name_of(leaves, main)
+        self._others = tuple(_name_of(leaves, other) for other in others)
 
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> dict[str, Tensor]:
-        return self.session(*args, **kwargs)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> tuple[Tensor, ...]:
+        answers = named_leaves(self._artifact(*args, **kwargs))
+        return tuple(answers[name] for name in (self._main, *self._others))
+
+
+def _name_of(leaves: Mapping[str, Any], wanted: Tensor) -> str:
+    return next(name for name, leaf in leaves.items() if leaf is wanted)
+
+
+def _opened(path: Path) -> Callable[..., Any]:
+    candidate = open_candidate(path, None)
+    return candidate.module() if isinstance(candidate, CapturedGraph) else candidate
 
 
 def score_files(origin: Origin, files: Mapping[str, Path]) -> dict[str, Evaluation]:
-    """ONNX files on the part of a run's data that forms are scored on, by the run's loss.
+    """Artifacts on the part of a run's data that forms are scored on: each is run, and judged as the run's models were.
 
     Where there are no labels, they are compared with the dense model.
     """
     teacher, split = origin.dense.module(), origin.data.parts()[origin.scored_part]
-    first = next(iter(split.batches(_BATCH)))
-    objective = objective_for(origin.loss, first.targets, teacher(*first.args, **first.kwargs))
-    return {
-        name: evaluate(_Answers(OnnxSession(path)), split, objective, teacher=teacher) for name, path in files.items()
-    }
+    outputs = outputs_of(teacher, next(iter(split.batches(_BATCH))))
+
+    answers = {name: _Answers(_opened(path), outputs) for name, path in files.items()}
+    return {name: evaluate(answer, split, origin.objective, teacher=teacher) for name, answer in answers.items()}
 
 
 def _calls(split: AnySplit, num_samples: int) -> Iterator[Call]:

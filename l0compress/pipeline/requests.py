@@ -29,7 +29,7 @@ class RunRequest:
         source: the model file.
         data: where the data come from.
         target: the budget.
-        loss: ``auto``, ``cross-entropy``, ``mse``, or ``package.module:function`` of (outputs, targets).
+        loss: ``auto``, ``cross-entropy``, ``bce``, ``mse``, or ``package.module:function`` of (outputs, targets).
         output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
         settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
         threads: threads of PyTorch; None leaves them as they are.

@@ -29,12 +29,14 @@ from l0compress.errors import InputError, RunError
 from l0compress.graph.cost import Cost
 from l0compress.pipeline.manifest import MANIFEST, Manifest, read_manifest
 from l0compress.report import Measured
+from l0compress.training.reading import Reading
 
 RUNS = Path("runs")
 CONFIG, RESULT, PLAN, METRICS, LOG = "config.toml", "result.json", "plan.json", "metrics.jsonl", "log.jsonl"
 PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 STATE, LOCK = "state", ".lock"
+READING = "reading"
 
 
 @dataclass(frozen=True)
@@ -153,9 +155,19 @@ def measured(result: Mapping[str, Any], name: str, *, file_bytes: int | None = N
     )
 
 
-def metric_name(result: Mapping[str, Any]) -> str:
+def metric_name(result: Mapping[str, Any], reading: Reading | None = None) -> str:
     """The name of the metric, and the part of the data that it was taken on."""
-    return f"{'test' if result['test'] else 'validation'} {_scores(result)['dense']['metric_name']}"
+    name = _scores(result)["dense"]["metric_name"] if reading is None else reading.score_name
+    return f"{'test' if result['test'] else 'validation'} {name}"
+
+
+def reading_of(folder: Path) -> Reading | None:
+    """How a finished run read outputs and targets; None where nothing had to be measured for it, or the run is old.
+
+    Raises:
+        RunError: the manifest is damaged.
+    """
+    return Reading.from_json(read_manifest(folder).about.get(READING))
 
 
 def _scores(result: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,10 @@ from l0compress.loading.classes import class_warnings
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT, traced
 from l0compress.training.finetune import check_precision
-from l0compress.training.losses import TaskLoss, class_last, logits_of, objective_for
+from l0compress.training.losses import TaskLoss, check_loss, objective_of
+from l0compress.training.outputs import class_last, logits_of, one_score_each, two_classes
+from l0compress.training.randomness import undisturbed
+from l0compress.training.reading import BINARY, CLASSES, kind_of
 
 EXAMPLE_SAMPLES = 2
 
@@ -168,20 +171,39 @@ def _sizes(batch: Batch) -> str:
 
 def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> None:
     """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
+    check_loss(loss)
     batch = example_batch(data, EXAMPLE_SAMPLES)
     outputs = graph.module()(*batch.args, **batch.kwargs)
-    objective = objective_for(loss, batch.targets, outputs)
+    reading = kind_of(loss, batch.targets, outputs)
     if batch.targets is None:
         return
-    if objective.custom:
-        _check_loss(objective.task, outputs, batch.targets)
-    elif objective.kind == "classes":
-        num_classes = class_last(logits_of(outputs), batch.targets).shape[-1]
-        check_labels(data, num_classes)
+    task = objective_of(reading, loss).task
+    if reading.custom:
+        _check_loss(task, outputs, batch.targets)
+    elif reading.kind == BINARY:
+        two_classes(logits_of(outputs), batch.targets.shape, probabilities=False)
+        _check_labels(data, 2, one_score=True)
+        class_warnings(data)
+    elif reading.kind == CLASSES:
+        scores = logits_of(outputs)
+        if one_score_each(scores, batch.targets):
+            raise DataError(
+                f"The model returns one score for each label, {tuple(scores.shape)} for {tuple(batch.targets.shape)}, "
+                "and cross-entropy takes one for each class. Nothing was changed. Say --loss bce for labels of 0 and 1."
+            )
+        num_classes = class_last(scores, batch.targets).shape[-1]
+        _check_labels(data, num_classes)
         # What can be trained on is said where training begins; what cannot is refused here, before a run has a folder.
         class_warnings(data)
     else:
-        objective.task(outputs, batch.targets)
+        task(outputs, batch.targets)
+
+
+def _check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> None:
+    with ExitStack() as stack:
+        for split in data.parts().values():
+            stack.enter_context(undisturbed(split))
+        check_labels(data, num_classes, one_score=one_score)
 
 
 def _check_loss(loss: TaskLoss, outputs: Any, targets: Tensor) -> None:

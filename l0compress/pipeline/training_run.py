@@ -46,16 +46,17 @@ class RunSummary:
 
     def table(self) -> Table:
         """Dense against small."""
-        target, result = self.result["target"], self.result
+        target, result, reading = self.result["target"], self.result, runs.reading_of(self.folder)
         table = comparison_table(
             runs.measured(result, "dense"),
             runs.measured(result, "small"),
-            metric_name=runs.metric_name(result),
+            metric_name=runs.metric_name(result, reading),
             title="Dense against small",
         )
         share = target["reached"] / target["limit"]
         note = f"Budget: at most {target['limit']:,} {target['unit']}; {target['reached']:,} were used ({share:.1%})."
-        return Table(table.title, table.columns, table.rows, (note,))
+        meaning = () if reading is None or reading.meaning is None else (reading.meaning,)
+        return Table(table.title, table.columns, table.rows, (note, *meaning))
 
 
 def finetune_run(request: RunRequest, *, on_event: OnEvent = ignore) -> RunSummary:
@@ -158,6 +159,8 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
     results = {runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}), runs.RESULT: runs.json_bytes(summary)}
     if prepared.data.preprocessing is not None:
         results[runs.PREPROCESSING] = runs.json_bytes(dict(prepared.data.preprocessing))
+    if result.reading.is_measured:
+        run.note_(**{runs.READING: result.reading.to_json()})
     run.finish_(results, lambda folder: _export(folder, result))
     return RunSummary(run.folder, summary, _warnings(run))
 

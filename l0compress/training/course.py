@@ -62,12 +62,16 @@ class Pass:
 
 @dataclass(frozen=True, eq=False)
 class Course:
-    """The part of a run that no phase changes. ``teacher`` is the dense model in eval mode, or None."""
+    """The part of a run that no phase changes. ``teacher`` is the dense model in eval mode, or None.
+
+    ``fewest`` samples are in every training batch; a stream's smaller ones are passed over.
+    """
 
     data: Data
     objective: Objective
     teacher: nn.Module | None
     settings: FinetuneSettings
+    fewest: int = 1
 
     @property
     def batch_size(self) -> int:
@@ -91,8 +95,8 @@ class Course:
     def batches(self, epoch: int | Pass) -> Iterator[Batch]:
         """The training batches of an epoch, or what is left of one, shuffled and augmented by seed and epoch."""
         current = epoch if isinstance(epoch, Pass) else self.start_pass(epoch)
-        # A last batch of one sample would break batch norm.
-        stream = self.data.train.batches(self.batch_size, seed=self._seed(current.epoch), drop_last=True)
+        drawn = self.data.train.batches(self.batch_size, seed=self._seed(current.epoch), drop_last=True)
+        stream = (batch for batch in drawn if len(batch) >= self.fewest)
         if current.restore is None:
             current.sources = self._sources()
         else:
@@ -212,7 +216,8 @@ def evaluate(
 ) -> Evaluation:
     """Loss and metric of ``network`` in eval mode on a part of the data; the mode is restored afterwards.
 
-    Without labels, outputs are compared with the teacher's.
+    Without labels, outputs are compared with the teacher's. The result is the same in every command and phase: nothing
+    that only training uses is in it.
     """
     was_training = network.training
     network.eval()
@@ -222,12 +227,12 @@ def evaluate(
             batch = batch.to(device)
             outputs = network(*batch.args, **batch.kwargs)
             teacher_outputs = outputs_of(teacher, batch) if teacher is not None and batch.targets is None else None
-            loss += float(objective.loss(outputs, batch.targets, teacher_outputs)) * len(batch)
+            loss += float(objective.score(outputs, batch.targets, teacher_outputs)) * len(batch)
             num_samples += len(batch)
-            if objective.metric_name == "accuracy":
+            if objective.reading.counts_hits:
                 right, seen = objective.hits(outputs, batch.targets, teacher_outputs)
                 hits, counted = hits + right, counted + seen
     network.train(was_training)
     mean_loss = loss / num_samples
-    metric = hits / max(counted, 1) if objective.metric_name == "accuracy" else mean_loss
+    metric = hits / max(counted, 1) if objective.reading.counts_hits else mean_loss
     return Evaluation(mean_loss, metric, objective.metric_name, num_samples)

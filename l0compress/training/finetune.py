@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l0compress.data import Data
 from l0compress.errors import DataError, InputError, TargetError
@@ -32,14 +32,18 @@ from l0compress.training.equality import check_equal
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.harden import harden
 from l0compress.training.journal import Journal
-from l0compress.training.losses import objective_for
+from l0compress.training.losses import Objective, check_loss, objective_of
 from l0compress.training.multiplier import AscentSettings
 from l0compress.training.phases import Gated, evaluate_on, train_gates, train_small
+from l0compress.training.randomness import seeded
+from l0compress.training.reading import Reading
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.single import check_batches, takes_one_sample
 from l0compress.training.snapshot import FINETUNE, Checkpoints, NoCheckpoints, prefixed
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.sparsity import check_zeros
+from l0compress.training.survey import reading_of
 from l0compress.training.targets import the_one
 
 TARGETS = "params, macs, bytes, penalty, aic and bic"
@@ -61,6 +65,7 @@ class FinetuneResult:
         best_evaluation: validation result of ``small``, reached ``best_epoch`` epochs after hardening.
         last_evaluation: validation result of ``last``.
         history: the events that closed an epoch, in order.
+        reading: how outputs and targets were read: what the metrics mean.
     """
 
     dense: CapturedGraph
@@ -73,6 +78,7 @@ class FinetuneResult:
     best_epoch: int
     last_evaluation: Evaluation
     history: tuple[ProgressEvent, ...]
+    reading: Reading
 
     def __repr__(self) -> str:
         before, after = self.dense_evaluation, self.best_evaluation
@@ -125,11 +131,11 @@ def finetune(
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         gated = gated_for(graph, data, settings)
         groups = gated.groups
-        course = course_of(graph, data, settings)
+        kept = None if checkpoints is None or checkpoints.start is None else checkpoints.start.values.get("reading")
+        course = course_of(graph, data, settings, reading=Reading.from_json(kept))
         budget = penalty_for(gated, target, course)
         run = start(graph, course, on_event, checkpoints)
         kept = run.journal.start_of(FINETUNE)
@@ -178,8 +184,7 @@ def start(graph: CapturedGraph, course: Course, on_event: OnEvent, checkpoints: 
 
 def warnings_of(course: Course) -> tuple[str, ...]:
     """What is odd about the data, where their labels are classes."""
-    objective = course.objective
-    return class_warnings(course.data) if objective.kind == "classes" and not objective.custom else ()
+    return class_warnings(course.data) if course.objective.reading.counts_hits else ()
 
 
 def check_precision(graph: CapturedGraph) -> None:
@@ -196,30 +201,48 @@ def check_precision(graph: CapturedGraph) -> None:
             )
 
 
-def course_of(graph: CapturedGraph, data: Data, settings: FinetuneSettings) -> Course:
+def course_of(
+    graph: CapturedGraph, data: Data, settings: FinetuneSettings, *, reading: Reading | None = None
+) -> Course:
     """The teacher and the objective that a run on ``graph`` and ``data`` has.
 
+    ``reading`` is what was found when the run began; it is taken from the training part where it is None.
+
     Raises:
-        DataError: there are neither labels nor a teacher.
-        InputError: the weights are float16 or bfloat16.
+        DataError: there are neither labels nor a teacher, or a target is not finite.
+        InputError: the weights are float16 or bfloat16, or it cannot be told what the model returns.
     """
     check_precision(graph)
     dense = graph.module().to(settings.device)
-    first = next(iter(data.train.batches(settings.batch_size_for(len(data.train))))).to(settings.device)
+    objective = objective_on(dense, data, settings, reading=reading)
+    fewest = 1 if takes_one_sample(graph) else 2
+    if fewest > 1:
+        check_batches(data.train, settings)
+    num_steps = settings.epochs * max(1, len(data.train) // settings.batch_size_for(len(data.train)))
+    return Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps), fewest)
+
+
+def objective_on(dense: nn.Module, data: Data, settings: FinetuneSettings, *, reading: Reading | None) -> Objective:
+    """What a run on ``data`` minimises and is judged by; arguments and errors as for :func:`course_of`."""
+    check_loss(settings.loss)
+    batch_size = settings.batch_size_for(len(data.train))
+    first = next(iter(data.train.batches(batch_size)))
     if not settings.distill and first.targets is None:
         raise DataError(
             "Distillation is off and the data has no labels: there is nothing to learn from. Nothing was changed. "
             "Give data with labels, or leave distillation on."
         )
-    objective = objective_for(
-        settings.loss,
-        first.targets,
-        outputs_of(dense, first),
-        temperature=settings.distill_temperature,
-        task_share=settings.task_share,
+    if reading is None:
+        reading = reading_of(
+            settings.loss,
+            data.train,
+            lambda batch: outputs_of(dense, batch.to(settings.device)),
+            first=first,
+            batch_size=batch_size,
+        )
+    return objective_of(
+        reading, settings.loss, temperature=settings.distill_temperature, task_share=settings.task_share
     )
-    num_steps = settings.epochs * max(1, len(data.train) // settings.batch_size_for(len(data.train)))
-    return Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps))
 
 
 def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, course: Course) -> Penalty:
@@ -278,6 +301,7 @@ def finish(run: Run, hardened: Hardened, *, unit: str, first_epoch: int) -> Fine
         best_epoch=finished.best_epoch,
         last_evaluation=finished.last_evaluation,
         history=tuple(run.journal.rows),
+        reading=course.objective.reading,
     )
 
 

@@ -109,7 +109,7 @@ class Journal:
             check_parameters(network, f"step {max(current.step, 1)} of epoch {current.epoch + 1}")
             own = {f"sources.{position}": state for position, state in enumerate(current.sources)}
             return Snapshot(
-                {"stage": stage, **self._values(current), **values},
+                {"stage": stage, "reading": course.objective.reading.to_json(), **self._values(current), **values},
                 {
                     **self.carried,
                     **tensors,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -61,3 +63,51 @@ def own_generators(split: AnySplit) -> list[torch.Generator]:
     found = [getattr(place, "generator", None) for place in (loader, loader.sampler, inner)]
     unique = {id(generator): generator for generator in found if isinstance(generator, torch.Generator)}
     return list(unique.values())
+
+
+_TURN = threading.RLock()
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """One thread at a time: others wait until it is done. A thread that is inside may come in again.
+
+    PyTorch's generator, its tracer and the state of its warnings belong to the whole process, so that two runs at the
+    same time would draw from one another. In turns each computes what it would compute alone, bit for bit.
+    """
+    with _TURN:
+        yield
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed, in turn with other threads; the global state is put back afterwards.
+
+    >>> with seeded(3):
+    ...     one = torch.rand(1)
+    >>> with seeded(3):
+    ...     print(bool(torch.rand(1) == one))
+    True
+    """
+    with in_turn(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def undisturbed(split: AnySplit) -> Iterator[None]:
+    """Whatever is read meanwhile, the global generators and those of the part's loader stand afterwards as before.
+
+    >>> with undisturbed(StreamSplit([torch.zeros(1)])):
+    ...     before = torch.rand(1)
+    >>> bool(torch.rand(1) == before)
+    True
+    """
+    states, own = random_states(), own_generators(split)
+    own_states = [generator.get_state() for generator in own]
+    try:
+        yield
+    finally:
+        set_random_states_(states)
+        for generator, state in zip(own, own_states, strict=True):
+            generator.set_state(state)

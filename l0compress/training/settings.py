@@ -97,7 +97,7 @@ class FinetuneSettings:
             by the network and the length of the run, see :meth:`settled`.
         optimizer: "adamw" or "sgd".
         clip: largest norm of the weights' gradient; None does not clip.
-        loss: "auto", "cross-entropy", "mse", or a function of (outputs, targets) that returns a scalar.
+        loss: "auto", "cross-entropy", "bce", "mse", or a function of (outputs, targets) that returns a scalar.
         distill: learn from the dense model's outputs beside the labels.
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from l0compress.cli.commands import export_options as flags
 from l0compress.cli.commands import options
 from l0compress.cli.render import print_json, print_lines, print_table
+from l0compress.errors import InputError
 
 
 def export(
@@ -12,28 +13,36 @@ def export(
     format: flags.Format = "onnx",
     output: flags.Output = None,
     quantize: flags.Quantize = None,
-    calibrate: flags.Calibrate = 256,
+    calibrate: flags.Calibrate = None,
     sparse_weights: flags.SparseWeights = False,
-    dtype: flags.Storage = "float32",
-    batch: flags.Batch = "1,8,64",
-    threads: flags.Threads = 2,
+    dtype: flags.Storage = None,
+    batch: flags.Batch = None,
+    threads: flags.Threads = None,
     engines: flags.Engines = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the small model of RUN as an artifact, if it equals the run's masked dense model."""
     with options.exit_codes():
-        batch_sizes = options.batch_sizes(batch)
+        batch_sizes = None if batch is None else options.batch_sizes(batch)
+        if calibrate is not None and quantize in (None, "int8-dynamic"):
+            why = "the file is not quantized" if quantize is None else "dynamic int8 needs none"
+            raise InputError(
+                f"--calibrate counts the samples that static int8 is calibrated on, and {why}. Nothing was written. "
+                "Say --quantize int8-static, or leave it out."
+            )
         from l0compress.export.csr import CsrSettings
         from l0compress.export.quantize import Int8
         from l0compress.pipeline.exporting import ExportOptions, export_run
 
         method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
         names = None if engines is None else tuple(name.strip() for name in engines.split(","))
+        given = {"storage": dtype, "threads": threads, "engines": names}
+        given = {name: value for name, value in given.items() if value is not None}
         how = ExportOptions(
-            int8=None if method is None else Int8(method, calibrate),
+            int8=None if method is None else Int8(method, **({} if calibrate is None else {"num_samples": calibrate})),
             sparse_weights=sparse_weights,
             batch_sizes=batch_sizes,
-            csr=CsrSettings(storage=dtype, threads=threads, engines=names),
+            csr=CsrSettings(**given) if given else None,
         )
         exported = export_run(run, format=format, path=output, options=how)
         if as_json:

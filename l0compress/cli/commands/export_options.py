@@ -29,8 +29,14 @@ Quantize = Annotated[
     ),
 ]
 Calibrate = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Training samples that static int8 is calibrated on.", rich_help_panel=ONNX),
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Training samples that static int8 is calibrated on.",
+        show_default="256",
+        rich_help_panel=ONNX,
+    ),
 ]
 SparseWeights = Annotated[
     bool,
@@ -41,17 +47,27 @@ SparseWeights = Annotated[
     ),
 ]
 Storage = Annotated[
-    Literal["float32", "float16", "bfloat16", "int8"],
+    Literal["float32", "float16", "bfloat16", "int8"] | None,
     typer.Option(
         "--dtype",
         help="How weights are stored; int8 for sparse layers, with one scale an output.",
+        show_default="float32",
         rich_help_panel=CSR,
     ),
 ]
 Batch = Annotated[
-    str, typer.Option(metavar="N,N,...", help="The batch sizes that layers are timed at.", rich_help_panel=CSR)
+    str | None,
+    typer.Option(
+        metavar="N,N,...",
+        help="The batch sizes that layers are timed at.",
+        show_default="1,8,64",
+        rich_help_panel=CSR,
+    ),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="The threads that layers are timed with.", rich_help_panel=CSR)]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="The threads that layers are timed with.", show_default="2", rich_help_panel=CSR),
+]
 Engines = Annotated[
     str | None,
     typer.Option(

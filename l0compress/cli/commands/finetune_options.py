@@ -99,7 +99,7 @@ Clip = Annotated[
 Loss = Annotated[
     str | None,
     typer.Option(
-        help="auto (by the targets' type), cross-entropy, mse, or PKG.MOD:FN of (outputs, targets).",
+        help="auto (by the targets' type), cross-entropy, bce, mse, or PKG.MOD:FN of (outputs, targets).",
         show_default="auto",
         rich_help_panel=TRAINING,
     ),

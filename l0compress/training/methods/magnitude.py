@@ -22,6 +22,7 @@ from l0compress.graph.values import flattened, varying
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.finetune import FinetuneResult, Hardened, course_of, finish, start
 from l0compress.training.harden import decide
+from l0compress.training.randomness import seeded
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import reachable_target, the_one
 
@@ -36,8 +37,7 @@ def magnitude(
 ) -> FinetuneResult:
     """Compress a trained model by one-shot group magnitude; arguments, result and errors as for ``finetune``."""
     settings = FinetuneSettings() if settings is None else settings
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         unit, wanted = the_one(target, names="params, macs and bytes")
         groups = find_groups(graph)
         reachable = reachable_target(groups, wanted, unit)

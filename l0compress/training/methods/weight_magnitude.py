@@ -24,6 +24,7 @@ from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import find_weights
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.finetune import FinetuneResult, Hardened, course_of, finish, start
+from l0compress.training.randomness import seeded
 from l0compress.training.rounding import round_weights
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import reachable_target, the_one
@@ -46,8 +47,7 @@ def weight_magnitude(
     that all layers keep the same share ("layer").
     """
     settings = FinetuneSettings() if settings is None else settings
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
+    with seeded(settings.seed):
         unit, wanted = the_one(target, names="params, macs and bytes")
         groups = groups_without_moves(graph)
         costs = SparseCost(groups, find_weights(graph))
