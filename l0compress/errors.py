@@ -96,3 +96,7 @@ class StoppedError(L0Error):
     def __init__(self, message: str, *, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+
+class LostInCaptureWarning(UserWarning):
+    """A model does something in training mode that its graph cannot do, such as stochastic depth."""
