@@ -5,12 +5,12 @@
     python examples/yolo.py yolo11n-seg --macs 0.5 --steps 200
     python examples/yolo.py my.pt --size 640                 # a checkpoint of your own
 
-Any ``yolov8*``, ``yolov10*``, ``yolo11*``, ``yolo12*`` with or without ``-seg`` will do. It needs ``ultralytics`` (8.3 or
-later) and what that needs itself (torchvision, opencv, PyYAML, ...), nothing else.
+Any ``yolov8*``, ``yolov10*``, ``yolo11*``, ``yolo12*`` with or without ``-seg`` will do. It needs ``ultralytics``
+(tried with 8.4) and what that needs itself (torchvision, opencv, PyYAML, ...), nothing else.
 
 To run at once, it learns random rectangles. For real use replace ``batches`` by your data loader: a dictionary with
-``img``, ``batch_idx``, ``cls`` and ``bboxes`` (and ``masks`` for segmentation), as ultralytics' own ``YOLODataset`` hands
-it out. A run for accuracy takes some epochs of it, and some more of the small model afterwards.
+``img``, ``batch_idx``, ``cls`` and ``bboxes`` (and ``masks`` for segmentation), as the ``YOLODataset`` of ultralytics
+hands it out. A run for accuracy takes some epochs of it, and some more of the small model afterwards.
 
 What there is to know about YOLO:
 
@@ -61,7 +61,7 @@ class Both(nn.Module):
 
 
 class Decoded(nn.Module):
-    """What an application wants of :class:`Both`: boxes, scores and, for segmentation, masks' coefficients and bases."""
+    """What an application wants of :class:`Both`: boxes, scores and, of a segmenter, what masks are made of."""
 
     def __init__(self, both: nn.Module) -> None:
         super().__init__()
@@ -141,9 +141,7 @@ def main(arguments: list[str] | None = None) -> l0.CapturedGraph:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=96, help="of the images, a multiple of 32")
     parser.add_argument("--classes", type=int, default=4, help="of a model that is built from its yaml")
-    parser.add_argument(
-        "--output", type=Path, default=None, help="folder for the ONNX file; by default a temporary one"
-    )
+    parser.add_argument("--output", type=Path, default=None, help="folder of the ONNX file, a temporary one without")
     chosen = parser.parse_args(arguments)
     torch.manual_seed(0)
     yolo = yolo_of(chosen.model, chosen.classes)

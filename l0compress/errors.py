@@ -18,7 +18,8 @@
     │   └── SurgeryError        a graph could not be rewritten exactly; nothing was written
     └── StoppedError            a signal stopped a run, which is kept; exits 130 (Ctrl-C) or 143 (SIGTERM)
 
-Beside it stands one warning, DataWarning, for data that are odd but can be used.
+Beside it stand two warnings: DataWarning, for data that are odd but can be used, and LostInCaptureWarning, for what a
+model does in training mode alone.
 
 A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it.
 """
@@ -52,6 +53,10 @@ class DataError(InputError):
 
 class DataWarning(UserWarning):
     """Data that can be trained on, but hardly as their owner means it: sorted by class, or a part without a class."""
+
+
+class LostInCaptureWarning(UserWarning):
+    """A model does something in training mode that its graph cannot do, such as stochastic depth."""
 
 
 class TargetError(InputError):

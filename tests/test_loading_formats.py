@@ -90,18 +90,26 @@ def normed() -> nn.Module:
 
 
 class TestTorchScript:
-    @pytest.fixture(params=["script", "trace"])
+    @pytest.fixture(params=["script.pt", "trace.pt", "script.jit"])
     def archive(self, request, tmp_path) -> Path:
-        path = tmp_path / "model.pt"
+        path = tmp_path / request.param
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = torch.jit.script(normed()) if request.param == "script" else torch.jit.trace(normed(), samples())
+            made = torch.jit.script(normed()) if path.stem == "script" else torch.jit.trace(normed(), samples())
             torch.jit.save(made, path)
         return path
 
     def test_it_is_not_read_unless_it_is_trusted(self, archive):
         with pytest.raises(ModelError, match=r"is a TorchScript archive, which runs code .* say --trust-pickle"):
             load_model(archive)
+
+    def test_a_jit_file_that_is_none_is_refused(self, tmp_path):
+        path = tmp_path / "model.jit"
+        torch.save(normed().state_dict(), path)
+        with pytest.raises(
+            ModelError, match=r"^Cannot read model '.*model\.jit' as a TorchScript archive \(.*\)\. Nothing"
+        ):
+            load_model(path, trust_pickle=True)
 
     @pytest.mark.filterwarnings("ignore")
     def test_a_trusted_one_is_captured_with_its_parameters(self, archive):

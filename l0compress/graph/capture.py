@@ -20,11 +20,12 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from l0compress.errors import CaptureError, InputError, L0Error
+from l0compress.errors import CaptureError, InputError, L0Error, LostInCaptureWarning
 from l0compress.graph.cells import open_cells_
 from l0compress.graph.describe import headed, input_texts, size_text
 from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
 from l0compress.graph.einsum import expand_einsums_
+from l0compress.graph.fitness import check_weights
 from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
 from l0compress.graph.history import check_repeatable, without_history
@@ -33,10 +34,13 @@ from l0compress.graph.network import GraphNetwork, delete_unused_, network_of, r
 from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
-from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
+from l0compress.graph.training_mode import TrainingOnly, missing_in, note_attention_dropout_, training_run
+from l0compress.loading.torchscript import traced
+from l0compress.loading.wrappers import unwrapped
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
+_MOST_NAMED = 3
 
 # How torch speaks of attributes that the model sets or writes in its forward.
 _OF_STATE = (
@@ -55,12 +59,15 @@ class CapturedGraph:
         example_args: positional example inputs, batch of at least 2.
         example_kwargs: keyword example inputs.
         dynamic_shapes: what ``torch.export.export`` needs to capture :meth:`module` again, by input name.
+        training_only: what the user's model does in training mode that the graph does not: random numbers, and buffers
+            that its own code updates. Empty for an exported program, which does not tell.
     """
 
     graph_module: fx.GraphModule
     example_args: tuple[Any, ...]
     example_kwargs: dict[str, Any]
     dynamic_shapes: dict[str, Any] | None
+    training_only: tuple[TrainingOnly, ...] = ()
 
     def module(self) -> GraphNetwork:
         """A trainable copy, in eval mode; ``forward`` takes what the user's model takes."""
@@ -150,13 +157,18 @@ def capture(
 
     Args:
         model: a module, or what ``torch.export`` made of one (then its own example inputs and dynamic shapes serve).
+            Of ``DataParallel``, ``torch.compile`` and averaged copies it is the module behind them.
         args: positional example inputs; a batch of one is doubled, since a size of 1 cannot be captured as dynamic.
         kwargs: keyword example inputs.
         dynamic: ``"batch"`` leaves dimension 0 of every tensor input free, ``"batch+sequence"`` dimension 1 of token
             inputs too; a mapping ``{input name: {dimension: torch.export.Dim}}`` says exactly which; None fixes all.
 
     Raises:
-        CaptureError: torch.export cannot capture the model, or it fixes a dimension that should be free.
+        CaptureError: torch.export cannot capture the model, or it fixes a dimension that should be free, or what it
+            returns depends on its earlier calls.
+
+    Warns:
+        LostInCaptureWarning: the model draws random numbers or updates buffers in training mode alone.
 
     Examples:
         >>> graph = capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.zeros(1, 4),))
@@ -170,6 +182,10 @@ def capture(
     if isinstance(args, Tensor):
         raise CaptureError("args is a tensor, and has to be a tuple of inputs. Nothing was changed. Pass (x,) for x.")
     args, kwargs = tuple(args), dict(kwargs or {})
+    model = unwrapped(model)
+    if isinstance(model, torch.jit.ScriptModule):
+        model = traced(model, args, kwargs)
+    check_weights(model, args, kwargs)
     if dynamic is not None and batch_of(args, kwargs) == 1:
         args, kwargs = doubled(args, kwargs)
     shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
@@ -177,9 +193,22 @@ def capture(
         module = _exported(model, args, kwargs, shapes)
         state.restore_()
         check_repeatable(model, args, kwargs, written_state(module))
-        graph = _finish(module, args, kwargs, by_graph_name(model, shapes))
-        note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
-    return replace(graph, graph_module=network_of(graph.graph_module))
+        run = training_run(model, args, kwargs)
+    if run is not None:
+        note_attention_dropout_(module, run.attention)
+    missing = () if run is None else missing_in(module, run)
+    if missing:
+        warnings.warn(LostInCaptureWarning(_missing_message(model, missing)), stacklevel=2)
+    return replace(_finish(module, args, kwargs, by_graph_name(model, shapes)), training_only=missing)
+
+
+def _missing_message(model: nn.Module, missing: tuple[TrainingOnly, ...]) -> str:
+    more = f", and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
+    return (
+        f"the graph of {type(model).__name__} does not do what the model does in training mode alone: "
+        f"{'; '.join(part.sentence for part in missing[:_MOST_NAMED])}{more}. What it computes in evaluation mode is "
+        "whole. CapturedGraph.training_only lists everything."
+    )
 
 
 def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> fx.GraphModule:

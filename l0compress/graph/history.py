@@ -124,12 +124,13 @@ def check_repeatable(
     first, second = (outputs_of(model, args, kwargs, calls=calls) for calls in (1, 2))
     if first is None or second is None or same_outputs(first, second):
         return
-    changed = _changed_by_a_call(model, args, kwargs)
+    changed = changed_by_a_call(model, args, kwargs)
     subject = "The exported program" if isinstance(model, fx.GraphModule) else f"{type(model).__name__}.forward"
     raise CaptureError(_state_message(subject, [_located(name, lines.get(name)) for name in changed]))
 
 
-def _changed_by_a_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+def changed_by_a_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the attributes and buffers that one call changes; they are put back."""
     with kept(model, values=True) as before, torch.random.fork_rng(), torch.no_grad():
         model(*args, **kwargs)
         return before.changed()

@@ -27,6 +27,9 @@ _TRAINING_FLAG = {
     "rnn_relu": 6,
 }
 
+# Operators that do something else in training mode, other than keeping statistics.
+SWITCHED = frozenset(_TRAINING_FLAG) - {"batch_norm", "instance_norm"}
+
 # The key under which an attention node notes its dropout probability in training mode, and that argument's position.
 TRAINING_DROPOUT = "training_dropout"
 _ATTENTION_DROPOUT = 4

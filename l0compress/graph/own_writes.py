@@ -252,20 +252,24 @@ def _unpacked(target: ast.expr, value: ast.expr | None, line: int) -> Iterator[t
 
 
 def _called(node: ast.Call, own: str) -> Iterator[tuple[ast.expr, int, ast.expr | None]]:
-    """Calls that set something: ``setattr``, ``register_buffer``, and the methods that fill containers."""
+    """Calls that set something: ``setattr``, ``register_buffer``, and methods that fill containers or tensors."""
     function, args = node.func, node.args
     if isinstance(function, ast.Name) and function.id == "setattr" and len(args) == 3:
         target, name, value = args[0], args[1], args[2]
     elif isinstance(function, ast.Attribute) and function.attr == "register_buffer" and args:
         value = args[1] if len(args) > 1 else next((k.value for k in node.keywords if k.arg == "tensor"), None)
         target, name = function.value, args[0]
-    elif isinstance(function, ast.Attribute) and function.attr in _FILLS and _chain(function.value, own):
+    elif isinstance(function, ast.Attribute) and _fills(function.attr) and _chain(function.value, own):
         yield function.value, node.lineno, None
         return
     else:
         return
     if isinstance(name, ast.Constant) and isinstance(name.value, str):
         yield ast.Attribute(target, name.value, ast.Store()), node.lineno, value
+
+
+def _fills(method: str) -> bool:
+    return method in _FILLS or (method.endswith("_") and not method.endswith("__"))
 
 
 def _chain(target: ast.expr, own: str) -> tuple[str, ...]:

@@ -12,9 +12,13 @@ _LIBRARY = re.compile(r"site-packages[/\\]torch[/\\]|^<")
 
 def source_line(node: fx.Node) -> str:
     """The innermost line of the user's own code that made a node: ``file.py:line``, empty where it is not known."""
+    return next(iter(own_lines(node)), "")
+
+
+def own_lines(node: fx.Node) -> tuple[str, ...]:
+    """The lines of the user's own code that led to a node, innermost first, as far as ``torch.export`` noted them."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if is_own(frame[0])]
-    return short_line(own[-1][0], int(own[-1][1])) if own else ""
+    return tuple(short_line(file, int(line)) for file, line in reversed(frames) if is_own(file))
 
 
 def is_own(file: str) -> bool:

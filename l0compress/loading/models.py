@@ -17,11 +17,14 @@ from l0compress.loading.archives import ARCHIVE_ERRORS, is_archive
 from l0compress.loading.exported import load_pt2
 from l0compress.loading.factories import build
 from l0compress.loading.weights import WEIGHT_SUFFIXES, read_weights, unwrap
+from l0compress.loading.wrappers import unwrapped
+
+SCRIPT_SUFFIXES = (".jit", ".torchscript")
 
 Model: TypeAlias = nn.Module | ExportedProgram
 
 KINDS = (
-    "a .pt2 file of torch.export.save, weights "
+    "a .pt2 file of torch.export.save, a .jit file of TorchScript, weights "
     f"({', '.join(WEIGHT_SUFFIXES)}) with --factory package.module:function, "
     "an .onnx file, or a folder of Hugging Face transformers with a config.json"
 )
@@ -55,7 +58,7 @@ def load_model(
     Args:
         path: a ``.pt2`` archive of ``torch.export.save``; weights (``.pt``, ``.pth``, ``.th``, ``.ckpt``, ``.bin``,
             ``.safetensors``), bare or in a checkpoint; an ``.onnx`` file; a folder of Hugging Face ``transformers``;
-            or, where it is trusted, a pickled module or a TorchScript archive.
+            or, where it is trusted, a pickled module or a TorchScript archive (``.jit``, or one of the weights' names).
         factory: ``package.module:function`` that builds the module which the weights belong to.
         factory_args: keyword arguments of the factory.
         trust_pickle: allow the file to be unpickled, which runs any code that is in it.
@@ -79,6 +82,10 @@ def load_model(
         from l0compress.loading.onnx_files import load_onnx
 
         return load_onnx(path)
+    if path.suffix in SCRIPT_SUFFIXES:
+        from l0compress.loading.torchscript import load_torchscript
+
+        return load_torchscript(path, trust_pickle=trust_pickle)
     if path.suffix not in WEIGHT_SUFFIXES:
         raise ModelError(
             f"Cannot read model {str(path)!r}: a model is {KINDS}. Nothing was changed. Give one of these."
@@ -94,7 +101,7 @@ def _from_weights(path: Path, factory: str | None, factory_args: Mapping[str, An
     content = read_weights(path, trust_pickle=trust_pickle)
     module = content if isinstance(content, nn.Module) else _module_within(content)
     if module is not None:
-        return module.eval()
+        return unwrapped(module).eval()
     weights = unwrap(content)
     if weights is None:
         raise ModelError(

@@ -37,7 +37,8 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
             return torch.jit.load(str(path), map_location="cpu").eval()
     except FOREIGN_ERRORS as reason:
         raise ModelError(
-            f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)})."
+            f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)}). Nothing was changed. "
+            "Save it again with torch.jit.save, or name weights by one of their own endings, such as .pt."
         ) from reason
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-from l0compress.errors import InputError, TargetMissedError
+from l0compress.errors import InputError, LostInCaptureWarning, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.describe import cost_lines, headed
@@ -20,7 +21,7 @@ from l0compress.graph.weights import nonzero_cost
 from l0compress.loading import Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate
-from l0compress.training.events import OnEvent, ProgressEvent, ignore
+from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.losses import objective_of
 from l0compress.training.randomness import in_turn
@@ -164,6 +165,12 @@ def compress_prepared(
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
     wanted = {target.unit: target.value}
+    for part in prepared.graph.training_only:
+        message = f"No run does what the model does in training mode alone: {part.sentence}."
+        if on_event is ignore:
+            warnings.warn(LostInCaptureWarning(message), stacklevel=3)
+        else:
+            on_event(ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message))
     with in_turn():
         result = finetune(
             prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints

@@ -11,6 +11,7 @@ from l0compress.gates.reach import smallest_keep
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.frozen import Frozen, FrozenReason, by_reason, unknown_operators
 from l0compress.graph.groups import Group, Groups, find_groups
+from l0compress.graph.training_mode import TrainingOnly
 from l0compress.loading import DataSource, ModelSource
 from l0compress.pipeline.repeats import repeated
 from l0compress.pipeline.sources import open_graph
@@ -50,6 +51,7 @@ class Inspection:
         rows: the same, groups that are alike merged.
         frozen: what stays whole, and why.
         unknown: operators without a rule, as ``namespace::name``, and the lines that call them.
+        training_only: what the model does in training mode that no run will do: random numbers, updates of buffers.
     """
 
     model: str
@@ -59,6 +61,7 @@ class Inspection:
     rows: tuple[GroupRow, ...]
     frozen: tuple[Frozen, ...]
     unknown: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    training_only: tuple[TrainingOnly, ...] = ()
 
     @property
     def num_moves(self) -> int:
@@ -89,6 +92,7 @@ class Inspection:
             "groups": [self._group_json(group) for group in self.groups],
             "frozen": [{**asdict(place), "shape": list(place.shape)} for place in self.frozen],
             "unknown_operators": [{"op": op, "sources": list(sources)} for op, sources in self.unknown],
+            "training_only": [asdict(part) for part in self.training_only],
         }
 
     def _group_json(self, group: Group) -> dict[str, Any]:
@@ -132,6 +136,7 @@ def inspect(source: ModelSource, *, data: DataSource | str | None = None) -> Ins
         group_rows(groups),
         groups.frozen,
         unknown_operators(groups.labelled),
+        graph.training_only,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
-from l0compress.errors import CaptureError, DataError, InputError
+from l0compress.errors import CaptureError, DataError, InputError, LostInCaptureWarning
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import (
     DataSource,
@@ -30,7 +31,8 @@ from l0compress.loading import (
 )
 from l0compress.loading.classes import class_warnings
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
-from l0compress.loading.torchscript import WAY_OUT, traced
+from l0compress.loading.torchscript import WAY_OUT
+from l0compress.loading.wrappers import unwrapped
 from l0compress.training.finetune import check_precision
 from l0compress.training.losses import TaskLoss, check_loss, objective_of
 from l0compress.training.outputs import class_last, logits_of, one_score_each, two_classes
@@ -61,6 +63,7 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto") -> Prepar
         CaptureError: the model cannot be captured.
         InputError: its weights are float16 or bfloat16.
     """
+    model = unwrapped(model) if isinstance(model, nn.Module) else model
     data = fit_data(_data_of(data), model)
     check_values(data)
     graph = capture_with(model, data)
@@ -84,6 +87,7 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
         return _captured_program(model)
     batch = example_batch(data, EXAMPLE_SAMPLES)
     with _silence():
+        model = unwrapped(model)
         if isinstance(model, torch.jit.ScriptModule):
             return _captured_script(model, batch)
         return capture(model, batch.args, batch.kwargs)
@@ -91,7 +95,7 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
 
 def _captured_script(model: torch.jit.ScriptModule, batch: Batch) -> CapturedGraph:
     try:
-        return capture(traced(model, batch.args, batch.kwargs), batch.args, batch.kwargs)
+        return capture(model, batch.args, batch.kwargs)
     except CaptureError as reason:
         raise CaptureError(f"{reason} This is a TorchScript model. {WAY_OUT}") from reason
 
@@ -120,7 +124,9 @@ def _silence() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            # Told by whoever asked for the graph, from what the graph says.
+            warnings.simplefilter("ignore", LostInCaptureWarning)
             yield
     finally:
         logging.disable(disabled)

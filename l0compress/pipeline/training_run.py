@@ -230,4 +230,5 @@ def result_of(result: CompressResult) -> dict[str, Any]:
         "test": None if result.test is None else result.test.to_json(),
         "equality": result.equality.to_json(),
         "epochs": len(result.history),
+        "training_only": [asdict(part) for part in result.dense.training_only],
     }

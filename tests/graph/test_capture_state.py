@@ -66,6 +66,8 @@ class CachedFromInit(Body):
 
 
 class CachedWhenFirstCalled(Body):
+    ones: Any
+
     def between(self, x: Tensor) -> Tensor:
         if getattr(self, "ones", None) is None or self.ones.shape != x.shape:
             self.ones = torch.ones_like(x)

@@ -62,6 +62,9 @@ def _print(inspection: Inspection, full: bool) -> None:
         print_lines(
             [f"No rule for operator {operator}{calls}.", f'  Teach one: l0compress.register_rule("{operator}", …)']
         )
+    if inspection.training_only:
+        print_lines(["Lost in capture: what the model does in training mode alone, and no run will do"])
+        print_lines([*(f"  {part.sentence}" for part in inspection.training_only), ""])
     print_lines(["Next: l0compress finetune MODEL --data DATA --target macs=0.5"])
 
 
