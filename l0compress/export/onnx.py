@@ -34,6 +34,7 @@ from l0compress.export.norms import split_norms_
 from l0compress.export.origins import note_origins_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
+from l0compress.export.ties import tie_sizes_
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
@@ -101,6 +102,7 @@ class FlatNetwork(nn.Module):
     def __init__(self, graph: CapturedGraph) -> None:
         super().__init__()
         self.network = graph.module()
+        tie_sizes_(self.network, graph)
         _lay_out_attention_(self.network)
         split_norms_(self.network)
         self._leaves, self._spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))

@@ -21,6 +21,7 @@ from torch.fx.graph import _PyTreeCodeGen
 from l0compress.calls import asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
+from l0compress.export.ties import tie_sizes_
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
@@ -133,6 +134,7 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
 def _with_plain_outputs(graph: CapturedGraph) -> GraphNetwork:
     """The network of the graph, returning dicts, lists and tuples in place of classes that a reader may not have."""
     network = graph.module()
+    tie_sizes_(network, graph)
     with torch.no_grad():
         outputs = network(*graph.example_args, **graph.example_kwargs)
     codegen = network.graph._codegen

@@ -7,8 +7,10 @@ ensures:  a :class:`CapturedGraph` in eval mode with the model's own parameter n
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +18,16 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.export import ExportedProgram
 from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError, InputError, L0Error
+from l0compress.graph.batch import BatchDims, batch_dims_of, batch_of, doubled, leaves_of, symbols_of
+from l0compress.graph.caches import without_caches
 from l0compress.graph.cells import open_cells_
 from l0compress.graph.describe import headed, input_texts, size_text
-from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
+from l0compress.graph.dynamic import Dynamic, FreeSizes, batch_places, free_sizes
 from l0compress.graph.einsum import expand_einsums_
 from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
@@ -56,12 +59,15 @@ class CapturedGraph:
         example_args: positional example inputs, batch of at least 2.
         example_kwargs: keyword example inputs.
         dynamic_shapes: what ``torch.export.export`` needs to capture :meth:`module` again, by input name.
+        batch_dims: the dimension of each input that the batch is, leaf by leaf of ``(example_args, example_kwargs)``;
+            None where an input has no batch.
     """
 
     graph_module: fx.GraphModule
     example_args: tuple[Any, ...]
     example_kwargs: dict[str, Any]
     dynamic_shapes: dict[str, Any] | None
+    batch_dims: BatchDims
 
     def module(self) -> GraphNetwork:
         """A trainable copy, in eval mode; ``forward`` takes what the user's model takes."""
@@ -101,8 +107,8 @@ class CapturedGraph:
 
     @property
     def batch_size(self) -> int:
-        """The leading size of the example inputs."""
-        return batch_of(self.example_args, self.example_kwargs)
+        """Samples in the example inputs."""
+        return batch_of(self.example_args, self.example_kwargs, self.batch_dims)
 
     def nodes(self) -> Iterator[fx.Node]:
         return iter(self.graph_module.graph.nodes)
@@ -161,7 +167,7 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    dynamic: Dynamic = "batch",
+    dynamic: Dynamic = "auto",
 ) -> CapturedGraph:
     """Capture ``model`` as a graph. The model itself is not changed.
 
@@ -169,8 +175,12 @@ def capture(
         model: a module, or what ``torch.export`` made of one (then its own example inputs and dynamic shapes serve).
         args: positional example inputs; a batch of one is doubled, since a size of 1 cannot be captured as dynamic.
         kwargs: keyword example inputs.
-        dynamic: ``"batch"`` leaves dimension 0 of every tensor input free, ``"batch+sequence"`` dimension 1 of token
-            inputs too; a mapping ``{input name: {dimension: torch.export.Dim}}`` says exactly which; None fixes all.
+        dynamic: which sizes are free. ``"auto"``: the batch, which leads every tensor input, and the length of
+            sequences, ``(n, length)`` integers and ``(n, length, features)``, with the masks beside them, where the
+            model takes any length. ``"batch"``: the batch alone. ``"batch+sequence"``: as ``"auto"``, and a model that
+            fixes the length of tokens is refused. A mapping says of inputs by name which dimension the batch is,
+            ``{"x": 1}``, or all their free sizes, ``{"x": {0: torch.export.Dim.AUTO}}`` (a ``Dim("batch")`` among
+            them is the batch). None fixes all.
 
     Raises:
         CaptureError: torch.export cannot capture the model, or it fixes a dimension that should be free.
@@ -187,26 +197,36 @@ def capture(
     if isinstance(args, Tensor):
         raise CaptureError("args is a tensor, and has to be a tuple of inputs. Nothing was changed. Pass (x,) for x.")
     args, kwargs = tuple(args), dict(kwargs or {})
-    if dynamic is not None and batch_of(args, kwargs) == 1:
-        args, kwargs = doubled(args, kwargs)
-    shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
+    places = batch_places(model, args, kwargs, dynamic)
+    if dynamic is not None and batch_of(args, kwargs, places) == 1:
+        args, kwargs = doubled(args, kwargs, places)
+    attempts = free_sizes(model, args, kwargs, dynamic)
+    for sizes in attempts[:-1]:
+        # What fails with lengths that nobody asked to be free may do without.
+        with suppress(CaptureError):
+            return _captured(model, args, kwargs, sizes)
+    return _captured(model, args, kwargs, attempts[-1])
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: FreeSizes) -> CapturedGraph:
     with without_history(model, args, kwargs) as state:
-        module = _exported(model, args, kwargs, shapes)
+        module = _exported(model, args, kwargs, sizes)
         state.restore_()
         check_repeatable(model, args, kwargs, written_state(module))
-        graph = _finish(module, args, kwargs, by_graph_name(model, shapes))
+        graph = _finish(module, args, kwargs, sizes)
         note_attention_dropout_(graph.graph_module, lambda: attention_dropout(model, args, kwargs))
     return replace(graph, graph_module=network_of(graph.graph_module))
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> fx.GraphModule:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: FreeSizes) -> fx.GraphModule:
+    shapes = sizes.by_name(model, args, kwargs) if any(sizes.asked) else None
     try:
-        with any_length(), warnings.catch_warnings():
+        with any_length(), without_caches(model), warnings.catch_warnings():
             # What the model keeps from this call is put back, and whether it matters is looked at afterwards.
             for message in _OF_STATE:
                 warnings.filterwarnings("ignore", message=message, category=UserWarning)
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            return _flat_module(program, by_graph_name(model, shapes))
+            return _flat_module(program)
     except L0Error:
         raise
     except USER_CODE_ERRORS as error:
@@ -218,6 +238,13 @@ def _capture_message(model: nn.Module, error: BaseException) -> str:
     reason = lines[0] if lines else type(error).__name__
     source = next((line for line in lines if line.startswith("File ") and "site-packages/torch" not in line), "")
     where = f" ({source})" if source else ""
+    unknown = re.match(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output, which is not a known type", reason)
+    if unknown:
+        return (
+            f"torch.export cannot capture {type(model).__name__}: it returns a {unknown[1]}, which is neither tensors "
+            "nor a container that torch.export knows. Nothing was changed. Return tensors, in tuples, lists or dicts; "
+            "leave out use_cache=True where it is a cache, since a graph keeps nothing from one call to the next."
+        )
     return (
         f"torch.export cannot capture {type(model).__name__}: {reason}{where}. Nothing was changed. Make the model's "
         "forward free of data-dependent Python control flow, or check that the example inputs have the shape, dtype "
@@ -232,39 +259,30 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
             "from the program that torch.export.export returned."
         )
     args, kwargs = program.example_inputs
-    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    vals = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    leaf_shapes = [
-        {d: Dim.AUTO for d, size in enumerate(vals[name].shape) if not is_concrete_int(size)} or None
-        if isinstance(vals[name], Tensor)
-        else None
-        for name in named
-    ]
-    spec = program.call_spec.in_spec
-    if spec is None:
+    if program.call_spec.in_spec is None:
         raise CaptureError("the exported program does not say how its inputs are packed; export it again.")
-    args_shapes, kwargs_shapes = pytree.tree_unflatten(leaf_shapes, spec)
-    module = program.module()
-    codegen: Any = module.graph._codegen
-    names = list(codegen.pytree_info.orig_args)
-    shapes = dict(zip(names, [*args_shapes, *kwargs_shapes.values()], strict=False))
-    flat = _flat_module(program, shapes)
+    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    flat = _flat_module(program)
     check_repeatable(network_of(flat), args, kwargs, written_state(flat))
-    return _finish(flat, tuple(args), dict(kwargs), shapes)
+    sizes = FreeSizes.of_symbols(symbols_of(nodes[name] for name in named))
+    return _finish(flat, tuple(args), dict(kwargs), sizes)
 
 
-def _flat_module(program: ExportedProgram, shapes: Any) -> fx.GraphModule:
+def _flat_module(program: ExportedProgram) -> fx.GraphModule:
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
-    check_dynamic(module, shapes)
     inline_regions_(module)
     drop_checks_(module)
     detach_state_(module)
     return module
 
 
-def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> CapturedGraph:
+def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: FreeSizes) -> CapturedGraph:
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    sizes = sizes.settled(placeholders)
+    batch_dims = batch_dims_of(leaves_of(args, kwargs), symbols_of(placeholders), sizes.batch)
     drop_state_writes_(module)
     functionalise_(module)
     expand_einsums_(module)
@@ -274,7 +292,9 @@ def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any
     delete_unused_(module)
     module.recompile()
     args, kwargs = pytree.tree_map_only(Tensor, _owned, (args, kwargs))
-    graph = CapturedGraph(network_of(module), args, kwargs, shapes)
+    codegen: Any = module.graph._codegen
+    shapes = sizes.by_graph_name(codegen.pytree_info.orig_args, args, kwargs)
+    graph = CapturedGraph(network_of(module), args, kwargs, shapes, batch_dims)
     return propagate_shapes(graph) if shapeless else graph
 
 

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from l0compress.data import Batch, Data, Split, example_batch
 from l0compress.errors import CaptureError, DataError, InputError
 from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.dynamic import Dynamic
 from l0compress.loading import (
     DataSource,
     Model,
@@ -45,13 +46,14 @@ class Prepared:
     data: Data
 
 
-def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto") -> Prepared:
+def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto", dynamic: Dynamic = "auto") -> Prepared:
     """Capture the model with the data's first samples as example, and check that data, model and loss fit together.
 
     Args:
         model: what is captured.
         data: what :func:`~l0compress.loading.as_data` takes, or the name of data.
         loss: "auto", the name of a loss, or one's own.
+        dynamic: as for :func:`~l0compress.graph.capture.capture`; the sizes of an exported program are its own.
 
     Raises:
         DataError: the data cannot be read, hold values that are not finite, or do not fit the model or the loss.
@@ -60,7 +62,7 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto") -> Prepar
     """
     data = fit_data(_data_of(data), model)
     check_values(data)
-    graph = capture_with(model, data)
+    graph = capture_with(model, data, dynamic=dynamic)
     check_precision(graph)
     check_parts(graph, data)
     _check_targets(graph, data, loss)
@@ -71,7 +73,7 @@ def _data_of(given: Any) -> Data:
     return load_data(given) if isinstance(given, DataSource | str | Path) else as_data(given, name="data")
 
 
-def capture_with(model: Model, data: Data) -> CapturedGraph:
+def capture_with(model: Model, data: Data, *, dynamic: Dynamic = "auto") -> CapturedGraph:
     """Capture the model; a module with the data's first samples as example, a program with its own.
 
     Raises:
@@ -82,18 +84,20 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
     batch = example_batch(data, EXAMPLE_SAMPLES)
     with _silence():
         if isinstance(model, torch.jit.ScriptModule):
-            return _captured_script(model, batch)
-        return capture(model, batch.args, batch.kwargs)
+            return _captured_script(model, batch, dynamic)
+        return capture(model, batch.args, batch.kwargs, dynamic=dynamic)
 
 
-def _captured_script(model: torch.jit.ScriptModule, batch: Batch) -> CapturedGraph:
+def _captured_script(model: torch.jit.ScriptModule, batch: Batch, dynamic: Dynamic) -> CapturedGraph:
     try:
-        return capture(traced(model, batch.args, batch.kwargs), batch.args, batch.kwargs)
+        return capture(traced(model, batch.args, batch.kwargs), batch.args, batch.kwargs, dynamic=dynamic)
     except CaptureError as reason:
         raise CaptureError(f"{reason} This is a TorchScript model. {WAY_OUT}") from reason
 
 
-def open_graph(source: ModelSource, data: DataSource | str | None = None) -> CapturedGraph:
+def open_graph(
+    source: ModelSource, data: DataSource | str | None = None, *, dynamic: Dynamic = "auto"
+) -> CapturedGraph:
     """Load a model file and capture it; a module needs data for its example inputs.
 
     Raises:
@@ -102,7 +106,7 @@ def open_graph(source: ModelSource, data: DataSource | str | None = None) -> Cap
     """
     model = source.load()
     if data is not None:
-        return capture_with(model, fit_data(load_data(data), model))
+        return capture_with(model, fit_data(load_data(data), model), dynamic=dynamic)
     if isinstance(model, nn.Module):
         raise InputError(
             f"Model {str(source.path)!r} does not say what its inputs look like. Nothing was changed. Name data whose "
