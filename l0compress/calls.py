@@ -21,7 +21,8 @@ from l0compress.errors import InputError
 from l0compress.graph.batch import BatchDims, batch_of, bounds_of, leading, symbols_of
 from l0compress.graph.capture import CapturedGraph
 
-BATCH_SIZES = (1, 5)
+# One sample, and more than the seven rows that some kernels of ONNX Runtime take at a time.
+BATCH_SIZES = (1, 11)
 LARGEST_BATCH_SIZE = 1_000_000
 
 
@@ -140,6 +141,23 @@ def checked_batch_sizes(batch_sizes: Sequence[int] | int) -> tuple[int, ...]:
 def example_call(graph: CapturedGraph) -> Call:
     """The inputs that a model was captured with."""
     return Call(graph.example_args, graph.example_kwargs, graph.batch_dims)
+
+
+def has_free_batch(graph: CapturedGraph) -> bool:
+    """Whether a model takes batches of any size."""
+    return any(place in dims for dims, place in zip(free_dims(graph), graph.batch_dims, strict=True))
+
+
+def sized_example(graph: CapturedGraph, batch_size: int) -> tuple[Call, ...]:
+    """A call with the lengths of the example and another batch size; none where the batch is fixed.
+
+    Examples:
+        >>> import l0compress as l0
+        >>> graph = l0.capture(torch.nn.Linear(4, 2), (torch.randn(2, 4),))
+        >>> [call.batch_size for call in sized_example(graph, 64)]
+        [64]
+    """
+    return (resized(example_call(graph), batch_size),) if has_free_batch(graph) else ()
 
 
 def resized(call: Call, batch_size: int, *, seed: int = 0) -> Call:

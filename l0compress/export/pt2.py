@@ -8,7 +8,7 @@ ensures:  the archive, loaded again, computes what the reference computes; it ho
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
-from l0compress.calls import asked_dims, example_calls
+from l0compress.calls import Call, asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.ties import tie_sizes_
@@ -35,7 +35,12 @@ _NOTES_OF_THIS_PROCESS = ("stack_trace", "from_node")
 
 
 def export_pt2(
-    graph: CapturedGraph, path: str | Path, *, reference: Model | None = None, tolerance: float | None = None
+    graph: CapturedGraph,
+    path: str | Path,
+    *,
+    reference: Model | None = None,
+    tolerance: float | None = None,
+    inputs: Sequence[Call] = (),
 ) -> Exported:
     """Write ``graph`` as a ``.pt2`` archive, if the archive loaded again computes what the reference computes.
 
@@ -47,6 +52,7 @@ def export_pt2(
         path: the file to write; its name ends in ``.pt2``.
         reference: what the archive must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify.verify`.
+        inputs: more calls to check the archive on, such as a batch of one's own data.
 
     Raises:
         NotEqualError: the archive does not compute what the reference computes.
@@ -64,7 +70,7 @@ def export_pt2(
     destination = Path(path)
     if destination.suffix != SUFFIX:
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
-    calls = example_calls(graph)
+    calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
         # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
         content = io.BytesIO()
