@@ -22,10 +22,11 @@ from l0compress.calls import Call, asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.ties import tie_sizes_
-from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.capture import CapturedGraph, batch_dims_of_program, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
 from l0compress.loading import load_pt2
+from l0compress.loading.exported import BATCH_DIMS, batch_dims_file
 from l0compress.verify import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
@@ -74,7 +75,8 @@ def export_pt2(
     with staged(destination) as staging:
         # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
         content = io.BytesIO()
-        torch.export.save(exported_program(graph), content)
+        program = exported_program(graph)
+        torch.export.save(program, content, extra_files=batch_dims_file(program))
         write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
         # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
@@ -131,6 +133,8 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
         raise SurgeryError(
             f"torch.export cannot capture the graph again: {str(error).splitlines()[0]} Nothing was written."
         ) from error
+    if batch_dims_of_program(program) != graph.batch_dims:
+        program.graph_module.meta[BATCH_DIMS] = graph.batch_dims
     for node in program.graph.nodes:
         for note in _NOTES_OF_THIS_PROCESS:
             node.meta.pop(note, None)

@@ -38,6 +38,7 @@ from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
+from l0compress.loading.exported import BATCH_DIMS
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
@@ -261,12 +262,28 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
     args, kwargs = program.example_inputs
     if program.call_spec.in_spec is None:
         raise CaptureError("the exported program does not say how its inputs are packed; export it again.")
-    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     flat = _flat_module(program)
     check_repeatable(network_of(flat), args, kwargs, written_state(flat))
-    sizes = FreeSizes.of_symbols(symbols_of(nodes[name] for name in named))
-    return _finish(flat, tuple(args), dict(kwargs), sizes)
+    sizes = FreeSizes.of_symbols(symbols_of(_user_inputs(program)))
+    return _finish(flat, tuple(args), dict(kwargs), replace(sizes, batch=batch_dims_of_program(program)))
+
+
+def _user_inputs(program: ExportedProgram) -> list[fx.Node]:
+    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    return [nodes[name] for name in named]
+
+
+def batch_dims_of_program(program: ExportedProgram) -> BatchDims:
+    """The batch dimension of each input of an exported program: noted in its ``meta`` by this package, or found out."""
+    leaves = leaves_of(*(program.example_inputs or ((), {})))
+    noted: BatchDims = tuple(program.graph_module.meta.get(BATCH_DIMS, ()))
+    if len(noted) != len(leaves):
+        return batch_dims_of(leaves, symbols_of(_user_inputs(program)))
+    pairs = zip(leaves, noted, strict=True)
+    if all(dim is None or (isinstance(leaf, Tensor) and dim < leaf.dim()) for leaf, dim in pairs):
+        return noted
+    return batch_dims_of(leaves, symbols_of(_user_inputs(program)))
 
 
 def _flat_module(program: ExportedProgram) -> fx.GraphModule:

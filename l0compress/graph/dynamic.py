@@ -95,8 +95,25 @@ def batch_places(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return _places(leaves_of(args, kwargs), hints_of(model, args, kwargs, dynamic))
 
 
+def said_batch_dims(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], dynamic: Dynamic) -> BatchDims:
+    """Where the batch of each input is said to be; 0 where nothing is said, None of what is no tensor.
+
+    Raises:
+        CaptureError: the inputs do not fit the model's forward, or ``dynamic`` does not fit the inputs.
+    """
+    leaves, hints = leaves_of(args, kwargs), hints_of(model, args, kwargs, dynamic)
+    return tuple(
+        (said if said is not None else 0) if isinstance(leaf, Tensor) and leaf.dim() else None
+        for leaf, said in zip(leaves, map(_said, hints), strict=True)
+    )
+
+
+def _said(hint: Hint) -> int | None:
+    return hint if type(hint) is int else named_batch(hint)
+
+
 def _places(leaves: Sequence[Any], hints: Sequence[Hint]) -> BatchDims:
-    said = tuple(hint if type(hint) is int else named_batch(hint) for hint in hints)
+    said = tuple(map(_said, hints))
     first = next((int(leaf.shape[dim]) for leaf, dim in zip(leaves, said, strict=True) if dim is not None), None)
     led = leading(leaves, batch_of(tuple(leaves), {}) if first is None else first)
     return tuple(at if dim is None else dim for dim, at in zip(said, led, strict=True))

@@ -60,8 +60,9 @@ def origin_of(run: Run) -> Origin:
         InputError: the loss cannot be imported any more.
     """
     request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
-    data = fit_data(load_data(request.data), program)
-    return Origin(capture(program), data, request.finetune_settings().loss)
+    dense = capture(program)
+    data = fit_data(load_data(request.data).placed(dense.batch_dims), program)
+    return Origin(dense, data, request.finetune_settings().loss)
 
 
 @dataclass(frozen=True)
@@ -160,4 +161,4 @@ def score_files(origin: Origin, files: Mapping[str, Path]) -> dict[str, Evaluati
 def _calls(split: AnySplit, num_samples: int) -> Iterator[Call]:
     batches = islice(split.batches(_BATCH, seed=0), math.ceil(num_samples / _BATCH))
     for batch in batches:
-        yield Call(batch.args, batch.kwargs)
+        yield Call(*batch.call(), batch.batch_dims)

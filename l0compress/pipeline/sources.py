@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
 from l0compress.errors import CaptureError, DataError, InputError
-from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.dynamic import Dynamic
+from l0compress.graph.capture import CapturedGraph, batch_dims_of_program, capture
+from l0compress.graph.dynamic import Dynamic, said_batch_dims
 from l0compress.loading import (
     DataSource,
     Model,
@@ -60,13 +60,23 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto", dynamic: 
         CaptureError: the model cannot be captured.
         InputError: its weights are float16 or bfloat16.
     """
-    data = fit_data(_data_of(data), model)
+    data = fit_data(_placed(_data_of(data), model, dynamic), model)
     check_values(data)
     graph = capture_with(model, data, dynamic=dynamic)
     check_precision(graph)
     check_parts(graph, data)
     _check_targets(graph, data, loss)
     return Prepared(graph, data)
+
+
+def _placed(data: Data, model: Model, dynamic: Dynamic) -> Data:
+    """The data, with word of where the model wants the batch of each input."""
+    if isinstance(model, ExportedProgram):
+        return data.placed(batch_dims_of_program(model))
+    if not isinstance(dynamic, Mapping) or isinstance(model, torch.jit.ScriptModule):
+        return data
+    batch = example_batch(data, 1)
+    return data.placed(said_batch_dims(model, batch.args, batch.kwargs, dynamic))
 
 
 def _data_of(given: Any) -> Data:
@@ -85,7 +95,8 @@ def capture_with(model: Model, data: Data, *, dynamic: Dynamic = "auto") -> Capt
     with _silence():
         if isinstance(model, torch.jit.ScriptModule):
             return _captured_script(model, batch, dynamic)
-        return capture(model, batch.args, batch.kwargs, dynamic=dynamic)
+        args, kwargs = batch.call()
+        return capture(model, args, kwargs, dynamic=dynamic)
 
 
 def _captured_script(model: torch.jit.ScriptModule, batch: Batch, dynamic: Dynamic) -> CapturedGraph:
@@ -106,7 +117,8 @@ def open_graph(
     """
     model = source.load()
     if data is not None:
-        return capture_with(model, fit_data(load_data(data), model), dynamic=dynamic)
+        found = _placed(load_data(data), model, dynamic)
+        return capture_with(model, fit_data(found, model), dynamic=dynamic)
     if isinstance(model, nn.Module):
         raise InputError(
             f"Model {str(source.path)!r} does not say what its inputs look like. Nothing was changed. Name data whose "
@@ -152,7 +164,7 @@ def check_parts(graph: CapturedGraph, data: Data) -> None:
 def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) -> None:
     try:
         with torch.no_grad():
-            graph.module()(*batch.args, **batch.kwargs)
+            batch.run(graph.module())
     except FOREIGN_ERRORS as reason:
         raise DataError(
             f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
@@ -173,7 +185,7 @@ def _sizes(batch: Batch) -> str:
 def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> None:
     """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
     batch = example_batch(data, EXAMPLE_SAMPLES)
-    outputs = graph.module()(*batch.args, **batch.kwargs)
+    outputs = batch.run(graph.module())
     objective = objective_for(loss, batch.targets, outputs)
     if batch.targets is None:
         return

@@ -118,6 +118,7 @@ def finetune(
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
+    data = data.placed(graph.batch_dims)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         gated = gated_for(graph, data, settings)
