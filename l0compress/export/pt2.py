@@ -80,7 +80,14 @@ def export_pt2(
         write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
         # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
-        equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
+        try:
+            equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
+        except AssertionError as guard:
+            raise SurgeryError(
+                f"the archive does not take all sizes that the graph takes: {str(guard).splitlines()[0]}. Nothing was "
+                "written. Capture the model with fewer free sizes (dynamic='batch', on the command line --fixed), or "
+                "export it as onnx."
+            ) from guard
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 
