@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import onnx
@@ -95,6 +96,10 @@ class TestFiles:
         assert cost(again) == cost(graph())
         x, state = torch.randn(9, 13, 4), torch.randn(1, 13, 3)
         torch.testing.assert_close(again.module()(x, state), graph().module()(x, state))
+
+    def test_a_copy_knows_it_too(self) -> None:
+        again = copy.deepcopy(graph())
+        assert (again.batch_dims, cost(again)) == ((1, 1), cost(graph()))
 
     def test_an_archive_with_no_dimensions_in_their_place_is_refused(self, tmp_path: Path) -> None:
         program = torch.export.export(nn.Linear(4, 2), (torch.randn(2, 4),), strict=False)

@@ -22,7 +22,8 @@ from l0compress.calls import Call, asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.ties import tie_sizes_
-from l0compress.graph.capture import CapturedGraph, batch_dims_of_program, capture
+from l0compress.graph.batch import batch_dims_of_program
+from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
 from l0compress.loading import load_pt2

@@ -12,7 +12,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch.export import ExportedProgram
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from l0compress.loading.exported import BATCH_DIMS
 
 BatchDims = tuple[int | None, ...]
 
@@ -115,3 +118,22 @@ def _batch(leaves: Sequence[Any], symbols: Sequence[Mapping[int, str]], known: B
         return symbols[at].get(dim), int(leaves[at].shape[dim])
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()]
     return None, int(tensors[0].shape[0]) if tensors else 1
+
+
+def user_inputs(program: ExportedProgram) -> list[fx.Node]:
+    """The placeholders of what a program is called with, in its order."""
+    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    return [nodes[name] for name in named]
+
+
+def batch_dims_of_program(program: ExportedProgram) -> BatchDims:
+    """The batch dimension of each input of an exported program: noted in its ``meta`` by this package, or found out."""
+    leaves = leaves_of(*(program.example_inputs or ((), {})))
+    noted: BatchDims = tuple(program.graph_module.meta.get(BATCH_DIMS, ()))
+    if len(noted) != len(leaves):
+        return batch_dims_of(leaves, symbols_of(user_inputs(program)))
+    pairs = zip(leaves, noted, strict=True)
+    if all(dim is None or (isinstance(leaf, Tensor) and dim < leaf.dim()) for leaf, dim in pairs):
+        return noted
+    return batch_dims_of(leaves, symbols_of(user_inputs(program)))

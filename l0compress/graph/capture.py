@@ -23,7 +23,16 @@ from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError, InputError, L0Error
-from l0compress.graph.batch import BatchDims, batch_dims_of, batch_of, doubled, leaves_of, symbols_of
+from l0compress.graph.batch import (
+    BatchDims,
+    batch_dims_of,
+    batch_dims_of_program,
+    batch_of,
+    doubled,
+    leaves_of,
+    symbols_of,
+    user_inputs,
+)
 from l0compress.graph.caches import without_caches
 from l0compress.graph.cells import open_cells_
 from l0compress.graph.describe import headed, input_texts, size_text
@@ -38,7 +47,6 @@ from l0compress.graph.pickling import inputs_of, put_inputs_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
-from l0compress.loading.exported import BATCH_DIMS
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
@@ -124,7 +132,7 @@ class CapturedGraph:
         return replace(self, graph_module=duplicate, example_args=args, example_kwargs=kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.example_args, self.example_kwargs, self.dynamic_shapes)
+        fields = (self.example_args, self.example_kwargs, self.dynamic_shapes, self.batch_dims)
         return _unpickled, (network_of(self.graph_module), *inputs_of(self.graph_module.graph), fields)
 
 
@@ -264,26 +272,8 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
         raise CaptureError("the exported program does not say how its inputs are packed; export it again.")
     flat = _flat_module(program)
     check_repeatable(network_of(flat), args, kwargs, written_state(flat))
-    sizes = FreeSizes.of_symbols(symbols_of(_user_inputs(program)))
+    sizes = FreeSizes.of_symbols(symbols_of(user_inputs(program)))
     return _finish(flat, tuple(args), dict(kwargs), replace(sizes, batch=batch_dims_of_program(program)))
-
-
-def _user_inputs(program: ExportedProgram) -> list[fx.Node]:
-    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
-    return [nodes[name] for name in named]
-
-
-def batch_dims_of_program(program: ExportedProgram) -> BatchDims:
-    """The batch dimension of each input of an exported program: noted in its ``meta`` by this package, or found out."""
-    leaves = leaves_of(*(program.example_inputs or ((), {})))
-    noted: BatchDims = tuple(program.graph_module.meta.get(BATCH_DIMS, ()))
-    if len(noted) != len(leaves):
-        return batch_dims_of(leaves, symbols_of(_user_inputs(program)))
-    pairs = zip(leaves, noted, strict=True)
-    if all(dim is None or (isinstance(leaf, Tensor) and dim < leaf.dim()) for leaf, dim in pairs):
-        return noted
-    return batch_dims_of(leaves, symbols_of(_user_inputs(program)))
 
 
 def _flat_module(program: ExportedProgram) -> fx.GraphModule:

@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
 from l0compress.errors import CaptureError, DataError, InputError
-from l0compress.graph.capture import CapturedGraph, batch_dims_of_program, capture
+from l0compress.graph.batch import batch_dims_of_program
+from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.dynamic import Dynamic, said_batch_dims
 from l0compress.loading import (
     DataSource,
