@@ -3,8 +3,8 @@
     make bench-equality
 
 For each network and each density of a random plan: the largest difference relative to the largest output, in float64
-and float32 under PyTorch, and in float32 under ONNX Runtime at batch sizes 1 and 5, and what is left of the parameters.
-The last column is how far the masked model is from the dense one, so that equality means something.
+and float32 under PyTorch, and in float32 under ONNX Runtime at batch sizes 1 and 11; and what is left of the
+parameters. The last column is how far the masked model is from the dense one, so that equality means something.
 """
 
 from __future__ import annotations

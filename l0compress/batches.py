@@ -5,8 +5,8 @@ Everything becomes tensors here, and class labels become int64, whatever type th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,14 +23,25 @@ _WIDER = {"u2": np.int32, "u4": np.int64, "u8": np.int64}
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a model is called with: ``model(*args, **kwargs)``, and what it should answer.
+    """What a model is called with, and what it should answer.
 
-    ``targets`` is None where there are no labels.
+    Attributes:
+        args: positional inputs; the samples lead, in every one of them.
+        kwargs: keyword inputs, likewise.
+        targets: None where there are no labels.
+        batch_dims: the dimension of each input that is the batch in the model, where that is not the first: 1 for
+            ``(length, n, features)``. Empty where the samples lead there too.
+
+    Example:
+        >>> batch = Batch((torch.zeros(2, 7, 3),), {}, batch_dims=(1,))
+        >>> len(batch), tuple(batch.run(lambda x: x.shape))
+        (2, (7, 2, 3))
     """
 
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
     targets: Tensor | None = None
+    batch_dims: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
         """Number of samples, the length of the first input."""
@@ -38,11 +49,29 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
-        return Batch(
-            tuple(tensor.to(device) for tensor in self.args),
-            {name: tensor.to(device) for name, tensor in self.kwargs.items()},
-            None if self.targets is None else self.targets.to(device),
-        )
+        moved = self.each(lambda tensor: tensor.to(device))
+        return replace(moved, targets=None if self.targets is None else self.targets.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every input changed."""
+        named = {name: change(tensor) for name, tensor in self.kwargs.items()}
+        return replace(self, args=tuple(map(change, self.args)), kwargs=named)
+
+    def call(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """The arguments as the model takes them, the batch where it wants it."""
+        if not self.batch_dims:
+            return self.args, self.kwargs
+        tensors = [
+            tensor if dim is None else tensor.movedim(0, dim)
+            for tensor, dim in zip((*self.args, *self.kwargs.values()), self.batch_dims, strict=True)
+        ]
+        count = len(self.args)
+        return tuple(tensors[:count]), dict(zip(self.kwargs, tensors[count:], strict=True))
+
+    def run(self, model: Callable[..., Any]) -> Any:
+        """What a model answers."""
+        args, kwargs = self.call()
+        return model(*args, **kwargs)
 
     def inputs(self) -> dict[str, Tensor]:
         """The inputs by what messages call them."""
@@ -226,6 +255,7 @@ def joined(batches: Sequence[Batch]) -> Batch:
         tuple(_joined([batch.args[at] for batch in batches], f"input {at}") for at in range(len(batches[0].args))),
         {name: _joined([batch.kwargs[name] for batch in batches], f"input {name!r}") for name in batches[0].kwargs},
         _joined(targets, "the target") if targets else None,
+        batches[0].batch_dims,
     )
 
 

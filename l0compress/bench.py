@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from l0compress.calls import Call, checked_batch_sizes, resized
+from l0compress.calls import Call, checked_batch_sizes, example_call, resized
 from l0compress.errors import InputError, RunError
 from l0compress.export.bundled import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
@@ -185,7 +185,7 @@ def call_of(sources: Sequence[Any]) -> Call:
         if isinstance(source, Call):
             return source
         if isinstance(source, CapturedGraph):
-            return Call(source.example_args, source.example_kwargs)
+            return example_call(source)
     for source in sources:
         if isinstance(source, Session):
             return source.example_call()

@@ -6,6 +6,7 @@ ensures:  calls that the model accepts: rows drawn from its own example inputs, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -17,15 +18,20 @@ from torch import Tensor
 from torch.export import Dim
 
 from l0compress.errors import InputError
-from l0compress.graph.capture import CapturedGraph, batch_of
+from l0compress.graph.batch import BatchDims, batch_of, bounds_of, leading, symbols_of
+from l0compress.graph.capture import CapturedGraph
 
-BATCH_SIZES = (1, 5)
+# One sample, and more than the seven rows that some kernels of ONNX Runtime take at a time.
+BATCH_SIZES = (1, 11)
 LARGEST_BATCH_SIZE = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
     """The arguments of one call, ``model(*args, **kwargs)``.
+
+    ``batch_dims`` says which dimension of each input the batch is, leaf by leaf of ``(args, kwargs)``; where it is
+    empty, the batch leads.
 
     Examples:
         >>> Call((torch.zeros(3, 4),)).batch_size
@@ -34,15 +40,17 @@ class Call:
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    batch_dims: BatchDims = ()
 
     @property
     def batch_size(self) -> int:
-        """Leading size of the first tensor that has a dimension."""
-        return batch_of(self.args, self.kwargs)
+        """Samples in the call."""
+        return batch_of(self.args, self.kwargs, self.batch_dims)
 
     def copy(self) -> Call:
         """The same call on tensors of its own, so that a model that writes into its inputs spoils nothing."""
-        return Call(*pytree.tree_map_only(Tensor, torch.clone, (self.args, self.kwargs)))
+        args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self.args, self.kwargs))
+        return Call(args, kwargs, self.batch_dims)
 
 
 def named_leaves(value: Any, prefix: str = "output") -> dict[str, Any]:
@@ -104,7 +112,7 @@ def example_calls(graph: CapturedGraph, batch_sizes: Sequence[int] = BATCH_SIZES
             "first: l0compress.capture(model, example_args)."
         )
     generator = torch.Generator().manual_seed(seed)
-    example = Call(graph.example_args, graph.example_kwargs)
+    example = example_call(graph)
     drawn = tuple(_drawn(graph, example, size, generator) for size in batch_sizes)
     return (example, *drawn)
 
@@ -130,44 +138,88 @@ def checked_batch_sizes(batch_sizes: Sequence[int] | int) -> tuple[int, ...]:
     return tuple(int(size) for size in sizes)
 
 
+def example_call(graph: CapturedGraph) -> Call:
+    """The inputs that a model was captured with."""
+    return Call(graph.example_args, graph.example_kwargs, graph.batch_dims)
+
+
+def has_free_batch(graph: CapturedGraph) -> bool:
+    """Whether a model takes batches of any size."""
+    return any(place in dims for dims, place in zip(free_dims(graph), graph.batch_dims, strict=True))
+
+
+def sized_example(graph: CapturedGraph, batch_size: int) -> tuple[Call, ...]:
+    """A call with the lengths of the example and another batch size; none where the batch is fixed.
+
+    Examples:
+        >>> import l0compress as l0
+        >>> graph = l0.capture(torch.nn.Linear(4, 2), (torch.randn(2, 4),))
+        >>> [call.batch_size for call in sized_example(graph, 64)]
+        [64]
+    """
+    return (resized(example_call(graph), batch_size),) if has_free_batch(graph) else ()
+
+
 def resized(call: Call, batch_size: int, *, seed: int = 0) -> Call:
     """A call whose batch was captured at some other size, brought to ``batch_size`` by drawing rows again.
 
-    Every tensor whose leading size is the call's batch size is taken to run over the batch.
+    Where the call does not say which dimensions the batch is, every tensor whose leading size is the call's batch size
+    is taken to run over it.
 
     Examples:
         >>> resized(Call((torch.zeros(2, 4), torch.zeros(3))), 5).args[0].shape
         torch.Size([5, 4])
+        >>> resized(Call((torch.zeros(7, 2, 4),), batch_dims=(1,)), 5).args[0].shape
+        torch.Size([7, 5, 4])
     """
     generator = torch.Generator().manual_seed(seed)
     old = call.batch_size
+    leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+    dims = call.batch_dims or leading(leaves, old)
     rows = torch.randint(old, (batch_size,), generator=generator)
-
-    def resize(leaf: Any) -> Any:
-        over_batch = isinstance(leaf, Tensor) and leaf.dim() and leaf.shape[0] == old
-        return _varied(leaf.index_select(0, rows.to(leaf.device)), generator) if over_batch else leaf
-
-    return Call(*pytree.tree_map(resize, (call.args, call.kwargs)))
+    drawn = [
+        leaf if dim is None else _varied(leaf.index_select(dim, rows.to(leaf.device)), generator)
+        for leaf, dim in zip(leaves, dims, strict=True)
+    ]
+    args, kwargs = pytree.tree_unflatten(drawn, spec)
+    return Call(args, kwargs, call.batch_dims)
 
 
 def _drawn(graph: CapturedGraph, example: Call, batch_size: int, generator: torch.Generator) -> Call:
     leaves, spec = pytree.tree_flatten((example.args, example.kwargs))
     free = free_dims(graph)
-    batch = {dims[0] for dims in free if 0 in dims}
     rows: dict[int, Tensor] = {}
     drawn = []
+    batch = {dims[place] for dims, place in zip(free, graph.batch_dims, strict=True) if place in dims}
+    lengths = _lengths(graph, leaves, free)
     for leaf, dims in zip(leaves, free, strict=True):
         for dim, symbol in dims.items():
             size = leaf.shape[dim]
             if symbol not in batch:
-                chosen = torch.arange(_shorter(size))
+                chosen = torch.arange(lengths[size]) % size
             elif size not in rows:
                 chosen = rows[size] = torch.randint(size, (batch_size,), generator=generator)
             else:
                 chosen = rows[size]
             leaf = leaf.index_select(dim, chosen.to(leaf.device))
         drawn.append(_varied(leaf, generator) if isinstance(leaf, Tensor) else leaf)
-    return Call(*pytree.tree_unflatten(drawn, spec))
+    args, kwargs = pytree.tree_unflatten(drawn, spec)
+    return Call(args, kwargs, graph.batch_dims)
+
+
+def _lengths(graph: CapturedGraph, leaves: Sequence[Any], free: Sequence[Mapping[int, str]]) -> dict[int, int]:
+    """Another length for each one in the example: shorter, or longer where the model takes none that is shorter."""
+    placeholders = (node for node in graph.nodes() if node.op == "placeholder")
+    bounds: dict[int, tuple[float, float]] = {}
+    for node, leaf, dims in zip(placeholders, leaves, free, strict=True):
+        for dim in dims:
+            least, most = bounds.get(leaf.shape[dim], (0, math.inf))
+            found = bounds_of(node.meta["val"].shape[dim])
+            bounds[leaf.shape[dim]] = max(least, found[0]), min(most, found[1])
+    return {
+        size: next((other for other in (_shorter(size), size + 1) if least <= other <= most), size)
+        for size, (least, most) in bounds.items()
+    }
 
 
 def _shorter(size: int) -> int:
@@ -184,10 +236,9 @@ def asked_dims(graph: CapturedGraph) -> list[dict[int, Any] | None]:
 
     Sizes that are tied by arithmetic, such as multiples of four, are found again by their ties.
     """
-    alone = free_dims(graph)
     return [
         {dim: Dim.DYNAMIC if dim in free else Dim.AUTO for dim in sizes} or None
-        for sizes, free in zip(_symbols(graph), alone, strict=True)
+        for sizes, free in zip(_symbols(graph), free_dims(graph), strict=True)
     ]
 
 
@@ -202,13 +253,7 @@ def free_dims(graph: CapturedGraph) -> list[dict[int, str]]:
 
 
 def _symbols(graph: CapturedGraph) -> list[dict[int, str]]:
-    values = [node.meta.get("val") for node in graph.nodes() if node.op == "placeholder"]
-    return [
-        {dim: str(size) for dim, size in enumerate(value.shape) if isinstance(size, torch.SymInt)}
-        if isinstance(value, Tensor)
-        else {}
-        for value in values
-    ]
+    return symbols_of(node for node in graph.nodes() if node.op == "placeholder")
 
 
 def _varied(tensor: Tensor, generator: torch.Generator) -> Tensor:

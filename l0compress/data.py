@@ -40,6 +40,7 @@ class Split:
         inputs: positional inputs as a tuple, or keyword inputs as a dict; each is a tensor, or an array, ``(n, ...)``.
         targets: ``(n, ...)`` class indices, kept as int64, or floating regression targets; None where there are no
             labels.
+        batch_dims: of each input, as for :class:`Batch`.
 
     Raises:
         DataError: no samples, inputs and targets of different lengths, inputs that are neither a tuple nor a dict, or
@@ -56,6 +57,7 @@ class Split:
 
     inputs: tuple[Tensor, ...] | dict[str, Tensor]
     targets: Tensor | None = None
+    batch_dims: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
         given: Any = self.inputs
@@ -107,13 +109,13 @@ class Split:
         """The samples at ``index`` (a slice, or int64 indices) as one batch."""
         targets = None if self.targets is None else self.targets[index]
         if isinstance(self.inputs, dict):
-            return Batch((), {name: tensor[index] for name, tensor in self.inputs.items()}, targets)
-        return Batch(tuple(tensor[index] for tensor in self.inputs), {}, targets)
+            return Batch((), {name: tensor[index] for name, tensor in self.inputs.items()}, targets, self.batch_dims)
+        return Batch(tuple(tensor[index] for tensor in self.inputs), {}, targets, self.batch_dims)
 
     def mapped(self, change: Change) -> Split:
         """The part with ``change`` applied to all of it at once."""
         batch = change(self.take(slice(None)))
-        return Split(batch.kwargs or batch.args, batch.targets)
+        return Split(batch.kwargs or batch.args, batch.targets, batch.batch_dims)
 
     def known_labels(self) -> Tensor | None:
         """The class of every sample, int64 ``(n,)``; None where they are no classes."""
@@ -160,6 +162,12 @@ class Data:
         test = None if self.test is None else self.test.mapped(change)
         return replace(self, train=self.train.mapped(change), val=self.val.mapped(change), test=test)
 
+    def placed(self, batch_dims: tuple[int | None, ...]) -> Data:
+        """The same data, samples first as they are, for a model that wants the batch in these dimensions."""
+        if not any(batch_dims):
+            return self
+        return self.mapped(lambda batch: replace(batch, batch_dims=batch_dims))
+
 
 def example_batch(data: Data, num_samples: int = 2) -> Batch:
     """The first ``num_samples`` samples of the training part, in order: the example that a model is captured with.
@@ -181,8 +189,5 @@ def example_batch(data: Data, num_samples: int = 2) -> Batch:
             "Nothing was changed. Give it more."
         )
     batch = joined(found)
-    return Batch(
-        tuple(tensor[:num_samples].clone() for tensor in batch.args),
-        {name: tensor[:num_samples].clone() for name, tensor in batch.kwargs.items()},
-        None if batch.targets is None else batch.targets[:num_samples].clone(),
-    )
+    first = batch.each(lambda tensor: tensor[:num_samples].clone())
+    return replace(first, targets=None if batch.targets is None else batch.targets[:num_samples].clone())

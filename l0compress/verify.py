@@ -98,7 +98,7 @@ def verify(
         small: what must agree: a captured graph, a module in eval mode, or any callable (an ``OnnxSession``).
         dense: the reference, likewise.
         inputs: the calls to compare on; by default the example inputs of whichever side is a captured graph, and
-            calls drawn from them at batch sizes 1 and 5.
+            calls drawn from them at batch sizes 1 and 11.
         tolerance: largest difference relative to the largest magnitude of the reference output; by default 1e-10
             for float64, 1e-5 for float32, 5e-3 for float16, 4e-2 for bfloat16. Integers and booleans must be equal.
         rounded: the weights of ``small`` were rounded on purpose. An integer output, such as the class with the highest
@@ -115,7 +115,7 @@ def verify(
         >>> model = nn.Linear(4, 2).eval()
         >>> equality = verify(model, l0.capture(model, (torch.randn(2, 4),)))
         >>> equality.batch_sizes, equality.max_relative < 1e-6
-        ((2, 1, 5), True)
+        ((2, 1, 11), True)
     """
     check_tolerance(tolerance)
     return _equality(small, dense, inputs, tolerance, rounded=rounded)

@@ -26,11 +26,24 @@ from l0compress.pipeline.durable import sha256_of
 from l0compress.pipeline.manifest import read_manifest
 from l0compress.training.events import ProgressEvent
 
+COUNTS = {"train": 120, "test": 60}
 COMMANDS = ("inspect", "finetune", "export", "verify", "bench")
 
 
 def x(num_samples: int) -> torch.Tensor:
     return torch.randn(num_samples, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Reader(nn.Module):
+    """Sequences of any length, by their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.inner(x)).mean(1))
 
 
 class TestInspect:
@@ -101,6 +114,21 @@ class TestFinetune:
         assert {**again, "run": ""} == {**stored, "run": "", "warnings": []}
         states = [load_pt2(folder / "small.pt2").state_dict for folder in (finished / "run", tmp_path / "again")]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+    @pytest.mark.parametrize("flags", [(), ("--fixed",)])
+    def test_sequences_are_of_any_length_unless_they_are_fixed(self, tmp_path: Path, flags: tuple[str, ...]) -> None:
+        torch.save(Reader().state_dict(), tmp_path / "reader.pt")
+        save_blobs(
+            tmp_path / "x.npz",
+            **{f"x_{part}": x(count * 3).view(count, 6, 4).numpy() for part, count in COUNTS.items()},
+        )
+        how = ("--factory", "test_cli:Reader", "--data", tmp_path / "x.npz", "--epochs", "2", "--target", "params=0.6")
+        run = tmp_path / "run"
+        assert run_cli("finetune", tmp_path / "reader.pt", *how, *flags, "-o", run).exit_code == 0
+        assert run_cli("export", run).exit_code == 0
+        (taken,) = OnnxSession(run / "model.onnx").inputs
+        assert taken.shape == ((None, 6, 4) if flags else (None, None, 4))
+        assert read_config(run / "config.toml")["fixed"] is bool(flags)
 
     def test_progress_goes_to_standard_error_and_the_table_to_standard_output(
         self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

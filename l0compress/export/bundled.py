@@ -15,6 +15,7 @@ from l0compress.calls import Call
 from l0compress.export.session import OnnxSession, TensorSpec, example_of, named_feeds
 from l0compress.runtime import Bundle, load
 from l0compress.runtime.manifest import MANIFEST
+from l0compress.runtime.tuning import batch_dim_of
 
 SUFFIX = ".l0c"
 
@@ -52,6 +53,7 @@ class BundleSession:
                 tuple(size if isinstance(size, int) else None for size in port.shape),
                 getattr(torch, port.dtype),
                 port.example,
+                batch_dim_of(port.shape),
             )
             for port in self.bundle.inputs
         )

@@ -20,7 +20,14 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.calls import Call, checked_batch_sizes, example_calls, free_dims
+from l0compress.calls import (
+    Call,
+    checked_batch_sizes,
+    example_call,
+    example_calls,
+    has_free_batch,
+    sized_example,
+)
 from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundled import BundleSession
@@ -156,7 +163,8 @@ def export_csr(
         path: the file to write, by custom ``*.l0c``.
         reference: what the bundle must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify.verify`; larger by default where weights are rounded for storage.
-        batch_sizes: what the choice is made for. A run takes the choice of the nearest one.
+        batch_sizes: what the choice is made for. A run takes the choice of the nearest one. The bundle is checked at
+            the largest of them too.
         settings: storage, threads, engines.
 
     Raises:
@@ -200,7 +208,8 @@ def export_csr(
         write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
         session = _read_again(staging, destination, settings.threads)
         allowed = session.tolerance if tolerance is None else tolerance
-        equality = verify(session, reference or graph, inputs=calls, tolerance=allowed)
+        checked = (*calls, *sized_example(graph, max(sizes)))
+        equality = verify(session, reference or graph, inputs=checked, tolerance=allowed)
         size_bytes = size_on_disk(staging)
     return ExportedBundle(destination, size_bytes, equality, manifest, onnx_bytes)
 
@@ -279,8 +288,8 @@ def _feeds(flow: Flow, call: Call) -> dict[str, NDArray[np.generic]]:
 
 def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
     """A call for each batch size; only the example's where the batch is fixed."""
-    example = Call(graph.example_args, graph.example_kwargs)
-    if not any(0 in free for free in free_dims(graph)):
+    if not has_free_batch(graph):
+        example = example_call(graph)
         return {example.batch_size: example}
     sizes = sorted(set(batch_sizes))
     return dict(zip(sizes, example_calls(graph, sizes)[1:], strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError
 from torch.onnx import OnnxExporterError, ONNXProgram
 
-from l0compress.calls import asked_dims, example_calls, named_leaves
+from l0compress.calls import Call, asked_dims, example_calls, named_leaves
 from l0compress.errors import RunError, SurgeryError
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
@@ -34,6 +34,8 @@ from l0compress.export.norms import split_norms_
 from l0compress.export.origins import note_origins_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
+from l0compress.export.ties import tie_sizes_
+from l0compress.graph.batch import leaves_of
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
@@ -51,17 +53,19 @@ def export_onnx(
     *,
     reference: Model | None = None,
     tolerance: float | None = None,
+    inputs: Sequence[Call] = (),
     largest_file_bytes: int = LARGEST_FILE_BYTES,
 ) -> Exported:
     """Write ``graph`` as an ONNX file, if ONNX Runtime computes with it what the reference computes.
 
-    The check runs on the graph's example inputs and on inputs drawn from them at batch sizes 1 and 5.
+    The check runs on the graph's example inputs, on inputs drawn from them at batch sizes 1 and 11, and on ``inputs``.
 
     Args:
         graph: the model; dimensions that are free in it stay free.
         path: the file to write. Weights beyond ``largest_file_bytes`` go to ``<path>.data`` beside it.
         reference: what the file must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify.verify`.
+        inputs: more calls to check the file on, such as a batch of one's own data.
         largest_file_bytes: the most that the ONNX file itself may hold.
 
     Raises:
@@ -76,11 +80,11 @@ def export_onnx(
         >>> graph = l0.capture(nn.Linear(4, 2), (torch.randn(2, 4),))
         >>> exported = export_onnx(graph, Path(tempfile.mkdtemp(), "model.onnx"))
         >>> exported.path.name, exported.equality.batch_sizes
-        ('model.onnx', (2, 1, 5))
+        ('model.onnx', (2, 1, 11))
     """
     check_tolerance(tolerance)
     destination = Path(path)
-    calls = example_calls(graph)
+    calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
         program = _converted(graph)
         _annotate_(program, graph)
@@ -101,6 +105,7 @@ class FlatNetwork(nn.Module):
     def __init__(self, graph: CapturedGraph) -> None:
         super().__init__()
         self.network = graph.module()
+        tie_sizes_(self.network, graph)
         _lay_out_attention_(self.network)
         split_norms_(self.network)
         self._leaves, self._spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
@@ -232,12 +237,13 @@ def _annotate_(program: ONNXProgram, graph: CapturedGraph) -> None:
     placeholders = [node for node in graph.nodes() if node.op == "placeholder"]
     input_names = [str(node.target) for node in placeholders if isinstance(node.meta.get("val"), Tensor)]
     output_names = [name for name, value in example.items() if isinstance(value, Tensor)]
+    leaves = leaves_of(graph.example_args, graph.example_kwargs)
+    places = [place for leaf, place in zip(leaves, graph.batch_dims, strict=True) if isinstance(leaf, Tensor)]
     _strip_(model)
-    program.rename_axes(_axis_names(model))
+    program.rename_axes(_axis_names(model, places))
     _rename_(model, input_names, output_names)
     note_origins_(model, graph)
     total = cost(graph)
-    leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     shapes = [list(leaf.shape) for leaf in leaves if isinstance(leaf, Tensor)]
     model.metadata_props.update(
         {
@@ -260,14 +266,14 @@ def _strip_(model: ir.Model) -> None:
             value.metadata_props.clear()
 
 
-def _axis_names(model: ir.Model) -> dict[str | ir.SymbolicDim, str]:
-    """Free sizes are called ``batch`` where they lead an input, ``length``, ``length_2`` and so on elsewhere."""
+def _axis_names(model: ir.Model, places: Sequence[int | None]) -> dict[str | ir.SymbolicDim, str]:
+    """Free sizes are called ``batch`` where that is what they are, ``length``, ``length_2`` and so on elsewhere."""
     names: dict[str | ir.SymbolicDim, str] = {}
-    for value in model.graph.inputs:
+    for value, place in zip(model.graph.inputs, places, strict=True):
         for dim, size in enumerate(value.shape or ()):
             symbol = size.value if isinstance(size, ir.SymbolicDim) else None
             if symbol is not None and symbol.isidentifier() and symbol not in names:
-                base, taken = ("batch" if dim == 0 else "length"), set(names.values())
+                base, taken = ("batch" if dim == place else "length"), set(names.values())
                 names[symbol] = next(
                     name for name in (base, *(f"{base}_{k}" for k in range(2, 99))) if name not in taken
                 )

@@ -8,7 +8,7 @@ ensures:  the archive, loaded again, computes what the reference computes; it ho
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,16 @@ from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
-from l0compress.calls import asked_dims, example_calls
+from l0compress.calls import Call, asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
+from l0compress.export.ties import tie_sizes_
+from l0compress.graph.batch import batch_dims_of_program
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.network import GraphNetwork
 from l0compress.graph.recurrent import any_length
 from l0compress.loading import load_pt2
+from l0compress.loading.exported import BATCH_DIMS, batch_dims_file
 from l0compress.verify import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
@@ -34,7 +37,12 @@ _NOTES_OF_THIS_PROCESS = ("stack_trace", "from_node")
 
 
 def export_pt2(
-    graph: CapturedGraph, path: str | Path, *, reference: Model | None = None, tolerance: float | None = None
+    graph: CapturedGraph,
+    path: str | Path,
+    *,
+    reference: Model | None = None,
+    tolerance: float | None = None,
+    inputs: Sequence[Call] = (),
 ) -> Exported:
     """Write ``graph`` as a ``.pt2`` archive, if the archive loaded again computes what the reference computes.
 
@@ -46,6 +54,7 @@ def export_pt2(
         path: the file to write; its name ends in ``.pt2``.
         reference: what the archive must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify.verify`.
+        inputs: more calls to check the archive on, such as a batch of one's own data.
 
     Raises:
         NotEqualError: the archive does not compute what the reference computes.
@@ -63,15 +72,23 @@ def export_pt2(
     destination = Path(path)
     if destination.suffix != SUFFIX:
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
-    calls = example_calls(graph)
+    calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
         # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
         content = io.BytesIO()
-        torch.export.save(exported_program(graph), content)
+        program = exported_program(graph)
+        torch.export.save(program, content, extra_files=batch_dims_file(program))
         write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
         # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
-        equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
+        try:
+            equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
+        except AssertionError as guard:
+            raise SurgeryError(
+                f"the archive does not take all sizes that the graph takes: {str(guard).splitlines()[0]}. Nothing was "
+                "written. Capture the model with fewer free sizes (dynamic='batch', on the command line --fixed), or "
+                "export it as onnx."
+            ) from guard
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 
@@ -124,6 +141,8 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
         raise SurgeryError(
             f"torch.export cannot capture the graph again: {str(error).splitlines()[0]} Nothing was written."
         ) from error
+    if batch_dims_of_program(program) != graph.batch_dims:
+        program.graph_module.meta[BATCH_DIMS] = graph.batch_dims
     for node in program.graph.nodes:
         for note in _NOTES_OF_THIS_PROCESS:
             node.meta.pop(note, None)
@@ -133,6 +152,7 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
 def _with_plain_outputs(graph: CapturedGraph) -> GraphNetwork:
     """The network of the graph, returning dicts, lists and tuples in place of classes that a reader may not have."""
     network = graph.module()
+    tie_sizes_(network, graph)
     with torch.no_grad():
         outputs = network(*graph.example_args, **graph.example_kwargs)
     codegen = network.graph._codegen

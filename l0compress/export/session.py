@@ -17,7 +17,7 @@ from torch import Tensor
 from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
 from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
-from l0compress.runtime.tuning import example_shape
+from l0compress.runtime.tuning import batch_dim_of, example_shape
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
 QUANTIZATION_KEY = "l0compress.quantization"
@@ -45,12 +45,14 @@ class TensorSpec:
         shape: None where a dimension is free.
         dtype: of its elements.
         example: the sizes that the model was captured with; empty where the artifact does not say them.
+        batch_dim: the dimension that the batch is; None where there is none.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: torch.dtype
     example: tuple[int, ...] = ()
+    batch_dim: int | None = 0
 
     def described(self) -> str:
         """Dtype and shape in words.
@@ -105,6 +107,7 @@ class OnnxSession:
                 tuple(_size(dim) for dim in entry.shape),
                 _DTYPES.get(entry.type, torch.float32),
                 examples.get(entry.name, ()),
+                batch_dim_of(entry.shape),
             )
             for entry in self._session.get_inputs()
         )
@@ -186,12 +189,12 @@ def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
 
     def fill(spec: TensorSpec) -> Tensor:
-        shape = example_shape(spec.shape, spec.example, batch_size)
+        shape = example_shape(spec.shape, spec.example, batch_size, spec.batch_dim)
         if spec.dtype.is_floating_point:
             return torch.randn(shape, generator=generator).to(spec.dtype)
         return torch.zeros(shape, dtype=spec.dtype)
 
-    return Call(kwargs={spec.name: fill(spec) for spec in inputs})
+    return Call(kwargs={spec.name: fill(spec) for spec in inputs}, batch_dims=tuple(spec.batch_dim for spec in inputs))
 
 
 def example_sizes(properties: Mapping[str, str]) -> dict[str, tuple[int, ...]]:

@@ -7,8 +7,10 @@ ensures:  a :class:`CapturedGraph` in eval mode with the model's own parameter n
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,14 +18,24 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch.export import Dim, ExportedProgram
-from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.export import ExportedProgram
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from l0compress.errors import CaptureError, InputError, L0Error, LostInCaptureWarning
+from l0compress.graph.batch import (
+    BatchDims,
+    batch_dims_of,
+    batch_dims_of_program,
+    batch_of,
+    doubled,
+    leaves_of,
+    symbols_of,
+    user_inputs,
+)
+from l0compress.graph.caches import without_caches
 from l0compress.graph.cells import open_cells_
 from l0compress.graph.describe import headed, input_texts, size_text
-from l0compress.graph.dynamic import Dynamic, batch_of, by_graph_name, check_dynamic, doubled, dynamic_shapes_of
+from l0compress.graph.dynamic import Dynamic, FreeSizes, batch_places, free_sizes
 from l0compress.graph.einsum import expand_einsums_
 from l0compress.graph.fitness import check_weights
 from l0compress.graph.folding import fold_parametrisations_
@@ -59,6 +71,8 @@ class CapturedGraph:
         example_args: positional example inputs, batch of at least 2.
         example_kwargs: keyword example inputs.
         dynamic_shapes: what ``torch.export.export`` needs to capture :meth:`module` again, by input name.
+        batch_dims: the dimension of each input that the batch is, leaf by leaf of ``(example_args, example_kwargs)``;
+            None where an input has no batch.
         training_only: what the user's model does in training mode that the graph does not: random numbers, and buffers
             that its own code updates. Empty for an exported program, which does not tell.
     """
@@ -67,6 +81,7 @@ class CapturedGraph:
     example_args: tuple[Any, ...]
     example_kwargs: dict[str, Any]
     dynamic_shapes: dict[str, Any] | None
+    batch_dims: BatchDims
     training_only: tuple[TrainingOnly, ...] = ()
 
     def module(self) -> GraphNetwork:
@@ -107,8 +122,8 @@ class CapturedGraph:
 
     @property
     def batch_size(self) -> int:
-        """The leading size of the example inputs."""
-        return batch_of(self.example_args, self.example_kwargs)
+        """Samples in the example inputs."""
+        return batch_of(self.example_args, self.example_kwargs, self.batch_dims)
 
     def nodes(self) -> Iterator[fx.Node]:
         return iter(self.graph_module.graph.nodes)
@@ -123,7 +138,7 @@ class CapturedGraph:
         return replace(self, graph_module=duplicate, example_args=args, example_kwargs=kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        fields = (self.example_args, self.example_kwargs, self.dynamic_shapes)
+        fields = (self.example_args, self.example_kwargs, self.dynamic_shapes, self.batch_dims)
         return _unpickled, (network_of(self.graph_module), *inputs_of(self.graph_module.graph), fields)
 
 
@@ -151,7 +166,7 @@ def capture(
     args: tuple[Any, ...] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    dynamic: Dynamic = "batch",
+    dynamic: Dynamic = "auto",
 ) -> CapturedGraph:
     """Capture ``model`` as a graph. The model itself is not changed.
 
@@ -160,8 +175,12 @@ def capture(
             Of ``DataParallel``, ``torch.compile`` and averaged copies it is the module behind them.
         args: positional example inputs; a batch of one is doubled, since a size of 1 cannot be captured as dynamic.
         kwargs: keyword example inputs.
-        dynamic: ``"batch"`` leaves dimension 0 of every tensor input free, ``"batch+sequence"`` dimension 1 of token
-            inputs too; a mapping ``{input name: {dimension: torch.export.Dim}}`` says exactly which; None fixes all.
+        dynamic: which sizes are free. ``"auto"``: the batch, which leads every tensor input, and the length of
+            sequences, ``(n, length)`` integers and ``(n, length, features)``, with the masks beside them, where the
+            model takes any length. ``"batch"``: the batch alone. ``"batch+sequence"``: as ``"auto"``, and a model that
+            fixes the length of tokens is refused. A mapping says of inputs by name which dimension the batch is,
+            ``{"x": 1}``, or all their free sizes, ``{"x": {0: torch.export.Dim.AUTO}}`` (a ``Dim("batch")`` among
+            them is the batch). None fixes all.
 
     Raises:
         CaptureError: torch.export cannot capture the model, or it fixes a dimension that should be free, or what it
@@ -186,11 +205,20 @@ def capture(
     if isinstance(model, torch.jit.ScriptModule):
         model = traced(model, args, kwargs)
     check_weights(model, args, kwargs)
-    if dynamic is not None and batch_of(args, kwargs) == 1:
-        args, kwargs = doubled(args, kwargs)
-    shapes = dynamic_shapes_of(model, args, kwargs, dynamic)
+    places = batch_places(model, args, kwargs, dynamic)
+    if dynamic is not None and batch_of(args, kwargs, places) == 1:
+        args, kwargs = doubled(args, kwargs, places)
+    attempts = free_sizes(model, args, kwargs, dynamic)
+    for sizes in attempts[:-1]:
+        # What fails with lengths that nobody asked to be free may do without.
+        with suppress(CaptureError):
+            return _captured(model, args, kwargs, sizes)
+    return _captured(model, args, kwargs, attempts[-1])
+
+
+def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: FreeSizes) -> CapturedGraph:
     with without_history(model, args, kwargs) as state:
-        module = _exported(model, args, kwargs, shapes)
+        module = _exported(model, args, kwargs, sizes)
         state.restore_()
         check_repeatable(model, args, kwargs, written_state(module))
         run = training_run(model, args, kwargs)
@@ -198,8 +226,8 @@ def capture(
         note_attention_dropout_(module, run.attention)
     missing = () if run is None else missing_in(module, run)
     if missing:
-        warnings.warn(LostInCaptureWarning(_missing_message(model, missing)), stacklevel=2)
-    return replace(_finish(module, args, kwargs, by_graph_name(model, shapes)), training_only=missing)
+        warnings.warn(LostInCaptureWarning(_missing_message(model, missing)), stacklevel=3)
+    return replace(_finish(module, args, kwargs, sizes), training_only=missing)
 
 
 def _missing_message(model: nn.Module, missing: tuple[TrainingOnly, ...]) -> str:
@@ -211,14 +239,15 @@ def _missing_message(model: nn.Module, missing: tuple[TrainingOnly, ...]) -> str
     )
 
 
-def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> fx.GraphModule:
+def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: FreeSizes) -> fx.GraphModule:
+    shapes = sizes.by_name(model, args, kwargs) if any(sizes.asked) else None
     try:
-        with any_length(), warnings.catch_warnings():
+        with any_length(), without_caches(model), warnings.catch_warnings():
             # What the model keeps from this call is put back, and whether it matters is looked at afterwards.
             for message in _OF_STATE:
                 warnings.filterwarnings("ignore", message=message, category=UserWarning)
             program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            return _flat_module(program, by_graph_name(model, shapes))
+            return _flat_module(program)
     except L0Error:
         raise
     except USER_CODE_ERRORS as error:
@@ -230,6 +259,13 @@ def _capture_message(model: nn.Module, error: BaseException) -> str:
     reason = lines[0] if lines else type(error).__name__
     source = next((line for line in lines if line.startswith("File ") and "site-packages/torch" not in line), "")
     where = f" ({source})" if source else ""
+    unknown = re.match(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output, which is not a known type", reason)
+    if unknown:
+        return (
+            f"torch.export cannot capture {type(model).__name__}: it returns a {unknown[1]}, which is neither tensors "
+            "nor a container that torch.export knows. Nothing was changed. Return tensors, in tuples, lists or dicts; "
+            "leave out use_cache=True where it is a cache, since a graph keeps nothing from one call to the next."
+        )
     return (
         f"torch.export cannot capture {type(model).__name__}: {reason}{where}. Nothing was changed. Make the model's "
         "forward free of data-dependent Python control flow, or check that the example inputs have the shape, dtype "
@@ -244,39 +280,28 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
             "from the program that torch.export.export returned."
         )
     args, kwargs = program.example_inputs
-    named = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind.name == "USER_INPUT"]
-    vals = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    leaf_shapes = [
-        {d: Dim.AUTO for d, size in enumerate(vals[name].shape) if not is_concrete_int(size)} or None
-        if isinstance(vals[name], Tensor)
-        else None
-        for name in named
-    ]
-    spec = program.call_spec.in_spec
-    if spec is None:
+    if program.call_spec.in_spec is None:
         raise CaptureError("the exported program does not say how its inputs are packed; export it again.")
-    args_shapes, kwargs_shapes = pytree.tree_unflatten(leaf_shapes, spec)
-    module = program.module()
-    codegen: Any = module.graph._codegen
-    names = list(codegen.pytree_info.orig_args)
-    shapes = dict(zip(names, [*args_shapes, *kwargs_shapes.values()], strict=False))
-    flat = _flat_module(program, shapes)
+    flat = _flat_module(program)
     check_repeatable(network_of(flat), args, kwargs, written_state(flat))
-    return _finish(flat, tuple(args), dict(kwargs), shapes)
+    sizes = FreeSizes.of_symbols(symbols_of(user_inputs(program)))
+    return _finish(flat, tuple(args), dict(kwargs), replace(sizes, batch=batch_dims_of_program(program)))
 
 
-def _flat_module(program: ExportedProgram, shapes: Any) -> fx.GraphModule:
+def _flat_module(program: ExportedProgram) -> fx.GraphModule:
     module = program.module()
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
-    check_dynamic(module, shapes)
     inline_regions_(module)
     drop_checks_(module)
     detach_state_(module)
     return module
 
 
-def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> CapturedGraph:
+def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any], sizes: FreeSizes) -> CapturedGraph:
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    sizes = sizes.settled(placeholders)
+    batch_dims = batch_dims_of(leaves_of(args, kwargs), symbols_of(placeholders), sizes.batch)
     drop_state_writes_(module)
     functionalise_(module)
     expand_einsums_(module)
@@ -286,7 +311,9 @@ def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any
     delete_unused_(module)
     module.recompile()
     args, kwargs = pytree.tree_map_only(Tensor, _owned, (args, kwargs))
-    graph = CapturedGraph(network_of(module), args, kwargs, shapes)
+    codegen: Any = module.graph._codegen
+    shapes = sizes.by_graph_name(codegen.pytree_info.orig_args, args, kwargs)
+    graph = CapturedGraph(network_of(module), args, kwargs, shapes, batch_dims)
     return propagate_shapes(graph) if shapeless else graph
 
 

@@ -7,6 +7,7 @@ ensures:  a smaller :class:`CapturedGraph` that computes what the masked dense m
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,9 +63,7 @@ def shrink(graph: CapturedGraph, plan: KeepPlan) -> CapturedGraph:
     delete_unused_(network)
     network.graph.lint()
     network.recompile()
-    small = CapturedGraph(
-        GraphNetwork(network, network.graph), graph.example_args, graph.example_kwargs, graph.dynamic_shapes
-    )
+    small = replace(graph, graph_module=GraphNetwork(network, network.graph))
     whole = {name: parts for name, parts in kept.items() if name not in fate.constants}
     return _checked(propagate_shapes(small), whole)
 

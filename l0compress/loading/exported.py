@@ -32,6 +32,9 @@ from l0compress.loading.weights import READ_ERRORS, load_tensors
 
 PROGRAM = "models/model.json"
 SAMPLE_INPUTS = "data/sample_inputs/model.pt"
+# Where the meta of a program's graph notes the batch dimensions of its inputs, leaf by leaf, if they are not what they
+# would be taken for; and the file of an archive that keeps them.
+BATCH_DIMS, BATCH_DIMS_FILE = "l0compress.batch_dims", "batch_dims.json"
 FORMAT_FILES = ("archive_format", "archive_version", "byteorder", ".data/version")
 PAYLOADS = ("weights", "constants")
 ROOT = "model"
@@ -50,12 +53,33 @@ def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram
         with _quiet_torch_export():
             program = torch.export.load(io.BytesIO(vetted))
             _check_calls(program)
-            return program
+        program.graph_module.meta.update(_batch_dims(content, path))
+        return program
     except (*READ_ERRORS, SpecViolationError) as reason:
         raise ModelError(
             f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}). Nothing was "
             "changed. Export the model again, or copy the file again."
         ) from reason
+
+
+def batch_dims_file(program: ExportedProgram) -> dict[str, str]:
+    """What to save beside a program whose batch dimensions are not what they would be taken for."""
+    noted = program.graph_module.meta.get(BATCH_DIMS)
+    return {} if noted is None else {BATCH_DIMS_FILE: json.dumps(noted)}
+
+
+def _batch_dims(content: bytes, path: Path) -> dict[str, tuple[int | None, ...]]:
+    archive = open_archive(content, f"model {str(path)!r} as an archive of torch.export.save", error=ModelError)
+    name = next((name for name in archive.names() if name.partition("/")[2] == f"extra/{BATCH_DIMS_FILE}"), None)
+    if name is None:
+        return {}
+    dims = json.loads(archive.read(name))
+    if not isinstance(dims, list) or not all(dim is None or (type(dim) is int and dim >= 0) for dim in dims):
+        raise ModelError(
+            f"Cannot read model {str(path)!r}: {BATCH_DIMS_FILE} in it names no dimensions. Nothing was changed. "
+            "Export the model again."
+        )
+    return {BATCH_DIMS: tuple(dims)}
 
 
 def _check_calls(program: ExportedProgram) -> None:

@@ -32,7 +32,7 @@ def fit_data(data: Data, model: Model) -> Data:
         DataError: the model cannot run on the data; the message names both shapes.
     """
     dtype = _floating_type(model)
-    data = data.mapped(lambda batch: _each(batch, lambda tensor: _cast(tensor, dtype)))
+    data = data.mapped(lambda batch: batch.each(lambda tensor: _cast(tensor, dtype)))
     if isinstance(model, ExportedProgram):
         return _fit_program(data, model)
     return _fit_module(data, model)
@@ -136,11 +136,6 @@ def _cast(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
     return inputs.to(dtype) if dtype is not None and inputs.is_floating_point() else inputs
 
 
-def _each(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    named = {name: change(tensor) for name, tensor in batch.kwargs.items()}
-    return Batch(tuple(map(change, batch.args)), named, batch.targets)
-
-
 def _readings(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """The sample shapes that a sample of this shape can be read as: as it is, with a channel axis, flat."""
     yield shape
@@ -151,8 +146,12 @@ def _readings(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 def _fit_program(data: Data, program: ExportedProgram) -> Data:
     args, kwargs = program.example_inputs or ((), {})
-    wanted = [tuple(leaf.shape[1:]) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     example = example_batch(data, 1)
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    places = example.batch_dims or (0,) * len(leaves)
+    if len(places) == len(leaves):
+        leaves = [leaf.movedim(dim or 0, 0) for leaf, dim in zip(leaves, places, strict=True)]
+    wanted = [tuple(leaf.shape[1:]) for leaf in leaves]
     given = [tuple(tensor.shape[1:]) for tensor in (*example.args, *example.kwargs.values())]
     if len(wanted) == len(given) == 1 and (wanted != given or bool(example.kwargs) != bool(kwargs)):
         fitting = [shape for shape in _readings(given[0]) if shape == wanted[0]]
@@ -177,13 +176,14 @@ def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Ba
     """A batch of one input with samples of another shape, given by position, or by that name."""
     (tensor,) = (*batch.args, *batch.kwargs.values())
     shaped = tensor.reshape(len(tensor), *shape)
-    return Batch((shaped,), {}, batch.targets) if name is None else Batch((), {name: shaped}, batch.targets)
+    named = ((shaped,), {}) if name is None else ((), {name: shaped})
+    return Batch(*named, batch.targets, batch.batch_dims)
 
 
 def _type_message(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> str | None:
     """What to say where decimal numbers would do, and whole ones do not."""
     whole = {name: tensor.dtype for name, tensor in batch.inputs().items() if not tensor.is_floating_point()}
-    if not whole or not fits(_each(batch, torch.Tensor.float)):
+    if not whole or not fits(batch.each(torch.Tensor.float)):
         return None
     name, dtype = next(iter(whole.items()))
     return (
@@ -225,14 +225,16 @@ def _failure(module: nn.Module, batch: Batch) -> str | None:
     modes = [(part, part.training) for part in module.modules()]
     try:
         with torch.no_grad():
-            output = module.eval()(*batch.args, **batch.kwargs)
+            output = batch.run(module.eval())
     except FOREIGN_ERRORS as reason:
         return first_line(reason)
     finally:
         for part, training in modes:
             part.training = training
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    if not leaves or leaves[0].ndim == 0 or len(leaves[0]) != len(batch):
+    # A model that wants the batch in another dimension may hand it on there.
+    sizes = leaves[0].shape if leaves and any(batch.batch_dims) else leaves[0].shape[:1] if leaves else ()
+    if len(batch) not in sizes:
         return f"its first output has shape {tuple(leaves[0].shape) if leaves else ()} for {len(batch)} samples"
     return None
 
@@ -241,7 +243,7 @@ def _raised(module: nn.Module, batch: Batch) -> str | None:
     """What the module raises on the batch, or None."""
     try:
         with torch.no_grad():
-            module(*batch.args, **batch.kwargs)
+            batch.run(module)
     except FOREIGN_ERRORS as reason:
         return first_line(reason)
     return None

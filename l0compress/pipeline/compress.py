@@ -15,6 +15,7 @@ from l0compress.errors import InputError, LostInCaptureWarning, TargetMissedErro
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.describe import cost_lines, headed
+from l0compress.graph.dynamic import Dynamic
 from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.weights import nonzero_cost
@@ -102,6 +103,7 @@ def compress(
     *,
     target: Mapping[str, float] | Target | str,
     settings: FinetuneSettings | None = None,
+    dynamic: Dynamic = "auto",
     on_event: OnEvent = ignore,
 ) -> CompressResult:
     """Compress a trained model to a budget. The model that is given stays as it is.
@@ -116,6 +118,8 @@ def compress(
         target: one unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
             or ``{"params": 26500}`` (a count).
         settings: how to train; the defaults are those of the command line.
+        dynamic: which sizes of the inputs are free, and where the batch is, as for
+            :func:`~l0compress.graph.capture.capture`.
         on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way; first
             with those of the stage "warning", which say what is odd about the data.
 
@@ -152,7 +156,8 @@ def compress(
         )
     check_device(settings.device)
     with in_turn():
-        return compress_prepared(prepare(model, data, loss=settings.loss), wanted, settings, on_event=on_event)
+        prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
+        return compress_prepared(prepared, wanted, settings, on_event=on_event)
 
 
 def compress_prepared(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from l0compress.calls import Call, sized_example
 from l0compress.errors import InputError
 from l0compress.export.bundled import SUFFIX
 from l0compress.export.csr import BATCH_SIZES, CsrSettings, export_csr
@@ -16,11 +17,15 @@ from l0compress.export.pt2 import captured_pt2, export_pt2
 from l0compress.export.quantize import Int8
 from l0compress.export.session import OnnxSession
 from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
+from l0compress.graph.capture import CapturedGraph
+from l0compress.pipeline.config import read_config
+from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import export_int8
-from l0compress.pipeline.runs import Run, check_not_of, open_run
+from l0compress.pipeline.runs import CONFIG, Run, check_not_of, open_run
+from l0compress.training.settings import FinetuneSettings
 from l0compress.verify import verify
 
-EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "csr": export_csr, "pt2": export_pt2}
+_EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "pt2": export_pt2}
 SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}
 
 
@@ -101,13 +106,20 @@ def export_run(
     if format == "csr":
         sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
         return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
-    return EXPORTERS[format](small, destination, reference=masked)
+    return _EXPORTERS[format](small, destination, reference=masked, inputs=_of_the_run(finished, small))
+
+
+def _of_the_run(run: Run, small: CapturedGraph) -> tuple[Call, ...]:
+    """A batch of the sizes that the run trained on: this machine has had the memory for it."""
+    asked: Any = read_config(run.folder / CONFIG).get("batch_size")
+    samples = read_manifest(run.folder).about["data"]["train"]["samples"]
+    return sized_example(small, FinetuneSettings(batch_size=asked).batch_size_for(samples))
 
 
 def _check(format: str, options: ExportOptions) -> None:
     int8, sparse_weights = options.int8, options.sparse_weights
-    if format not in EXPORTERS:
-        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(EXPORTERS)}. Nothing was written.")
+    if format not in SUFFIXES:
+        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(SUFFIXES)}. Nothing was written.")
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
@@ -131,7 +143,7 @@ def _check(format: str, options: ExportOptions) -> None:
 def _sparsely_stored(run: Run, path: Path) -> SparselyStored:
     small, masked = captured_pt2(run.small), captured_pt2(run.masked)
     with staged(path) as staging:
-        export_onnx(small, staging, reference=masked)
+        export_onnx(small, staging, reference=masked, inputs=_of_the_run(run, small))
         weights = store_sparsely_(staging)
         equality = verify(OnnxSession(staging), masked)
         size_bytes = size_on_disk(staging)

@@ -115,17 +115,18 @@ def share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def inspect(source: ModelSource, *, data: DataSource | str | None = None) -> Inspection:
+def inspect(source: ModelSource, *, data: DataSource | str | None = None, fixed: bool = False) -> Inspection:
     """Load and capture a model, and list what can be removed from it.
 
     Args:
         source: the model file and how to read it.
         data: names the data whose first samples serve as example inputs; not needed for a ``.pt2`` file.
+        fixed: capture the model for sequences as long as the data's, not of any length.
 
     Raises:
         InputError: the model cannot be read or captured, or nothing of it can be removed.
     """
-    graph = open_graph(source, data)
+    graph = open_graph(source, data, dynamic="batch" if fixed else "auto")
     groups = find_groups(graph)
     smallest = groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves)))
     return Inspection(

@@ -145,6 +145,7 @@ _ALL = (
     Option("factory_args", str, absent="none: keyword arguments of the factory, as a JSON object",
            check=_reads(parse_factory_args)),
     Option("trust_pickle", bool, False),
+    Option("fixed", bool, False),
     Option("data", str, absent="needed: what to train on"),
     Option("target", str, absent="needed: the budget, such as macs=0.5", check=_reads(parse_target)),
     Option("granularity", str, GRANULARITIES[0], field="granularity", check=_one_of(*GRANULARITIES)),

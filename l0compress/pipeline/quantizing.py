@@ -66,8 +66,8 @@ def origin_of(run: Run) -> Origin:
     A run of an older version kept no scale; it is measured again as the run would measure it today.
     """
     request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
-    data = fit_data(load_data(request.data), program)
     dense, settings = capture(program), replace(request.finetune_settings(), device="cpu")
+    data = fit_data(load_data(request.data).placed(dense.batch_dims), program)
     objective = objective_on(dense.module(), data, settings, reading=reading_of(run.folder))
     return Origin(dense, data, objective)
 
@@ -201,4 +201,4 @@ def score_files(origin: Origin, files: Mapping[str, Path]) -> dict[str, Evaluati
 def _calls(split: AnySplit, num_samples: int) -> Iterator[Call]:
     batches = islice(split.batches(_BATCH, seed=0), math.ceil(num_samples / _BATCH))
     for batch in batches:
-        yield Call(batch.args, batch.kwargs)
+        yield Call(*batch.call(), batch.batch_dims)

@@ -34,6 +34,7 @@ class RunRequest:
         settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
         threads: threads of PyTorch; None leaves them as they are.
         checkpoint_every: steps between two snapshots; None goes by time.
+        fixed: capture the model for sequences as long as the data's, not of any length.
     """
 
     source: ModelSource
@@ -44,6 +45,7 @@ class RunRequest:
     settings: dict[str, Any] = field(default_factory=dict)
     threads: int | None = None
     checkpoint_every: int | None = None
+    fixed: bool = False
 
     def finetune_settings(self) -> FinetuneSettings:
         """The settings with the user's own loss, if there is one.
@@ -72,7 +74,12 @@ class RunRequest:
             "factory_args": json.dumps(arguments) if arguments else None,
             **data_values(self.data),
         }
-        more = {"trust_pickle": self.source.trust_pickle, "target": str(self.target), "loss": self.loss}
+        more = {
+            "trust_pickle": self.source.trust_pickle,
+            "target": str(self.target),
+            "loss": self.loss,
+            "fixed": self.fixed,
+        }
         return complete({**named, **about, **more, "threads": self.threads, "checkpoint_every": self.checkpoint_every})
 
     def changed(self, changes: Mapping[str, Any]) -> RunRequest:
@@ -113,6 +120,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         settings={**settings, "gates": replace(GateSettings(), **gates)},
         threads=values["threads"],
         checkpoint_every=values["checkpoint_every"],
+        fixed=values["fixed"],
     )
 
 

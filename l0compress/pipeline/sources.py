@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,9 @@ from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
 from l0compress.errors import CaptureError, DataError, InputError, LostInCaptureWarning
+from l0compress.graph.batch import batch_dims_of_program
 from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.dynamic import Dynamic, said_batch_dims
 from l0compress.loading import (
     DataSource,
     Model,
@@ -50,13 +52,14 @@ class Prepared:
     data: Data
 
 
-def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto") -> Prepared:
+def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto", dynamic: Dynamic = "auto") -> Prepared:
     """Capture the model with the data's first samples as example, and check that data, model and loss fit together.
 
     Args:
         model: what is captured.
         data: what :func:`~l0compress.loading.as_data` takes, or the name of data.
         loss: "auto", the name of a loss, or one's own.
+        dynamic: as for :func:`~l0compress.graph.capture.capture`; the sizes of an exported program are its own.
 
     Raises:
         DataError: the data cannot be read, hold values that are not finite, or do not fit the model or the loss.
@@ -64,20 +67,30 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto") -> Prepar
         InputError: its weights are float16 or bfloat16.
     """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
-    data = fit_data(_data_of(data), model)
+    data = fit_data(_placed(_data_of(data), model, dynamic), model)
     check_values(data)
-    graph = capture_with(model, data)
+    graph = capture_with(model, data, dynamic=dynamic)
     check_precision(graph)
     check_parts(graph, data)
     _check_targets(graph, data, loss)
     return Prepared(graph, data)
 
 
+def _placed(data: Data, model: Model, dynamic: Dynamic) -> Data:
+    """The data, with word of where the model wants the batch of each input."""
+    if isinstance(model, ExportedProgram):
+        return data.placed(batch_dims_of_program(model))
+    if not isinstance(dynamic, Mapping) or isinstance(model, torch.jit.ScriptModule):
+        return data
+    batch = example_batch(data, 1)
+    return data.placed(said_batch_dims(model, batch.args, batch.kwargs, dynamic))
+
+
 def _data_of(given: Any) -> Data:
     return load_data(given) if isinstance(given, DataSource | str | Path) else as_data(given, name="data")
 
 
-def capture_with(model: Model, data: Data) -> CapturedGraph:
+def capture_with(model: Model, data: Data, *, dynamic: Dynamic = "auto") -> CapturedGraph:
     """Capture the model; a module with the data's first samples as example, a program with its own.
 
     Raises:
@@ -89,18 +102,21 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
     with _silence():
         model = unwrapped(model)
         if isinstance(model, torch.jit.ScriptModule):
-            return _captured_script(model, batch)
-        return capture(model, batch.args, batch.kwargs)
+            return _captured_script(model, batch, dynamic)
+        args, kwargs = batch.call()
+        return capture(model, args, kwargs, dynamic=dynamic)
 
 
-def _captured_script(model: torch.jit.ScriptModule, batch: Batch) -> CapturedGraph:
+def _captured_script(model: torch.jit.ScriptModule, batch: Batch, dynamic: Dynamic) -> CapturedGraph:
     try:
-        return capture(model, batch.args, batch.kwargs)
+        return capture(model, batch.args, batch.kwargs, dynamic=dynamic)
     except CaptureError as reason:
         raise CaptureError(f"{reason} This is a TorchScript model. {WAY_OUT}") from reason
 
 
-def open_graph(source: ModelSource, data: DataSource | str | None = None) -> CapturedGraph:
+def open_graph(
+    source: ModelSource, data: DataSource | str | None = None, *, dynamic: Dynamic = "auto"
+) -> CapturedGraph:
     """Load a model file and capture it; a module needs data for its example inputs.
 
     Raises:
@@ -109,7 +125,8 @@ def open_graph(source: ModelSource, data: DataSource | str | None = None) -> Cap
     """
     model = source.load()
     if data is not None:
-        return capture_with(model, fit_data(load_data(data), model))
+        found = _placed(load_data(data), model, dynamic)
+        return capture_with(model, fit_data(found, model), dynamic=dynamic)
     if isinstance(model, nn.Module):
         raise InputError(
             f"Model {str(source.path)!r} does not say what its inputs look like. Nothing was changed. Name data whose "
@@ -157,7 +174,7 @@ def check_parts(graph: CapturedGraph, data: Data) -> None:
 def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) -> None:
     try:
         with torch.no_grad():
-            graph.module()(*batch.args, **batch.kwargs)
+            batch.run(graph.module())
     except FOREIGN_ERRORS as reason:
         raise DataError(
             f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
@@ -179,7 +196,7 @@ def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> No
     """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
     check_loss(loss)
     batch = example_batch(data, EXAMPLE_SAMPLES)
-    outputs = graph.module()(*batch.args, **batch.kwargs)
+    outputs = batch.run(graph.module())
     reading = kind_of(loss, batch.targets, outputs)
     if batch.targets is None:
         return

@@ -139,7 +139,8 @@ def _with_threads(request: RunRequest) -> RunRequest:
 def _prepared(request: RunRequest) -> Prepared:
     settings = request.finetune_settings()
     check_device(settings.device)
-    return prepare(request.source.load(), request.data, loss=settings.loss)
+    dynamic = "batch" if request.fixed else "auto"
+    return prepare(request.source.load(), request.data, loss=settings.loss, dynamic=dynamic)
 
 
 def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: OnEvent, stops: Stops) -> RunSummary:

@@ -26,7 +26,7 @@ from l0compress.runtime.parts import Parts
 from l0compress.runtime.reading import parse
 from l0compress.runtime.segments import OpenSegment
 from l0compress.runtime.stages import Stage, as_one_graph, run_stages, stages_of
-from l0compress.runtime.tuning import SPLIT, best_plan, example_inputs, slow_fusions
+from l0compress.runtime.tuning import SPLIT, batch_dim_of, best_plan, example_inputs, slow_fusions
 
 Array = NDArray[Any]
 
@@ -66,7 +66,8 @@ class Bundle:
         self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
         # Nearest on a logarithmic scale, in whole numbers: up to the root of the product of two neighbours.
         self._bounds = [(size * larger, way) for (size, way), (larger, _) in pairwise(self._ways)]
-        self._batched = next((port.name for port in self.inputs if port.shape and isinstance(port.shape[0], str)), None)
+        places = ((port.name, batch_dim_of(port.shape)) for port in self.inputs)
+        self._batched = next(((name, dim) for name, dim in places if dim is not None), None)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute the outputs.
@@ -108,7 +109,8 @@ class Bundle:
     def _way_for(self, inputs: Mapping[str, Array]) -> _Way:
         if len(self._ways) == 1 or self._batched is None:
             return self._ways[0][1]
-        batch_size = inputs[self._batched].shape[0]
+        name, dim = self._batched
+        batch_size = inputs[name].shape[dim]
         for bound, way in self._bounds:
             if batch_size * batch_size <= bound:
                 return way

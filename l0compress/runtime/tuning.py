@@ -117,7 +117,7 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
     generator = np.random.default_rng(seed)
 
     def fill(port: Port) -> Array:
-        shape = example_shape(port.shape, port.example, batch_size)
+        shape = example_shape(port.shape, port.example, batch_size, batch_dim_of(port.shape))
         if prod(shape) > MOST_EXAMPLE_ELEMENTS:
             raise FormatError(f"takes an input of shape {shape}, which is too large to time")
         if port.dtype.startswith("float"):
@@ -127,15 +127,36 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
     return {port.name: fill(port) for port in ports}
 
 
-def example_shape(sizes: Sequence[int | str | None], example: tuple[int, ...], batch_size: int) -> tuple[int, ...]:
+def example_shape(
+    sizes: Sequence[int | str | None], example: tuple[int, ...], batch_size: int, batch_dim: int | None = 0
+) -> tuple[int, ...]:
     """Sizes for an input that leaves some free (a name, or None): its batch, those of an example, or else 16.
 
     Example:
         >>> example_shape(("batch", 3, "length"), (2, 3, 7), 5), example_shape((None, None), (), 5)
         ((5, 3, 7), (5, 16))
+        >>> example_shape((2, "batch", 8), (2, 3, 8), 5, 1)
+        (2, 5, 8)
     """
-    free = (batch_size, *(example or (EXAMPLE_LENGTH,) * len(sizes))[1:])
-    return tuple(size if isinstance(size, int) else free[dim] for dim, size in enumerate(sizes))
+    free = example or (EXAMPLE_LENGTH,) * len(sizes)
+    return tuple(
+        size if isinstance(size, int) else batch_size if dim == batch_dim else free[dim]
+        for dim, size in enumerate(sizes)
+    )
+
+
+def batch_dim_of(sizes: Sequence[int | str | None]) -> int | None:
+    """Which dimension of an input the batch is, by the names of its free sizes: the one that is called batch; the first
+    where none is, unless that is fixed or a length.
+
+    Example:
+        >>> [batch_dim_of(sizes) for sizes in (("length", "batch", 8), ("rows", 8), (2, "batch_2"), ("length",), (3,))]
+        [1, 0, 1, None, None]
+    """
+    called = [dim for dim, size in enumerate(sizes) if isinstance(size, str) and size.startswith("batch")]
+    first = sizes[0] if sizes else 1
+    leads = not isinstance(first, int) and not str(first).startswith("length")
+    return next(iter((*called, *([0] if leads else []))), None)
 
 
 def plan_call(parts: Parts, plan: tuple[Step, ...], inputs: Mapping[str, Array]) -> Callable[[], Any]:

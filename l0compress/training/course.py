@@ -126,7 +126,7 @@ class Course:
         with self.autocast():
             teacher_outputs = None if self.teacher is None else outputs_of(self.teacher, batch)
             noisy = self.noisy(batch)
-            outputs = network(*noisy.args, **noisy.kwargs)
+            outputs = noisy.run(network)
         return self.objective.loss(outputs, batch.targets, teacher_outputs)
 
     def noisy(self, batch: Batch) -> Batch:
@@ -137,7 +137,7 @@ class Course:
 def outputs_of(module: nn.Module, batch: Batch) -> Any:
     """The outputs on a batch, without gradients."""
     with torch.no_grad():
-        return module(*batch.args, **batch.kwargs)
+        return batch.run(module)
 
 
 def drop_inputs(batch: Batch, probability: float) -> Batch:
@@ -152,8 +152,7 @@ def drop_inputs(batch: Batch, probability: float) -> Batch:
         flat = tensor.dim() == 2 and tensor.is_floating_point()
         return dropout(tensor, probability) if flat else tensor
 
-    args = tuple(drop(tensor) for tensor in batch.args)
-    return Batch(args, {name: drop(tensor) for name, tensor in batch.kwargs.items()}, batch.targets)
+    return batch.each(drop)
 
 
 def dropout(tensor: Tensor, probability: float) -> Tensor:
@@ -225,7 +224,7 @@ def evaluate(
     with torch.no_grad():
         for batch in split.batches(batch_size):
             batch = batch.to(device)
-            outputs = network(*batch.args, **batch.kwargs)
+            outputs = batch.run(network)
             teacher_outputs = outputs_of(teacher, batch) if teacher is not None and batch.targets is None else None
             loss += float(objective.score(outputs, batch.targets, teacher_outputs)) * len(batch)
             num_samples += len(batch)

@@ -22,7 +22,7 @@ def check_equal(small: nn.Module, dense: nn.Module, batch: Batch) -> float:
         NotEqualError: it is above 1e-5 (1e-10 in float64), or the outputs differ in structure or shape.
     """
     with torch.no_grad():
-        got, wanted = (_tensors(module(*batch.args, **batch.kwargs)) for module in (small, dense))
+        got, wanted = (_tensors(batch.run(module)) for module in (small, dense))
     if [tensor.shape for tensor in got] != [tensor.shape for tensor in wanted]:
         raise NotEqualError("After surgery the model's outputs have other shapes than before. Nothing was written.")
     worst = 0.0

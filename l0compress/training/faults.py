@@ -83,7 +83,8 @@ def _first_broken_node(network: nn.Module, batch: Batch) -> str | None:
         return None
     watching = _Watching(module)
     with torch.no_grad():
-        watching.run(*module.graph.process_inputs(*batch.args, **batch.kwargs), enable_io_processing=False)
+        args, kwargs = batch.call()
+        watching.run(*module.graph.process_inputs(*args, **kwargs), enable_io_processing=False)
     node = watching.found
     if node is None:
         return None

@@ -131,6 +131,7 @@ def finetune(
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
+    data = data.placed(graph.batch_dims)
     with seeded(settings.seed):
         gated = gated_for(graph, data, settings)
         groups = gated.groups

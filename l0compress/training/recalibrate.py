@@ -37,7 +37,7 @@ def recalibrate(graph: CapturedGraph, batches: Iterable[Batch], *, device: torch
     with torch.no_grad():
         for batch in batches:
             batch = batch.to(device)
-            network(*batch.args, **batch.kwargs)
+            batch.run(network)
             buffers = dict(network.named_buffers())
             totals = {name: totals.get(name, 0) + buffers[name].double() for name in names}
             count += 1

@@ -101,7 +101,7 @@ AUTO = torch.export.Dim.AUTO
 @pytest.mark.parametrize(
     ("dynamic", "said"),
     [
-        ("sequence", r"dynamic='sequence': expected 'batch', 'batch\+sequence', None, or a dict"),
+        ("sequence", r"dynamic='sequence': expected 'auto', 'batch', 'batch\+sequence', None, or a dict"),
         (True, r"dynamic=True: expected"),
         (["x"], r"dynamic=\['x'\]: expected"),
         ({"y": {0: AUTO}}, r"names the input 'y', and the model is called with 'x'\. Nothing was changed\. Use those"),
@@ -140,7 +140,7 @@ def test_a_model_that_fixes_its_batch_is_refused() -> None:
     assert str(caught.value) == (
         "the model's own code fixes dimension 0 of input 'x' to 2, so that size cannot be dynamic. Nothing was "
         "changed. Use x.shape[0] or -1 instead of a literal or len(x) in the model's forward, or capture with "
-        "dynamic=None for this one size."
+        "dynamic=None for this one size. Where the batch is another dimension, say which: dynamic={'x': 1}."
     )
     assert cost(capture(FixedBatch(), (x(),), dynamic=None)).params == 58
 

@@ -51,6 +51,7 @@ def finetune(
     factory: options.Factory = None,
     factory_args: options.FactoryArgs = None,
     trust_pickle: options.TrustPickle = False,
+    fixed: options.Fixed = False,
     target_column: options.TargetColumn = None,
     tokenizer: options.Tokenizer = None,
     max_length: options.MaxLength = None,
@@ -69,7 +70,8 @@ def finetune(
     """
     named = {
         "model": _text(model), "factory": factory, "factory_args": factory_args, "trust_pickle": trust_pickle or None,
-        "data": data, "target": target, "granularity": granularity, "seed": seed, "device": device, "threads": threads,
+        "fixed": fixed or None, "data": data, "target": target,
+        "granularity": granularity, "seed": seed, "device": device, "threads": threads,
         "checkpoint_every": checkpoint_every, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "optimizer": optimizer, "clip": clip, "loss": loss, "bf16": bf16, "input_dropout": input_dropout,
         "target_column": target_column, "tokenizer": _text(tokenizer), "max_length": max_length,

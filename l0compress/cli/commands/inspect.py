@@ -21,6 +21,7 @@ def inspect(
     factory: options.Factory = None,
     factory_args: options.FactoryArgs = None,
     trust_pickle: options.TrustPickle = False,
+    fixed: options.Fixed = False,
     target_column: options.TargetColumn = None,
     tokenizer: options.Tokenizer = None,
     max_length: options.MaxLength = None,
@@ -45,7 +46,8 @@ def inspect(
         from l0compress.pipeline import inspection
 
         source = ModelSource(model, factory, trust_pickle, parse_factory_args(factory_args))
-        found = inspection.inspect(source, data=None if data is None else options.data_source(data, model, described))
+        given = None if data is None else options.data_source(data, model, described)
+        found = inspection.inspect(source, data=given, fixed=fixed)
         if as_json:
             print_json(found.to_json())
         else:

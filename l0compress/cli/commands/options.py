@@ -35,6 +35,12 @@ FactoryArgs = Annotated[
 TrustPickle = Annotated[
     bool, typer.Option("--trust-pickle", help="Allow unpickling, which runs any code that is in the file.")
 ]
+Fixed = Annotated[
+    bool,
+    typer.Option(
+        "--fixed", help="Take sequences as long as the data's only. Any length is the default, where MODEL takes any."
+    ),
+]
 DATA_HELP = (
     "'digits', an .npz file (x_train y_train ..., or x y), a folder of images, a .csv, sentences (.tsv), or PKG.MOD:FN "
     "that returns the parts."
