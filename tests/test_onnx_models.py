@@ -362,6 +362,7 @@ class TestNetworks:
         assert sum(node.target is torch.ops.aten.lstm.input for node in graph.nodes()) == 1
         assert l0.find_groups(graph).num_moves == l0.find_groups(dense).num_moves
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore")
     def test_a_bert_with_free_batch_and_length(self, tmp_path):
         with without_broken("torchvision"):
