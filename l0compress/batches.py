@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l0compress.devices import moved
 from l0compress.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -38,11 +39,11 @@ class Batch:
         return len(next(iter((*self.args, *self.kwargs.values()))))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
+        """The same batch on a device; what is float64 becomes float32 where the device has none."""
         return Batch(
-            tuple(tensor.to(device) for tensor in self.args),
-            {name: tensor.to(device) for name, tensor in self.kwargs.items()},
-            None if self.targets is None else self.targets.to(device),
+            tuple(moved(tensor, device) for tensor in self.args),
+            {name: moved(tensor, device) for name, tensor in self.kwargs.items()},
+            None if self.targets is None else moved(self.targets, device),
         )
 
     def inputs(self) -> dict[str, Tensor]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.node import map_aggregate
 
+from l0compress.devices import device_of
 from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
@@ -91,7 +94,8 @@ class GraphNetwork(fx.GraphModule):
     """A module that runs a captured graph on its own copy of the weights.
 
     ``forward`` takes what the user's model takes and returns what it returns. ``state_dict`` keys are the user's
-    parameter names. ``train()`` and ``eval()`` flip the dropout and batch-norm flags inside the graph.
+    parameter names. ``train()`` and ``eval()`` flip the dropout and batch-norm flags inside the graph. ``to(device)``
+    takes along what the graph itself makes on a device.
     """
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> None:
@@ -106,6 +110,14 @@ class GraphNetwork(fx.GraphModule):
                 switch.turn_(nodes[switch.node], mode)
             self.recompile()
         super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphNetwork:
+        # Every way of moving a module ends here, also where it is a part of another.
+        super()._apply(fn, recurse)
+        device = device_of(self)
+        if device is not None and place_(self.graph, device):
+            self.recompile()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:
@@ -146,6 +158,43 @@ def network_of(graph_module: fx.GraphModule) -> GraphNetwork:
                 copied[id(original)] = copy.deepcopy(original)
             attributes[str(node.target)] = copied[id(original)]
     return GraphNetwork(attributes, copied_graph(graph_module.graph))
+
+
+def place_(graph: fx.Graph, device: torch.device) -> bool:
+    """Let operators that name a device (``arange``, ``zeros``, ``to``) name this one.
+
+    Capture writes down where the model happened to be; what is made there meets weights and inputs.
+
+    Returns:
+        Whether a node was changed.
+
+    Examples:
+        >>> graph = fx.Graph()
+        >>> node = graph.call_function(torch.ops.aten.arange.default, (3,), {"device": torch.device("cuda", 0)})
+        >>> place_(graph, torch.device("cpu")), place_(graph, torch.device("cpu")), node.kwargs["device"]
+        (True, False, device(type='cpu'))
+    """
+    others = [node for node in graph.nodes if named_devices(node) - {device}]
+
+    def swap(value: Any) -> Any:
+        return device if isinstance(value, torch.device) else value
+
+    for node in others:
+        node.args, node.kwargs = map_aggregate(node.args, swap), map_aggregate(node.kwargs, swap)
+    return bool(others)
+
+
+def named_devices(node: fx.Node) -> set[torch.device]:
+    """The devices that stand among a node's arguments."""
+    found: set[torch.device] = set()
+
+    def note(value: Any) -> Any:
+        if isinstance(value, torch.device):
+            found.add(value)
+        return value
+
+    map_aggregate((node.args, node.kwargs), note)
+    return found
 
 
 def copied_graph(graph: fx.Graph) -> fx.Graph:

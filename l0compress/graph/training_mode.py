@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from l0compress.devices import CPU, device_of, forked_randomness
 from l0compress.graph.network import TRAINING_DROPOUT, op_name
 
 _POSITION = 4  # of dropout_p
@@ -49,8 +50,9 @@ def attention_dropout(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str
         >>> attention_dropout(layer, (torch.zeros(1, 3, 8),), {})
         (0.25,)
     """
+    where = device_of(model) or CPU
     buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-    with _in_training_mode(model), torch.random.fork_rng(), torch.no_grad(), _recorded() as probabilities:
+    with _in_training_mode(model), forked_randomness(where), torch.no_grad(), _recorded() as probabilities:
         torch.func.functional_call(model, buffers, tuple(args), dict(kwargs))
     return tuple(probabilities)
 

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
+from l0compress.devices import CPU, device_of
 from l0compress.errors import CaptureError, DataError, InputError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import (
@@ -79,7 +80,8 @@ def capture_with(model: Model, data: Data) -> CapturedGraph:
     """
     if isinstance(model, ExportedProgram):
         return _captured_program(model)
-    batch = example_batch(data, EXAMPLE_SAMPLES)
+    device = device_of(model) if isinstance(model, nn.Module) else None
+    batch = example_batch(data, EXAMPLE_SAMPLES).to(device or CPU)
     with _silence():
         if isinstance(model, torch.jit.ScriptModule):
             return _captured_script(model, batch)
@@ -148,7 +150,8 @@ def check_parts(graph: CapturedGraph, data: Data) -> None:
 def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) -> None:
     try:
         with torch.no_grad():
-            graph.module()(*batch.args, **batch.kwargs)
+            here = batch.to(CPU)
+            graph.module()(*here.args, **here.kwargs)
     except FOREIGN_ERRORS as reason:
         raise DataError(
             f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
@@ -168,7 +171,7 @@ def _sizes(batch: Batch) -> str:
 
 def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> None:
     """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
-    batch = example_batch(data, EXAMPLE_SAMPLES)
+    batch = example_batch(data, EXAMPLE_SAMPLES).to(CPU)
     outputs = graph.module()(*batch.args, **batch.kwargs)
     objective = objective_for(loss, batch.targets, outputs)
     if batch.targets is None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l0compress.data import Data
+from l0compress.devices import forked_randomness, repeatable
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.network import attribute
@@ -36,7 +37,7 @@ def magnitude(
 ) -> FinetuneResult:
     """Compress a trained model by one-shot group magnitude; arguments, result and errors as for ``finetune``."""
     settings = FinetuneSettings() if settings is None else settings
-    with torch.random.fork_rng():
+    with forked_randomness(settings.device), repeatable(settings.device):
         torch.manual_seed(settings.seed)
         unit, wanted = the_one(target, names="params, macs and bytes")
         groups = find_groups(graph)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from l0compress.data import Data
+from l0compress.devices import forked_randomness, repeatable
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import groups_without_moves
@@ -46,7 +47,7 @@ def weight_magnitude(
     that all layers keep the same share ("layer").
     """
     settings = FinetuneSettings() if settings is None else settings
-    with torch.random.fork_rng():
+    with forked_randomness(settings.device), repeatable(settings.device):
         torch.manual_seed(settings.seed)
         unit, wanted = the_one(target, names="params, macs and bytes")
         groups = groups_without_moves(graph)
