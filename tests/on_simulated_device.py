@@ -29,7 +29,7 @@ from l0compress.gates.attach import compact, fold, gate
 from l0compress.gates.network import GatedNetwork
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.masked import masked
-from l0compress.graph.network import named_devices
+from l0compress.graph.placement import named_devices
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.shrink import shrink
 from l0compress.training.budget import Budget

@@ -31,7 +31,7 @@ from l0compress.gates.network import GatedNetwork
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.groups import find_groups
 from l0compress.graph.masked import masked
-from l0compress.graph.network import named_devices
+from l0compress.graph.placement import named_devices
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.shrink import shrink
 from l0compress.loading import load_pt2

@@ -21,7 +21,6 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.fx.node import map_aggregate
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from l0compress.devices import CPU
 from l0compress.errors import CaptureError, InputError, L0Error
 from l0compress.graph.cells import open_cells_
 from l0compress.graph.describe import headed, input_texts, size_text
@@ -31,8 +30,9 @@ from l0compress.graph.folding import fold_parametrisations_
 from l0compress.graph.functional import functionalise_
 from l0compress.graph.history import check_repeatable, without_history
 from l0compress.graph.inline import drop_checks_, inline_regions_
-from l0compress.graph.network import GraphNetwork, delete_unused_, named_devices, network_of, place_
+from l0compress.graph.network import GraphNetwork, delete_unused_, network_of
 from l0compress.graph.pickling import inputs_of, put_inputs_
+from l0compress.graph.placement import apart, bring_here_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import attention_dropout, note_attention_dropout_
@@ -213,7 +213,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     except L0Error:
         raise
     except USER_CODE_ERRORS as error:
-        raise CaptureError(_capture_message(model, error) + _apart(model, args, kwargs)) from error
+        raise CaptureError(_capture_message(model, error) + apart(model, args, kwargs)) from error
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
@@ -226,13 +226,6 @@ def _capture_message(model: nn.Module, error: BaseException) -> str:
         "forward free of data-dependent Python control flow, or check that the example inputs have the shape, dtype "
         "and keywords that it expects."
     )
-
-
-def _apart(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """A hint for a model and example inputs that are on several devices; empty where they are on one."""
-    tensors = [*model.parameters(), *model.buffers(), *pytree.tree_leaves((args, dict(kwargs)))]
-    devices = sorted({str(tensor.device) for tensor in tensors if isinstance(tensor, Tensor)})
-    return f" Model and inputs are on {' and '.join(devices)}: bring them to one device." if len(devices) > 1 else ""
 
 
 def _from_program(program: ExportedProgram) -> CapturedGraph:
@@ -285,23 +278,10 @@ def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any
     module.recompile()
     args, kwargs = pytree.tree_map_only(Tensor, _owned, (args, kwargs))
     network = network_of(module)
-    elsewhere = _bring_here_(network, args, kwargs)
+    elsewhere = bring_here_(network, args, kwargs)
     args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.cpu, (args, kwargs))
     graph = CapturedGraph(network, args, kwargs, shapes)
     return propagate_shapes(graph) if shapeless or elsewhere else graph
-
-
-def _bring_here_(network: GraphNetwork, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Bring a network to the CPU; says whether anything of it, or an example input, was elsewhere."""
-    tensors = [*network.parameters(), *network.buffers(), *pytree.tree_leaves((args, kwargs))]
-    devices = {tensor.device for tensor in tensors if isinstance(tensor, Tensor)}
-    devices = devices.union(*(named_devices(node) for node in network.graph.nodes))
-    if devices <= {CPU}:
-        return False
-    network.to(CPU)
-    place_(network.graph, CPU)
-    network.recompile()
-    return True
 
 
 def _owned(example: Tensor) -> Tensor:

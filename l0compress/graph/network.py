@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.node import map_aggregate
 
 from l0compress.devices import device_of
 from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
+from l0compress.graph.placement import place_
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
 # belongs to the model (batch norm without running statistics) and is left alone.
@@ -158,43 +158,6 @@ def network_of(graph_module: fx.GraphModule) -> GraphNetwork:
                 copied[id(original)] = copy.deepcopy(original)
             attributes[str(node.target)] = copied[id(original)]
     return GraphNetwork(attributes, copied_graph(graph_module.graph))
-
-
-def place_(graph: fx.Graph, device: torch.device) -> bool:
-    """Let operators that name a device (``arange``, ``zeros``, ``to``) name this one.
-
-    Capture writes down where the model happened to be; what is made there meets weights and inputs.
-
-    Returns:
-        Whether a node was changed.
-
-    Examples:
-        >>> graph = fx.Graph()
-        >>> node = graph.call_function(torch.ops.aten.arange.default, (3,), {"device": torch.device("cuda", 0)})
-        >>> place_(graph, torch.device("cpu")), place_(graph, torch.device("cpu")), node.kwargs["device"]
-        (True, False, device(type='cpu'))
-    """
-    others = [node for node in graph.nodes if named_devices(node) - {device}]
-
-    def swap(value: Any) -> Any:
-        return device if isinstance(value, torch.device) else value
-
-    for node in others:
-        node.args, node.kwargs = map_aggregate(node.args, swap), map_aggregate(node.kwargs, swap)
-    return bool(others)
-
-
-def named_devices(node: fx.Node) -> set[torch.device]:
-    """The devices that stand among a node's arguments."""
-    found: set[torch.device] = set()
-
-    def note(value: Any) -> Any:
-        if isinstance(value, torch.device):
-            found.add(value)
-        return value
-
-    map_aggregate((node.args, node.kwargs), note)
-    return found
 
 
 def copied_graph(graph: fx.Graph) -> fx.Graph:
