@@ -102,7 +102,7 @@ def own_loop(name: str, device: torch.device) -> str:
     with torch.no_grad():
         gated.gates.log_alpha[::5] = -8.0
     for _ in range(2):
-        optimizer = torch.optim.AdamW(gated.parameters(), lr=1e-3, fused=True)
+        optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3), fused=True)
         for _ in range(STEPS // 2):
             loss = next(iter(named_leaves(gated(*call.args)).values())).square().mean() + budget.penalty()
             loss.backward()
@@ -238,7 +238,7 @@ def speed(device: torch.device) -> str:
         x, y = torch.randn(256, 1, 24, 24).to(place), torch.randint(CLASSES, (256,)).to(place)
         gated = gate(capture(Convolutions(64), (x[:2].cpu(),))).to(place).train()
         budget = l0.Budget(gated, macs=0.5)
-        optimizer = torch.optim.AdamW(gated.parameters(), lr=1e-3, fused=True)
+        optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3), fused=True)
         taken = []
         for _ in range(3 + 10):
             began = time.perf_counter()

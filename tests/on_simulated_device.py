@@ -64,7 +64,7 @@ def own_loop(graph: CapturedGraph, device: str, granularity: Any = "structured",
         gated.gates.log_alpha[::5] = -8.0
     losses = []
     for _ in range(2):
-        optimizer = torch.optim.AdamW(gated.parameters(), lr=0.01, fused=True)
+        optimizer = torch.optim.AdamW(gated.param_groups(lr=0.01), fused=True)
         for _ in range(steps):
             loss = first(gated(*call.args, **call.kwargs)).square().mean() + budget.penalty()
             loss.backward()
@@ -173,6 +173,17 @@ class Looking(Shelf):
     def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
         self.devices.update(tensor.device.type for tensor in make().tensors.values())
         super().offer_(make, must=must)
+
+
+def test_a_plan_of_masks_on_the_device_is_on_the_cpu() -> None:
+    graph = captured("MLP")
+    groups = l0.find_groups(graph)
+    keep = torch.ones(groups.num_moves, dtype=torch.bool)
+    keep[0] = False
+    mask = torch.rand(graph.state()["0.weight"].shape) > 0.5
+    plan = KeepPlan.from_keep(groups, keep.to(NAME)).with_masks({"0.weight": mask.to(NAME)})
+    assert {tensor.device.type for tensor in plan.tensors().values()} == {"cpu"}
+    verify(shrink(graph, plan), replace(graph, graph_module=masked(graph, plan)))
 
 
 def test_statistics_are_measured_on_the_device() -> None:

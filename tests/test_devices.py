@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.utils.backend_registration
 from conftest import save_pt2
 from device_networks import NETWORKS, build
 from torch import Tensor, nn
@@ -228,6 +229,10 @@ def test_an_archive_that_was_made_on_a_gpu_is_read_without_one(tmp_path: Path) -
     torch.testing.assert_close(run(graph.module(), graph), model(*graph.example_args))
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this PyTorch takes no backend that is written in Python",
+)
 def test_loops_and_runs_on_a_simulated_device() -> None:
     # PyTorch has a new device for good once it has one, so that this takes a process of its own.
     tests = Path(__file__).with_name("on_simulated_device.py")
