@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import subprocess
 import sys
 import zipfile
@@ -25,7 +26,7 @@ from torch._subclasses import FakeTensorMode
 
 from l0compress.calls import Call, named_leaves
 from l0compress.data import Batch
-from l0compress.devices import constant_on, device_of, forked_randomness, moved
+from l0compress.devices import constant_on, device_of, forked_randomness, moved, repeatable
 from l0compress.errors import CaptureError
 from l0compress.gates.attach import compact, gate
 from l0compress.gates.network import GatedNetwork
@@ -189,6 +190,19 @@ def test_randomness_is_as_it_was_also_after_an_error() -> None:
         torch.manual_seed(1)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_cuda_repeats_itself_while_a_run_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(KeyError), repeatable("cuda:1"):
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        raise KeyError
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    with repeatable("cpu"):
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_model_and_inputs_on_two_devices_are_named() -> None:

@@ -81,7 +81,7 @@ def logistic_like(tensor: Tensor) -> Tensor:
     True
     """
     if tensor.device.type != "cpu":  # a GPU has logarithms to spare
-        tiny = 2.0 ** -(_NOISE_BITS + 1)
+        tiny = max(2.0 ** -(_NOISE_BITS + 1), torch.finfo(tensor.dtype).eps)
         return torch.rand_like(tensor, memory_format=torch.contiguous_format).clamp_(tiny, 1 - tiny).logit_()
     # Four numbers a random word, and a table instead of logarithms: torch.rand and torch.logit would take longer than
     # all else that a gate needs.
