@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l0compress.devices import moved
 from l0compress.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
@@ -48,9 +49,9 @@ class Batch:
         return len(next(iter((*self.args, *self.kwargs.values()))))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device."""
-        moved = self.each(lambda tensor: tensor.to(device))
-        return replace(moved, targets=None if self.targets is None else self.targets.to(device))
+        """The same batch on a device; what is float64 becomes float32 where the device has none."""
+        there = self.each(lambda tensor: moved(tensor, device))
+        return replace(there, targets=None if self.targets is None else moved(self.targets, device))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with every input changed."""

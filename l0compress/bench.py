@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from l0compress.calls import Call, checked_batch_sizes, example_call, resized
+from l0compress.devices import device_of, synchronize
 from l0compress.errors import InputError, RunError
 from l0compress.export.bundled import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
@@ -193,7 +194,7 @@ def call_of(sources: Sequence[Any]) -> Call:
 
 
 def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
-    """One call of an opened candidate, with its inputs already converted.
+    """One call of an opened candidate, with its inputs already converted, and on the candidate's device.
 
     Raises:
         InputError: the candidate does not take the inputs, or is in training mode.
@@ -202,9 +203,19 @@ def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) 
         candidate(*call.args, **call.kwargs)
         return candidate.bound(call)
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate
+    device = device_of(model) if isinstance(model, nn.Module) else None
     if isinstance(model, nn.Module) and model.training:
         raise InputError(f"{type(model).__name__} is in training mode. Nothing was run. Call .eval() on it first.")
-    return lambda: model(*call.args, **call.kwargs)
+    if device is None or device.type == "cpu":
+        return lambda: model(*call.args, **call.kwargs)
+    there = call.to(device)
+
+    def run() -> Any:
+        result = model(*there.args, **there.kwargs)
+        synchronize(device)  # a GPU returns before it is done
+        return result
+
+    return run
 
 
 def _summary(name: str, batch_size: int, nanoseconds: list[int]) -> Timing:

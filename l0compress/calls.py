@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim
 
+from l0compress.devices import device_of, moved
 from l0compress.errors import InputError
 from l0compress.graph.batch import BatchDims, batch_of, bounds_of, leading, symbols_of
 from l0compress.graph.capture import CapturedGraph
@@ -51,6 +52,15 @@ class Call:
         """The same call on tensors of its own, so that a model that writes into its inputs spoils nothing."""
         args, kwargs = pytree.tree_map_only(Tensor, torch.clone, (self.args, self.kwargs))
         return Call(args, kwargs, self.batch_dims)
+
+    def to(self, device: torch.device | str) -> Call:
+        """The same call on a device; what is float64 becomes float32 where the device has none."""
+        return Call(*pytree.tree_map_only(Tensor, lambda leaf: moved(leaf, device), (self.args, self.kwargs)))
+
+    def copy_for(self, model: Any) -> Call:
+        """As :meth:`copy`, on the device of a module; for a module without tensors, and any function, where it is."""
+        device = device_of(model) if isinstance(model, nn.Module) else None
+        return self.copy() if device is None else self.to(device).copy()
 
 
 def named_leaves(value: Any, prefix: str = "output") -> dict[str, Any]:

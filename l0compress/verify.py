@@ -179,7 +179,7 @@ def _runnable(model: Model, role: str) -> Callable[..., Any]:
 
 
 def _answer(model: Callable[..., Any], call: Call) -> Any:
-    copy = call.copy()
+    copy = call.copy_for(model)
     return model(*copy.args, **copy.kwargs)
 
 

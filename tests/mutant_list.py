@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Mutant
 from mutants_of_bundles import BUNDLES
+from mutants_of_devices import DEVICES
 from mutants_of_rules import RULES
 from mutants_of_surgery import SURGERY
 
@@ -99,4 +100,4 @@ OPEN = (
     ),
 )
 
-MUTANTS = (*RULES, *WHOLE, *SURGERY, *BUNDLES)
+MUTANTS = (*RULES, *WHOLE, *SURGERY, *BUNDLES, *DEVICES)

@@ -54,10 +54,10 @@ def converted_type(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.
 
 
 def product_of(z: Tensor, moves: Tensor) -> Tensor:
-    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``.
+    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``, both on one device.
 
     >>> product_of(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([[0, 2], [0, 1]]))
     tensor([0.5000, 0.1250])
     """
     # Column by column: the backward of prod() is slow where factors are exactly 0, and gates often are.
-    return reduce(operator.mul, (z[column] for column in moves.unbind(-1)))
+    return reduce(operator.mul, (z.index_select(0, column) for column in moves.unbind(-1)))

@@ -15,6 +15,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from l0compress.devices import constant_on, widest_float
 from l0compress.gates.weight_gates import WeightGate
 from l0compress.graph.groups import Groups
 from l0compress.graph.space import MacsFact
@@ -37,7 +38,7 @@ class SparseCost:
     weights: tuple[Weight, ...]
 
     def expected(self, gates: Mapping[str, WeightGate], moves: Tensor, unit: str) -> Tensor:
-        """Expected cost after removal, a scalar in float64, differentiable in all gates.
+        """Expected cost after removal, a scalar in the widest float of the gates' device, differentiable in them.
 
         Args:
             gates: by name of the weight.
@@ -91,8 +92,7 @@ class SparseCost:
 
     def _alive(self, moves: Tensor) -> Tensor:
         """The probability that each component is left."""
-        padded = torch.cat([moves.double(), moves.new_ones(1, dtype=torch.float64)])
-        return padded[self.groups.moves_of_component.to(padded.device)].prod(-1)
+        return self.groups.alive_probabilities(moves)
 
     def _rates(self, unit: str) -> tuple[dict[str, float | Tensor], float]:
         """What one nonzero of each weight costs, and what is left without any: worked out once."""
@@ -106,7 +106,10 @@ class SparseCost:
         return {}
 
     def _saved(self, weight: Weight, present: Tensor, alive: Tensor, unit: str) -> Tensor:
-        lines = {dim: alive[line.to(alive.device)] for dim, line in self._lines[weight.name].items()}
+        lines = {
+            dim: alive.index_select(0, constant_on(line, alive.device))
+            for dim, line in self._lines[weight.name].items()
+        }
         if unit == "macs":
             saved = [self._saved_macs(use, present, lines, alive) for use in weight.uses if use.macs]
             return torch.stack(saved).sum() if saved else alive.new_zeros(())
@@ -119,14 +122,14 @@ class SparseCost:
 
     def _saved_macs(self, use: Use, present: Tensor, lines: Lines, alive: Tensor) -> Tensor:
         fact, members = self._facts[use.node, use.order]
-        macs = alive.new_tensor(fact.coefficient)
+        macs = alive.new_full((), fact.coefficient)
         for line in members:
-            macs = macs * alive[line.to(alive.device)].sum()
-        counts = None if use.counts is None else use.counts.to(present)
+            macs = macs * alive.index_select(0, constant_on(line, alive.device)).sum()
+        counts = None if use.counts is None else constant_on(use.counts, present.device, present.dtype)
         whole = _counted(counts, tuple(present.shape), lines)
         left = _counted(present if counts is None else present * counts, tuple(present.shape), lines)
         share = use.macs / (self._dense_macs(fact) * self.groups.graph.batch_size)
-        return macs * share * (1 - left / whole.clamp_min(torch.finfo(torch.float64).tiny))
+        return macs * share * (1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
     def _dense_macs(self, fact: MacsFact) -> float:
         size = fact.coefficient
@@ -163,11 +166,11 @@ def _counted(present: Tensor | None, shape: tuple[int, ...], lines: Lines) -> Te
     """The expected number of elements, given the probability of each (None: 1) and of the index along each line."""
     if present is None:
         some = next(iter(lines.values()), None)
-        total = torch.ones((), dtype=torch.float64, device=None if some is None else some.device)
+        total = torch.ones((), dtype=torch.float64) if some is None else some.new_ones(())
         for dim, size in enumerate(shape):
             total = total * (lines[dim].sum() if dim in lines else size)
         return total
     left: Tensor = present
     for dim in reversed(range(len(shape))):
         left = left.movedim(dim, -1) @ lines[dim].to(left.dtype) if dim in lines else left.sum(dim)
-    return left.double()
+    return left.to(widest_float(left.device))

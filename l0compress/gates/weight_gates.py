@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from l0compress.devices import constant_on, widest_float
 from l0compress.errors import InputError
 from l0compress.gates.hard_concrete import Gates, Stretch
 
@@ -48,7 +49,7 @@ class WeightGate(Gates):
         return _Gated.apply(weight, self.log_alpha, noise, self.temperature, self.stretch)
 
     def expected_cost(self, costs: float | Tensor) -> Tensor:
-        """``sum of costs * P(gate is not zero)``: a scalar in float64, differentiable in the gates."""
+        """``sum of costs * P(gate is not zero)``: a scalar in the device's widest float, differentiable."""
         shift = self.temperature * math.log(-self.stretch.low / self.stretch.high)
         return _ExpectedCost.apply(self.log_alpha, costs, shift)
 
@@ -81,27 +82,30 @@ def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor
 
 
 def logistic_like(tensor: Tensor) -> Tensor:
-    """Logistic noise, ``log u - log(1 - u)`` for ``u`` on a grid of 2^16 values in (0, 1), of the tensor's shape.
+    """Logistic noise, ``log u - log(1 - u)``, of the tensor's shape; on a CPU ``u`` is one of 2^16 values in (0, 1).
 
     >>> noise = logistic_like(torch.zeros(1000))
     >>> abs(float(noise.sigmoid().mean()) - 0.5) < 0.05
     True
     """
+    if tensor.device.type != "cpu":  # a GPU has logarithms to spare
+        tiny = max(2.0 ** -(_NOISE_BITS + 1), torch.finfo(tensor.dtype).eps)
+        return torch.rand_like(tensor, memory_format=torch.contiguous_format).clamp_(tiny, 1 - tiny).logit_()
     # Four numbers a random word, and a table instead of logarithms: torch.rand and torch.logit would take longer than
     # all else that a gate needs.
-    words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64, device=tensor.device)
+    words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64)
     numbers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint16)[: tensor.numel()]
-    table = _logistic_table(tensor.device).to(tensor.dtype)
-    noise = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    table = _logistic_table().to(tensor.dtype)
+    noise = torch.empty(tensor.shape, dtype=tensor.dtype)
     for positions, part in _blocks(numbers, noise):
         torch.index_select(table, 0, positions.to(torch.int32), out=part)
     return noise
 
 
 @cache
-def _logistic_table(device: torch.device) -> Tensor:
+def _logistic_table() -> Tensor:
     size = 2**_NOISE_BITS
-    return torch.logit((torch.arange(size, dtype=torch.float64) + 0.5) / size).float().to(device)
+    return torch.logit((torch.arange(size, dtype=torch.float64) + 0.5) / size).float()
 
 
 class _Gated(torch.autograd.Function):
@@ -149,9 +153,9 @@ class _ExpectedCost(torch.autograd.Function):
     def forward(ctx: Any, log_alpha: Tensor, costs: float | Tensor, shift: float) -> Tensor:
         ctx.save_for_backward(log_alpha)
         ctx.costs, ctx.shift = costs, shift
-        total = torch.zeros((), dtype=torch.float64, device=log_alpha.device)
+        total = torch.zeros((), dtype=widest_float(log_alpha.device), device=log_alpha.device)
         if isinstance(costs, Tensor):
-            for location, each in _blocks(log_alpha, costs.to(log_alpha)):
+            for location, each in _blocks(log_alpha, constant_on(costs, log_alpha.device, log_alpha.dtype)):
                 total += (location - shift).sigmoid_().mul_(each).sum()
             return total
         for (location,) in _blocks(log_alpha):
@@ -169,12 +173,16 @@ class _ExpectedCost(torch.autograd.Function):
             torch.addcmul(probability, probability, probability, value=-1, out=slope).mul_(
                 scale if isinstance(ctx.costs, Tensor) else scale * ctx.costs
             )
-        return result.mul_(ctx.costs.to(result)) if isinstance(ctx.costs, Tensor) else result, None, None
+        if isinstance(ctx.costs, Tensor):
+            result.mul_(constant_on(ctx.costs, result.device, result.dtype))
+        return result, None, None
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Flat parts of tensors of one shape that fit a processor's cache together; those written to are contiguous."""
-    flat = [tensor.reshape(-1) for tensor in tensors]
-    size = flat[0].numel() if flat[0].device.type != "cpu" else _BLOCK
-    for start in range(0, flat[0].numel(), max(size, 1)):
-        yield tuple(part[start : start + size] for part in flat)
+    flat = tuple(tensor.reshape(-1) for tensor in tensors)
+    if flat[0].device.type != "cpu":  # a GPU has no such cache, and each part would be a launch
+        yield flat
+        return
+    for start in range(0, flat[0].numel(), _BLOCK):
+        yield tuple(part[start : start + _BLOCK] for part in flat)

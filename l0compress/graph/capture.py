@@ -44,6 +44,7 @@ from l0compress.graph.history import check_repeatable, without_history
 from l0compress.graph.inline import drop_checks_, inline_regions_
 from l0compress.graph.network import GraphNetwork, delete_unused_, network_of, retype_node_
 from l0compress.graph.pickling import inputs_of, put_inputs_
+from l0compress.graph.placement import apart, bring_here_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import TrainingOnly, missing_in, note_attention_dropout_, training_run
@@ -65,6 +66,8 @@ _OF_STATE = (
 @dataclass(frozen=True, eq=False)
 class CapturedGraph:
     """A model as one graph. Immutable: every stage returns a new one.
+
+    It is on the CPU, wherever the model was; :meth:`module` is a network that ``.to(device)`` moves.
 
     Attributes:
         graph_module: aten operators over parameters and buffers under the user's names. Never mutated.
@@ -251,7 +254,7 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     except L0Error:
         raise
     except USER_CODE_ERRORS as error:
-        raise CaptureError(_capture_message(model, error)) from error
+        raise CaptureError(_capture_message(model, error) + apart(model, args, kwargs)) from error
 
 
 def _capture_message(model: nn.Module, error: BaseException) -> str:
@@ -311,10 +314,13 @@ def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any
     delete_unused_(module)
     module.recompile()
     args, kwargs = pytree.tree_map_only(Tensor, _owned, (args, kwargs))
+    network = network_of(module)
+    elsewhere = bring_here_(network, args, kwargs)
     codegen: Any = module.graph._codegen
     shapes = sizes.by_graph_name(codegen.pytree_info.orig_args, args, kwargs)
-    graph = CapturedGraph(network_of(module), args, kwargs, shapes, batch_dims)
-    return propagate_shapes(graph) if shapeless else graph
+    args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.cpu, (args, kwargs))
+    graph = CapturedGraph(network, args, kwargs, shapes, batch_dims)
+    return propagate_shapes(graph) if shapeless or elsewhere else graph
 
 
 def _owned(example: Tensor) -> Tensor:
@@ -331,7 +337,7 @@ def propagate_shapes(graph: CapturedGraph) -> CapturedGraph:
     mode = next(value.fake_mode for value in values if isinstance(value, torch._subclasses.FakeTensor))
     with mode:
         inputs = [
-            torch.empty(value.shape, dtype=leaf.dtype, device=value.device) if isinstance(value, Tensor) else value
+            torch.empty(value.shape, dtype=leaf.dtype, device=leaf.device) if isinstance(value, Tensor) else value
             for value, leaf in zip(values, leaves, strict=True)
         ]
     # Without the Python dispatcher some operators ask symbolic tensors for concrete sizes.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from l0compress.devices import constant_on
 from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.components import Components
 from l0compress.graph.labels import Labelled, shape_of
@@ -122,12 +123,20 @@ class Terms:
     lines: Tensor
     owners: tuple[frozenset[str], ...]
 
-    def weights(self, live: frozenset[str] | None) -> Tensor:
-        """The coefficients, zero for terms that no node in ``live`` owns; None: all are live."""
+    def weights(self, live: frozenset[str] | None, like: Tensor) -> Tensor:
+        """The coefficients, zero for terms that no node in ``live`` owns, on the device and in the dtype of ``like``.
+
+        With ``live`` None all are live.
+        """
         if live is None:
-            return self.coefficients
+            return constant_on(self.coefficients, like.device, like.dtype)
         owned = torch.tensor([not live.isdisjoint(owners) for owners in self.owners], dtype=torch.float64)
-        return self.coefficients * owned
+        return (self.coefficients * owned).to(like)
+
+    def products(self, counts: Tensor) -> Tensor:
+        """The product of each term's live counts, the last of which is the constant one."""
+        lines = constant_on(self.lines, counts.device)
+        return counts.index_select(0, lines.flatten()).view(lines.shape).prod(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,12 +159,14 @@ class CostModel:
         """Cost in ``unit`` as a scalar, given the probability that each component is alive.
 
         Exact for 0 and 1, and in expectation where the factors of a product are independent: E[ΣaΣb] = ΣE[a]ΣE[b].
-        Differentiable in ``alive`` (components,). What only nodes outside ``live`` need costs nothing.
+        Differentiable in ``alive`` (components,), on whose device the result is. What only nodes outside ``live`` need
+        costs nothing.
         """
-        counts = alive.new_zeros(self.num_lines).index_add(0, self.line_of, alive[self.members])
+        members, line_of = (constant_on(index, alive.device) for index in (self.members, self.line_of))
+        counts = alive.new_zeros(self.num_lines).index_add(0, line_of, alive.index_select(0, members))
         counts = torch.cat([counts, counts.new_ones(1)])
         terms = self.terms[unit]
-        return (terms.weights(live).to(counts) * counts[terms.lines].prod(-1)).sum()
+        return (terms.weights(live, counts) * terms.products(counts)).sum()
 
 
 def cost_model(labelled: Labelled, components: Components) -> CostModel:

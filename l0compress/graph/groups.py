@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l0compress.devices import constant_on, widest_float
 from l0compress.errors import NothingToPruneError, PlanError
 from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.closure import Closure
@@ -135,11 +136,17 @@ class Groups:
             unit: ``params``, ``macs`` or ``bytes``.
 
         Returns:
-            A scalar in float64, equal to :meth:`cost_of` where the probabilities are 0 and 1 and nothing more dies as
-            a consequence.
+            A scalar in float64 (float32 where the device has no float64), equal to :meth:`cost_of` where the
+            probabilities are 0 and 1 and nothing more dies as a consequence.
         """
-        padded = torch.cat([probabilities.double(), probabilities.new_ones(1, dtype=torch.float64)])
-        return self.costs.evaluate(padded[self.moves_of_component.to(padded.device)].prod(-1), unit)
+        return self.costs.evaluate(self.alive_probabilities(probabilities), unit)
+
+    def alive_probabilities(self, probabilities: Tensor) -> Tensor:
+        """The probability that each component is left, ``(components,)``, given that of each move."""
+        wide = probabilities.to(widest_float(probabilities.device))
+        padded = torch.cat([wide, wide.new_ones(1)])
+        moves = constant_on(self.moves_of_component, padded.device)
+        return padded.index_select(0, moves.flatten()).view(moves.shape).prod(-1)
 
     def __repr__(self) -> str:
         stuck = counted(len(self.frozen), "parameter dimension")

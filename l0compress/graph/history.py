@@ -15,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from l0compress.devices import CPU, device_of, forked_randomness
 from l0compress.errors import CaptureError
 from l0compress.graph.instance_state import Snapshot, kept, snapshot_of
 from l0compress.graph.own_writes import OwnWrite, own_writes
@@ -77,7 +78,7 @@ def outputs_of(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any],
     The model and the random state are left as they were.
     """
     try:
-        with kept(model, values=True), torch.random.fork_rng(), torch.no_grad():
+        with kept(model, values=True), forked_randomness(device_of(model) or CPU), torch.no_grad():
             leaves: list[Any] = []
             for _ in range(calls):
                 torch.manual_seed(0)
@@ -131,7 +132,7 @@ def check_repeatable(
 
 def changed_by_a_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the attributes and buffers that one call changes; they are put back."""
-    with kept(model, values=True) as before, torch.random.fork_rng(), torch.no_grad():
+    with kept(model, values=True) as before, forked_randomness(device_of(model) or CPU), torch.no_grad():
         model(*args, **kwargs)
         return before.changed()
 

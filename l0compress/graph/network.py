@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from l0compress.devices import device_of
 from l0compress.errors import InputError
 from l0compress.graph.pickling import GraphRecipe, graph_from, recipe_of
+from l0compress.graph.placement import place_
 
 # Which positional argument of an operator says "training". A flag that is already True in an eval-mode capture
 # belongs to the model (batch norm without running statistics) and is left alone.
@@ -112,7 +115,8 @@ class GraphNetwork(fx.GraphModule):
     """A module that runs a captured graph on its own copy of the weights.
 
     ``forward`` takes what the user's model takes and returns what it returns. ``state_dict`` keys are the user's
-    parameter names. ``train()`` and ``eval()`` flip the dropout and batch-norm flags inside the graph.
+    parameter names. ``train()`` and ``eval()`` flip the dropout and batch-norm flags inside the graph. ``to(device)``
+    takes along what the graph itself makes on a device.
     """
 
     def __init__(self, root: nn.Module | dict[str, Any], graph: fx.Graph) -> None:
@@ -127,6 +131,14 @@ class GraphNetwork(fx.GraphModule):
                 switch.turn_(nodes[switch.node], mode)
             self.recompile()
         super().train(mode)
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> GraphNetwork:
+        # Every way of moving a module ends here, also where it is a part of another.
+        super()._apply(fn, recurse)
+        device = device_of(self)
+        if device is not None and place_(self.graph, device):
+            self.recompile()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphNetwork:

@@ -46,7 +46,7 @@ class KeepPlan:
         Raises:
             PlanError: the mask does not fit the groups, or would leave a layer empty.
         """
-        return cls(groups, groups.close(keep))
+        return cls(groups, groups.close(keep.cpu()))
 
     @classmethod
     def everything(cls, groups: Groups) -> KeepPlan:
@@ -195,7 +195,7 @@ class KeepPlan:
                     f"a mask for {name!r} must be bool of shape {shapes.get(name)}, but it is {mask.dtype} of shape "
                     f"{tuple(mask.shape)}. Nothing was changed."
                 )
-        return replace(self, masks=dict(masks))
+        return replace(self, masks={name: mask.cpu() for name, mask in masks.items()})
 
     def tensors(self) -> dict[str, Tensor]:
         """The whole decision as named tensors, for a file; :meth:`from_tensors` takes them back."""

@@ -23,6 +23,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from l0compress.devices import CPU, device_of, forked_randomness
 from l0compress.graph.history import changed_by_a_call
 from l0compress.graph.instance_state import kept
 from l0compress.graph.network import SWITCHED, TRAINING_DROPOUT, op_name
@@ -104,7 +105,7 @@ def training_run(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any
     by_id = {id(module): name for name, module in model.named_modules()}
     recorder = _Recorder(by_id)
     try:
-        with kept(model, values=True) as before, _same_random_state(), torch.no_grad():
+        with kept(model, values=True) as before, _same_random_state(device_of(model) or CPU), torch.no_grad():
             model.train()
             with recorder, recorder.python_draws(), _recorded_attention() as probabilities:
                 model(*own_args, **own_kwargs)
@@ -248,10 +249,10 @@ def _drops(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def _same_random_state() -> Iterator[None]:
+def _same_random_state(device: torch.device) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with forked_randomness(device):
             yield
     finally:
         random.setstate(python)

@@ -32,7 +32,7 @@ def class_warnings(data: Data) -> tuple[str, ...]:
         DataError: all samples of the training part are of one class, or none has a label.
     """
     labels = {name: split.known_labels() for name, split in data.parts().items()}
-    found = {name: known[known != IGNORED_LABEL].unique() for name, known in labels.items() if known is not None}
+    found = {name: known[known != IGNORED_LABEL].unique().cpu() for name, known in labels.items() if known is not None}
     if "train" in found:
         _check_train(found["train"])
     return (*_missing(found), *_unshuffled(data.train))
@@ -98,10 +98,10 @@ def _unshuffled(train: object) -> Iterable[str]:
     first = _first_labels(train)
     if len(first) < FIRST_BATCHES:
         return
-    begins = torch.cat(first)
+    begins = torch.cat(first).cpu()
     known = train.known_labels()
     # Of a stream whose other classes are unknown, half of the samples may be of this one.
-    share = 0.5 if known is None else float((known == begins[0]).double().mean())
+    share = 0.5 if known is None else float((known.cpu() == begins[0]).double().mean())
     if bool((begins == begins[0]).all()) and share < 1 and share ** len(begins) < _CHANCE:
         yield (
             f"The first {FIRST_BATCHES} batches of the train part, {len(begins)} samples, are all of class "

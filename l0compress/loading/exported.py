@@ -2,7 +2,8 @@
 
 requires: the bytes of a file.
 ensures:  torch reads an archive that holds the vetted parts and nothing else, so that two readers of one damaged or
-          hostile zip cannot see two different things.
+          hostile zip cannot see two different things. What it reads is on the CPU, whatever device the archive was made
+          on.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch.export import ExportedProgram
 from l0compress.errors import ModelError
 from l0compress.loading.archives import FREE_BYTES, Archive, open_archive
 from l0compress.loading.containers import unknown_containers
-from l0compress.loading.programs import fault_of_program, without_notes
+from l0compress.loading.programs import fault_of_program, on_cpu, without_notes
 from l0compress.loading.references import first_line
 from l0compress.loading.weights import READ_ERRORS, load_tensors
 
@@ -124,7 +125,7 @@ def _vetted(content: bytes, path: Path) -> bytes:
             "Nothing was changed. Export a module that hands on tensors, tuples or dictionaries, or in Python import "
             "that container's package first."
         )
-    parts[PROGRAM] = json.dumps(program).encode()
+    parts[PROGRAM] = json.dumps(on_cpu(program)).encode()
     for kind in PAYLOADS:
         parts |= _payloads(archive, entries, kind, path)
     parts[SAMPLE_INPUTS] = _sample_inputs(archive, entries, path)
@@ -144,7 +145,7 @@ def _payloads(archive: Archive, entries: dict[str, str], kind: str, path: Path) 
     fault = fault_of_program(config)
     if fault is not None:
         _refuse(path, fault)
-    parts = {config_name: json.dumps(config).encode()}
+    parts = {config_name: json.dumps(on_cpu(config)).encode()}
     for name, payload in config["config"].items():
         entry = f"{folder}/{payload['path_name']}"
         if payload["use_pickle"] or not payload["path_name"].startswith(("weight_", "tensor_")):
@@ -173,12 +174,15 @@ def _sample_inputs(archive: Archive, entries: dict[str, str], path: Path) -> byt
     if SAMPLE_INPUTS not in entries:
         raise ModelError(f"Cannot read model {str(path)!r}: it has no example inputs. Export the model again.")
     content = archive.read(entries[SAMPLE_INPUTS])
-    if content:
-        try:
-            load_tensors(content, f"the example inputs of model {str(path)!r}")
-        except (pickle.UnpicklingError, *READ_ERRORS):
-            _refuse(path, SAMPLE_INPUTS)
-    return content
+    if not content:
+        return content
+    try:
+        inputs = load_tensors(content, f"the example inputs of model {str(path)!r}")
+    except (pickle.UnpicklingError, *READ_ERRORS):
+        _refuse(path, SAMPLE_INPUTS)
+    saved = io.BytesIO()
+    torch.save(inputs, saved)  # on the CPU now, wherever they were
+    return saved.getvalue()
 
 
 def _refuse(path: Path, what: str) -> NoReturn:

@@ -11,6 +11,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import AnySplit, Batch, Data, Split, StreamSplit, example_batch
+from l0compress.devices import CPU, device_of
 from l0compress.errors import DataError
 from l0compress.loading.classes import IGNORED_LABEL
 from l0compress.loading.models import Model
@@ -160,7 +161,7 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
             given = wanted
     if len(wanted) != len(given) or any(len(a) != len(b) for a, b in zip(wanted, given, strict=True)):
         raise DataError(_shape_message(wanted, given))
-    batch = example_batch(data, PROBE_SAMPLES)
+    batch = example_batch(data, PROBE_SAMPLES).to(_device_of(program))
     reason = _raised(program.module(), batch)
     if reason is not None:
         if wanted != given:
@@ -192,6 +193,11 @@ def _type_message(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> s
     )
 
 
+def _device_of(program: ExportedProgram) -> torch.device:
+    leaves = [*program.state_dict.values(), *pytree.tree_leaves(program.example_inputs)]
+    return next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), CPU)
+
+
 def _shape_message(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> str:
     return (
         f"The model was exported for samples of shape {_shapes(wanted)}, and the data has {_shapes(given)}. "
@@ -204,7 +210,7 @@ def _shapes(shapes: list[tuple[int, ...]]) -> str:
 
 
 def _fit_module(data: Data, module: nn.Module) -> Data:
-    batch = example_batch(data, PROBE_SAMPLES)
+    batch = example_batch(data, PROBE_SAMPLES).to(device_of(module) or CPU)
     reason = _failure(module, batch)
     if reason is None:
         return data

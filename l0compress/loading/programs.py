@@ -52,6 +52,10 @@ _OPERATOR = re.compile(r"torch\.ops\.([A-Za-z]\w*|_\w+)\.(\w+)\.(\w+)")
 _REGION = re.compile(r"torch\.ops\.higher_order\.(\w+)")
 _PLAIN_TEXT = re.compile(r"[^\"'\\`\x00-\x1f\x7f]*")
 
+# How a device is written, and where.
+_CPU = {"type": "cpu", "index": None}
+_DEVICES = ("device", "as_device")
+
 
 def fault_of_program(program: Any) -> str | None:
     """What in the JSON of a program could run code, or None.
@@ -77,6 +81,22 @@ def without_notes(program: Any) -> Any:
             kept["guards_code"] = []
         return kept
     return [without_notes(item) for item in program] if isinstance(program, list) else program
+
+
+def on_cpu(program: Any) -> Any:
+    """The same program, or table of weights, with everything on the CPU, whatever device it was made on.
+
+    >>> on_cpu({"tensor_meta": {"device": {"type": "cuda", "index": 0}, "layout": 7}})
+    {'tensor_meta': {'device': {'type': 'cpu', 'index': None}, 'layout': 7}}
+    """
+    if isinstance(program, dict):
+        return {
+            key: dict(_CPU)
+            if key in _DEVICES and isinstance(value, dict) and value.keys() == _CPU.keys()
+            else on_cpu(value)
+            for key, value in program.items()
+        }
+    return [on_cpu(item) for item in program] if isinstance(program, list) else program
 
 
 def _faults(value: Any, key: str, depth: int) -> Iterator[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from l0compress.devices import CPU, device_of
 from l0compress.errors import InputError, LostInCaptureWarning, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
@@ -117,7 +118,7 @@ def compress(
             :func:`~l0compress.loading.as_data` and :func:`~l0compress.loading.load_data`.
         target: one unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
             or ``{"params": 26500}`` (a count).
-        settings: how to train; the defaults are those of the command line.
+        settings: how to train; the defaults are those of the command line, on the device that the model is on.
         dynamic: which sizes of the inputs are free, and where the batch is, as for
             :func:`~l0compress.graph.capture.capture`.
         on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way; first
@@ -143,7 +144,7 @@ def compress(
         (114, True)
     """
     wanted = target if isinstance(target, Target) else make_target(target)
-    settings = FinetuneSettings() if settings is None else settings
+    settings = FinetuneSettings(device=_device_of(model)) if settings is None else settings
     if not isinstance(settings, FinetuneSettings):
         raise InputError(
             f"settings is {type(settings).__name__}, and has to be FinetuneSettings. Nothing was changed. Write for "
@@ -158,6 +159,11 @@ def compress(
     with in_turn():
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
         return compress_prepared(prepared, wanted, settings, on_event=on_event)
+
+
+def _device_of(model: Model) -> str:
+    found = device_of(model) if isinstance(model, nn.Module) else None
+    return str(found or CPU)
 
 
 def compress_prepared(

@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
+from l0compress.devices import CPU, device_of
 from l0compress.errors import CaptureError, DataError, InputError, LostInCaptureWarning
 from l0compress.graph.batch import batch_dims_of_program
 from l0compress.graph.capture import CapturedGraph, capture
@@ -98,7 +99,8 @@ def capture_with(model: Model, data: Data, *, dynamic: Dynamic = "auto") -> Capt
     """
     if isinstance(model, ExportedProgram):
         return _captured_program(model)
-    batch = example_batch(data, EXAMPLE_SAMPLES)
+    device = device_of(model) if isinstance(model, nn.Module) else None
+    batch = example_batch(data, EXAMPLE_SAMPLES).to(device or CPU)
     with _silence():
         model = unwrapped(model)
         if isinstance(model, torch.jit.ScriptModule):
@@ -174,7 +176,7 @@ def check_parts(graph: CapturedGraph, data: Data) -> None:
 def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) -> None:
     try:
         with torch.no_grad():
-            batch.run(graph.module())
+            batch.to(CPU).run(graph.module())
     except FOREIGN_ERRORS as reason:
         raise DataError(
             f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
@@ -195,7 +197,7 @@ def _sizes(batch: Batch) -> str:
 def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> None:
     """Labels are checked only where they are classes: what they mean to a user's own loss is the user's business."""
     check_loss(loss)
-    batch = example_batch(data, EXAMPLE_SAMPLES)
+    batch = example_batch(data, EXAMPLE_SAMPLES).to(CPU)
     outputs = batch.run(graph.module())
     reading = kind_of(loss, batch.targets, outputs)
     if batch.targets is None:

@@ -16,7 +16,7 @@ from l0compress.data import AnySplit, Batch, Data
 from l0compress.errors import DataError
 from l0compress.training.faults import diverged
 from l0compress.training.losses import Objective
-from l0compress.training.randomness import own_generators
+from l0compress.training.randomness import own_generators, set_torch_states_, torch_states
 from l0compress.training.settings import FinetuneSettings
 
 _EPOCH_STRIDE = 1_000_003
@@ -164,7 +164,10 @@ def dropout(tensor: Tensor, probability: float) -> Tensor:
     # One random byte an element: several times faster on a CPU than torch's own dropout, which would take half of a
     # small network's step.
     threshold = round(probability * 256)
-    words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64, device=tensor.device)
+    if tensor.device.type != "cpu":
+        kept = torch.rand(tensor.shape, device=tensor.device) >= threshold / 256
+        return tensor * kept * (256 / (256 - threshold))
+    words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64)
     random_bytes = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint8)[: tensor.numel()]
     return tensor * (random_bytes.view(tensor.shape) >= threshold) * (256 / (256 - threshold))
 
@@ -188,12 +191,12 @@ def train_epoch(
     """
     network.train()
     for batch in course.batches(current):
-        state = torch.get_rng_state()
+        states = torch_states(course.settings.device)
         loss = course.loss(network, batch)
         value = float(loss.detach())
         if not value <= current.highest or not math.isfinite(value):
             # What went wrong may go right with other gates and other dropped units.
-            torch.set_rng_state(state)
+            set_torch_states_(states, course.settings.device)
             raise diverged(value, current.where, network, course.noisy(batch))
         (loss if penalty is None else loss + penalty()).backward()
         step(current.step, value)

@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from l0compress.data import Batch
+from l0compress.devices import CPU, device_of
 from l0compress.errors import NotEqualError
 
 _RELATIVE = {torch.float64: 1e-10}
@@ -22,7 +23,8 @@ def check_equal(small: nn.Module, dense: nn.Module, batch: Batch) -> float:
         NotEqualError: it is above 1e-5 (1e-10 in float64), or the outputs differ in structure or shape.
     """
     with torch.no_grad():
-        got, wanted = (_tensors(batch.run(module)) for module in (small, dense))
+        batches = ((module, batch.to(device_of(module) or CPU)) for module in (small, dense))
+        got, wanted = (_tensors(own.run(module)) for module, own in batches)
     if [tensor.shape for tensor in got] != [tensor.shape for tensor in wanted]:
         raise NotEqualError("After surgery the model's outputs have other shapes than before. Nothing was written.")
     worst = 0.0
@@ -41,4 +43,5 @@ def check_equal(small: nn.Module, dense: nn.Module, batch: Batch) -> float:
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    leaves = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return [leaf.cpu() for leaf in leaves]

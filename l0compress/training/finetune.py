@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from l0compress.data import Data
+from l0compress.devices import widest_float
 from l0compress.errors import DataError, InputError, TargetError
 from l0compress.gates.attach import GatedNetwork, fold, gate
 from l0compress.graph.capture import CapturedGraph
@@ -120,19 +121,21 @@ def finetune(
     dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as text, ``"macs=0.5"`` or
     ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty":
     1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
-    a CPU, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold the
-    one to go on from; the result is that of a run which was never stopped.
+    one device, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold
+    the one to go on from; the result is that of a run which was never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
         TargetError: the target is malformed or out of reach.
         DataError: data and model do not fit together.
+        InputError: the weights are too coarse to be trained, or finer than the device can hold.
         DivergedError: the loss or a weight is not finite any more; the message names the step and the layer.
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
     data = data.placed(graph.batch_dims)
-    with seeded(settings.seed):
+    check_precision(graph, settings.device)
+    with seeded(settings.seed, settings.device):
         gated = gated_for(graph, data, settings)
         groups = gated.groups
         kept = None if checkpoints is None or checkpoints.start is None else checkpoints.start.values.get("reading")
@@ -188,13 +191,18 @@ def warnings_of(course: Course) -> tuple[str, ...]:
     return class_warnings(course.data) if course.objective.reading.counts_hits else ()
 
 
-def check_precision(graph: CapturedGraph) -> None:
-    """Refuse weights that are too coarse to be trained.
+def check_precision(graph: CapturedGraph, device: str = "cpu") -> None:
+    """Refuse weights that are too coarse to be trained, or finer than the device can hold.
 
     Raises:
-        InputError: a weight is float16 or bfloat16.
+        InputError: a weight is float16 or bfloat16, or float64 where the device has no such numbers.
     """
     for name, weight in graph.state().items():
+        if weight.dtype == torch.float64 and widest_float(device) != torch.float64:
+            raise InputError(
+                f"the model's {name!r} is float64, and device {device!r} has no such numbers. Nothing was changed. "
+                "Convert the model first, model.float(), or train it on the CPU."
+            )
         if weight.dtype in (torch.float16, torch.bfloat16):
             raise InputError(
                 f"the model's {name!r} is {str(weight.dtype).removeprefix('torch.')}, and training takes float32. "
@@ -211,9 +219,10 @@ def course_of(
 
     Raises:
         DataError: there are neither labels nor a teacher, or a target is not finite.
-        InputError: the weights are float16 or bfloat16, or it cannot be told what the model returns.
+        InputError: the weights are float16 or bfloat16, or float64 where the device has none; or it cannot be told
+            what the model returns.
     """
-    check_precision(graph)
+    check_precision(graph, settings.device)
     dense = graph.module().to(settings.device)
     objective = objective_on(dense, data, settings, reading=reading)
     fewest = 1 if takes_one_sample(graph) else 2

@@ -112,7 +112,7 @@ class Journal:
                 {"stage": stage, "reading": course.objective.reading.to_json(), **self._values(current), **values},
                 {
                     **self.carried,
-                    **tensors,
+                    **{name: tensor.detach().cpu() for name, tensor in tensors.items()},
                     **prefixed("random", random_states(course.settings.device)),
                     **own,
                     "augmenting": current.augmenting.get_state(),

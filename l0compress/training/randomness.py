@@ -13,16 +13,31 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from l0compress.data import AnySplit, StreamSplit
+from l0compress.devices import device_state, forked_randomness, repeatable, set_device_state_
 
-_TORCH, _CUDA, _PYTHON, _NUMPY = "torch", "cuda", "python", "numpy"
+_TORCH, _DEVICE, _PYTHON, _NUMPY = "torch", "device", "python", "numpy"
 _MERSENNE = "MT19937"
 
 
+def torch_states(device: str = "cpu") -> dict[str, Tensor]:
+    """The states of torch's global generator and of the device's own."""
+    own = device_state(device)
+    return {_TORCH: torch.get_rng_state(), **({} if own is None else {_DEVICE: own})}
+
+
+def set_torch_states_(states: Mapping[str, Tensor], device: str = "cpu") -> None:
+    """Put back what :func:`torch_states` returned."""
+    torch.set_rng_state(states[_TORCH].contiguous())
+    if _DEVICE in states:
+        set_device_state_(device, states[_DEVICE])
+
+
 def random_states(device: str = "cpu") -> dict[str, Tensor]:
-    """The states of torch's, Python's and NumPy's global generators; a user's data may draw from any of them."""
-    states = {_TORCH: torch.get_rng_state()}
-    if torch.device(device).type == _CUDA:
-        states[_CUDA] = torch.cuda.get_rng_state(device)
+    """The states of torch's, Python's and NumPy's global generators, and of the device's own.
+
+    A user's data may draw from any of the first three.
+    """
+    states = torch_states(device)
     _, words, gauss = random.getstate()
     states[f"{_PYTHON}.words"] = torch.tensor(words)
     states[f"{_PYTHON}.gauss"] = torch.tensor([] if gauss is None else [gauss], dtype=torch.float64)
@@ -43,9 +58,7 @@ def set_random_states_(states: Mapping[str, Tensor], device: str = "cpu") -> Non
     >>> (random.random(), np.random.normal(), torch.rand(1).item()) == drawn
     True
     """
-    torch.set_rng_state(states[_TORCH].contiguous())
-    if _CUDA in states:
-        torch.cuda.set_rng_state(states[_CUDA].contiguous(), device)
+    set_torch_states_(states, device)
     gauss = states[f"{_PYTHON}.gauss"].tolist()
     random.setstate((3, tuple(states[f"{_PYTHON}.words"].tolist()), gauss[0] if gauss else None))
     if f"{_NUMPY}.words" in states:
@@ -80,8 +93,8 @@ def in_turn() -> Iterator[None]:
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed, in turn with other threads; the global state is put back afterwards.
+def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
+    """Draw from a seed, in turn with other threads; the global state, the device's too, is put back afterwards.
 
     >>> with seeded(3):
     ...     one = torch.rand(1)
@@ -89,7 +102,7 @@ def seeded(seed: int) -> Iterator[None]:
     ...     print(bool(torch.rand(1) == one))
     True
     """
-    with in_turn(), torch.random.fork_rng():
+    with in_turn(), forked_randomness(device), repeatable(device):
         torch.manual_seed(seed)
         yield
 

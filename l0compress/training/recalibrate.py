@@ -39,9 +39,9 @@ def recalibrate(graph: CapturedGraph, batches: Iterable[Batch], *, device: torch
             batch = batch.to(device)
             batch.run(network)
             buffers = dict(network.named_buffers())
-            totals = {name: totals.get(name, 0) + buffers[name].double() for name in names}
+            totals = {name: totals.get(name, 0) + buffers[name].cpu().double() for name in names}
             count += 1
     if count == 0:
         return graph
-    means = {name: (total / count).cpu() for name, total in totals.items()}
+    means = {name: total / count for name, total in totals.items()}
     return graph.with_state({**graph.state(), **means})

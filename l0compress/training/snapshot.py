@@ -20,7 +20,7 @@ GATES, FINETUNE = "gates", "finetune"
 class Snapshot:
     """Attributes:
     values: what JSON can hold: the stage, the position, the history, the multiplier.
-    tensors: weights, gates, optimizer states, random states; names are paths with dots.
+    tensors: weights, gates, optimizer states, random states, all on the CPU; names are paths with dots.
     """
 
     values: dict[str, Any]

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from l0compress.devices import constant_on
 from l0compress.errors import InputError, NotEqualError
 
 NO_MASKS: Mapping[str, Tensor] = MappingProxyType({})
@@ -51,14 +52,12 @@ def keep_zeros_(network: Network, masks: Mapping[str, Tensor] | None = None) -> 
 
 
 def _keep_(parameter: nn.Parameter, mask: Tensor) -> None:
-    kept = mask.to(parameter.device)
-
     def silence(trained: Tensor) -> None:
-        if trained.grad is not None:
-            trained.grad.mul_(kept)
+        if trained.grad is not None:  # the network may have been moved since
+            trained.grad.mul_(constant_on(mask, trained.grad.device))
 
     with torch.no_grad():
-        parameter.mul_(kept)
+        parameter.mul_(mask.to(parameter.device))
     parameter.register_post_accumulate_grad_hook(silence)
 
 

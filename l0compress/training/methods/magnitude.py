@@ -37,7 +37,7 @@ def magnitude(
 ) -> FinetuneResult:
     """Compress a trained model by one-shot group magnitude; arguments, result and errors as for ``finetune``."""
     settings = FinetuneSettings() if settings is None else settings
-    with seeded(settings.seed):
+    with seeded(settings.seed, settings.device):
         unit, wanted = the_one(target, names="params, macs and bytes")
         groups = find_groups(graph)
         reachable = reachable_target(groups, wanted, unit)

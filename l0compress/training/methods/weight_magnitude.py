@@ -47,7 +47,7 @@ def weight_magnitude(
     that all layers keep the same share ("layer").
     """
     settings = FinetuneSettings() if settings is None else settings
-    with seeded(settings.seed):
+    with seeded(settings.seed, settings.device):
         unit, wanted = the_one(target, names="params, macs and bytes")
         groups = groups_without_moves(graph)
         costs = SparseCost(groups, find_weights(graph))
