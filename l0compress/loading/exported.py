@@ -176,12 +176,12 @@ def _sample_inputs(archive: Archive, entries: dict[str, str], path: Path) -> byt
     content = archive.read(entries[SAMPLE_INPUTS])
     if not content:
         return content
+    saved = io.BytesIO()
     try:
         inputs = load_tensors(content, f"the example inputs of model {str(path)!r}")
-    except (pickle.UnpicklingError, *READ_ERRORS):
+        torch.save(inputs, saved)  # on the CPU now, wherever they were
+    except (pickle.PickleError, *READ_ERRORS):
         _refuse(path, SAMPLE_INPUTS)
-    saved = io.BytesIO()
-    torch.save(inputs, saved)  # on the CPU now, wherever they were
     return saved.getvalue()
 
 
