@@ -103,10 +103,12 @@ test: check
 test-all: check
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# The newest torch is the newest CPU build in reach.
+# The newest torch is the newest CPU build in reach; where builds have no such names, as on macOS, the newest of all.
 test-newest:
 	rm -rf $(NEWEST) && $(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) torch
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) \
+	    "torch$$($(NEWEST)/bin/python -m pip index versions torch --extra-index-url $(TORCH_INDEX) 2>/dev/null | \
+	    grep -o '[0-9.]*+cpu' | head -1 | sed 's/^/==/')"
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]' \
 	    "torch==$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"
 	$(NEWEST)/bin/python -m pip install --quiet --no-deps onnx2torch
