@@ -20,10 +20,15 @@ def root_of(labelled: Labelled, fact: FrozenFact) -> FrozenFact | fx.Node | None
     """What is behind the tensor without channels that those of ``fact`` meet.
 
     Returns:
-        The nearest fact upstream that froze something for another reason; where there is none, the input or the
-        constant that the tensor comes from; None where neither is found.
+        The nearest fact upstream that froze channels on their way for another reason; where there is none, the input
+        or the constant that the tensor comes from; None where neither is found.
     """
-    facts = {other.node: other for other in reversed(labelled.space.frozen) if other.reason != MEETS}
+    flowing = _flowing(labelled)
+    facts = {
+        other.node: other
+        for other in reversed(labelled.space.frozen)
+        if other.reason != MEETS and _stops(labelled, other, flowing)
+    }
     pending = deque(source for source in fact.node.all_input_nodes if not _carries(labelled, source, fact.labels))
     seen, origin = set(pending), None
     while pending:
@@ -36,6 +41,21 @@ def root_of(labelled: Labelled, fact: FrozenFact) -> FrozenFact | fx.Node | None
         pending.extend(fresh)
         seen.update(fresh)
     return origin
+
+
+def _flowing(labelled: Labelled) -> set[fx.Node]:
+    """The nodes that depend on the model's input; weights and what is computed from them alone do not."""
+    found: set[fx.Node] = set()
+    for node in labelled.graph.nodes():
+        if node.op == "placeholder" or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _stops(labelled: Labelled, fact: FrozenFact, flowing: set[fx.Node]) -> bool:
+    """Whether a fact froze channels on their way through the model, and not a dimension of a weight alone."""
+    sources = [source for source in fact.node.all_input_nodes if source in flowing]
+    return any(_carries(labelled, source, fact.labels) for source in sources)
 
 
 def _carries(labelled: Labelled, node: fx.Node, labels: Tensor) -> bool:
