@@ -284,7 +284,7 @@ def test_a_branch_that_the_budget_has_no_room_for_vanishes_and_what_is_left_of_i
     groups = find_groups(graph)
     target = smallest_cost(groups, "params")
     settings = replace(QUICK, epochs=2)
-    result = method(graph, data, {"params": target}, settings=settings)
+    result = method(graph, data, {"params": (target + 0.5) / cost(graph).params}, settings=settings)
     assert result.plan.kept()["up channels"] == []
     assert cost(result.small).params == target
     assert set(state_of(result.small)) == {
