@@ -15,6 +15,8 @@ FORMATS_STAMP := $(VENV)/.installed-formats
 RIVAL_STAMP := $(VENV)/.installed-rival
 ZOO_OPTIONS ?= --jobs 2
 EXAMPLES ?= 2000
+DEVICE ?= cuda
+YOLO ?= yolov8n
 MUTATIONS ?= 10000
 SEED ?= 0
 TESTS ?=
@@ -28,7 +30,7 @@ tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV
 
 .PHONY: help install lock test test-all test-newest test-lowest check format demo errors
 .PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
-.PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats clean
+.PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -45,6 +47,8 @@ help:
 	@echo "make mutants         faults planted in rules and surgery, each of which a test has to notice (minutes)"
 	@echo "make prove-resume    kill a run 30 times at random moments, by SIGKILL and by SIGTERM, and compare hashes (minutes)"
 	@echo "make prove-formats   a checkpoint, a transformer, a Llama and an ONNX file through every command"
+	@echo "make prove-cuda      equality, resuming, commands and speed on a GPU, in one table (exits 2 where there is none)"
+	@echo "make example-yolo    compress a YOLO of ultralytics by its own loss (YOLO=yolo11n-seg; ARGUMENTS=)"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-weights   the same at 98 % zeros in single weights, and what their gates cost"
@@ -68,7 +72,6 @@ $(STAMP): pyproject.toml $(LOCK)
 	$(call locked,develop)
 	$(PIP) --extra-index-url $(TORCH_INDEX) $(LOCKED_TORCH)
 	$(PIP) --no-deps --no-build-isolation -e .
-	$(call locked,onnx-reader)
 	touch $(STAMP)
 
 # torchvision and timm are wanted for their model definitions alone.
@@ -111,7 +114,6 @@ test-newest:
 	    grep -o '[0-9.]*+cpu' | head -1 | sed 's/^/==/')"
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]' \
 	    "torch==$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"
-	$(NEWEST)/bin/python -m pip install --quiet --no-deps onnx2torch
 	$(call tested,$(NEWEST))
 
 test-lowest: $(STAMP)
@@ -121,7 +123,6 @@ test-lowest: $(STAMP)
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $(LOWEST)/lowest.txt)
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
-	$(LOWEST)/bin/python -m pip install --quiet --no-deps onnx2torch
 	$(call tested,$(LOWEST))
 
 errors: $(STAMP)
@@ -142,6 +143,16 @@ mutants: $(STAMP)
 
 prove-resume: $(STAMP)
 	$(BIN)/python benchmarks/resume.py
+
+# Wants the build of torch for the GPU: make install TORCH=cu130.
+prove-cuda: $(STAMP)
+	$(BIN)/python benchmarks/prove_cuda.py --device $(DEVICE)
+
+# ultralytics depends on torchvision, which would bring another torch: the models of torchvision do without.
+example-yolo: $(ZOO_STAMP)
+	$(call locked,yolo)
+	PYTHONPATH=benchmarks $(BIN)/python -c "import runpy, sys, torchvision_without_ops; torchvision_without_ops.load(); \
+	    sys.argv[0] = 'examples/yolo.py'; runpy.run_path(sys.argv[0], run_name='__main__')" $(YOLO) $(ARGUMENTS)
 
 demo: $(STAMP)
 	rm -rf build/demo

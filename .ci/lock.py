@@ -58,7 +58,7 @@ def main() -> None:
     index = parser.parse_args().torch_index
     project = ("pyproject.toml", "--all-extras", "--group", "torch", "--no-emit-package", "torch")
     sections = {"torch-cpu": cpu_torch(index), "develop": compiled(*project)}
-    sections.update((name, group(name)) for name in ("torch", "models", "rivals", "formats", "onnx-reader"))
+    sections.update((name, group(name)) for name in ("torch", "models", "rivals", "formats", "yolo"))
     text = "".join(f"\n# --- {name}\n{text}" for name, text in sections.items())
     Path(ROOT, "requirements.lock").write_text(HEADER + text, encoding="utf-8")
 
