@@ -82,7 +82,7 @@ def build_seeds(folder: Path) -> list[Path]:
 def read(path: Path) -> None:
     """Read a file as the commands do: models up to the captured graph, data up to their parts."""
     if path.suffix in (".npz", ".npy", ".csv"):
-        load_data(DataSource(str(path), target_column="sold"))
+        load_data(DataSource(str(path), target_column="sold" if path.suffix == ".csv" else None))
         return
     factory = "conftest:tiny_mlp" if path.suffix in (".pt", ".pth", ".safetensors") else None
     model = ModelSource(path, factory).load()

@@ -21,6 +21,8 @@ from l0compress.footprint import footprint
 from l0compress.graph import CapturedGraph, capture
 from l0compress.plot import plot_latency
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def graph() -> CapturedGraph:

@@ -67,6 +67,7 @@ def test_the_multiplier_is_never_negative(violations):
         assert multiplier.value >= 0
 
 
+@pytest.mark.slow
 def test_a_constrained_quadratic_reaches_its_closed_form_solution():
     """Minimise sum (p - a)^2 / 2 subject to 2 + 7 sum p <= 30, so sum p <= 4: a projection onto a half-space."""
     gated = small_network()

@@ -33,6 +33,8 @@ from l0compress.runtime.engines import find
 from l0compress.runtime.protobuf import with_initializers
 from l0compress.runtime.sessions import NATIVE_ERRORS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -34,6 +34,8 @@ from l0compress.runtime import load
 from l0compress.runtime.engines import find
 from l0compress.runtime.manifest import DENSE
 
+pytestmark = pytest.mark.slow
+
 FREE = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
 SIZES = ((1, 1), (1, 9), (4, 1), (3, 7), (33, 2))
 

@@ -244,6 +244,7 @@ class TestRuns:
         assert all("output_0" not in stage.frees for stage in stages)
 
 
+@pytest.mark.slow
 class TestChoices:
     def test_measured_bundles_are_equal_and_say_what_was_measured(self, tmp_path):
         graph = capture(mlp(), (torch.randn(2, 48),))
@@ -463,6 +464,7 @@ class Placed(nn.Module):
         return self.head(self.words(ids) + self.places(torch.arange(ids.shape[1])))
 
 
+@pytest.mark.slow
 def test_inputs_are_made_up_in_the_sizes_that_the_model_was_captured_with(tmp_path):
     """A length of sixteen, which stands for what nobody has said, is beyond the positions."""
     free = {"ids": {0: Dim("batch"), 1: Dim("length", max=8)}}

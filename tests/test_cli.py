@@ -188,6 +188,7 @@ class TestExport:
         answer = answer["output_0"] if format == "onnx" else answer
         torch.testing.assert_close(answer, masked(x(5)), rtol=1e-5, atol=1e-6)
 
+    @pytest.mark.slow
     def test_a_bundle_without_zeros_says_so_and_shows_no_empty_table(self, finished: Path, tmp_path: Path) -> None:
         printed = run_cli("export", finished / "run", "--format", "csr", "-o", tmp_path / "net.l0c").stdout
         assert "nothing runs sparse, since no float32 weight of 256 numbers or more has 60% zeros" in printed
@@ -229,6 +230,7 @@ class TestVerify:
         assert outcome.stderr.startswith("Error: The two models are not equal: ")
 
 
+@pytest.mark.slow
 class TestBench:
     def test_against_the_run(self, finished: Path) -> None:
         arguments = ("bench", finished / "run/model.onnx", "--against", finished / "run", "--batch", "1,2")
@@ -349,6 +351,7 @@ class TestProcess:
         assert err.splitlines()[-1] == f"Error: {said}; nothing half-written is left."
         assert list(tmp_path.iterdir()) == []
 
+    @pytest.mark.slow
     def test_ctrl_c_exits_with_130_and_says_how_to_go_on(self, finished: Path, tmp_path: Path) -> None:
         arguments = ("--data", finished / "blobs.npz", "--target", "params=0.6", "--epochs", "100000")
         process = l0compress("finetune", finished / "mlp.pt2", *arguments, "-o", "some/run", cwd=tmp_path)

@@ -20,6 +20,8 @@ from l0compress.runtime.engines.threads import run_parts, split_evenly, split_ro
 from l0compress.runtime.engines.workspace import scratch
 from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear
 
+pytestmark = pytest.mark.slow
+
 ENGINES = find()
 by_engine = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 

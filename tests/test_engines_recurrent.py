@@ -53,6 +53,7 @@ def test_the_reference_is_onnx_runtimes_operator(rng, cell, direction, length, g
         np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @by_engine
 @by_cell
 @by_direction

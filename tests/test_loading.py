@@ -120,7 +120,7 @@ class TestModels:
 
     def test_an_unknown_kind_of_file(self, tmp_path):
         (tmp_path / "model.h5").touch()
-        with pytest.raises(ModelError, match=r"a model is a \.pt2 file of torch\.export\.save, weights \("):
+        with pytest.raises(ModelError, match=r"save, a \.jit file of TorchScript, weights \("):
             load_model(tmp_path / "model.h5")
 
     def test_weights_without_a_factory(self, tmp_path, mlp):

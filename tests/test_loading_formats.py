@@ -144,6 +144,7 @@ def edit_config(folder: Path, **changes) -> None:
 TOKENS = {"input_ids": torch.arange(10).view(2, 5), "attention_mask": torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])}
 
 
+@pytest.mark.slow
 class TestHuggingFace:
     def reference(self, folder: Path) -> torch.Tensor:
         with without_broken("torchvision"):

@@ -39,6 +39,7 @@ def rewritten(source: Path, target: Path, ending: str, change) -> Path:
     return target
 
 
+@pytest.mark.slow
 class TestFuzz:
     def test_damaged_and_hostile_files_of_every_kind(self):
         path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])

@@ -232,6 +232,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::l0compress.errors.LostInCaptureWarning")  # the noise of gates
 @pytest.mark.parametrize("misuse", REFUSED)
 def test_it_is_refused_in_a_sentence(misuse):
     attempt, kind, message = REFUSED[misuse]

@@ -91,6 +91,7 @@ def would_install(*requirements: str) -> set[str]:
     return {canonical(entry["metadata"]["name"]) for entry in json.loads(outcome.stdout)["install"]}
 
 
+@pytest.mark.slow
 class TestExtras:
     def test_no_extra_touches_the_users_torch(self) -> None:
         """Nor brings torchvision, which is built for one version of torch and so drags that along."""

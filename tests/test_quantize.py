@@ -278,6 +278,7 @@ class TestExport:
         printed_json("export", finished / "run", "--quantize", "int8-static", "-o", tmp_path / "net.onnx")
         assert read == [str(finished / "blobs.npz")]
 
+    @pytest.mark.slow
     def test_bench_goes_on_without_an_int8_form_that_is_spoiled(
         self, finished: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -180,6 +180,7 @@ def regressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 class TestOneScoreEverywhere:
     def test_run_bench_and_export_show_the_same_number_for_the_same_function(
         self, regressed: Path, tmp_path: Path

@@ -189,6 +189,7 @@ class TestNetwork:
         )
 
 
+@pytest.mark.slow
 class TestExpectedCost:
     @pytest.mark.parametrize("unit", ["params", "macs"])
     def test_of_weights_it_is_the_mean_cost_of_sampled_networks(self, unit):

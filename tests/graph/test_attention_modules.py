@@ -17,7 +17,7 @@ from l0compress.graph import CapturedGraph, KeepPlan, capture, find_groups, shri
 from l0compress.graph.network import op_name
 
 # Attention that returns its weights drops out by hand, which tests/graph/test_training_mode.py is about.
-pytestmark = pytest.mark.filterwarnings("ignore::l0compress.errors.LostInCaptureWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::l0compress.errors.LostInCaptureWarning")]
 
 PADDING = torch.tensor([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
 CAUSAL = torch.full((5, 5), float("-inf")).triu(1)

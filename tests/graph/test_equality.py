@@ -16,6 +16,8 @@ from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.verify import verify
 
+pytestmark = pytest.mark.slow
+
 DENSITIES = (0.7, 0.4, 0.15)
 
 

@@ -18,6 +18,8 @@ from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, masked,
 from l0compress.graph.network import op_name
 from l0compress.verify import verify
 
+pytestmark = pytest.mark.slow
+
 
 def tokens() -> Tensor:
     return torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1))

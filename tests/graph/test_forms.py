@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from l0compress.graph import KeepPlan, cost, find_groups, masked, shrink
 
+pytestmark = pytest.mark.slow
+
 Form = Callable[[Tensor], Tensor]
 
 

@@ -19,6 +19,8 @@ from l0compress.gates.attach import compact, gate
 from l0compress.graph import CapturedGraph, KeepPlan, capture, find_groups, masked, shrink
 from l0compress.graph.network import op_name
 
+pytestmark = pytest.mark.slow
+
 NORMS = {
     "affine": nn.LayerNorm(8),
     "another epsilon": nn.LayerNorm(8, eps=0.1),

@@ -20,6 +20,8 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
 from l0compress.graph import CapturedGraph, Cost, KeepPlan, capture, cost, find_groups, masked, shrink
 
+pytestmark = pytest.mark.slow
+
 FREE = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
 
 

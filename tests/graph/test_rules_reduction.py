@@ -12,6 +12,8 @@ from networks import grouped, image, table, tokens, vector
 from rulechecks import check
 from torch import Tensor, nn
 
+pytestmark = pytest.mark.slow
+
 
 def channel_attention(h: Tensor) -> Tensor:
     return h * torch.sigmoid(h.mean(1, keepdim=True))
