@@ -1,37 +1,37 @@
-"""What a model is called with, read from whatever a loader, a list or a data set holds.
-
-Everything becomes tensors here, and class labels become int64, whatever type they came in.
-"""
+"""What a model is called with, read from whatever a loader, a list or a data set holds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
 from l0compress.devices import moved
 from l0compress.errors import DataError
+from l0compress.inputs import as_input, has_samples, is_nested, places_of
+from l0compress.tensors import as_targets, as_tensor, concatenated, is_array, stacked
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-_NUMBERS = "biuf"
-# What torch has no arithmetic for.
-_WIDER = {"u2": np.int32, "u4": np.int64, "u8": np.int64}
+_UNLIKE = "Some samples have other inputs than others, or no target. Nothing was changed. Give all of them the same."
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What a model is called with, and what it should answer.
 
+    Inputs are tensors that the samples lead, or constants (numbers, and tensors of no dimensions), in tuples and dicts
+    to any depth: ``(x, (h, c))``.
+
     Attributes:
-        args: positional inputs; the samples lead, in every one of them.
-        kwargs: keyword inputs, likewise.
+        args: positional inputs.
+        kwargs: keyword inputs.
         targets: None where there are no labels.
-        batch_dims: the dimension of each input that is the batch in the model, where that is not the first: 1 for
-            ``(length, n, features)``. Empty where the samples lead there too.
+        batch_dims: the dimension of each input that is the batch in the model, leaf by leaf, where that is not the
+            first: 1 for ``(length, n, features)``. Empty where the samples lead there too.
 
     Example:
         >>> batch = Batch((torch.zeros(2, 7, 3),), {}, batch_dims=(1,))
@@ -39,14 +39,23 @@ class Batch:
         (2, (7, 2, 3))
     """
 
-    args: tuple[Tensor, ...]
-    kwargs: dict[str, Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     targets: Tensor | None = None
     batch_dims: tuple[int | None, ...] = ()
 
     def __len__(self) -> int:
-        """Number of samples, the length of the first input."""
-        return len(next(iter((*self.args, *self.kwargs.values()))))
+        """Number of samples, the length of the first input that has them."""
+        return len(next(filter(has_samples, self.leaves())))
+
+    def leaves(self) -> list[Any]:
+        """The tensors and numbers of all inputs, in the order of the call."""
+        return pytree.tree_leaves((self.args, self.kwargs))
+
+    def with_leaves(self, leaves: Sequence[Any]) -> Batch:
+        """The same batch with others in the place of :meth:`leaves`."""
+        args, kwargs = pytree.tree_unflatten(list(leaves), pytree.tree_structure((self.args, self.kwargs)))
+        return replace(self, args=args, kwargs=kwargs)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device; what is float64 becomes float32 where the device has none."""
@@ -54,108 +63,33 @@ class Batch:
         return replace(there, targets=None if self.targets is None else moved(self.targets, device))
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The same batch with every input changed."""
-        named = {name: change(tensor) for name, tensor in self.kwargs.items()}
-        return replace(self, args=tuple(map(change, self.args)), kwargs=named)
+        """The same batch with every tensor among the inputs changed."""
+        return self.with_leaves([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves()])
 
-    def call(self) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    def each_column(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with every input changed that the samples lead; constants stay."""
+        return self.with_leaves([change(leaf) if has_samples(leaf) else leaf for leaf in self.leaves()])
+
+    def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the model takes them, the batch where it wants it."""
         if not self.batch_dims:
             return self.args, self.kwargs
-        tensors = [
-            tensor if dim is None else tensor.movedim(0, dim)
-            for tensor, dim in zip((*self.args, *self.kwargs.values()), self.batch_dims, strict=True)
-        ]
-        count = len(self.args)
-        return tuple(tensors[:count]), dict(zip(self.kwargs, tensors[count:], strict=True))
+        moved_there = self.with_leaves(
+            [
+                leaf if dim is None or not has_samples(leaf) else leaf.movedim(0, dim)
+                for leaf, dim in zip(self.leaves(), self.batch_dims, strict=True)
+            ]
+        )
+        return moved_there.args, moved_there.kwargs
 
     def run(self, model: Callable[..., Any]) -> Any:
         """What a model answers."""
         args, kwargs = self.call()
         return model(*args, **kwargs)
 
-    def inputs(self) -> dict[str, Tensor]:
-        """The inputs by what messages call them."""
-        positions = {f"input {position}": tensor for position, tensor in enumerate(self.args)}
-        return {**positions, **{f"input {name!r}": tensor for name, tensor in self.kwargs.items()}}
-
-
-def as_tensor(value: Any, what: str) -> Tensor:
-    """A tensor of a tensor, an array or a list of numbers; ``what`` is what messages call it.
-
-    Example:
-        >>> as_tensor(np.arange(3, dtype=">u2"), "the labels")
-        tensor([0, 1, 2], dtype=torch.int32)
-        >>> as_tensor([[1, 2], [3]], "input 0")
-        Traceback (most recent call last):
-        ...
-        l0compress.errors.DataError: input 0 is a list whose rows have different lengths. Nothing was changed. Pad them
-        to one length.
-
-    Raises:
-        DataError: it holds something else than numbers, or rows of different lengths.
-    """
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, list | tuple) and value and all(isinstance(row, Tensor) for row in value):
-        return _stacked(value, what)
-    try:
-        array = np.asarray(value)
-    except ValueError as reason:
-        raise DataError(
-            f"{what} is a {type(value).__name__} whose rows have different lengths. Nothing was changed. Pad them to "
-            "one length."
-        ) from reason
-    if array.dtype.kind not in _NUMBERS or array.dtype.itemsize > 8:
-        kind = {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, str(array.dtype))
-        held = f"holds {kind}" if array.ndim else f"is a {type(value).__name__}"
-        raise DataError(
-            f"{what} {held}, and numbers are needed. Nothing was changed. Make numbers of classes by "
-            "numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer."
-        )
-    # As torch does it: numbers of Python are single precision, arrays keep what they have.
-    from_python = array.dtype == np.float64 and isinstance(value, list | tuple | float)
-    return tensor_of(array.astype(np.float32) if from_python else array)
-
-
-def tensor_of(array: np.ndarray) -> Tensor:
-    """A tensor of an array of numbers, of any byte order and any memory layout.
-
-    Unsigned integers of more than a byte, with which torch does not count, become the next wider signed ones.
-
-    Example:
-        >>> tensor_of(np.array([7], dtype="<u4")).dtype
-        torch.int64
-    """
-    native = array.astype(array.dtype.newbyteorder("="), copy=False)
-    wider = _WIDER.get(native.dtype.str[1:])
-    whole = np.ascontiguousarray(native if wider is None else native.astype(wider)).reshape(native.shape)
-    return torch.from_numpy(whole if whole.flags.writeable else whole.copy())
-
-
-def as_targets(value: Any, what: str = "the target") -> Tensor:
-    """Targets as a tensor: whole numbers and yes/no as int64 classes, decimal numbers as they are.
-
-    Example:
-        >>> as_targets(np.array([True, False])), as_targets(torch.tensor([0.5]))
-        (tensor([1, 0]), tensor([0.5000]))
-
-    Raises:
-        DataError: as :func:`as_tensor` says.
-    """
-    targets = as_tensor(value, what)
-    return targets if targets.is_floating_point() or targets.is_complex() else targets.long()
-
-
-def class_labels(targets: Tensor | None) -> Tensor | None:
-    """Targets as classes, int64 ``(n,)``: whole numbers, one a sample; None of any others.
-
-    >>> class_labels(torch.tensor([[1], [0]])), class_labels(torch.tensor([0.5]))
-    (tensor([1, 0]), None)
-    """
-    if targets is None or targets.is_floating_point() or targets.is_complex():
-        return None
-    return targets.flatten().long() if targets.ndim == 1 or targets.shape[1:] == (1,) else None
+    def inputs(self) -> dict[str, Any]:
+        """The tensors and numbers of all inputs by what messages call them."""
+        return {place.label: leaf for place, leaf in places_of(self.args, self.kwargs).items()}
 
 
 def as_batch(item: Any) -> Batch:
@@ -170,13 +104,20 @@ def as_batch(item: Any) -> Batch:
         DataError: the item is none of these, or has not one target for each sample.
     """
     args, kwargs, targets = parts_of(item)
+    answers = None if targets is None else as_targets(targets, "the target of a batch")
+    count = _count((answers, *args, *kwargs.values()))
     batch = Batch(
-        tuple(as_tensor(value, f"input {position} of a batch") for position, value in enumerate(args)),
-        {name: as_tensor(value, f"input {name!r} of a batch") for name, value in kwargs.items()},
-        None if targets is None else as_targets(targets, "the target of a batch"),
+        tuple(as_input(value, f"input {position} of a batch", count) for position, value in enumerate(args)),
+        {name: as_input(value, f"input {name!r} of a batch", count) for name, value in kwargs.items()},
+        answers,
     )
-    check_targets(batch, "A batch has")
+    check_samples(batch, "A batch has")
     return batch
+
+
+def _count(values: Sequence[Any]) -> int | None:
+    """The rows of the first array that has any: the samples of a batch."""
+    return next((len(value) for value in values if is_array(value) and value.ndim > 0), None)
 
 
 def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
@@ -205,7 +146,11 @@ def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
             return (last,), {}, None
         if len(inputs) == 1 and isinstance(inputs[0], Mapping) and inputs[0]:
             return (), {str(name): value for name, value in inputs[0].items()}, last
-        several = len(inputs) == 1 and isinstance(inputs[0], tuple | list) and any(map(is_array, inputs[0]))
+        several = (
+            len(inputs) == 1
+            and isinstance(inputs[0], tuple | list)
+            and any(is_array(value) or is_nested(value) for value in inputs[0])
+        )
         return tuple(inputs[0] if several else inputs), {}, last
     raise DataError(
         f"The data yields {type(item).__name__}, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), "
@@ -213,12 +158,7 @@ def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     )
 
 
-def is_array(value: Any) -> bool:
-    """Whether it is a tensor or an array."""
-    return isinstance(value, Tensor | np.ndarray)
-
-
-def collate(samples: Sequence[Any]) -> Batch:
+def collate(items: Sequence[Any]) -> Batch:
     """One batch of samples, each an item without the dimension of the batch.
 
     Example:
@@ -229,17 +169,26 @@ def collate(samples: Sequence[Any]) -> Batch:
     Raises:
         DataError: the samples have different sizes or inputs.
     """
-    read = [parts_of(sample) for sample in samples]
+    read = [parts_of(item) for item in items]
     forms = {(len(args), tuple(kwargs), targets is None) for args, kwargs, targets in read}
     if len(forms) > 1:
-        raise DataError(
-            "Some samples have other inputs than others, or no target. Nothing was changed. Give all of them the same."
+        raise DataError(_UNLIKE)
+    samples = [
+        Batch(
+            tuple(as_input(value, f"input {at} of a sample") for at, value in enumerate(args)),
+            {name: as_input(value, f"input {name!r} of a sample") for name, value in kwargs.items()},
         )
-    args, kwargs, targets = read[0]
-    return Batch(
-        tuple(_column([row[0][at] for row in read], f"input {at}") for at in range(len(args))),
-        {name: _column([row[1][name] for row in read], f"input {name!r}") for name in kwargs},
-        None if targets is None else as_targets(_column([row[2] for row in read], "the target")),
+        for args, kwargs, _ in read
+    ]
+    structures = [pytree.tree_structure((sample.args, sample.kwargs)) for sample in samples]
+    if any(structure != structures[0] for structure in structures):
+        raise DataError(_UNLIKE)
+    columns = zip(*(sample.leaves() for sample in samples), strict=True)
+    named = zip(samples[0].inputs(), columns, strict=True)
+    targets = [target for _, _, target in read]
+    return replace(
+        samples[0].with_leaves([_column(column, name) for name, column in named]),
+        targets=None if targets[0] is None else as_targets(_column(targets, "the target")),
     )
 
 
@@ -252,53 +201,32 @@ def joined(batches: Sequence[Batch]) -> Batch:
     if len(batches) == 1:
         return batches[0]
     targets = [batch.targets for batch in batches if batch.targets is not None]
-    return Batch(
-        tuple(_joined([batch.args[at] for batch in batches], f"input {at}") for at in range(len(batches[0].args))),
-        {name: _joined([batch.kwargs[name] for batch in batches], f"input {name!r}") for name in batches[0].kwargs},
-        _joined(targets, "the target") if targets else None,
-        batches[0].batch_dims,
-    )
+    columns = zip(*(batch.leaves() for batch in batches), strict=True)
+    leaves = [
+        concatenated(column, name) if has_samples(column[0]) else column[0]
+        for name, column in zip(batches[0].inputs(), columns, strict=True)
+    ]
+    return replace(batches[0].with_leaves(leaves), targets=concatenated(targets, "the target") if targets else None)
 
 
-def check_targets(batch: Batch, subject: str) -> None:
-    """Refuse another number of targets than of samples; ``subject`` begins the message.
+def check_samples(batch: Batch, subject: str) -> None:
+    """Refuse a batch without samples, or another number of targets than of samples; ``subject`` begins the message.
 
     Raises:
         DataError: names both.
     """
-    if batch.targets is None:
-        return
-    name, first = next(iter(batch.inputs().items()))
-    if first.ndim == 0 or batch.targets.ndim == 0:
+    name, first = next(((name, leaf) for name, leaf in batch.inputs().items() if has_samples(leaf)), ("", None))
+    if first is None or (batch.targets is not None and batch.targets.ndim == 0):
         raise DataError(
             f"{subject} a single number where a row of them is needed, one for each sample. Nothing was changed. Give "
             "batches, or a Dataset of samples."
         )
-    if len(first) != len(batch.targets):
+    if batch.targets is not None and len(first) != len(batch.targets):
         raise DataError(
             f"{subject} different numbers of samples ({name}: {len(first)}, the targets: {len(batch.targets)}). "
             "Nothing was changed. Give one target for each sample."
         )
 
 
-def _column(values: list[Any], what: str) -> Tensor:
-    return _stacked([as_tensor(value, f"{what} of a sample") for value in values], what)
-
-
-def _stacked(rows: Sequence[Tensor], what: str) -> Tensor:
-    _check_shapes([row.shape for row in rows], what)
-    return torch.stack(tuple(rows))
-
-
-def _joined(pieces: Sequence[Tensor], what: str) -> Tensor:
-    _check_shapes([piece.shape[1:] for piece in pieces], what)
-    return torch.cat(tuple(pieces))
-
-
-def _check_shapes(found: Iterable[torch.Size], what: str) -> None:
-    shapes = sorted(set(map(tuple, found)))
-    if len(shapes) > 1:
-        raise DataError(
-            f"{what} has samples of different shapes, {shapes[0]} and {shapes[-1]}. Nothing was changed. Bring them to "
-            "one size, or give a DataLoader with a collate_fn that pads them."
-        )
+def _column(values: Sequence[Any], what: str) -> Tensor:
+    return stacked([as_tensor(value, f"{what} of a sample") for value in values], what)

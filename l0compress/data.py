@@ -8,15 +8,17 @@ slices them; a :class:`DatasetSplit` reads its samples one by one from a ``Datas
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from l0compress.batches import TARGET_KEYS, Batch, as_batch, as_targets, as_tensor, class_labels, joined
+from l0compress.batches import TARGET_KEYS, Batch, as_batch, joined
 from l0compress.errors import DataError
+from l0compress.inputs import Form, Place, as_input, has_samples, places_of
 from l0compress.streams import Change, DatasetSplit, StreamSplit, cut
+from l0compress.tensors import as_targets, class_labels
 
 __all__ = [
     "TARGET_KEYS",
@@ -37,10 +39,13 @@ class Split:
     """One part of the data, in memory.
 
     Args:
-        inputs: positional inputs as a tuple, or keyword inputs as a dict; each is a tensor, or an array, ``(n, ...)``.
+        inputs: positional inputs as a tuple, or keyword inputs as a dict; each is a tensor, or an array, ``(n, ...)``,
+            or a tuple or dict of such, as in ``(x, (h, c))``. A number, or a tensor of no dimensions, is the same for
+            every sample.
         targets: ``(n, ...)`` class indices, kept as int64, or floating regression targets; None where there are no
             labels.
         batch_dims: of each input, as for :class:`Batch`.
+        kwargs: keyword inputs beside positional ones.
 
     Raises:
         DataError: no samples, inputs and targets of different lengths, inputs that are neither a tuple nor a dict, or
@@ -55,9 +60,10 @@ class Split:
         [2, 2]
     """
 
-    inputs: tuple[Tensor, ...] | dict[str, Tensor]
+    inputs: tuple[Any, ...] | dict[str, Any]
     targets: Tensor | None = None
     batch_dims: tuple[int | None, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         given: Any = self.inputs
@@ -67,21 +73,32 @@ class Split:
                 "was changed. Pass (x,) for x."
             )
         if isinstance(given, dict):
-            inputs: Any = {name: as_tensor(x, f"input {name!r}") for name, x in given.items()}
+            inputs: Any = _named(given)
         else:
-            inputs = tuple(as_tensor(x, f"input {position}") for position, x in enumerate(given))
+            inputs = tuple(as_input(x, f"input {position}") for position, x in enumerate(given))
         object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "kwargs", _named(self.kwargs))
         object.__setattr__(self, "targets", None if self.targets is None else as_targets(self.targets))
         self._check_lengths()
 
+    @classmethod
+    def of(cls, batch: Batch) -> Split:
+        """A part of the samples of one batch."""
+        inputs, named = (batch.args, batch.kwargs) if batch.args else (batch.kwargs, {})
+        return cls(inputs, batch.targets, batch.batch_dims, named)
+
     def _check_lengths(self) -> None:
-        named = {**self._tensors(), **({} if self.targets is None else {"the targets": self.targets})}
-        if not self.inputs:
+        leaves = {place.label: leaf for place, leaf in self.places().items()}
+        if not leaves:
             raise DataError("The data has no inputs. Give at least one input tensor.")
-        single = next((name for name, tensor in named.items() if tensor.ndim == 0), None)
+        rows = {name: leaf for name, leaf in leaves.items() if has_samples(leaf)}
+        single = None if rows else next(iter(leaves))
+        if self.targets is not None:
+            single = "the targets" if single is None and self.targets.ndim == 0 else single
+            rows["the targets"] = self.targets
         if single is not None:
             raise DataError(f"A part has a single number as {single}. Nothing was changed. Give one for each sample.")
-        lengths = {name: len(tensor) for name, tensor in named.items()}
+        lengths = {name: len(tensor) for name, tensor in rows.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise DataError(
@@ -93,7 +110,11 @@ class Split:
 
     def __len__(self) -> int:
         """Number of samples."""
-        return len(next(iter(self._tensors().values())))
+        return len(next(filter(has_samples, self.places().values())))
+
+    def places(self) -> dict[Place, Any]:
+        """The tensors and numbers of all inputs by where they are, in the order of the call."""
+        return places_of(*self._arguments())
 
     def batches(self, batch_size: int, *, seed: int | None = None, drop_last: bool = False) -> Iterator[Batch]:
         """Yield the samples in batches.
@@ -108,23 +129,25 @@ class Split:
     def take(self, index: slice | Tensor) -> Batch:
         """The samples at ``index`` (a slice, or int64 indices) as one batch."""
         targets = None if self.targets is None else self.targets[index]
-        if isinstance(self.inputs, dict):
-            return Batch((), {name: tensor[index] for name, tensor in self.inputs.items()}, targets, self.batch_dims)
-        return Batch(tuple(tensor[index] for tensor in self.inputs), {}, targets, self.batch_dims)
+        whole = Batch(*self._arguments(), targets, self.batch_dims)
+        return whole.each_column(lambda tensor: tensor[index])
 
     def mapped(self, change: Change) -> Split:
         """The part with ``change`` applied to all of it at once."""
-        batch = change(self.take(slice(None)))
-        return Split(batch.kwargs or batch.args, batch.targets, batch.batch_dims)
+        return Split.of(change(self.take(slice(None))))
 
     def known_labels(self) -> Tensor | None:
         """The class of every sample, int64 ``(n,)``; None where they are no classes."""
         return class_labels(self.targets)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if isinstance(self.inputs, dict):
-            return {f"input {name!r}": tensor for name, tensor in self.inputs.items()}
-        return {f"input {position}": tensor for position, tensor in enumerate(self.inputs)}
+            return (), {**self.inputs, **self.kwargs}
+        return self.inputs, self.kwargs
+
+
+def _named(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: as_input(x, f"input {name!r}") for name, x in inputs.items()}
 
 
 AnySplit: TypeAlias = Split | DatasetSplit | StreamSplit
@@ -168,6 +191,17 @@ class Data:
             return self
         return self.mapped(lambda batch: replace(batch, batch_dims=batch_dims))
 
+    def called_like(self, form: Form) -> Data:
+        """The same data for a model that is called in this form: placed, with the constants that they lack."""
+        if form.is_flat:
+            return self.placed(form.batch_dims)
+
+        def fill(batch: Batch) -> Batch:
+            args, kwargs = form.filled(batch.args, batch.kwargs)
+            return Batch(args, kwargs, batch.targets, form.batch_dims if any(form.batch_dims) else ())
+
+        return self.mapped(fill)
+
 
 def example_batch(data: Data, num_samples: int = 2) -> Batch:
     """The first ``num_samples`` samples of the training part, in order: the example that a model is captured with.
@@ -189,5 +223,5 @@ def example_batch(data: Data, num_samples: int = 2) -> Batch:
             "Nothing was changed. Give it more."
         )
     batch = joined(found)
-    first = batch.each(lambda tensor: tensor[:num_samples].clone())
+    first = batch.each_column(lambda tensor: tensor[:num_samples].clone())
     return replace(first, targets=None if batch.targets is None else batch.targets[:num_samples].clone())

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from l0compress.batches import Batch, as_batch, class_labels, collate
+from l0compress.batches import Batch, as_batch, collate
 from l0compress.errors import DataError
 from l0compress.loaders import without_persistence
+from l0compress.tensors import class_labels
 
 Change: TypeAlias = Callable[[Batch], Batch]
 
@@ -22,7 +23,8 @@ class DatasetSplit:
     """One part of the data, read sample by sample from a ``Dataset`` or anything else with a length and indices.
 
     A sample is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, one input alone, or a dict
-    with the target under ``labels``, ``label``, ``targets``, ``target`` or ``y``. Numbers and arrays become tensors.
+    with the target under ``labels``, ``label``, ``targets``, ``target`` or ``y``. An input may be a tuple or a dict of
+    arrays, ``((x, (h, c)), y)``. Numbers and arrays become tensors.
 
     Args:
         dataset: the samples.
@@ -77,7 +79,8 @@ class StreamSplit:
 
     An item is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, a single tensor (no
     targets), a dict (``labels``, ``label``, ``targets``, ``target`` or ``y`` are taken as targets), or a
-    :class:`Batch`; arrays become tensors. The source decides the size and the order of its batches.
+    :class:`Batch`; arrays become tensors. An input may be a tuple or a dict of tensors, ``((x, (h, c)), y)``; a number,
+    or a tensor of no dimensions, is the same for every sample. The source decides the size and the order of its batches.
 
     Args:
         source: yields batches; iterating it again starts a new epoch.
@@ -173,8 +176,10 @@ def _form(batch: Batch) -> dict[str, str]:
     """What batches of one stream have in common: which tensors, what kind of numbers, how many dimensions."""
     named = {**batch.inputs(), **({} if batch.targets is None else {"the target": batch.targets})}
     return {
-        name: f"{'decimal' if tensor.is_floating_point() else 'whole'} numbers of {tensor.ndim} dimensions"
-        for name, tensor in named.items()
+        name: f"{'decimal' if leaf.is_floating_point() else 'whole'} numbers of {leaf.ndim} dimensions"
+        if isinstance(leaf, Tensor)
+        else f"a {type(leaf).__name__}"
+        for name, leaf in named.items()
     }
 
 

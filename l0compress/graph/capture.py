@@ -48,6 +48,7 @@ from l0compress.graph.placement import apart, bring_here_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import TrainingOnly, missing_in, note_attention_dropout_, training_run
+from l0compress.inputs import Form
 from l0compress.loading.torchscript import traced
 from l0compress.loading.wrappers import unwrapped
 
@@ -127,6 +128,11 @@ class CapturedGraph:
     def batch_size(self) -> int:
         """Samples in the example inputs."""
         return batch_of(self.example_args, self.example_kwargs, self.batch_dims)
+
+    @property
+    def form(self) -> Form:
+        """How the model is called."""
+        return Form(self.example_args, self.example_kwargs, self.batch_dims)
 
     def nodes(self) -> Iterator[fx.Node]:
         return iter(self.graph_module.graph.nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 from l0compress.data import AnySplit, Batch, Data, Split, StreamSplit, example_batch
 from l0compress.devices import CPU, device_of
 from l0compress.errors import DataError
+from l0compress.inputs import has_samples
 from l0compress.loading.classes import IGNORED_LABEL
 from l0compress.loading.models import Model
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
@@ -47,8 +49,7 @@ def check_values(data: Data) -> None:
     """
     for part, split in data.parts().items():
         if isinstance(split, Split):
-            tensors = dict(split.inputs) if isinstance(split.inputs, dict) else dict(enumerate(split.inputs))
-            named = {f"input {name!r}": tensor for name, tensor in tensors.items()}
+            named = {place.label: leaf for place, leaf in split.places().items() if isinstance(leaf, Tensor)}
             if split.targets is not None:
                 named["the target"] = split.targets
             for name, tensor in named.items():
@@ -121,6 +122,8 @@ def _check_finite(tensor: Tensor, part: str, name: str) -> None:
     # The sum of a tensor is finite only if all its values are (up to overflow, which the second look rules out).
     if torch.isfinite(tensor.sum()):
         return
+    if tensor.ndim == 0:
+        raise DataError(f"In the {part} part, {name} is {float(tensor)}. Nothing was changed. Give a finite number.")
     wrong = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
     if wrong.any():
         raise DataError(
@@ -148,12 +151,12 @@ def _readings(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 def _fit_program(data: Data, program: ExportedProgram) -> Data:
     args, kwargs = program.example_inputs or ((), {})
     example = example_batch(data, 1)
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    leaves = pytree.tree_leaves((args, kwargs))
     places = example.batch_dims or (0,) * len(leaves)
     if len(places) == len(leaves):
-        leaves = [leaf.movedim(dim or 0, 0) for leaf, dim in zip(leaves, places, strict=True)]
-    wanted = [tuple(leaf.shape[1:]) for leaf in leaves]
-    given = [tuple(tensor.shape[1:]) for tensor in (*example.args, *example.kwargs.values())]
+        pairs = zip(leaves, places, strict=True)
+        leaves = [leaf.movedim(dim or 0, 0) if has_samples(leaf) else leaf for leaf, dim in pairs]
+    wanted, given = _sample_shapes(leaves), _sample_shapes(example.leaves())
     if len(wanted) == len(given) == 1 and (wanted != given or bool(example.kwargs) != bool(kwargs)):
         fitting = [shape for shape in _readings(given[0]) if shape == wanted[0]]
         if fitting:
@@ -175,7 +178,7 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
 
 def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Batch:
     """A batch of one input with samples of another shape, given by position, or by that name."""
-    (tensor,) = (*batch.args, *batch.kwargs.values())
+    (tensor,) = batch.leaves()
     shaped = tensor.reshape(len(tensor), *shape)
     named = ((shaped,), {}) if name is None else ((), {name: shaped})
     return Batch(*named, batch.targets, batch.batch_dims)
@@ -183,7 +186,8 @@ def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Ba
 
 def _type_message(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> str | None:
     """What to say where decimal numbers would do, and whole ones do not."""
-    whole = {name: tensor.dtype for name, tensor in batch.inputs().items() if not tensor.is_floating_point()}
+    tensors = [(name, leaf) for name, leaf in batch.inputs().items() if isinstance(leaf, Tensor)]
+    whole = {name: tensor.dtype for name, tensor in tensors if not tensor.is_floating_point()}
     if not whole or not fits(batch.each(torch.Tensor.float)):
         return None
     name, dtype = next(iter(whole.items()))
@@ -205,6 +209,10 @@ def _shape_message(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) 
     )
 
 
+def _sample_shapes(leaves: list[Any]) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape[1:]) for leaf in leaves if has_samples(leaf)]
+
+
 def _shapes(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join(str(shape) for shape in shapes) or "no inputs"
 
@@ -219,7 +227,7 @@ def _fit_module(data: Data, module: nn.Module) -> Data:
         for shape in _readings(tuple(tensor.shape[1:])):
             if _failure(module, _single(batch, shape)) is None:
                 return data.mapped(lambda batch, shape=shape: _single(batch, shape))
-    given = [tuple(tensor.shape[1:]) for tensor in (*batch.args, *batch.kwargs.values())]
+    given = _sample_shapes(batch.leaves())
     raise DataError(
         _type_message(batch, reason, lambda floats: _failure(module, floats) is None)
         or f"The model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed."

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from l0compress.batches import TARGET_KEYS, collate, is_array, parts_of
+from l0compress.batches import TARGET_KEYS, collate, parts_of
 from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
 from l0compress.errors import DataError
+from l0compress.inputs import is_nested, is_number
 from l0compress.loaders import dataset_labels, tensors_of
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.splits import PART_NAMES, SHARES, Shares, check_shares, split_whole, with_val
+from l0compress.tensors import is_array
 
 STREAM_BATCH = 64
 
@@ -161,7 +163,7 @@ def as_split(content: Any) -> AnySplit:
 def _of_tuple(content: tuple[Any, ...]) -> AnySplit:
     if len(content) == 2 and not _is_batch(content[1]):
         return _split(*content)
-    if len(content) != 2 and all(map(is_array, content)) and content:
+    if len(content) != 2 and content and is_array(content[-1]) and all(map(_is_input, content)):
         *inputs, targets = content
         return _split(tuple(inputs), targets) if inputs else _split(targets)
     return _of_list(list(content))
@@ -178,7 +180,7 @@ def _of_list(content: list[Any]) -> AnySplit:
         return _split(content)
     if _is_sample(content[0]):
         batch = collate(content)
-        return Split(batch.kwargs or batch.args, batch.targets)
+        return Split.of(batch)
     return StreamSplit(content)
 
 
@@ -200,10 +202,15 @@ def _is_batch(targets: Any) -> bool:
     return isinstance(targets, tuple | dict) or holds_arrays
 
 
+def _is_input(value: Any) -> bool:
+    """Whether it is an input by itself, and no row of one."""
+    return is_array(value) or is_nested(value) or is_number(value)
+
+
 def _split(inputs: Any, targets: Any = None) -> Split:
     if isinstance(inputs, Mapping):
         return Split(dict(inputs), targets)
-    several = isinstance(inputs, tuple | list) and inputs and all(map(is_array, inputs))
+    several = isinstance(inputs, tuple | list) and any(map(is_array, inputs)) and all(map(_is_input, inputs))
     positional: tuple[Any, ...] = tuple(inputs) if several else (inputs,)
     return Split(positional, targets)
 

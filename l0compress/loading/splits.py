@@ -171,4 +171,4 @@ def part(split: Whole, index: Tensor) -> Whole:
     if isinstance(split, DatasetSplit):
         return split.part(ordered)
     batch = split.take(ordered)
-    return Split(batch.kwargs or batch.args, batch.targets)
+    return Split.of(batch)

@@ -45,10 +45,9 @@ def _part(split: Any) -> dict[str, Any]:
     if not isinstance(split, Split):
         return {"samples": len(split)}
     digest = hashlib.sha256()
-    named = split.inputs.items() if isinstance(split.inputs, dict) else enumerate(split.inputs)
-    for name, tensor in (*named, ("targets", split.targets)):
+    for name, leaf in (*split.places().items(), ("targets", split.targets)):
         digest.update(f"{name}".encode())
-        digest.update(b"" if tensor is None else _content(tensor))
+        digest.update(_content(leaf) if isinstance(leaf, Tensor) else b"" if leaf is None else repr(leaf).encode())
     return {"samples": len(split), "sha256": digest.hexdigest()}
 
 

@@ -67,7 +67,7 @@ def origin_of(run: Run) -> Origin:
     """
     request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
     dense, settings = capture(program), replace(request.finetune_settings(), device="cpu")
-    data = fit_data(load_data(request.data).placed(dense.batch_dims), program)
+    data = fit_data(load_data(request.data).called_like(dense.form), program)
     objective = objective_on(dense.module(), data, settings, reading=reading_of(run.folder))
     return Origin(dense, data, objective)
 

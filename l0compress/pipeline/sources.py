@@ -22,6 +22,7 @@ from l0compress.errors import CaptureError, DataError, InputError, LostInCapture
 from l0compress.graph.batch import batch_dims_of_program
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.dynamic import Dynamic, said_batch_dims
+from l0compress.inputs import Form, has_samples, places_of
 from l0compress.loading import (
     DataSource,
     Model,
@@ -80,7 +81,8 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto", dynamic: 
 def _placed(data: Data, model: Model, dynamic: Dynamic) -> Data:
     """The data, with word of where the model wants the batch of each input."""
     if isinstance(model, ExportedProgram):
-        return data.placed(batch_dims_of_program(model))
+        args, kwargs = model.example_inputs or ((), {})
+        return data.called_like(Form(args, kwargs, batch_dims_of_program(model)))
     if not isinstance(dynamic, Mapping) or isinstance(model, torch.jit.ScriptModule):
         return data
     batch = example_batch(data, 1)
@@ -187,8 +189,8 @@ def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) ->
 
 def _sizes(batch: Batch) -> str:
     """The shape of one sample, input by input."""
-    named = {**{str(at): tensor for at, tensor in enumerate(batch.args)}, **batch.kwargs}
-    shapes = {name: tuple(tensor.shape[1:]) for name, tensor in named.items()}
+    named = places_of(batch.args, batch.kwargs).items()
+    shapes = {str(place): tuple(leaf.shape[1:]) for place, leaf in named if has_samples(leaf)}
     if list(shapes) == ["0"]:
         return str(shapes["0"])
     return ", ".join(f"{name}: {shapes[name]}" for name in sorted(shapes))

@@ -133,7 +133,7 @@ def finetune(
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
-    data = data.placed(graph.batch_dims)
+    data = data.called_like(graph.form)
     check_precision(graph, settings.device)
     with seeded(settings.seed, settings.device):
         gated = gated_for(graph, data, settings)
