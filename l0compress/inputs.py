@@ -74,9 +74,9 @@ def is_nested(value: Any, count: int | None = None) -> bool:
         return bool(value)
     if isinstance(value, tuple):
         return any(is_array(part) or is_nested(part, count) for part in value)
-    return (
-        count is not None and isinstance(value, list) and bool(value) and all(_has_rows(part, count) for part in value)
-    )
+    if count is None or not isinstance(value, list) or not value:
+        return False
+    return all(_has_rows(part, count) for part in value)
 
 
 def _has_rows(part: Any, count: int) -> bool:

@@ -80,7 +80,8 @@ class StreamSplit:
     An item is ``(x, y)``, ``(x1, ..., y)``, ``((x1, ...), y)``, ``({"name": x, ...}, y)``, a single tensor (no
     targets), a dict (``labels``, ``label``, ``targets``, ``target`` or ``y`` are taken as targets), or a
     :class:`Batch`; arrays become tensors. An input may be a tuple or a dict of tensors, ``((x, (h, c)), y)``; a number,
-    or a tensor of no dimensions, is the same for every sample. The source decides the size and the order of its batches.
+    or a tensor of no dimensions, is the same for every sample. The source decides the size and the order of its
+    batches.
 
     Args:
         source: yields batches; iterating it again starts a new epoch.

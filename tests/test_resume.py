@@ -139,6 +139,27 @@ class Reading(nn.Module):
         return self.head(self.read(x)[0][:, -1])
 
 
+class Stateful(nn.Module):
+    """A recurrent layer that is given the state that it begins with, and a temperature that all samples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.cell = nn.LSTM(12, 6, batch_first=True)
+        self.head = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+
+    def forward(self, x: Tensor, state: tuple[Tensor, Tensor], temperature: Tensor) -> Tensor:
+        return self.head(self.cell(x, state)[0][:, -1]) / temperature
+
+
+def stateful() -> Data:
+    part = sequences()
+    generator = torch.Generator().manual_seed(10)
+    h, c = torch.randn(2, len(part), 1, 6, generator=generator)
+    with_states = Split((*part.inputs, (h, c), torch.tensor(0.5)), part.targets)
+    return Data(with_states, with_states)
+
+
 def sequences(num_samples: int = 64) -> Split:
     generator = torch.Generator().manual_seed(9)
     inputs = torch.randn(num_samples, 5, 12, generator=generator)
@@ -196,10 +217,12 @@ class Case:
     settings: FinetuneSettings = QUICK
     target: dict[str, float] = field(default_factory=lambda: {"params": 0.4})
     every: int = 1
+    dynamic: Any = "auto"
+    batch_dims: tuple[int | None, ...] = ()
 
     def graph(self) -> CapturedGraph:
         batch = next(iter(self.data().val.batches(2)))
-        return capture(self.model(), batch.args)
+        return capture(self.model(), replace(batch, batch_dims=self.batch_dims).call()[0], dynamic=self.dynamic)
 
     def run(self, shelf: Shelf) -> FinetuneResult:
         random.seed(7)
@@ -214,6 +237,15 @@ CASES = {
     "tied weights": Case(Tied, in_memory(vectors), target={"params": 0.7}, every=3),
     "attention": Case(Attending, in_memory(sequences), target={"params": 0.6}, every=4),
     "a recurrent layer": Case(Reading, in_memory(sequences), target={"params": 0.6}, every=4),
+    "a state in a tuple, and a temperature": Case(
+        Stateful,
+        stateful,
+        replace(QUICK, epochs=2),
+        target={"params": 0.9},
+        every=4,
+        dynamic={"x": 0, "state": 1},
+        batch_dims=(0, 1, 1, None),
+    ),
     "single weights": Case(mlp, in_memory(vectors), replace(VIOLATED, granularity="weights"), every=5),
     "channels and single weights": Case(conv_net, in_memory(images), replace(QUICK, granularity="both"), every=5),
     "SGD without clipping": Case(mlp, in_memory(vectors), replace(QUICK, optimizer="sgd", clip=None), every=3),
