@@ -193,8 +193,8 @@ class Data:
 
     def called_like(self, form: Form) -> Data:
         """The same data for a model that is called in this form: placed, with the constants that they lack."""
-        if form.is_flat:
-            return self.placed(form.batch_dims)
+        if form.is_flat and not any(form.batch_dims):
+            return self
 
         def fill(batch: Batch) -> Batch:
             args, kwargs = form.filled(batch.args, batch.kwargs)

@@ -21,6 +21,7 @@ from l0compress.data import Batch, Data, Split, StreamSplit, example_batch
 from l0compress.errors import DataError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
+from l0compress.inputs import Form
 from l0compress.loading.parts import as_split
 from l0compress.pipeline.compress import CompressResult, compress
 from l0compress.pipeline.fingerprints import data_fingerprint
@@ -135,6 +136,22 @@ class TestStates:
         x, h, c, y = torch.zeros(4, 2), torch.zeros(4, 1), torch.ones(4, 1), torch.zeros(4)
         assert isinstance(as_batch([[x, [h, c]], y]).args[1], tuple)
         assert as_batch([{"x": [torch.zeros(3)] * 4}, y]).kwargs["x"].shape == (4, 3)
+
+    def test_containers_become_those_of_the_example_and_names_take_its_order(self) -> None:
+        x, h, c = torch.zeros(2, 6, 4), torch.ones(2, 1, 3), torch.full((2, 1, 3), 2.0)
+        form = Form((x,), {"state": [h, c], "scale": h}, (0, 1, 1, 0))
+        args, kwargs = form.filled((x,), {"scale": h, "state": (h, c)})
+        assert args == (x,) and list(kwargs) == ["state", "scale"] and type(kwargs["state"]) is list
+
+    def test_a_batch_is_moved_by_the_name_of_its_input(self) -> None:
+        graph = l0.capture(
+            Stateful(), (), {"x": torch.zeros(2, 6, 4), "state": (torch.zeros(1, 2, 3),) * 2}, dynamic=WHERE
+        )
+        x, state, y = states(4)
+        part = Split({"state": state, "x": x}, y)
+        (batch,) = Data(part, part).called_like(graph.form).val.batches(4)
+        _, kwargs = batch.call()
+        assert (kwargs["x"].shape, kwargs["state"][0].shape) == ((4, 6, 4), (1, 4, 3))
 
     def test_leaves_with_other_numbers_of_samples_are_refused(self) -> None:
         x, (h, c), y = states()

@@ -46,7 +46,8 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
     Args:
         value: :class:`~l0compress.data.Data`; a part; or a dict of parts by the names ``train``, ``val`` and ``test``.
             A part is ``(x, y)`` or ``(x1, x2, y)`` of arrays or tensors, where x may be a tuple or a dict of several
-            inputs, and each of those again, ``((x, (h, c)), y)``; a dict of arrays; a ``Dataset``; a ``DataLoader``; or a list of samples or of batches.
+            inputs, and each of those again, ``((x, (h, c)), y)``; a dict of arrays; a ``Dataset``; a ``DataLoader``; or
+            a list of samples or of batches.
         name: what messages call it.
         seed: of every split that is made.
         shares: of the parts of what comes in one piece.
