@@ -96,6 +96,7 @@ def as_batch(item: Any) -> Batch:
     """Read one item of a stream as a batch; see :class:`~l0compress.data.StreamSplit` for what an item may be.
 
     Example:
+        >>> import numpy as np
         >>> batch = as_batch({"input_ids": np.zeros((2, 3), np.int64), "labels": torch.tensor([0, 1])})
         >>> sorted(batch.kwargs), batch.targets.tolist()
         (['input_ids'], [0, 1])
@@ -162,6 +163,7 @@ def collate(items: Sequence[Any]) -> Batch:
     """One batch of samples, each an item without the dimension of the batch.
 
     Example:
+        >>> import numpy as np
         >>> batch = collate([(np.zeros(3), 1), (np.ones(3), 0)])
         >>> tuple(batch.args[0].shape), batch.targets.tolist()
         ((2, 3), [1, 0])
