@@ -175,23 +175,23 @@ def collate(items: Sequence[Any]) -> Batch:
     forms = {(len(args), tuple(kwargs), targets is None) for args, kwargs, targets in read}
     if len(forms) > 1:
         raise DataError(_UNLIKE)
-    samples = [
-        Batch(
-            tuple(as_input(value, f"input {at} of a sample") for at, value in enumerate(args)),
-            {name: as_input(value, f"input {name!r} of a sample") for name, value in kwargs.items()},
+    flat = [
+        pytree.tree_flatten(
+            (
+                tuple(as_input(value, f"input {at} of a sample") for at, value in enumerate(args)),
+                {name: as_input(value, f"input {name!r} of a sample") for name, value in kwargs.items()},
+            )
         )
         for args, kwargs, _ in read
     ]
-    structures = [pytree.tree_structure((sample.args, sample.kwargs)) for sample in samples]
-    if any(structure != structures[0] for structure in structures):
+    leaves, structure = flat[0]
+    if any(other != structure for _, other in flat):
         raise DataError(_UNLIKE)
-    columns = zip(*(sample.leaves() for sample in samples), strict=True)
-    named = zip(samples[0].inputs(), columns, strict=True)
+    names = Batch(*pytree.tree_unflatten(leaves, structure)).inputs()
+    columns = zip(names, zip(*(leaves for leaves, _ in flat), strict=True), strict=True)
+    args, kwargs = pytree.tree_unflatten([_column(column, name) for name, column in columns], structure)
     targets = [target for _, _, target in read]
-    return replace(
-        samples[0].with_leaves([_column(column, name) for name, column in named]),
-        targets=None if targets[0] is None else as_targets(_column(targets, "the target")),
-    )
+    return Batch(args, kwargs, None if targets[0] is None else as_targets(_column(targets, "the target")))
 
 
 def joined(batches: Sequence[Batch]) -> Batch:
