@@ -202,7 +202,7 @@ def test_what_is_printed_is_a_few_lines_that_a_person_reads(graph, data):
         f"KeepPlan({kept})": plan,
         f"Budget(macs: at most 88 of 176; {now})": budget,
         f"CompressResult(macs=0.5: {result.reached} of at most 88)": result,
-        f"Equality(output_0: {far}; batch sizes 2, 1, 5)": result.equality,
+        f"Equality(output_0: {far}; batch sizes 2, 1, 11)": result.equality,
     }
     for first, value in first_lines.items():
         lines = repr(value).splitlines()

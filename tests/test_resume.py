@@ -310,7 +310,8 @@ def test_a_snapshot_holds_no_more_than_tensors_and_json() -> None:
     CASES["linear layers"].run(shelf)
     snapshot = shelf.read(3)
     assert set(snapshot.values) == {
-        "stage", "epoch", "epochs", "step", "steps", "total", "seconds", "dense", "history", "budget", "cuts"
+        "stage", "epoch", "epochs", "step", "steps", "total", "seconds", "dense", "history", "budget", "cuts",
+        "reading",
     }  # fmt: skip
     roots = {name.split(".")[0] for name in snapshot.tensors}
     assert roots == {"network", "optimizer", "random", "augmenting"}

@@ -324,7 +324,8 @@ def _finish(module: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any
     elsewhere = bring_here_(network, args, kwargs)
     codegen: Any = module.graph._codegen
     shapes = sizes.by_graph_name(codegen.pytree_info.orig_args, args, kwargs)
-    args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.cpu, (args, kwargs))
+    if elsewhere:
+        args, kwargs = pytree.tree_map_only(Tensor, torch.Tensor.cpu, (args, kwargs))
     graph = CapturedGraph(network, args, kwargs, shapes, batch_dims)
     return propagate_shapes(graph) if shapeless or elsewhere else graph
 

@@ -51,11 +51,14 @@ def named_devices(node: fx.Node) -> set[torch.device]:
 
 
 def bring_here_(network: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Bring a network to the CPU; says whether anything of it, or an example input, was elsewhere."""
+    """Bring a network to the CPU; says whether anything of it, or an example input, was elsewhere.
+
+    What is on the meta device has shapes and no values to bring, so that it stays there.
+    """
     tensors = [*network.parameters(), *network.buffers(), *pytree.tree_leaves((args, kwargs))]
     devices = {tensor.device for tensor in tensors if isinstance(tensor, Tensor)}
     devices = devices.union(*(named_devices(node) for node in network.graph.nodes))
-    if devices <= {CPU}:
+    if devices <= {CPU} or any(device.type == "meta" for device in devices):
         return False
     network.to(CPU)
     place_(network.graph, CPU)

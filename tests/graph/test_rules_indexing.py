@@ -65,7 +65,7 @@ def test_a_model_whose_index_is_written_computes_something_else_next_time() -> N
         return s.b(F.gelu(h))
 
     layers = {"a": nn.Linear(6, 8), "i": torch.tensor(ORDER), "b": nn.Linear(8, 4)}
-    with pytest.raises(CaptureError, match=r"Net\.forward changes 'i' \(test_rules_indexing\.py:\d+\)"):
+    with pytest.raises(CaptureError, match=r"Net\.forward changes 'i' \(networks\.py:\d+\)"):
         grouped(moving, vector(), **layers)
 
 
