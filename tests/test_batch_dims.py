@@ -107,6 +107,7 @@ class TestFiles:
         with pytest.raises(ModelError, match=r"batch_dims\.json in it names no dimensions\. Nothing was changed\."):
             l0.load_model(tmp_path / "m.pt2")
 
+    @pytest.mark.slow
     def test_a_bundle_and_a_timing_take_batches_of_the_size_that_is_asked_for(self, tmp_path: Path) -> None:
         settings = CsrSettings(measure=False)
         bundle = export_csr(graph(), tmp_path / "m.l0c", batch_sizes=(1, 12), settings=settings)

@@ -51,6 +51,7 @@ def test_verify_refuses_the_bundle_of_another_model(finished, tmp_path):
     assert outcome.exit_code == 1 and "not equal" in outcome.stderr
 
 
+@pytest.mark.slow
 def test_bench_times_it_beside_the_dense_model_as_onnx(finished):
     arguments = ("--against", finished / "run", "--batch", "1,3", "--threads", "1")
     found = printed_json("bench", finished / "run/model.l0c", *arguments)
@@ -59,6 +60,7 @@ def test_bench_times_it_beside_the_dense_model_as_onnx(finished):
     }
 
 
+@pytest.mark.slow
 def test_bench_shows_what_was_measured_at_export(tmp_path):
     settings = CsrSettings(threads=1, engines=("scipy",))
     graph = capture(sparse_mlp(), (torch.randn(2, 8),))

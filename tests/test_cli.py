@@ -314,6 +314,7 @@ class TestProcess:
         for command in COMMANDS:
             assert run_cli(command, "--help").exit_code == 0
 
+    @pytest.mark.slow
     def test_json_is_all_that_is_on_standard_output(self, finished: Path) -> None:
         process = l0compress("export", "run", "-o", "again.onnx", "--json", cwd=finished)
         out, err = process.communicate()
@@ -339,6 +340,7 @@ class TestProcess:
     @pytest.mark.parametrize(
         ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
     )
+    @pytest.mark.slow
     def test_a_signal_leaves_nothing_half_written(
         self, finished: Path, tmp_path: Path, number: int, status: int, said: str
     ) -> None:

@@ -107,6 +107,7 @@ class Pyramid(nn.Module):
         return self.head(fine + nn.functional.interpolate(self.coarse(fine), scale_factor=2.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sides", ["multiples", "any"])
 def test_sides_that_are_free_stay_free(tmp_path, sides):
     """Whether they are multiples by name, or whatever the model can take."""

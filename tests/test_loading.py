@@ -363,6 +363,7 @@ class TestTargets:
             parse_target(text)
 
 
+@pytest.mark.slow
 def test_what_hugging_face_models_hand_on_is_known_without_being_asked_for(tmp_path):
     """Saved where transformers is imported, read where it is not yet."""
     outputs = pytest.importorskip("transformers.modeling_outputs")

@@ -24,6 +24,8 @@ from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.training.snapshot import Snapshot
 
+pytestmark = pytest.mark.slow
+
 # Gates that close early, so that removals happen between the epochs of the gated phase.
 FAST = GateSettings(share=0.5, log_alpha=-2.0, learning_rate=1.0, multiplier_rate=0.5)
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=0.01, gates=FAST)

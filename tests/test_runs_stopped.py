@@ -24,6 +24,8 @@ from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.training_run import RunSummary, finetune_run, resume_run
 from l0compress.training.events import ProgressEvent
 
+pytestmark = pytest.mark.slow
+
 # Processes that tests start run the package that is tested, wherever another one may be installed.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 

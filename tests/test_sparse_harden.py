@@ -118,6 +118,7 @@ def test_the_budget_is_met_and_used_and_the_small_model_equals_the_masked_dense_
     unit=st.sampled_from(["params", "macs", "bytes"]),
     seed=st.integers(0, 1000),
 )
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 def test_no_network_goes_over_its_budget_and_in_parameters_none_stays_under_it(sizes, share, granularity, unit, seed):
     graph = capture(mlp(sizes), (torch.randn(3, sizes[0]),))
@@ -141,6 +142,7 @@ def test_no_network_goes_over_its_budget_and_in_parameters_none_stays_under_it(s
     share=st.floats(0.1, 1.0),
     seed=st.integers(0, 1000),
 )
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 def test_nothing_that_was_left_out_would_still_fit(costs, share, seed):
     """Layers whose weights meet 1, 3 or 16 positions each."""

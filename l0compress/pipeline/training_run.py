@@ -186,8 +186,9 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
             if not runs.is_run(run.folder):
                 raise
             raise stopped(run, stops.signal or SIGINT) from error
-        except RuntimeError as error:
-            # The signal went to the workers of a data loader as well, and the loader misses them.
+        except (RuntimeError, OSError, EOFError) as error:
+            # The signal went to the workers of a data loader as well: the loader misses them, or what they were handing
+            # over when they died.
             if stops.signal is None:
                 raise
             raise stopped(run, stops.signal) from error

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from random_networks import Draw, Network, Tally, check, draws, image_networks, token_networks
+
+pytestmark = pytest.mark.slow
 
 ORDINARY = settings(
     max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None

@@ -30,6 +30,7 @@ def attention(scores: str, mixed: str) -> Callable[[nn.Module, Tensor], Tensor]:
     "scores, mixed",
     [("bnhd,bmhd->bhnm", "bhnm,bmhd->bnhd"), ("b n h d, b m h d -> b h n m", "...hnm,...mhd->...nhd")],
 )
+@pytest.mark.slow
 def test_attention_by_einsum(tmp_path: Path, scores: str, mixed: str) -> None:
     layers = {name: nn.Linear(12, 16) for name in "qkv"} | {"o": nn.Linear(16, 3)}
     inputs = {f"{name} inputs": 12 for name in "qkv"}

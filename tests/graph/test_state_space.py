@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from l0compress.graph import CapturedGraph
 
+pytestmark = pytest.mark.slow
+
 
 class SelectiveScan(nn.Module):
     """Gu and Dao, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", algorithm 2, step by step."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from l0compress.cli.render import print_error
-from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, sigterm_unwinds
-from l0compress.errors import InputError, L0Error
+from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, let_workers_go, sigterm_unwinds
+from l0compress.errors import InputError, L0Error, StoppedError
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
@@ -130,12 +130,16 @@ def exit_codes() -> Iterator[None]:
         with sigterm_unwinds():
             yield
     except L0Error as error:
+        if isinstance(error, StoppedError):
+            let_workers_go()
         print_error(str(error))
         raise typer.Exit(error.exit_code) from error
     except Terminated as error:
+        let_workers_go()
         print_error("terminated; nothing half-written is left.")
         raise typer.Exit(TERMINATED) from error
     except KeyboardInterrupt as error:
+        let_workers_go()
         print_error("interrupted; nothing half-written is left.")
         raise typer.Exit(INTERRUPTED) from error
 
