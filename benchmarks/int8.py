@@ -1,6 +1,6 @@
 """What int8 costs in accuracy, before and after shrinking: the digits network and LeNet-300-100 on MNIST.
 
-    python benchmarks/int8.py [--seeds 3]
+    python benchmarks/int8.py [--seeds 3] [--network digits]
 
 Each network is trained, compressed with default settings (digits to a quarter of its MACs, MNIST to 26,500 parameters)
 and exported; both the dense and the small ONNX file are quantized by ONNX Runtime, dynamically and calibrated on 256
@@ -73,15 +73,22 @@ def _error_percent(session: OnnxSession, split: Split) -> float:
     return 100 * wrong / len(split)
 
 
+CASES = {"digits": digits_case, "MNIST": mnist_case}
+
+
 def main() -> int:
     """Print a row a model; 0 where the small model's better int8 form is within 0.3 points of its float form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
-    seeds = range(parser.parse_args().seeds)
+    parser.add_argument("--network", choices=CASES, help="one of the two alone")
+    chosen = parser.parse_args()
+    seeds = range(chosen.seeds)
     print("| network | model | " + " | ".join(f"{form}, test error in % (min-max)" for form in FORMS) + " |")
     print("|---|---|" + "---|" * len(FORMS), flush=True)
     within = True
-    for name, case in {"digits": digits_case, "MNIST": mnist_case}.items():
+    for name, case in CASES.items():
+        if chosen.network not in (None, name):
+            continue
         rows: dict[str, list[dict[str, float]]] = {"dense": [], "small": []}
         for seed in seeds:
             graph, data, target = case(seed)
