@@ -28,7 +28,13 @@ def sparse_array(shape: tuple[int, ...], density: float, seed: int = 0) -> np.nd
 
 
 class TestTensors:
-    @given(hnp.arrays(np.float32, SHAPES, elements=st.sampled_from([0.0, 0.0, 0.0, 1.5, -2.0, 1e-30, 3e38])))
+    @given(
+        hnp.arrays(
+            np.float32,
+            SHAPES,
+            elements=st.sampled_from([0.0, 0.0, 0.0, 1.5, -2.0, float(np.float32(1e-30)), float(np.float32(3e38))]),
+        )
+    )
     @settings(max_examples=100, deadline=None)
     def test_sparse_tensors_come_back_exactly(self, array):
         spec, data = encode(array, storage="float32", is_sparse=True)

@@ -118,7 +118,7 @@ def test_empty_rows_and_empty_columns(engine, rng, batch):
 @by_engine
 @pytest.mark.parametrize("columns", [40_000, 70_000])
 def test_more_columns_than_a_small_integer_counts(engine, rng, columns):
-    weight = sparse.random_array((3, columns), density=0.001, rng=rng, dtype=np.float32, format="csr")
+    weight = sparse.random_array((3, columns), density=0.001, random_state=rng, dtype=np.float32, format="csr")
     weight.sort_indices()
     layer = SparseLinear(weight)
     assert weight.indices.max() > np.iinfo(np.int16).max

@@ -185,7 +185,7 @@ NORMS = [
     Case("InstanceNormalization", (X4,), (f32(4), f32(4)), opsets=(7, 18)),
     Case("LayerNormalization", (X3,), (f32(8), f32(8)), opsets=(17,)),
     Case("LayerNormalization", (X3,), (f32(3, 8),), {"axis": 1, "epsilon": 1e-3}, opsets=(17,)),
-    Case("LayerNormalization", (X3,), (f32(8), f32(8)), {"axis": 1}, opsets=(17,)),
+    Case("LayerNormalization", (X3,), (f32(3, 8), f32(3, 8)), {"axis": 1}, opsets=(17,)),
     Case("SkipLayerNormalization", (X3, f32(2, 3, 8)), (f32(8), f32(8), f32(8)), domain=MICROSOFT),
     Case("SkipLayerNormalization", (X3, f32(2, 3, 8)), (f32(8), f32(8)), outputs=4, only=(0, 3), domain=MICROSOFT),
     Case("RMSNormalization", (X3,), (f32(8),), opsets=(23,)),
