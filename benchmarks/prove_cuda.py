@@ -61,7 +61,7 @@ class Row:
     """One check: what it is, whether it held, and the number behind it."""
 
     check: str
-    held: bool
+    held: bool | None  # None: left out
     found: str
 
 
@@ -257,7 +257,7 @@ def checked(check: str, run: Callable[[], str]) -> Row:
     try:
         return Row(check, True, run())
     except ModuleNotFoundError as missing:
-        return Row(check, True, f"left out: {missing.name} is not installed")
+        return Row(check, None, f"left out: {str(missing).splitlines()[0]}")
     except FAULTS as fault:
         if not isinstance(fault, Failed):
             traceback.print_exc()
@@ -296,10 +296,10 @@ def main() -> int:
     began = time.perf_counter()
     found = list(rows(device))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    cells = tuple((row.check, "yes" if row.held else "NO", row.found) for row in found)
+    cells = tuple((row.check, {True: "yes", False: "NO", None: "-"}[row.held], row.found) for row in found)
     about = f"{name}, PyTorch {torch.__version__}, {time.perf_counter() - began:.0f} s"
     print(Table("", ("check", "held", "found"), cells, (about,)).to_markdown())
-    return 0 if all(row.held for row in found) else 1
+    return 1 if any(row.held is False for row in found) else 0
 
 
 if __name__ == "__main__":
