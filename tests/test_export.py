@@ -9,6 +9,8 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -82,6 +84,23 @@ class Awkward(nn.Module):
             "number": 3,
             "nested": (hidden.argmax(-1), [hidden > 0]),
         }
+
+
+def bytes_of(export: Callable[..., object], graph: CapturedGraph, path: Path) -> bytes:
+    export(graph, path)
+    return path.read_bytes()
+
+
+def bytes_while_busy(export: Callable[..., object], graph: CapturedGraph, path: Path) -> bytes:
+    """What an exporter writes where notes of something else are in force in the process."""
+    with torch.fx.traceback.annotate({"busy": "with another model"}):
+        return bytes_of(torch.compiler.disable(export), graph, path)
+
+
+def masked_graph() -> CapturedGraph:
+    graph = convnet_graph()
+    plan = KeepPlan.random(find_groups(graph), density=0.5, seed=0)
+    return replace(graph, graph_module=masked(graph, plan))
 
 
 def convnet_graph() -> CapturedGraph:
@@ -173,6 +192,12 @@ class TestEveryFormat:
         graph = convnet_graph()
         first, second = (export(graph, tmp_path / name) and (tmp_path / name).read_bytes() for _ in range(2))
         assert first == second
+
+    @EXPORTERS
+    def test_the_bytes_do_not_depend_on_what_the_process_does(self, tmp_path, export, name):
+        graph = convnet_graph()
+        small = shrink(graph, KeepPlan.random(find_groups(graph), density=0.5, seed=0))
+        assert bytes_while_busy(export, small, tmp_path / name) == bytes_of(export, small, tmp_path / name)
 
     @EXPORTERS
     def test_nothing_in_the_file_speaks_of_this_machine(self, tmp_path, export, name):
@@ -382,6 +407,19 @@ class TestSession:
 
 
 class TestPt2:
+    def test_the_bytes_of_a_masked_graph_do_not_depend_on_what_the_process_does(self, tmp_path):
+        """The nodes that mask have no notes of their own, and would get those of the tracing."""
+        graph, path = masked_graph(), tmp_path / "model.pt2"
+        assert bytes_while_busy(export_pt2, graph, path) == bytes_of(export_pt2, graph, path)
+
+    def test_it_can_be_unflattened(self, tmp_path):
+        """Which module a node was in is the one note that stays."""
+        graph = convnet_graph()
+        export_pt2(graph, tmp_path / "model.pt2")
+        module, image = torch.export.unflatten(torch.export.load(tmp_path / "model.pt2")), torch.randn(3, 1, 8, 8)
+        assert torch.equal(module(image), graph.module()(image))
+        assert {"features.0", "head"} <= {name for name, _ in module.named_modules()}
+
     def test_it_runs_where_the_models_code_is_unknown(self, tmp_path):
         export_pt2(awkward_graph(), tmp_path / "model.pt2")
         program = (

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import fx
 from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
@@ -32,8 +33,9 @@ from l0compress.verify import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
 
-# Source lines and paths of the machine that captured the model, and addresses in its memory.
-_NOTES_OF_THIS_PROCESS = ("stack_trace", "from_node")
+# What an archive says of a node beside its operator: its tensors, and which of the user's modules it was in.
+_TENSORS, _MODULES = ("val", "tensor_meta", "unbacked_bindings"), "nn_module_stack"
+_ROOT = {"L__self__": ("", "torch.nn.Module")}
 
 
 def export_pt2(
@@ -128,10 +130,11 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
     """
     _, spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
     args_shapes, kwargs_shapes = pytree.tree_unflatten(asked_dims(graph), spec)
+    network = _with_plain_outputs(graph)
     try:
         with any_length():
             program = torch.export.export(
-                _with_plain_outputs(graph),
+                network,
                 graph.example_args,
                 graph.example_kwargs,
                 dynamic_shapes=(*args_shapes, *kwargs_shapes.values()),
@@ -143,10 +146,24 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
         ) from error
     if batch_dims_of_program(program) != graph.batch_dims:
         program.graph_module.meta[BATCH_DIMS] = graph.batch_dims
-    for node in program.graph.nodes:
-        for note in _NOTES_OF_THIS_PROCESS:
-            node.meta.pop(note, None)
+    _keep_own_notes_(program, network)
     return program
+
+
+def _keep_own_notes_(program: ExportedProgram, network: GraphNetwork) -> None:
+    """Leave of the notes on nodes what ``network`` itself says.
+
+    What tracing adds depends on the process: source lines and paths, addresses in memory, annotations that happen to be
+    in force, and the tracer's own modules around nodes that are in none.
+    """
+    known = {module for node in network.graph.nodes for module in node.meta.get(_MODULES, {}).values()}
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            notes = {note: node.meta[note] for note in _TENSORS if note in node.meta}
+            if node.op not in ("placeholder", "output"):
+                stack = node.meta.get(_MODULES, {})
+                notes[_MODULES] = {key: module for key, module in stack.items() if module in known} or dict(_ROOT)
+            node.meta = notes
 
 
 def _with_plain_outputs(graph: CapturedGraph) -> GraphNetwork:
