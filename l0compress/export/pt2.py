@@ -153,8 +153,8 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
 def _keep_own_notes_(program: ExportedProgram, network: GraphNetwork) -> None:
     """Leave of the notes on nodes what ``network`` itself says.
 
-    What tracing adds depends on the process: source lines and paths, addresses in memory, annotations that happen to be
-    in force, and the tracer's own modules around nodes that are in none.
+    What tracing adds depends on the process: source lines and paths, addresses in memory, annotations in force, which
+    are others once ``torch.compile`` has run, and the tracer's own modules around nodes that are in none.
     """
     known = {module for node in network.graph.nodes for module in node.meta.get(_MODULES, {}).values()}
     for part in program.graph_module.modules():
