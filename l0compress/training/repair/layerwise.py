@@ -1,0 +1,232 @@
+"""Repair: the layers of a shrunk network are solved anew, first to last, to return what they return in the dense one.
+
+requires: a dense graph, a plan on its groups, what :func:`~l0compress.graph.shrink.shrink` left of it (with any
+          weights), and batches of inputs; no labels.
+ensures:  a graph with the same nodes and shapes, whose weights differ only in layers that come closer to the dense
+          activations on samples that they were not solved on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from l0compress.data import Batch
+from l0compress.devices import widest_float
+from l0compress.errors import DataError
+from l0compress.graph.capture import CapturedGraph, check_captured
+from l0compress.graph.network import GraphNetwork, attribute
+from l0compress.graph.plan import KeepPlan, cut
+from l0compress.training.randomness import seeded
+from l0compress.training.repair.contractions import values_of
+from l0compress.training.repair.forms import Form
+from l0compress.training.repair.least_squares import Sums, best_step
+from l0compress.training.repair.lockstep import Lockstep, live_bytes
+from l0compress.training.repair.padding import counting
+from l0compress.training.repair.rows import Rows
+from l0compress.training.repair.tasks import Task, Tasks, check_small, lacking
+
+# Penalties to choose from, in units of the mean square of a layer's inputs. The least is there for layers that can be
+# solved exactly.
+PENALTIES = (1e-9, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+# Rows that a layer is solved on, of all samples and positions: so many, or so many for each unknown.
+MIN_ROWS, ROWS_PER_UNKNOWN = 16_384, 8
+# Activations of both networks that are held at a time; where samples need more, fewer are taken.
+MOST_BYTES = 2**30
+_HELD_OUT_EVERY = 4
+# A layer that misses less than so many roundings misses nothing.
+_ROUNDINGS = 8
+
+
+@dataclass(frozen=True)
+class RepairedLayer:
+    """What became of a layer.
+
+    Attributes:
+        name: the name of its weight, without ``.weight``.
+        before: squared error of its output on held-out samples, over the squares of what it should be.
+        after: the same with the weights that it has now; never above ``before``.
+        repaired: whether it has new weights.
+    """
+
+    name: str
+    before: float
+    after: float
+    repaired: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Repaired:
+    """A repaired graph, and what became of each layer that could be solved, in the order of the graph."""
+
+    graph: CapturedGraph
+    layers: tuple[RepairedLayer, ...]
+
+
+def repair(
+    small: CapturedGraph,
+    dense: CapturedGraph,
+    plan: KeepPlan,
+    batches: Sequence[Batch],
+    *,
+    held_out: Sequence[Batch] = (),
+    device: str = "cpu",
+) -> Repaired:
+    """Solve every layer of a shrunk network anew, so that it returns what it returned in the dense one.
+
+    Layer after layer, in the order of the graph, by ridge least squares: from its input in the small network, as far
+    as that is repaired by then, to its output in the dense network. A layer that writes to a sum also makes up for what
+    the other summand lacks. Linear layers, products with a matrix and convolutions are solved; what several layers
+    share, embeddings, norms and recurrent layers stay. Padding that an input masks out does not count.
+
+    Args:
+        small: what ``shrink`` returned for ``plan``, on the weights of ``dense`` or on others.
+        dense: the network to come close to; a graph that ``plan`` fits.
+        batches: inputs; targets are not looked at.
+        held_out: inputs that layers are not solved on: they choose the penalty of each, and whether it gets new weights
+            at all. Without them every fourth of ``batches`` serves.
+
+    Raises:
+        InputError: ``small`` or ``dense`` is no captured graph.
+        PlanError: ``plan`` belongs to another graph than ``dense``, or ``small`` is not what it leaves.
+        DataError: there are no batches to solve on, or none held out.
+
+    Source: the reconstruction of feature maps of He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural
+    Networks", 2017, section 3.1, with a penalty on the distance from the weights that there are.
+
+    Examples:
+        >>> from l0compress.graph import capture, find_groups, shrink
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+        >>> graph = capture(net, (torch.zeros(2, 4),))
+        >>> plan = KeepPlan.from_kept(find_groups(graph), {"0 channels": [0, 1, 2, 3, 4, 5]})
+        >>> repaired = repair(shrink(graph, plan), graph, plan, [Batch((torch.randn(32, 4),), {}) for _ in range(4)])
+        >>> [layer.name for layer in repaired.layers if layer.after < layer.before]
+        ['2']
+    """
+    check_captured(small, "repair")
+    check_captured(dense, "repair")
+    plan.decision().check_fits(dense)
+    check_small(small, plan)
+    train, held = _split(batches, held_out)
+    with seeded(0, device), torch.no_grad():
+        networks = small.module().to(device), dense.module().to(device)
+        train, held = _bounded([b.to(device) for b in train], [b.to(device) for b in held], networks[1])
+        walk = _Walk(*networks, plan, train, held)
+        layers = walk.run_()
+        state = {name: tensor.cpu() for name, tensor in networks[0].state_dict().items()}
+    return Repaired(small.with_state(state), tuple(layers))
+
+
+def _split(batches: Sequence[Batch], held_out: Sequence[Batch]) -> tuple[list[Batch], list[Batch]]:
+    every = min(_HELD_OUT_EVERY, max(len(batches), 1))
+    train = [batch for number, batch in enumerate(batches) if held_out or number % every != every - 1]
+    held = list(held_out) or list(batches[every - 1 :: every])
+    if not train or not held:
+        raise DataError(
+            f"repair got {len(batches)} batch{'' if len(batches) == 1 else 'es'}, and it needs some to solve layers on "
+            "and others to check them on. Nothing was changed. Give two or more, or some as held_out."
+        )
+    return train, held
+
+
+def _bounded(train: list[Batch], held: list[Batch], dense: GraphNetwork) -> tuple[list[Batch], list[Batch]]:
+    """As many of the batches as there is memory for."""
+    fit = max(MOST_BYTES // max(2 * live_bytes(dense, train[0]), 1), 2)
+    if len(train) + len(held) <= fit:
+        return train, held
+    num_held = min(max(fit // _HELD_OUT_EVERY, 1), len(held))
+    return train[: fit - num_held], held[:num_held]
+
+
+class _Walk:
+    """One walk through both networks."""
+
+    def __init__(
+        self, small: GraphNetwork, dense: GraphNetwork, plan: KeepPlan, train: list[Batch], held: list[Batch]
+    ) -> None:
+        batches = [*train, *held]
+        self.small, self.num_train = small, len(train)
+        self.tasks = Tasks(small, dense, plan)
+        self.here, self.there = Lockstep(small, batches), Lockstep(dense, batches, self.tasks.taken())
+        self.masks = counting(dense, batches)
+        self.dtype = widest_float(next(iter(small.parameters())).device)
+        self.grams = _Grams()
+
+    def run_(self) -> list[RepairedLayer]:
+        """Repair the small network."""
+        layers: list[RepairedLayer] = []
+        for node in self.small.graph.nodes:
+            task = self.tasks.by_node.get(node)
+            if task is not None:
+                self.here.before_(node)
+                layers.append(self._solve_(task))
+            self.here.through_(node)
+        return layers
+
+    def _solve_(self, task: Task) -> RepairedLayer:
+        layer = task.layer
+        weight, bias = values_of(self.small, layer)
+        matrices = layer.form.matrices(weight).to(self.dtype)
+        if bias is not None:
+            matrices = torch.cat([matrices, layer.form.bias(bias).to(self.dtype)], 1)
+        train, held = self._sums(task, matrices, with_bias=bias is not None)
+        solution = best_step(train, held, PENALTIES, free=int(bias is not None))
+        before, after = (error / held.wanted if held.wanted else 0.0 for error in (solution.before, solution.after))
+        least = (_ROUNDINGS * torch.finfo(weight.dtype).eps) ** 2
+        if before <= least or after >= before:
+            return RepairedLayer(layer.name, before, before, repaired=False)
+        matrices = matrices + solution.step
+        if bias is not None and layer.bias is not None:
+            attribute(self.small, layer.bias).copy_(matrices[:, -1].reshape(bias.shape))
+            matrices = matrices[:, :-1]
+        attribute(self.small, layer.weight).copy_(layer.form.weight(matrices, weight.shape))
+        return RepairedLayer(layer.name, before, after, repaired=True)
+
+    def _sums(self, task: Task, matrices: Tensor, *, with_bias: bool) -> tuple[Sums, Sums]:
+        form, source = task.layer.form, task.layer.source
+        train, held = Sums(), Sums()
+        share = -(-max(MIN_ROWS, ROWS_PER_UNKNOWN * matrices.shape[1]) // self.num_train)
+        known = self.grams.of(source, form, with_bias=with_bias)
+        for number, (x, wanted) in enumerate(zip(self.here.values(source), self._wanted(task), strict=True)):
+            shape = form.row_shape(wanted.shape)
+            chosen = Rows(self.masks[number], number).chosen(shape, share)
+            inputs, outputs = form.inputs(x, shape, chosen).to(self.dtype), form.outputs(wanted, chosen).to(self.dtype)
+            if with_bias:
+                inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
+            sums = train if number < self.num_train else held
+            sums.add_(inputs, outputs - inputs @ matrices, outputs, gram=known is None)
+        if known is None:
+            self.grams.note_(source, form, (train, held), with_bias=with_bias)
+        else:
+            train.gram, held.gram = known
+        return train, held
+
+    def _wanted(self, task: Task) -> list[Tensor]:
+        """What a layer should return, for every batch."""
+        self.there.through_(task.twin)
+        wanted = [cut(value, task.keeps) for value in self.there.take_(task.twin)]
+        beside = task.beside
+        if beside is None:
+            return wanted
+        self.there.through_(beside.there)
+        pairs = zip(self.here.values(beside.here), self.there.take_(beside.there), strict=True)
+        return [
+            value + lacking(beside, self.small, here, there) for value, (here, there) in zip(wanted, pairs, strict=True)
+        ]
+
+
+class _Grams:
+    """The products of the inputs of the layer that was solved last: layers that read the same tensor share them."""
+
+    def __init__(self) -> None:
+        self._key: tuple[fx.Node, Form, bool] | None = None
+        self._grams: tuple[Tensor | float, Tensor | float] = (0.0, 0.0)
+
+    def of(self, source: fx.Node, form: Form, *, with_bias: bool) -> tuple[Tensor | float, Tensor | float] | None:
+        return self._grams if self._key == (source, form, with_bias) else None
+
+    def note_(self, source: fx.Node, form: Form, sums: tuple[Sums, Sums], *, with_bias: bool) -> None:
+        self._key, self._grams = (source, form, with_bias), (sums[0].gram, sums[1].gram)

@@ -1,0 +1,100 @@
+"""Ridge least squares from sums: how far the weights of a layer should move, and whether that helps on other samples.
+
+Everything is in terms of the *step* from the weights that a layer has: the residual is what the layer misses with
+them, and the penalty is on the step. What is nearly solved already so stays exact to the last digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Sums:
+    """What least squares needs to know of any number of rows, summed in float64; one problem a group.
+
+    Attributes:
+        gram: ``(groups, unknowns, unknowns)``, inputs times inputs.
+        moment: ``(groups, unknowns, outputs)``, inputs times residuals.
+        squares: ``(groups, outputs)``, squared residuals.
+        wanted: the squares of what the outputs should be, over all of them.
+        count: rows.
+    """
+
+    gram: Tensor | float = 0.0
+    moment: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    wanted: float = 0.0
+    count: int = 0
+
+    def add_(self, inputs: Tensor, residuals: Tensor, outputs: Tensor, *, gram: bool = True) -> None:
+        """Count rows in: ``(groups, rows, unknowns)``, and twice ``(groups, rows, outputs)``.
+
+        Args:
+            gram: False leaves the inputs' own products out, where another problem on the same rows has them already.
+        """
+        if gram:
+            self.gram = self.gram + inputs.mT @ inputs
+        self.moment = self.moment + inputs.mT @ residuals
+        self.squares = self.squares + residuals.square().sum(1)
+        self.wanted += float(outputs.square().sum())
+        self.count += inputs.shape[1]
+
+    def error(self, step: Tensor) -> Tensor:
+        """``(groups, outputs)``: the squared error that is left after a step."""
+        change = torch.as_tensor(self.gram) @ step - 2 * torch.as_tensor(self.moment)
+        return self.squares + (step * change).sum(1)
+
+
+def solve(sums: Sums, penalty: float, free: int = 0) -> Tensor:
+    """``(groups, unknowns, outputs)``: the step that minimises the squared error plus a penalty on its own square.
+
+    Args:
+        penalty: in units of the mean square of the penalised inputs.
+        free: how many unknowns at the end are not penalised (the bias).
+
+    Source: Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems", 1970, about a point
+    other than zero.
+
+    >>> x, y = torch.randn(1, 50, 3).double(), torch.randn(1, 50, 2).double()
+    >>> sums = Sums()
+    >>> sums.add_(x, y, y)
+    >>> torch.allclose(solve(sums, 1e-12), torch.linalg.lstsq(x, y).solution)
+    True
+    """
+    gram = torch.as_tensor(sums.gram)
+    weights = torch.ones(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    weights[len(weights) - free :] = 0
+    scale = (gram.diagonal(dim1=1, dim2=2) * weights).sum(1) / weights.sum().clamp_min(1)
+    # What is never on has no scale of its own; any positive number keeps its weights where they are.
+    scale = torch.where(scale > 0, scale, 1.0)
+    shifted = gram + torch.diag_embed(penalty * scale.unsqueeze(1) * weights)
+    factor, failed = torch.linalg.cholesky_ex(shifted)
+    step = torch.cholesky_solve(torch.as_tensor(sums.moment), factor)
+    # A group whose matrix is not positive definite at this penalty is left to a larger one.
+    return torch.where((failed == 0).view(-1, 1, 1) & step.isfinite(), step, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A step, and the squared errors before and after it on samples that it was not solved on, each of all outputs."""
+
+    step: Tensor
+    before: float
+    after: float
+
+
+def best_step(train: Sums, held_out: Sums, penalties: Sequence[float], free: int = 0) -> Solution:
+    """The step with the penalty that is best on other samples; no step at all where none is better than staying."""
+    before = float(torch.as_tensor(held_out.squares).sum())
+    best = Solution(torch.zeros_like(torch.as_tensor(train.moment)), before, before)
+    for penalty in penalties:
+        step = solve(train, penalty, free)
+        after = float(held_out.error(step).sum())
+        if after < best.after:
+            best = Solution(step, before, after)
+    return best
