@@ -8,6 +8,7 @@ ensures:  a graph with the same nodes and shapes, whose weights differ only in l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,13 +28,15 @@ from l0compress.training.repair.least_squares import Sums, best_step
 from l0compress.training.repair.lockstep import Lockstep, live_bytes
 from l0compress.training.repair.padding import counting
 from l0compress.training.repair.rows import Rows
-from l0compress.training.repair.tasks import Task, Tasks, check_small, lacking
+from l0compress.training.repair.tasks import Task, Tasks, check_small
 
 # Penalties to choose from, in units of the mean square of a layer's inputs. The least is there for layers that can be
 # solved exactly.
 PENALTIES = (1e-9, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-# Rows that a layer is solved on, of all samples and positions: so many, or so many for each unknown.
-MIN_ROWS, ROWS_PER_UNKNOWN = 16_384, 8
+# Rows that a layer is solved on, of all samples and positions: so many, or so many for each unknown; and checked on.
+MIN_ROWS, ROWS_PER_UNKNOWN, HELD_OUT_ROWS = 16_384, 4, 4_096
+# Of more unknowns the products are taken in the network's own precision, and summed in the widest one alone.
+MANY_UNKNOWNS = 1_024
 # Activations of both networks that are held at a time; where samples need more, fewer are taken.
 MOST_BYTES = 2**30
 _HELD_OUT_EVERY = 4
@@ -154,6 +157,8 @@ class _Walk:
         self.masks = counting(dense, batches)
         self.dtype = widest_float(next(iter(small.parameters())).device)
         self.grams = _Grams()
+        # Where the next layer begins to look for its penalty.
+        self.penalty = len(PENALTIES) // 2
 
     def run_(self) -> list[RepairedLayer]:
         """Repair the small network."""
@@ -173,7 +178,8 @@ class _Walk:
         if bias is not None:
             matrices = torch.cat([matrices, layer.form.bias(bias).to(self.dtype)], 1)
         train, held = self._sums(task, matrices, with_bias=bias is not None)
-        solution = best_step(train, held, PENALTIES, free=int(bias is not None))
+        solution = best_step(train, held, PENALTIES, free=int(bias is not None), start=self.penalty)
+        self.penalty = solution.penalty
         before, after = (error / held.wanted if held.wanted else 0.0 for error in (solution.before, solution.after))
         least = (_ROUNDINGS * torch.finfo(weight.dtype).eps) ** 2
         if before <= least or after >= before:
@@ -188,15 +194,21 @@ class _Walk:
     def _sums(self, task: Task, matrices: Tensor, *, with_bias: bool) -> tuple[Sums, Sums]:
         form, source = task.layer.form, task.layer.source
         train, held = Sums(), Sums()
-        share = -(-max(MIN_ROWS, ROWS_PER_UNKNOWN * matrices.shape[1]) // self.num_train)
+        unknowns, values = matrices.shape[1], self.here.values(source)
+        rows = (
+            max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns) / self.num_train,
+            HELD_OUT_ROWS / (len(values) - self.num_train),
+        )
+        dtype = self.dtype if unknowns <= MANY_UNKNOWNS else torch.promote_types(values[0].dtype, torch.float32)
+        matrices = matrices.to(dtype)
         known = self.grams.of(source, form, with_bias=with_bias)
-        for number, (x, wanted) in enumerate(zip(self.here.values(source), self._wanted(task), strict=True)):
+        for number, (x, wanted) in enumerate(zip(values, self._wanted(task), strict=True)):
+            sums, most = (train, rows[0]) if number < self.num_train else (held, rows[1])
             shape = form.row_shape(wanted.shape)
-            chosen = Rows(self.masks[number], number).chosen(shape, share)
-            inputs, outputs = form.inputs(x, shape, chosen).to(self.dtype), form.outputs(wanted, chosen).to(self.dtype)
+            chosen = Rows(self.masks[number], number).chosen(shape, math.ceil(most))
+            inputs, outputs = form.inputs(x, shape, chosen).to(dtype), form.outputs(wanted, chosen).to(dtype)
             if with_bias:
                 inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
-            sums = train if number < self.num_train else held
             sums.add_(inputs, outputs - inputs @ matrices, outputs, gram=known is None)
         if known is None:
             self.grams.note_(source, form, (train, held), with_bias=with_bias)
@@ -212,10 +224,9 @@ class _Walk:
         if beside is None:
             return wanted
         self.there.through_(beside.there)
-        pairs = zip(self.here.values(beside.here), self.there.take_(beside.there), strict=True)
-        return [
-            value + lacking(beside, self.small, here, there) for value, (here, there) in zip(wanted, pairs, strict=True)
-        ]
+        others = self.there.take_(beside.there)
+        pairs = enumerate(zip(wanted, others, strict=True))
+        return [value + beside.lacking(self.here, number, value, there) for number, (value, there) in pairs]
 
 
 class _Grams:

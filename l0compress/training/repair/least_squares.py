@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l0compress.devices import widest_float
+
 
 @dataclass
 class Sums:
@@ -22,14 +24,12 @@ class Sums:
         moment: ``(groups, unknowns, outputs)``, inputs times residuals.
         squares: ``(groups, outputs)``, squared residuals.
         wanted: the squares of what the outputs should be, over all of them.
-        count: rows.
     """
 
     gram: Tensor | float = 0.0
     moment: Tensor | float = 0.0
     squares: Tensor | float = 0.0
     wanted: float = 0.0
-    count: int = 0
 
     def add_(self, inputs: Tensor, residuals: Tensor, outputs: Tensor, *, gram: bool = True) -> None:
         """Count rows in: ``(groups, rows, unknowns)``, and twice ``(groups, rows, outputs)``.
@@ -37,12 +37,12 @@ class Sums:
         Args:
             gram: False leaves the inputs' own products out, where another problem on the same rows has them already.
         """
+        wide = widest_float(inputs.device)
         if gram:
-            self.gram = self.gram + inputs.mT @ inputs
-        self.moment = self.moment + inputs.mT @ residuals
-        self.squares = self.squares + residuals.square().sum(1)
-        self.wanted += float(outputs.square().sum())
-        self.count += inputs.shape[1]
+            self.gram = self.gram + (inputs.mT @ inputs).to(wide)
+        self.moment = self.moment + (inputs.mT @ residuals).to(wide)
+        self.squares = self.squares + residuals.to(wide).square().sum(1)
+        self.wanted += float(outputs.to(wide).square().sum())
 
     def error(self, step: Tensor) -> Tensor:
         """``(groups, outputs)``: the squared error that is left after a step."""
@@ -81,20 +81,38 @@ def solve(sums: Sums, penalty: float, free: int = 0) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """A step, and the squared errors before and after it on samples that it was not solved on, each of all outputs."""
+    """A step, and the squared errors before and after it on samples that it was not solved on, each of all outputs.
+
+    Attributes:
+        penalty: position of the penalty in the list that it was chosen from.
+    """
 
     step: Tensor
     before: float
     after: float
+    penalty: int
 
 
-def best_step(train: Sums, held_out: Sums, penalties: Sequence[float], free: int = 0) -> Solution:
-    """The step with the penalty that is best on other samples; no step at all where none is better than staying."""
+def best_step(
+    train: Sums, held_out: Sums, penalties: Sequence[float], *, free: int = 0, start: int | None = None
+) -> Solution:
+    """The step with the penalty that is best on other samples; no step at all where none is better than staying.
+
+    From penalty ``start`` (the middle one), neighbours are tried as long as they are better: the error has one valley.
+    """
     before = float(torch.as_tensor(held_out.squares).sum())
-    best = Solution(torch.zeros_like(torch.as_tensor(train.moment)), before, before)
-    for penalty in penalties:
-        step = solve(train, penalty, free)
-        after = float(held_out.error(step).sum())
-        if after < best.after:
-            best = Solution(step, before, after)
-    return best
+    tried: dict[int, Solution] = {}
+
+    def attempt(position: int) -> Solution:
+        if position not in tried:
+            step = solve(train, penalties[position], free)
+            tried[position] = Solution(step, before, float(held_out.error(step).sum()), position)
+        return tried[position]
+
+    best = attempt(len(penalties) // 2 if start is None else start)
+    for way in (-1, 1):
+        while 0 <= best.penalty + way < len(penalties) and (found := attempt(best.penalty + way)).after < best.after:
+            best = found
+    if best.after < before:
+        return best
+    return Solution(torch.zeros_like(best.step), before, before, best.penalty)

@@ -66,6 +66,17 @@ class Lockstep:
         """What a node that is still needed returned, or what else stands in its place, for every batch."""
         return [self._resolved(node, values) for values in self._values]
 
+    def value(self, node: fx.Node, number: int) -> Any:
+        """What a node that is still needed returned for one batch."""
+        return self._resolved(node, self._values[number])
+
+    def follow(self, path: Sequence[fx.Node], start: fx.Node, value: Any, number: int) -> Any:
+        """What the last of some nodes would return for one batch, had ``start`` returned ``value``."""
+        values = {**self._values[number], start: value}
+        for node in path:
+            values[node] = self._computed(node, values)
+        return values[path[-1]]
+
     def take_(self, node: fx.Node) -> list[Any]:
         """What a node that was asked to be kept returned, for every batch; it has run by now."""
         self._taken[node] -= 1
@@ -83,16 +94,18 @@ class Lockstep:
             if node.op == "placeholder":
                 values[node] = self._input(number)
             else:
-                args = map_arg(node.args, lambda source, values=values: self._resolved(source, values))
-                kwargs = map_arg(node.kwargs, lambda source, values=values: self._resolved(source, values))
-                target: Any = node.target
-                values[node] = target(*args, **kwargs)
+                values[node] = self._computed(node, values)
             if node in self._taken:
                 kept.append(self._copy(values[node]))
             for dead in self._last_use.get(node, ()):
                 values.pop(dead, None)
         if node in self._taken:
             self._kept[node] = kept
+
+    def _computed(self, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+        args, kwargs = map_arg((node.args, node.kwargs), lambda source: self._resolved(source, values))
+        target: Any = node.target
+        return target(*args, **kwargs)
 
     def _input(self, number: int) -> Any:
         return self._copy(self._inputs[number].pop(0))

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, fx
+from torch import fx
 
 from l0compress.errors import PlanError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.labels import Value, shape_of
-from l0compress.graph.network import GraphNetwork, attribute, op_name
-from l0compress.graph.plan import KeepPlan, cut
+from l0compress.graph.labels import Value
+from l0compress.graph.network import GraphNetwork, op_name
+from l0compress.graph.plan import KeepPlan
 from l0compress.graph.surgery import kept_of
+from l0compress.training.repair.beside import Beside, Keeps, beside
 from l0compress.training.repair.contractions import Contraction, Contractions
-
-Keeps = tuple[Tensor | None, ...]
-_SAME_IN_EVALUATION = ("dropout", "feature_dropout", "alpha_dropout", "alias", "clone", "contiguous", "detach")
-# Behind a norm that shrinks a channel this much, what a sum lacks would be blown up by the inverse.
-_LEAST_FACTOR = 0.05
-
-
-@dataclass(frozen=True, eq=False)
-class Beside:
-    """The other summand of a sum that a layer writes to.
-
-    Attributes:
-        here, there: the node in the small and in the dense network.
-        keeps: what of the dense one is left in the small one.
-        norm: the batch norm of the small network between layer and sum, None without one.
-    """
-
-    here: fx.Node
-    there: fx.Node
-    keeps: Keeps
-    norm: fx.Node | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,74 +72,9 @@ class Tasks:
         keeps = self.keeps(known.last.name)
         if keeps is None or not self._masked.isdisjoint((layer.weight, str(layer.bias))):
             return None
-        return Task(layer, known.last, keeps, self._beside(layer, known))
-
-    def _beside(self, layer: Contraction, known: Contraction) -> Beside | None:
-        node, norm, total = layer.last, None, None
-        for user in _only_users(layer.last):
-            if _is_stored_norm(user) and norm is None:
-                norm = user
-            elif op_name(user) not in _SAME_IN_EVALUATION:
-                total = user
-                break
-            node = user
-        if total is None or not _is_sum(total):
-            return None
-        there, source = self.twin(total), self.twin(node)
-        if there is None or shape_of(there.meta["val"]) != shape_of(known.last.meta["val"]):
-            return None
-        one, other = _other(total, node), None if source is None else _other(there, source)
-        if one is None or other is None or self._position[one] > self._position[layer.node]:
-            return None
-        keeps = self.keeps(other.name)
-        return None if keeps is None else Beside(one, other, keeps, norm)
-
-
-def _only_users(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that a value goes through, as long as one alone reads it."""
-    while len(node.users) == 1:
-        (node,) = node.users
-        yield node
-
-
-def _is_stored_norm(node: fx.Node) -> bool:
-    """Whether a node scales channels by numbers that do not depend on the input."""
-    if op_name(node) != "batch_norm" or node.args[5] is not False:
-        return False
-    return all(source is None or (isinstance(source, fx.Node) and source.op == "get_attr") for source in node.args[1:5])
-
-
-def _is_sum(node: fx.Node) -> bool:
-    return op_name(node) == "add" and len(node.args) == 2 and not node.kwargs
-
-
-def _other(total: fx.Node, summand: fx.Node) -> fx.Node | None:
-    """What else a sum of two activations adds."""
-    if summand not in total.args:
-        return None
-    other = total.args[1] if total.args[0] is summand else total.args[0]
-    return other if isinstance(other, fx.Node) and other.op != "get_attr" and other is not summand else None
-
-
-def lacking(beside: Beside, small: GraphNetwork, here: Tensor, there: Tensor) -> Tensor:
-    """What the other summand lacks of the dense one, in units of what the layer returns.
-
-    A layer that returns so much more makes up for it in the sum.
-    """
-    difference = cut(there, beside.keeps) - here
-    if beside.norm is None:
-        return difference
-    arguments: Any = beside.norm.args
-    weight, variance, eps = arguments[1], arguments[4], arguments[7]
-    factor = (_parameter(small, variance) + eps).rsqrt()
-    factor = factor if weight is None else factor * _parameter(small, weight)
-    near_zero = factor.abs() <= _LEAST_FACTOR * factor.abs().max()
-    inverse = torch.where(near_zero, 0.0, 1 / factor)
-    return difference * inverse.view([-1 if d == 1 else 1 for d in range(difference.dim())])
-
-
-def _parameter(network: GraphNetwork, node: fx.Node) -> Tensor:
-    return attribute(network, str(node.target)).detach()
+        at = self._position[layer.node]
+        other = beside(layer.last, self.twin, self.keeps, lambda source: self._position[source] < at)
+        return Task(layer, known.last, keeps, other)
 
 
 def check_small(small: CapturedGraph, plan: KeepPlan) -> None:
