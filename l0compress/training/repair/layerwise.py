@@ -9,7 +9,7 @@ ensures:  a graph with the same nodes and shapes, whose weights differ only in l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -192,41 +192,42 @@ class _Walk:
         return RepairedLayer(layer.name, before, after, repaired=True)
 
     def _sums(self, task: Task, matrices: Tensor, *, with_bias: bool) -> tuple[Sums, Sums]:
+        """The rows of all batches, those to solve on and those held out."""
         form, source = task.layer.form, task.layer.source
         train, held = Sums(), Sums()
         unknowns, values = matrices.shape[1], self.here.values(source)
-        rows = (
-            max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns) / self.num_train,
-            HELD_OUT_ROWS / (len(values) - self.num_train),
-        )
-        dtype = self.dtype if unknowns <= MANY_UNKNOWNS else torch.promote_types(values[0].dtype, torch.float32)
-        matrices = matrices.to(dtype)
+        num_held = len(values) - self.num_train
+        rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns) / self.num_train, HELD_OUT_ROWS / num_held
+        narrow = torch.promote_types(values[0].dtype, torch.float32)
+        wide = self.dtype if unknowns <= MANY_UNKNOWNS else narrow
+        matrices = matrices.to(narrow)
         known = self.grams.of(source, form, with_bias=with_bias)
         for number, (x, wanted) in enumerate(zip(values, self._wanted(task), strict=True)):
             sums, most = (train, rows[0]) if number < self.num_train else (held, rows[1])
             shape = form.row_shape(wanted.shape)
             chosen = Rows(self.masks[number], number).chosen(shape, math.ceil(most))
-            inputs, outputs = form.inputs(x, shape, chosen).to(dtype), form.outputs(wanted, chosen).to(dtype)
+            inputs, outputs = form.inputs(x, shape, chosen).to(narrow), form.outputs(wanted, chosen).to(narrow)
             if with_bias:
                 inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
-            sums.add_(inputs, outputs - inputs @ matrices, outputs, gram=known is None)
+            residuals = outputs - inputs @ matrices
+            sums.add_(inputs.to(wide), residuals.to(wide), outputs, gram=known is None)
         if known is None:
             self.grams.note_(source, form, (train, held), with_bias=with_bias)
         else:
             train.gram, held.gram = known
         return train, held
 
-    def _wanted(self, task: Task) -> list[Tensor]:
-        """What a layer should return, for every batch."""
+    def _wanted(self, task: Task) -> Iterator[Tensor]:
+        """What a layer should return, batch after batch."""
         self.there.through_(task.twin)
-        wanted = [cut(value, task.keeps) for value in self.there.take_(task.twin)]
+        twins = (cut(twin, task.keeps) for twin in self.there.take_(task.twin))
         beside = task.beside
         if beside is None:
-            return wanted
+            yield from twins
+            return
         self.there.through_(beside.there)
-        others = self.there.take_(beside.there)
-        pairs = enumerate(zip(wanted, others, strict=True))
-        return [value + beside.lacking(self.here, number, value, there) for number, (value, there) in pairs]
+        for number, (wanted, other) in enumerate(zip(twins, self.there.take_(beside.there), strict=True)):
+            yield wanted + beside.lacking(self.here, number, wanted, other)
 
 
 class _Grams:
