@@ -58,7 +58,7 @@ def test_the_step_is_that_of_ridge_regression_about_the_old_weights() -> None:
     sums = Sums()
     for part in (slice(0, 15), slice(15, 40)):
         inputs, outputs = torch.from_numpy(x[part])[None], torch.from_numpy(y[part])[None]
-        sums.add_(inputs, outputs - inputs @ torch.from_numpy(old), outputs)
+        sums.add_(inputs, outputs - inputs @ torch.from_numpy(old))
     step = solve(sums, 0.3)
     np.testing.assert_allclose(old + step[0].numpy(), wanted, rtol=1e-10)
     error = np.square(y - x @ (old + step[0].numpy())).sum(0)
@@ -68,7 +68,7 @@ def test_the_step_is_that_of_ridge_regression_about_the_old_weights() -> None:
 def test_a_bias_is_not_penalised() -> None:
     x = torch.cat([torch.randn(1, 50, 3).double(), torch.ones(1, 50, 1).double()], 2)
     sums = Sums()
-    sums.add_(x, torch.full((1, 50, 2), 7.0).double(), torch.full((1, 50, 2), 7.0).double())
+    sums.add_(x, torch.full((1, 50, 2), 7.0).double())
     step = solve(sums, 1e6, free=1)
     torch.testing.assert_close(step[0, -1], torch.tensor([7.0, 7.0]).double(), rtol=1e-4, atol=0)
     assert step[0, :-1].abs().max() < 1e-4

@@ -177,10 +177,10 @@ class _Walk:
         matrices = layer.form.matrices(weight).to(self.dtype)
         if bias is not None:
             matrices = torch.cat([matrices, layer.form.bias(bias).to(self.dtype)], 1)
-        train, held = self._sums(task, matrices, with_bias=bias is not None)
+        train, held, squares = self._sums(task, matrices, with_bias=bias is not None)
         solution = best_step(train, held, PENALTIES, free=int(bias is not None), start=self.penalty)
         self.penalty = solution.penalty
-        before, after = (error / held.wanted if held.wanted else 0.0 for error in (solution.before, solution.after))
+        before, after = (error / squares if squares else 0.0 for error in (solution.before, solution.after))
         least = (_ROUNDINGS * torch.finfo(weight.dtype).eps) ** 2
         if before <= least or after >= before:
             return RepairedLayer(layer.name, before, before, repaired=False)
@@ -191,10 +191,10 @@ class _Walk:
         attribute(self.small, layer.weight).copy_(layer.form.weight(matrices, weight.shape))
         return RepairedLayer(layer.name, before, after, repaired=True)
 
-    def _sums(self, task: Task, matrices: Tensor, *, with_bias: bool) -> tuple[Sums, Sums]:
-        """The rows of all batches, those to solve on and those held out."""
+    def _sums(self, task: Task, matrices: Tensor, *, with_bias: bool) -> tuple[Sums, Sums, float]:
+        """All rows, those to solve on and those held out, and the squares of what the latter should return."""
         form, source = task.layer.form, task.layer.source
-        train, held = Sums(), Sums()
+        train, held, squares = Sums(), Sums(), 0.0
         unknowns, values = matrices.shape[1], self.here.values(source)
         num_held = len(values) - self.num_train
         rows = max(MIN_ROWS, ROWS_PER_UNKNOWN * unknowns) / self.num_train, HELD_OUT_ROWS / num_held
@@ -210,12 +210,14 @@ class _Walk:
             if with_bias:
                 inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)
             residuals = outputs - inputs @ matrices
-            sums.add_(inputs.to(wide), residuals.to(wide), outputs, gram=known is None)
+            sums.add_(inputs.to(wide), residuals.to(wide), gram=known is None)
+            if sums is held:
+                squares += float(outputs.to(self.dtype).square().sum())
         if known is None:
             self.grams.note_(source, form, (train, held), with_bias=with_bias)
         else:
             train.gram, held.gram = known
-        return train, held
+        return train, held, squares
 
     def _wanted(self, task: Task) -> Iterator[Tensor]:
         """What a layer should return, batch after batch."""

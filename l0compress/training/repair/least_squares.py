@@ -23,16 +23,14 @@ class Sums:
         gram: ``(groups, unknowns, unknowns)``, inputs times inputs.
         moment: ``(groups, unknowns, outputs)``, inputs times residuals.
         squares: ``(groups, outputs)``, squared residuals.
-        wanted: the squares of what the outputs should be, over all of them.
     """
 
     gram: Tensor | float = 0.0
     moment: Tensor | float = 0.0
     squares: Tensor | float = 0.0
-    wanted: float = 0.0
 
-    def add_(self, inputs: Tensor, residuals: Tensor, outputs: Tensor, *, gram: bool = True) -> None:
-        """Count rows in: ``(groups, rows, unknowns)``, and twice ``(groups, rows, outputs)``.
+    def add_(self, inputs: Tensor, residuals: Tensor, *, gram: bool = True) -> None:
+        """Count rows in, ``(groups, rows, unknowns)`` and ``(groups, rows, outputs)``.
 
         Args:
             gram: False leaves the inputs' own products out, where another problem on the same rows has them already.
@@ -42,7 +40,6 @@ class Sums:
             self.gram = self.gram + (inputs.mT @ inputs).to(wide)
         self.moment = self.moment + (inputs.mT @ residuals).to(wide)
         self.squares = self.squares + residuals.to(wide).square().sum(1)
-        self.wanted += float(outputs.to(wide).square().sum())
 
     def error(self, step: Tensor) -> Tensor:
         """``(groups, outputs)``: the squared error that is left after a step."""
@@ -62,7 +59,7 @@ def solve(sums: Sums, penalty: float, free: int = 0) -> Tensor:
 
     >>> x, y = torch.randn(1, 50, 3).double(), torch.randn(1, 50, 2).double()
     >>> sums = Sums()
-    >>> sums.add_(x, y, y)
+    >>> sums.add_(x, y)
     >>> torch.allclose(solve(sums, 1e-12), torch.linalg.lstsq(x, y).solution)
     True
     """
