@@ -117,6 +117,30 @@ def test_the_last_layer_of_a_perceptron_is_solved_like_scipy_does() -> None:
     assert layers(found)["0"] is False
 
 
+def test_the_penalty_is_the_one_that_is_best_on_held_out_samples_and_spares_the_bias() -> None:
+    """Fewer rows than unknowns, and a removed unit that is always on."""
+    net = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 3)).double()
+    with torch.no_grad():
+        net[0].weight[39], net[0].bias[39], net[2].weight[:, 39] = 0, 2, 50
+    graph = capture(net, (torch.zeros(2, 6).double(),))
+    plan = KeepPlan.from_kept(find_groups(graph), {"0 channels": list(range(24))})
+    generator = torch.Generator().manual_seed(0)
+    x, other = (torch.randn(n, 6, generator=generator).double() for n in (16, 256))
+    found = repair(shrink(graph, plan), graph, plan, [Batch((x,), {})], held_out=[Batch((other,), {})])
+    (layer,) = [layer for layer in found.layers if layer.name == "2"]
+    old = net[2].weight.detach().numpy()[:, :24].T
+    hidden = [torch.tanh(net[0](part)).detach().numpy()[:, :24] for part in (x, other)]
+    wanted = [outputs(graph, part).numpy() for part in (x, other)]
+    afters: list[float] = []
+    for penalty in layerwise.PENALTIES:
+        shift = np.sqrt(penalty * np.square(hidden[0]).sum() / 24) * np.eye(24)
+        rows = np.block([[hidden[0], np.ones((16, 1))], [shift, np.zeros((24, 1))]])
+        solved, *_ = scipy.linalg.lstsq(rows, np.concatenate([wanted[0], shift @ old]))
+        afters.append(np.square(hidden[1] @ solved[:-1] + solved[-1] - wanted[1]).sum() / np.square(wanted[1]).sum())
+    assert min(afters) < 0.9 * min(afters[0], afters[-1])
+    assert layer.after == pytest.approx(min(afters), rel=1e-6)
+
+
 @pytest.mark.parametrize(
     "second",
     [

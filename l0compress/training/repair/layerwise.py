@@ -117,7 +117,7 @@ def repair(
     with seeded(0, device), torch.no_grad():
         networks = small.module().to(device), dense.module().to(device)
         train, held = _bounded([b.to(device) for b in train], [b.to(device) for b in held], networks[1])
-        walk = _Walk(*networks, plan, train, held)
+        walk = _Walk(networks, plan, train, held, device)
         layers = walk.run_()
         state = {name: tensor.cpu() for name, tensor in networks[0].state_dict().items()}
     return Repaired(small.with_state(state), tuple(layers))
@@ -148,14 +148,20 @@ class _Walk:
     """One walk through both networks."""
 
     def __init__(
-        self, small: GraphNetwork, dense: GraphNetwork, plan: KeepPlan, train: list[Batch], held: list[Batch]
+        self,
+        networks: tuple[GraphNetwork, GraphNetwork],
+        plan: KeepPlan,
+        train: list[Batch],
+        held: list[Batch],
+        device: str,
     ) -> None:
+        small, dense = networks
         batches = [*train, *held]
         self.small, self.num_train = small, len(train)
         self.tasks = Tasks(small, dense, plan)
         self.here, self.there = Lockstep(small, batches), Lockstep(dense, batches, self.tasks.taken())
         self.masks = counting(dense, batches)
-        self.dtype = widest_float(next(iter(small.parameters())).device)
+        self.dtype = widest_float(device)
         self.grams = _Grams()
         # Where the next layer begins to look for its penalty.
         self.penalty = len(PENALTIES) // 2
@@ -205,7 +211,7 @@ class _Walk:
         for number, (x, wanted) in enumerate(zip(values, self._wanted(task), strict=True)):
             sums, most = (train, rows[0]) if number < self.num_train else (held, rows[1])
             shape = form.row_shape(wanted.shape)
-            chosen = Rows(self.masks[number], number).chosen(shape, math.ceil(most))
+            chosen = Rows(self.masks[number], number).chosen(shape, math.ceil(most), x.device)
             inputs, outputs = form.inputs(x, shape, chosen).to(narrow), form.outputs(wanted, chosen).to(narrow)
             if with_bias:
                 inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:2], 1)], 2)

@@ -22,8 +22,8 @@ class Rows:
     mask: Tensor | None
     seed: int
 
-    def chosen(self, row_shape: Sequence[int], most: int) -> Tensor | None:
-        """Flat positions of at most ``most`` rows, in order; None where all rows are chosen.
+    def chosen(self, row_shape: Sequence[int], most: int, device: torch.device | str = "cpu") -> Tensor | None:
+        """Flat positions of at most ``most`` rows, in order, on a device; None where all rows are chosen.
 
         >>> mask = torch.tensor([[True, True, False], [True, False, False]])
         >>> Rows(mask, 0).chosen((2, 3), 10), Rows(mask, 0).chosen((2,), 10), len(Rows(None, 0).chosen((4, 4), 5))
@@ -35,7 +35,7 @@ class Rows:
         count = prod(row_shape) if rows is None else len(rows)
         if count <= most:
             return rows
-        drawn = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most].sort().values
-        if rows is None:
-            return drawn
-        return rows[drawn.to(rows.device)]
+        # Drawn on the CPU, so that every device gets the same.
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[:most]
+        drawn = order.sort().values.to(device)
+        return drawn if rows is None else rows[drawn]
