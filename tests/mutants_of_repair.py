@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-_TESTS, _AT = "../test_repair.py", "../training/repair/"
+_TESTS, _LAYERS, _AT = "../test_repair.py", "../test_repair_layers.py", "../training/repair/"
 
 REPAIR = (
-    Mutant(f"{_AT}layerwise.py", "free=int(bias is not None)", "free=0", (_TESTS, "penalty")),
-    Mutant(f"{_AT}least_squares.py", "for way in (-1, 1):", "for way in (-1,):", (_TESTS, "penalty")),
-    Mutant(f"{_AT}least_squares.py", "if best.after < before:", "if True:", (_TESTS, "held_out")),
+    Mutant(f"{_AT}layerwise.py", "free=int(bias is not None)", "free=0", (_LAYERS, "penalty")),
+    Mutant(f"{_AT}least_squares.py", "for way in (-1, 1):", "for way in (-1,):", (_LAYERS, "penalty")),
+    Mutant(f"{_AT}least_squares.py", "if best.after < before:", "if True:", (_LAYERS, "held_out")),
     Mutant(f"{_AT}contractions.py", " and self._uses[id(tensor)] == 1", "", (_TESTS, "several_layers")),
-    Mutant(f"{_AT}contractions.py", "outputs_first, weight = not outputs_first", "outputs_first, weight = outputs_first", (_TESTS, "products")),
+    Mutant(f"{_AT}contractions.py", "outputs_first, weight = not outputs_first", "outputs_first, weight = outputs_first", (_LAYERS, "products")),
     Mutant(f"{_AT}tasks.py", " or not self._masked.isdisjoint((layer.weight, str(layer.bias)))", "", (_TESTS, "single_weights")),
-    Mutant(f"{_AT}forms.py", "parts = parts.flip(*range(3, parts.dim())).movedim(2, 1)", "parts = parts.movedim(2, 1)", (_TESTS, "convolutions")),
-    Mutant(f"{_AT}beside.py", "pulled / squares", "pulled", (_TESTS, "sum_lacks")),
+    Mutant(f"{_AT}forms.py", "parts = parts.flip(*range(3, parts.dim())).movedim(2, 1)", "parts = parts.movedim(2, 1)", (_LAYERS, "convolutions")),
+    Mutant(f"{_AT}beside.py", "pulled / squares", "pulled", (_LAYERS, "sum_lacks")),
     Mutant(f"{_AT}padding.py", "if filled[0] != filled[1]:", "if False:", (_TESTS, "padding")),
     Mutant(f"{_AT}rows.py", "mask.flatten().nonzero().flatten() if", "None if", (_TESTS, "padding")),
 )  # fmt: skip
