@@ -26,7 +26,7 @@ locked = sed -n '/^\# --- $(1)$$/,/^\# --- /p' $(LOCK) > $(VENV)/$(1).lock && \
     $(PIP) --no-deps --require-hashes $(2) -r $(VENV)/$(1).lock
 # $(call tested,VENV): the whole suite, or TESTS of it, by another environment than .venv, with the versions that it has.
 tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV && \
-    $(1)/bin/python -m pytest -n 2 --dist loadfile $(TESTS)
+    $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 .PHONY: help install lock test test-all test-newest test-lowest check format demo errors
 .PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
@@ -99,12 +99,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# A file's tests stay together, since some of them share what was expensive to make.
+# A file's tests stay together, since some of them share what was expensive to make, until one process has none left.
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The newest torch is the newest CPU build in reach; where builds have no such names, as on macOS, the newest of all.
 test-newest:

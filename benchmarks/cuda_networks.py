@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -55,17 +56,21 @@ def _unit(width_in: int, width: int, **options: Any) -> tuple[nn.Module, ...]:
     return nn.Conv2d(width_in, width, 3, padding=1, bias=False, **options), nn.BatchNorm2d(width), nn.ReLU()
 
 
-def _bert() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    import transformers
+def _transformers() -> Any:
+    """transformers, which imports torchvision where it is installed, with operators or without."""
+    importlib.import_module("torchvision_without_ops")
+    return importlib.import_module("transformers")
 
+
+def _bert() -> tuple[nn.Module, tuple[Tensor, ...]]:
+    transformers = _transformers()
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(num_hidden_layers=2, **sizes))
     return model, (torch.randint(50, (4, 12)),)
 
 
 def _llama() -> tuple[nn.Module, tuple[Tensor, ...]]:
-    import transformers
-
+    transformers = _transformers()
     sizes = {"vocab_size": 50, "hidden_size": 32, "num_attention_heads": 8, "intermediate_size": 64}
     config = transformers.LlamaConfig(num_hidden_layers=2, num_key_value_heads=4, use_cache=False, **sizes)
     return transformers.LlamaForCausalLM(config), (torch.randint(50, (4, 12)),)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -27,8 +28,21 @@ _DECLARATIONS = (
     "_deform_conv2d_backward(Tensor a) -> (Tensor, Tensor)",
 )
 
+
+def _operators_load() -> bool:
+    """Whether the compiled operators of torchvision fit this torch; true where there is no torchvision."""
+    found = importlib.util.find_spec("torchvision")
+    files = () if found is None or found.origin is None else Path(found.origin).parent.glob("_C*.so")
+    try:
+        for file in files:
+            torch.ops.load_library(file)
+    except OSError:
+        return False
+    return True
+
+
 # The library must stay referenced: its declarations go when it does.
-LIBRARY = torch.library.Library("torchvision", "DEF") if importlib.util.find_spec("torchvision") else None
+LIBRARY = None if _operators_load() else torch.library.Library("torchvision", "DEF")
 if LIBRARY is not None:
     for declaration in _DECLARATIONS:
         LIBRARY.define(declaration)

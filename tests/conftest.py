@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clouds import blobs, trained_mlp
+from kept_registries import keep_registries_
 from run_folders import Killed, dying_at, hashes, request
 from torch import nn
 from typer.testing import CliRunner, Result
@@ -32,6 +33,10 @@ torch.set_num_threads(1)
 collect_ignore = (
     [] if "L0COMPRESS_SIMULATED_DEVICE" in os.environ else ["simulated_device.py", "on_simulated_device.py"]
 )
+
+
+def pytest_runtest_setup() -> None:
+    keep_registries_()
 
 
 def run_cli(*arguments: str | Path) -> Result:
@@ -59,11 +64,18 @@ def mlp() -> nn.Module:
     return tiny_mlp()
 
 
+@pytest.fixture(scope="session")
+def mlp_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("mlp") / "mlp.pt2"
+    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), path)
+    return path.read_bytes()
+
+
 @pytest.fixture
-def mlp_pt2(tmp_path: Path) -> Path:
+def mlp_pt2(mlp_bytes: bytes, tmp_path: Path) -> Path:
     """The tiny MLP as an archive of ``torch.export.save``, with a free batch."""
     path = tmp_path / "mlp.pt2"
-    save_pt2(tiny_mlp(), (torch.zeros(2, 8),), path)
+    path.write_bytes(mlp_bytes)
     return path
 
 

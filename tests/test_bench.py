@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,17 +25,23 @@ from l0compress.plot import plot_latency
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def graph() -> CapturedGraph:
     return capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, graph: CapturedGraph) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    export_onnx(graph, folder / "model.onnx")
+    export_pt2(graph, folder / "model.pt2")
+    return folder
+
+
 @pytest.fixture
-def artifacts(tmp_path: Path, graph: CapturedGraph) -> dict[str, Path]:
-    paths = {"onnx": tmp_path / "model.onnx", "pt2": tmp_path / "model.pt2"}
-    export_onnx(graph, paths["onnx"])
-    export_pt2(graph, paths["pt2"])
-    return paths
+def artifacts(tmp_path: Path, exported: Path) -> dict[str, Path]:
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    return {kind: tmp_path / f"model.{kind}" for kind in ("onnx", "pt2")}
 
 
 def test_files_graphs_and_modules_are_timed_side_by_side(artifacts, graph):

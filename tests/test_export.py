@@ -6,11 +6,13 @@ import errno
 import math
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import onnx
@@ -103,11 +105,13 @@ def masked_graph() -> CapturedGraph:
     return replace(graph, graph_module=masked(graph, plan))
 
 
+@cache
 def convnet_graph() -> CapturedGraph:
     torch.manual_seed(0)
     return capture(ConvNet(), (torch.randn(2, 1, 8, 8),))
 
 
+@cache
 def awkward_graph() -> CapturedGraph:
     torch.manual_seed(0)
     extra = {"a": torch.randn(2, 1), "pair": (torch.randn(2, 1), torch.randn(2, 1))}
@@ -359,11 +363,15 @@ class TestOnnx:
         assert capfd.readouterr() == ("", "")
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    return export_onnx(convnet_graph(), tmp_path_factory.mktemp("exported") / "model.onnx").path
+
+
 class TestSession:
     @pytest.fixture
-    def session(self, tmp_path) -> OnnxSession:
-        export_onnx(convnet_graph(), tmp_path / "model.onnx")
-        return OnnxSession(tmp_path / "model.onnx", threads=1)
+    def session(self, exported, tmp_path) -> OnnxSession:
+        return OnnxSession(shutil.copy(exported, tmp_path / "model.onnx"), threads=1)
 
     def test_positional_and_keyword_inputs(self, session):
         x = torch.randn(3, 1, 8, 8)

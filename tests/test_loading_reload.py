@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,17 @@ def own_net() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.5), nn.Linear(12, 3)).eval()
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch) -> Path:
-    """A run on weights with a factory, whose code is not needed from here on."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    """A run on weights with a factory, whose code is not needed from here on, and its files."""
+    folder = tmp_path_factory.mktemp("exported")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.chdir(folder)
+        make_run()
+    return folder
+
+
+def make_run() -> None:
     save_blobs(Path("blobs.npz"))
     torch.save(own_net().state_dict(), "weights.pt")
     told = ["--factory", "test_loading_reload:own_net", "--data", "blobs.npz", "--target", "params=0.7"]
@@ -32,7 +40,13 @@ def run(tmp_path, monkeypatch) -> Path:
     assert outcome.exit_code == 0, outcome.stderr
     for kind in ("pt2", "onnx"):
         assert run_cli("export", "run", "--format", kind, "-o", f"small.{kind}").exit_code == 0
-    return tmp_path
+
+
+@pytest.fixture
+def run(exported, tmp_path, monkeypatch) -> None:
+    """The same in the working directory."""
+    shutil.copytree(exported, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.mark.usefixtures("run")

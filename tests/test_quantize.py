@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,14 @@ def convolution() -> CapturedGraph:
     return capture(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), (torch.randn(2, 3, 6, 6),))
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_onnx(two_layers(), tmp_path_factory.mktemp("exported") / "linear.onnx").path
+
+
 @pytest.fixture
-def linear_onnx(tmp_path: Path) -> Path:
-    return export_onnx(two_layers(), tmp_path / "linear.onnx").path
+def linear_onnx(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(exported, tmp_path))
 
 
 class Twice(nn.Module):

@@ -240,12 +240,14 @@ class TestProcesses:
                 time.sleep(0.002)
             process.send_signal(number)
             process.communicate()
-        subprocess.run([*command, "-o", "run", "--resume"], check=True, capture_output=True, env=ENVIRONMENT)
+        resume_run(Path("run"))
         assert hashes("run") == whole
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     @pytest.mark.usefixtures("folder")
-    def test_a_signal_to_the_workers_of_a_data_loader_too(self, number: int, status: int) -> None:
+    def test_a_signal_to_the_workers_of_a_data_loader_too(
+        self, number: int, status: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """What Ctrl-C at a terminal does: every process of the group gets it."""
         Path("loaded.py").write_text(
             "import numpy as np, torch\n"
@@ -257,18 +259,20 @@ class TestProcesses:
             "    return {'train': loader, 'val': (arrays['x_test'], arrays['y_test'])}\n"
         )
         flags = ("mlp.pt2", "--data", "loaded:parts", "--target", "params=0.6", "--epochs", "3")
-        command = [sys.executable, "-m", "l0compress", "finetune", *flags, "--checkpoint-every", "1", "--resume", "-o"]
+        command = ["finetune", *flags, "--checkpoint-every", "1", "--resume", "-o"]
         process = subprocess.Popen(
-            [*command, "run"], stdout=-1, stderr=-1, text=True, start_new_session=True, env=ENVIRONMENT
-        )
+            [sys.executable, "-m", "l0compress", *command, "run"],
+            stdout=-1, stderr=-1, text=True, start_new_session=True, env=ENVIRONMENT,
+        )  # fmt: skip
         while process.poll() is None and '"state": "state/' not in state_of("run"):
             time.sleep(0.002)
         assert process.poll() is None, process.communicate()
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=300)
         assert process.returncode == status and "The run is kept in 'run' at " in errors, errors
+        monkeypatch.syspath_prepend(Path.cwd())
         for run in ("run", "other"):
-            subprocess.run([*command, run], check=True, capture_output=True, env=ENVIRONMENT)
+            assert run_cli(*command, run).exit_code == 0
         assert hashes("run") == hashes("other")
 
 

@@ -41,7 +41,9 @@ def test_a_run_tells_it_once_and_its_result_keeps_it() -> None:
     told: list[ProgressEvent] = []
     settings = l0.FinetuneSettings(epochs=2)
     result = l0.compress(Noisy(), data(), target={"params": 0.8}, settings=settings, on_event=told.append)
-    assert [event.message for event in told if event.stage == WARNING] == [SAID]
+    assert [(event.message, event.category) for event in told if event.stage == WARNING] == [
+        (SAID, LostInCaptureWarning)
+    ]
     assert result_of(result)["training_only"] == [{"what": "randn_like", "module": "", "source": LOST.source}]
 
 

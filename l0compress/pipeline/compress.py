@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -125,7 +124,7 @@ def compress(
             with those of the stage "warning", which say what is odd about the data.
 
     Warns:
-        DataWarning: the same, where there is no ``on_event``.
+        DataWarning, LostInCaptureWarning: the same, where there is no ``on_event``.
 
     Raises:
         InputError: model, data, target and settings do not fit together; nothing was computed.
@@ -178,10 +177,8 @@ def compress_prepared(
     wanted = {target.unit: target.value}
     for part in prepared.graph.training_only:
         message = f"No run does what the model does in training mode alone: {part.sentence}."
-        if on_event is ignore:
-            warnings.warn(LostInCaptureWarning(message), stacklevel=3)
-        else:
-            on_event(ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message))
+        event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
+        on_event(replace(event, category=LostInCaptureWarning))
     with in_turn():
         result = finetune(
             prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints

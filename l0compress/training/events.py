@@ -21,7 +21,8 @@ class ProgressEvent:
     validation metric; the others come in between, for a live display. ``density`` is (expected) cost after removal
     over dense cost in the budget's unit, ``violation`` is ``log E[cost] - log target_now`` (<= 0 is feasible).
 
-    Before all others come those of the stage "warning", if there are any: what is odd about the data, in ``message``.
+    Before all others come those of the stage "warning", if there are any: what is odd about data or model, in
+    ``message``; ``category`` is the class of Python's warning that says the same.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class ProgressEvent:
     seconds: float = 0.0
     seconds_left: float | None = None
     message: str = ""
+    category: type[Warning] = DataWarning
 
     def row(self) -> dict[str, Any]:
         """The event as a dict that JSON can hold; a number that is not finite becomes None.
@@ -49,6 +51,7 @@ class ProgressEvent:
         True
         """
         values = asdict(self)
+        del values["category"]
         if not self.message:
             del values["message"]
         return {
@@ -61,10 +64,10 @@ OnEvent = Callable[[ProgressEvent], None]
 
 
 def ignore(event: ProgressEvent) -> None:
-    """The callback of those who do not listen: what is odd about the data becomes a warning of Python's.
+    """The callback of those who do not listen: what is odd becomes a warning of Python's.
 
     Warns:
-        DataWarning: for every event of the stage "warning".
+        DataWarning, LostInCaptureWarning: for every event of the stage "warning", by its category.
     """
     if event.stage == WARNING:
-        warnings.warn(event.message, DataWarning, stacklevel=2)
+        warnings.warn(event.message, event.category, stacklevel=2)

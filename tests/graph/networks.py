@@ -60,7 +60,12 @@ def reasons(groups: Groups, where: str) -> list[tuple[int, str, str]]:
 
 def worst_error(graph: CapturedGraph, plan: KeepPlan) -> float:
     """The largest relative difference between the shrunk and the masked model, over several batch sizes."""
-    small, dense = shrink(graph, plan).module(), masked(graph, plan)
+    return worst_error_of(shrink(graph, plan), graph, plan)
+
+
+def worst_error_of(shrunk: CapturedGraph, graph: CapturedGraph, plan: KeepPlan) -> float:
+    """The same, of a graph that has been shrunk already."""
+    small, dense = shrunk.module(), masked(graph, plan)
     (x,), worst = graph.example_args, 0.0
     for batch in (x, x[:1], torch.cat([x, x.flip(0), x[:1]])) if graph.dynamic_shapes else (x,):
         with torch.no_grad():

@@ -12,7 +12,7 @@ from random_networks import Draw, Network, Tally, check, draws, image_networks, 
 pytestmark = pytest.mark.slow
 
 ORDINARY = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
 
 
