@@ -16,7 +16,7 @@ import torch
 
 from l0compress.errors import L0Error
 from quality.cells import Cell, Selection
-from quality.problem import Problem, Task, fewer
+from quality.problem import CALIBRATION_SAMPLES, Problem, Task, fewer
 from quality.records import Records, Row, files_fingerprint, fingerprint, sources_fingerprint
 from quality.running import run_cell
 
@@ -81,7 +81,8 @@ def dense_of(task: Task, options: Options) -> Path:
 
 def fingerprints(task: Task, cells: Sequence[Cell], options: Options) -> dict[Cell, str]:
     """What the numbers of each cell depend on: code, with the defaults in it, torch, and the dense model."""
-    shared = sources_fingerprint(), torch.__version__, files_fingerprint(dense_of(task, options)), str(options.smoke)
+    settled = torch.__version__, str(CALIBRATION_SAMPLES), str(options.smoke)
+    shared = sources_fingerprint(), files_fingerprint(dense_of(task, options)), *settled
     return {cell: fingerprint(cell.key, *shared) for cell in cells}
 
 

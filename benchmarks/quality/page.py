@@ -64,7 +64,8 @@ def processor() -> str:
 
 
 def _wanted(tasks: Mapping[str, Task], found: Sequence[Summary]) -> str:
-    checks = [check for want in WANTED if (check := checked(want, found, tasks[want.task].score)) is not None]
+    wanted = [checked(want, found, tasks[want.task].score) for want in WANTED if want.task in tasks]
+    checks = [check for check in wanted if check is not None]
     if not checks:
         return ""
     lines = [f"- {words}{'' if holds else ' **missed**'}" for words, holds in checks]

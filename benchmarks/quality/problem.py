@@ -96,8 +96,7 @@ class Problem:
 
     def calibration(self, seed: int) -> Data:
         """What a run without training gets: few samples, chosen by the seed, without labels, and no test part."""
-        order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
-        chosen = order[:CALIBRATION_SAMPLES]
+        chosen = _some(self.data.train, CALIBRATION_SAMPLES, seed=seed)
         held_out = len(chosen) // 8
         train, val = (_unlabelled(self.data.train, part) for part in (chosen[held_out:], chosen[:held_out]))
         return replace(self.data, train=train, val=val, test=None, augment=None)
@@ -137,8 +136,10 @@ class Task:
 
 
 def fewer(data: Data, samples: int = SMOKE_SAMPLES) -> Data:
-    """The first samples of every part: enough to see that everything runs."""
-    parts = data.parts().items()
-    return replace(
-        data, **{name: Split.of(part.take(slice(0, samples))) for name, part in parts if isinstance(part, Split)}
-    )
+    """Some samples of every part: enough to see that everything runs."""
+    parts = {name: part for name, part in data.parts().items() if isinstance(part, Split)}
+    return replace(data, **{name: Split.of(part.take(_some(part, samples, seed=0))) for name, part in parts.items()})
+
+
+def _some(split: AnySplit, samples: int, *, seed: int) -> Tensor:
+    return torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))[:samples]

@@ -15,9 +15,11 @@ from filelock import FileLock
 from l0compress.pipeline.durable import write_durably
 from quality.cells import Cell
 
-PACKAGE = Path(__file__).resolve().parents[2] / "l0compress"
-# What a trained model depends on; commands, files and the runtime may change without it.
-TRAINS = ("data.py", "batches.py", "inputs.py", "streams.py", "tensors.py", "loading", "graph", "gates", "training")
+REPOSITORY = Path(__file__).resolve().parents[2]
+# What a trained model and its score depend on; commands, files, the runtime and pages may change without it.
+_PACKAGE = ("data.py", "batches.py", "inputs.py", "streams.py", "tensors.py", "loading", "graph", "gates", "training")
+_HARNESS = ("plain_training.py", "quality/running.py", "quality/llama.py")
+SOURCES = (*(f"l0compress/{name}" for name in _PACKAGE), *(f"benchmarks/{name}" for name in _HARNESS))
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def fingerprint(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def sources_fingerprint(folder: Path = PACKAGE, names: Iterable[str] = TRAINS) -> str:
+def sources_fingerprint(folder: Path = REPOSITORY, names: Iterable[str] = SOURCES) -> str:
     """A hash of the code under ``folder``: comments, docstrings and layout are not in it."""
     roots = [folder / name for name in names]
     files = [file for root in roots for file in (sorted(root.rglob("*.py")) if root.is_dir() else [root])]
