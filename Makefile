@@ -23,6 +23,8 @@ TESTS ?=
 TASKS ?=
 METHODS ?=
 SEEDS ?=
+BUDGETS ?=
+EPOCHS ?=
 QUICK ?=
 OUTPUT ?= build/quality
 JOBS ?= 2
@@ -212,11 +214,11 @@ bench-growth: $(ZOO_STAMP)
 bench-sparse: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
-# TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 choose; what is finished in OUTPUT is not run again.
+# TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 choose; what is finished in OUTPUT is not run again.
 bench-quality: $(ZOO_STAMP) $(FORMATS_STAMP)
 	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=$(THREADS) $(BIN)/python -W ignore -m quality --output $(OUTPUT) --jobs $(JOBS) \
 	    --threads $(THREADS) $(if $(TASKS),--tasks $(TASKS)) $(if $(METHODS),--methods $(METHODS)) \
-	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(QUICK),--quick) $(ARGUMENTS)
+	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(QUICK),--quick) $(ARGUMENTS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -59,6 +59,14 @@ class TestCells:
         cells = Selection(("l0",), (0,), quick=True).cells(replace(GRID, sparse=(100,)))
         assert [(c.budget, c.epochs, c.method) for c in cells] == [(1.0, 0, DENSE), (1.0, 4, DENSE), (0.5, 4, "l0")]
 
+    def test_some_budgets_and_epochs_can_be_asked_for(self):
+        chosen = Selection(("l0",), (0,), budgets=(0.5, 100), epochs=(4,)).cells(replace(GRID, sparse=(100, 50)))
+        assert [(c.budget, c.epochs, c.method) for c in chosen if c.method != DENSE] == [(0.5, 4, "l0"), (100, 4, "l0")]
+
+    def test_a_task_without_any_of_them_has_no_cells(self):
+        assert Selection(("l0",), (0,), budgets=(0.1,)).cells(GRID) == []
+        assert Selection(("l0",), (0,), quick=True).cells(replace(GRID, quick=())) == []
+
     def test_single_weights_are_left_to_the_methods_that_score_them(self):
         cells = Selection(("l0", "fisher", "magnitude"), (0,)).cells(replace(GRID, sparse=(100,)))
         assert [(c.method, c.epochs) for c in cells if c.granularity == "weights"] == [("l0", 4), ("magnitude", 4)]

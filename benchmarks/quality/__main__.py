@@ -1,6 +1,6 @@
 """Every method on every task, at equal budgets and epochs.
 
-    make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 JOBS=2 QUICK=1 OUTPUT=build/quality
+    make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 EPOCHS=0,4 JOBS=2 QUICK=1 OUTPUT=build/quality
 
 Finished cells are kept in ``OUTPUT/cells.jsonl`` and not run again while code, torch and dense model are the same; a
 cell that was stopped starts over. Dense models are trained once and kept in ``OUTPUT/dense``. A full run writes
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     seeds = given.seeds or ((0,) if given.quick or given.smoke else (0, 1, 2))
     options = Options(
         output=given.output.resolve(),
-        selection=Selection(given.methods, seeds, given.quick),
+        selection=Selection(given.methods, seeds, given.budgets, given.epochs, quick=given.quick),
         dense={name: Path(path).resolve() for name, _, path in (text.partition("=") for text in given.dense)},
         smoke=given.smoke,
         jobs=given.jobs,
@@ -77,7 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=_names(TASKS), default=tuple(TASKS), help=f"of {', '.join(TASKS)}")
     parser.add_argument("--methods", type=_names(METHODS), default=METHODS, help=f"of {', '.join(METHODS)}")
-    parser.add_argument("--seeds", type=_numbers, help="default 0,1,2; with --quick 0")
+    parser.add_argument("--seeds", type=_numbers(int), help="default 0,1,2; with --quick 0")
+    parser.add_argument("--budgets", type=_numbers(float), default=(), help="of those of the tasks; default all")
+    parser.add_argument("--epochs", type=_numbers(int), default=(), help="of those of the tasks; default all")
     parser.add_argument("--quick", action="store_true", help="one seed and the cells that matter most")
     parser.add_argument("--smoke", action="store_true", help="few samples and epochs: does everything run?")
     parser.add_argument("--output", type=Path, default=REPOSITORY / "build" / "quality")
@@ -101,8 +103,14 @@ def _names(known: Sequence[str] | dict[str, Task]):
     return read
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
+def _numbers(kind: type[int] | type[float]):
+    def read(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(kind(number) for number in text.split(","))
+        except ValueError as reason:
+            raise argparse.ArgumentTypeError(f"{text}: expected numbers with commas between them") from reason
+
+    return read
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ class Grid:
         epochs: for each budget, all of these.
         extra: further pairs of budget and epochs.
         sparse: budgets for single weights, with the most epochs; they are learned by gates or by magnitude.
-        quick: the pairs of budget and epochs that ``--quick`` runs.
+        quick: the pairs of budget and epochs that ``--quick`` runs, with the time for the dense model in mind.
     """
 
     task: str
@@ -69,29 +69,37 @@ class Grid:
 
 @dataclass(frozen=True)
 class Selection:
-    """What of the grids is asked for; ``most_epochs`` shortens every run."""
+    """What of the grids is asked for: of budgets and epochs all where none are named; ``most_epochs`` shortens runs."""
 
     methods: Sequence[str] = METHODS
     seeds: Sequence[int] = (0, 1, 2)
+    budgets: Sequence[float] = ()
+    epochs: Sequence[int] = ()
     quick: bool = False
     most_epochs: int | None = None
 
     def cells(self, grid: Grid) -> list[Cell]:
-        """The cells of a task, seed by seed, each after the dense models that it is compared with."""
-        return list(dict.fromkeys([Cell(grid.task, grid.unit, 1.0, 0, DENSE, 0), *self._seeded(grid)]))
+        """The cells of a task, seed by seed, each after the dense models that it is compared with; maybe none."""
+        cells = list(dict.fromkeys(self._seeded(grid)))
+        return [Cell(grid.task, grid.unit, 1.0, 0, DENSE, 0), *cells] if cells else []
 
     def _seeded(self, grid: Grid) -> Iterator[Cell]:
-        pairs = [(budget, self._short(epochs)) for budget, epochs in grid.pairs(quick=self.quick)]
+        every = [pair for pair in grid.pairs(quick=self.quick) if self._asked_for(*pair)]
+        pairs = [(budget, self._short(epochs)) for budget, epochs in every]
+        sparse = [budget for budget in grid.sparse if not self.quick and self._asked_for(budget, max(grid.epochs))]
         for seed in self.seeds:
             for epochs in sorted({epochs for _, epochs in pairs if epochs}):
                 yield Cell(grid.task, grid.unit, 1.0, epochs, DENSE, seed)
             for budget, epochs in pairs:
                 for method in self.methods:
                     yield Cell(grid.task, grid.unit, budget, epochs, method, seed)
-            for budget in () if self.quick else grid.sparse:
+            for budget in sparse:
                 for method in SPARSE_METHODS:
                     if method in self.methods:
                         yield Cell(grid.task, grid.unit, budget, self._short(max(grid.epochs)), method, seed, "weights")
+
+    def _asked_for(self, budget: float, epochs: int) -> bool:
+        return (not self.budgets or budget in self.budgets) and (not self.epochs or epochs in self.epochs)
 
     def _short(self, epochs: int) -> int:
         return epochs if self.most_epochs is None else min(epochs, self.most_epochs)

@@ -68,6 +68,7 @@ def dense_of(task: Task, options: Options) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part{os.getpid()}")
         started = time.perf_counter()
+        torch.set_num_threads(options.threads * options.jobs)
         try:
             task.make_dense(part, options.smoke)
             part.replace(path)
@@ -75,6 +76,7 @@ def dense_of(task: Task, options: Options) -> Path:
             if part.is_dir():
                 shutil.rmtree(part)
             part.unlink(missing_ok=True)
+            torch.set_num_threads(options.threads)
         print(f"{task.name}: dense model made in {time.perf_counter() - started:.0f} s", flush=True)
     return path
 
@@ -89,8 +91,9 @@ def fingerprints(task: Task, cells: Sequence[Cell], options: Options) -> dict[Ce
 def run(tasks: Sequence[Task], options: Options) -> list[str]:
     """Run what is not finished; returns what failed, in words."""
     failures: list[str] = []
+    torch.set_num_threads(options.threads)
     with _pool(options) as pool:
-        for task in tasks:
+        for task in (task for task in tasks if options.cells(task)):
             marks = fingerprints(task, options.cells(task), options)
             done = options.records.finished(marks, any_version=options.any_version)
             left = {cell: mark for cell, mark in marks.items() if cell not in done}
@@ -157,7 +160,6 @@ class _Nothing:
 
 
 def _pool(options: Options) -> ProcessPoolExecutor | _Nothing:
-    torch.set_num_threads(options.threads)
     if options.jobs == 1:
         return _Nothing()
     context = multiprocessing.get_context("spawn")

@@ -45,7 +45,7 @@ def load(path: Path) -> Problem:
 
 STORIES260K = Task(
     title="stories260k, a Llama",
-    grid=Grid("stories260k", "params", (0.7, 0.5, 0.25), (0, 10), quick=((0.5, 0),)),
+    grid=Grid("stories260k", "params", (0.7, 0.5, 0.25), (0, 10)),
     score=Score("nats per token", surprise, digits=3),
     about=(
         f"The model learns from {STORIES['train']:,} stories of {LENGTH - 1} tokens that it wrote itself, and is "

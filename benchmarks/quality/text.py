@@ -124,7 +124,7 @@ SST2 = Task(
         BUDGETS,
         EPOCHS,
         extra=((0.67, 0),),
-        quick=((0.5, 0), (0.25, 0), (0.5, 4)),
+        quick=((0.5, 0), (0.25, 0)),
     ),
     score=ACCURACY,
     about="all-MiniLM-L6-v2 with a head for SST-2, fine-tuned for two epochs; 6,920 sentences of at most 32 tokens.",
@@ -135,7 +135,7 @@ SST2 = Task(
 
 DOCSTRINGS = Task(
     title="MiniLM on docstrings",
-    grid=Grid("text2", "macs", BUDGETS, EPOCHS, quick=((0.5, 0),)),
+    grid=Grid("text2", "macs", BUDGETS, EPOCHS),
     score=ACCURACY,
     about=(
         f"The first paragraphs of docstrings by the package that they come from: {', '.join(PACKAGES)}, at most "
