@@ -1,6 +1,6 @@
 """Every method on every task, at equal budgets and epochs.
 
-    make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 EPOCHS=0,4 JOBS=2 QUICK=1 OUTPUT=build/quality
+    make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 JOBS=2 QUICK=1 OUTPUT=
 
 Finished cells are kept in ``OUTPUT/cells.jsonl`` and not run again while code, torch and dense model are the same; a
 cell that was stopped starts over. Dense models are trained once and kept in ``OUTPUT/dense``. A full run writes
@@ -11,8 +11,10 @@ docs/quality.md and docs/quality.svg from all that is finished, a quick one the 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from quality.cells import METHODS, Selection
@@ -27,6 +29,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     seeds = given.seeds or ((0,) if given.quick or given.smoke else (0, 1, 2))
     options = Options(
         output=given.output.resolve(),
@@ -44,8 +47,10 @@ def main(arguments: Sequence[str]) -> int:
             dense_of(task, options)
         return 0
     failures = [] if given.page_only else run(chosen, options)
-    rows = finished([task for task in possible if options.has_dense(task)], options)
     kept_apart = given.quick or given.smoke
+    # The page of the whole benchmark has all that is finished, whatever part of it was run now.
+    shown = options if kept_apart else replace(options, selection=Selection(seeds=sorted({0, 1, 2, *seeds})))
+    rows = finished([task for task in possible if shown.has_dense(task)], shown)
     text = write_page(TASKS, rows, options.output if kept_apart else REPOSITORY / "docs")
     print(text if kept_apart else "docs/quality.md and docs/quality.svg are written")
     print(*failures, sep="\n")

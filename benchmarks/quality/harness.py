@@ -124,8 +124,11 @@ def _outcomes(
         for future in as_completed(futures):
             yield futures[future], future.result()
     finally:
-        for future in futures:
-            future.cancel()
+        # Where something went wrong, or someone stops the run, what is not done starts over another time.
+        if not all(future.done() for future in futures):
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in multiprocessing.active_children():
+                child.terminate()
 
 
 def measured(task: Task, cell: Cell, dense: Path, mark: str, options: Options) -> Row | str:
