@@ -238,12 +238,16 @@ class TestSummaries:
         assert duel.lead == pytest.approx(1.1)
 
     @pytest.mark.parametrize(
-        ("ours", "rival", "clear"),
-        [([2.0, 4.0], [3.0, 5.0], False), ([5.0, 6.0], [3.0, 4.0], True), ([2.0], [3.0], False)],
+        ("ours", "rival", "clear", "doubt"),
+        [
+            ([2.0, 4.0], [3.0, 5.0], False, "within what the seeds differ by"),
+            ([5.0, 6.0], [3.0, 4.0], True, "by more than the seeds differ"),
+            ([2.0], [3.0], False, "with one seed"),
+        ],
     )
-    def test_a_lead_is_clear_where_several_seeds_do_not_overlap(self, ours, rival, clear):
+    def test_a_lead_is_clear_where_several_seeds_do_not_overlap(self, ours, rival, clear, doubt):
         (duel,) = duels(summaries(self.rows(ours, rival)), ERROR, "toy")
-        assert duel.clear is clear
+        assert (duel.clear, duel.doubt) == (clear, doubt)
 
     def test_bounds_are_kept_on_the_mean_and_from_the_dense_model(self):
         dense = row(Cell("toy", "macs", 1.0, 0, DENSE, 0), 2.0)

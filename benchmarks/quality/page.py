@@ -86,11 +86,10 @@ def _against(tasks: Sequence[Task], found: Sequence[Summary]) -> str:
 
 def _behind(duel: Duel, score: Score) -> str:
     setting = duel.ours.setting
-    clearly = "more than the seeds differ" if duel.clear else "less than the seeds differ"
     return (
         f"- {setting.task}, {setting.budget:,} {setting.unit}, {setting.epochs} epochs: {score.name} "
         f"{duel.ours.test:.{score.digits}f} against {duel.rival.test:.{score.digits}f} of {duel.rival.setting.method}, "
-        f"{clearly}"
+        f"{duel.doubt}"
     )
 
 

@@ -79,6 +79,13 @@ class Duel:
     lead: float
     clear: bool
 
+    @property
+    def doubt(self) -> str:
+        """How the difference compares with that between seeds, in words."""
+        if min(len(self.ours.rows), len(self.rival.rows)) == 1:
+            return "with one seed"
+        return "by more than the seeds differ" if self.clear else "within what the seeds differ by"
+
 
 def duels(found: Sequence[Summary], score: Score, task: str) -> list[Duel]:
     """One for each budget and number of epochs that both were measured at."""
