@@ -20,6 +20,15 @@ YOLO ?= yolov8n
 MUTATIONS ?= 10000
 SEED ?= 0
 TESTS ?=
+TASKS ?=
+METHODS ?=
+SEEDS ?=
+BUDGETS ?=
+EPOCHS ?=
+QUICK ?=
+OUTPUT ?= build/quality
+JOBS ?= 2
+THREADS ?= 1
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # $(call locked,SECTION,OPTIONS): a section of the lock file, nothing but the very files that it names.
 locked = sed -n '/^\# --- $(1)$$/,/^\# --- /p' $(LOCK) > $(VENV)/$(1).lock && \
@@ -29,7 +38,7 @@ tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 .PHONY: help install lock test test-all test-newest test-lowest check format demo errors
-.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
 
 help:
@@ -60,6 +69,7 @@ help:
 	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
 	@echo "make bench-bundle    the sparse bundle against ONNX Runtime: MiniLM, LeNet-300-100, 10,000 runs from four threads"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
+	@echo "make bench-quality   every method on every task, over seeds; writes docs/quality.md (QUICK=1: 20 minutes; or days; resumes)"
 	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
 # torch by its hash where the lock file knows the CPU build, or else PyPI's, and by its version on other platforms. An
@@ -203,6 +213,12 @@ bench-growth: $(ZOO_STAMP)
 
 bench-sparse: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
+
+# TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 choose; what is finished in OUTPUT is not run again.
+bench-quality: $(ZOO_STAMP) $(FORMATS_STAMP)
+	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=$(THREADS) $(BIN)/python -W ignore -m quality --output $(OUTPUT) --jobs $(JOBS) \
+	    --threads $(THREADS) $(if $(TASKS),--tasks $(TASKS)) $(if $(METHODS),--methods $(METHODS)) \
+	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(QUICK),--quick) $(ARGUMENTS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -17,12 +17,14 @@ import io
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from command_line import l0, print_budget
+from plain_training import train_
 from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split
@@ -75,6 +77,14 @@ class ResNet20(nn.Module):
 def model() -> nn.Module:
     """The architecture that the pretrained weights fill."""
     return ResNet20()
+
+
+def pretrained() -> nn.Module:
+    """The network with the published weights."""
+    network = model()
+    state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)["state_dict"]
+    network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    return network
 
 
 def data() -> Data:
@@ -145,24 +155,9 @@ def dense_accuracy(arguments: argparse.Namespace) -> float:
     batch_size = settings.batch_size_for(len(parts.train))
     steps = settings.epochs * (len(parts.train) // batch_size)
     torch.manual_seed(arguments.seed)
-    network = model()
-    state = torch.load(WEIGHTS, map_location="cpu", weights_only=True)["state_dict"]
-    network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
+    network = pretrained()
     rate = settings.settled(capture(network, (torch.zeros(2, 3, 32, 32),)), steps).rate
-    optimizer = torch.optim.AdamW(network.parameters(), rate, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    network.train()
-    for epoch in range(settings.epochs):
-        for batch in parts.train.batches(batch_size, seed=arguments.seed + epoch, drop_last=True):
-            shown = shifted_and_flipped(batch, generator)
-            loss = F.cross_entropy(network(*shown.args), shown.targets)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), settings.clip or float("inf"))
-            optimizer.step()
-            schedule.step()
-    network.eval()
+    train_(network, parts, replace(settings, learning_rate=rate))
     with torch.no_grad():
         right = [network(*b.args).argmax(1).eq(b.targets).sum().item() for b in parts.test.batches(500)]
     return sum(right) / len(parts.test)

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision_without_ops
 from command_line import l0, print_budget
+from plain_training import train_
 from pretrained import INSTALL, PACKAGE, minilm_folder
 from torch import nn
 
@@ -65,7 +65,7 @@ def main() -> None:
             print(f"dense, trained on for {arguments.epochs} epochs: {accuracy:.2%} on the test part")
 
 
-def make_dense(folder: Path) -> None:
+def make_dense(folder: Path, *, corpus: Path = SENTENCES, num_classes: int = 2, epochs: int = DENSE_EPOCHS) -> None:
     """Fine-tune the pretrained encoder with a new head, and keep model and tokenizer as one folder."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -73,18 +73,19 @@ def make_dense(folder: Path) -> None:
     if pretrained is None:
         sys.exit(f"the package {PACKAGE} is not installed: {INSTALL}")
     torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=2)
-    data = sentences(pretrained)
-    settings = FinetuneSettings(epochs=DENSE_EPOCHS, batch_size=32, learning_rate=DENSE_RATE)
-    train_(model, data, settings, warmup=30)
+    model = AutoModelForSequenceClassification.from_pretrained(pretrained, num_labels=num_classes)
+    data = sentences(pretrained, corpus)
+    if epochs:
+        settings = FinetuneSettings(epochs=epochs, batch_size=32, learning_rate=DENSE_RATE)
+        train_(model, data, settings, warmup=30)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(pretrained).save_pretrained(folder)
     print(f"dense: {accuracy_of(model, data.val):.2%} on the validation part", flush=True)
 
 
-def sentences(tokenizer: Path) -> Data:
-    """SST-2 as the command line reads it."""
-    return load_data(DataSource(str(SENTENCES), tokenizer=str(tokenizer), max_length=TOKENS))
+def sentences(tokenizer: Path, corpus: Path = SENTENCES) -> Data:
+    """SST-2, or another folder of sentences, as the command line reads it."""
+    return load_data(DataSource(str(corpus), tokenizer=str(tokenizer), max_length=TOKENS))
 
 
 def trained_on(folder: Path, arguments: argparse.Namespace) -> float:
@@ -100,26 +101,6 @@ def trained_on(folder: Path, arguments: argparse.Namespace) -> float:
     torch.manual_seed(arguments.seed)
     train_(model, data, FinetuneSettings(epochs=arguments.epochs, seed=arguments.seed, learning_rate=rate))
     return accuracy_of(model, data.test)
-
-
-def train_(model: nn.Module, data: Data, settings: FinetuneSettings, *, warmup: int = 1) -> None:
-    """AdamW with a cosine schedule, as ``finetune`` has it, without gates and teacher."""
-    batch_size = settings.batch_size_for(len(data.train))
-    steps = settings.epochs * (len(data.train) // batch_size)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.rate, weight_decay=settings.weight_decay)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    rising = torch.optim.lr_scheduler.LinearLR(optimizer, 1 / warmup, total_iters=warmup)
-    model.train()
-    for epoch in range(settings.epochs):
-        for batch in data.train.batches(batch_size, seed=settings.seed + epoch, drop_last=True):
-            loss = F.cross_entropy(model(*batch.args, **batch.kwargs).logits, batch.targets)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), settings.clip or float("inf"))
-            optimizer.step()
-            falling.step()
-            rising.step()
-    model.eval()
 
 
 @torch.no_grad()

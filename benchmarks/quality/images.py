@@ -1,0 +1,149 @@
+"""Networks on images: ResNet-20 on CIFAR-10 as JPEG, and LeNet-300-100 and LeNet-5 on MNIST."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import mnist
+import resnet20
+import torch
+import torch.nn.functional as F
+from plain_training import train_
+from torch import Tensor, nn
+
+from l0compress.data import Batch, Data, Split
+from l0compress.pipeline.sources import prepare
+from l0compress.training.settings import FinetuneSettings
+from quality.cells import Grid
+from quality.problem import Problem, Score, Task, fewer, hits, misses
+from quality.published import LENET_5, LENET_300_100, SPARSE_LENET_5, SPARSE_LENET_300_100
+
+RESNET_EPOCHS, RESNET_RATE = 4, 2.5e-3
+LENET_EPOCHS, LENET_RATE = 30, 1e-3
+MNIST_FILE = resnet20.FOLDER / "mnist" / "mnist.npz"
+SIDE = 28
+ERROR = Score("error in %", misses, scale=100)
+
+
+class LeNet5(nn.Module):
+    """Two convolutions of 20 and 50 channels and two linear layers, 500 and 10: 431,080 parameters (Caffe's LeNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(1, 20, 5), nn.Conv2d(20, 50, 5)
+        self.first, self.second = nn.Linear(800, 500), nn.Linear(500, 10)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, 1, 28, 28) pixels in [0, 1] to (n, 10) logits."""
+        x = F.max_pool2d(F.relu(self.conv1(pixels)), 2)
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        return self.second(F.relu(self.first(x.flatten(1))))
+
+
+def shifted(batch: Batch, generator: torch.Generator) -> Batch:
+    """Every image moved by up to one pixel in each direction; flat images stay flat."""
+    (pixels,) = batch.args
+    n = len(pixels)
+    padded = F.pad(pixels.view(n, SIDE, SIDE), (1, 1, 1, 1))
+    by = torch.randint(0, 3, (2, n, 1), generator=generator) + torch.arange(SIDE)
+    moved = padded[torch.arange(n).view(n, 1, 1), by[0].unsqueeze(2), by[1].unsqueeze(1)]
+    return Batch((moved.view(pixels.shape),), {}, batch.targets)
+
+
+def mnist_data(*, flat: bool) -> Data:
+    data = replace(mnist.load_mnist(), augment=shifted)
+    if flat:
+        return data
+    parts = data.parts().items()
+    images = {name: Split((part.inputs[0].view(-1, 1, SIDE, SIDE),), part.targets) for name, part in parts}
+    return replace(data, **images)
+
+
+def _dense_lenet(path: Path, taste: bool, *, network: type[nn.Module], flat: bool) -> None:
+    torch.manual_seed(0)
+    model, data = network(), mnist_data(flat=flat)
+    train_(
+        model,
+        fewer(data) if taste else data,
+        FinetuneSettings(epochs=1 if taste else LENET_EPOCHS, learning_rate=LENET_RATE),
+    )
+    torch.save(model.state_dict(), path)
+
+
+def _lenet(path: Path, *, network: type[nn.Module], flat: bool) -> Problem:
+    return _problem(network(), torch.load(path, weights_only=True), mnist_data(flat=flat))
+
+
+def _dense_resnet(path: Path, taste: bool) -> None:
+    torch.manual_seed(0)
+    model, data = resnet20.pretrained(), resnet20.data()
+    settings = FinetuneSettings(epochs=1 if taste else RESNET_EPOCHS, learning_rate=RESNET_RATE)
+    train_(model, fewer(data) if taste else data, settings)
+    torch.save(model.state_dict(), path)
+
+
+def _resnet(path: Path) -> Problem:
+    return _problem(resnet20.model(), torch.load(path, weights_only=True), resnet20.data())
+
+
+def _problem(model: nn.Module, state: dict[str, Tensor], data: Data) -> Problem:
+    model.load_state_dict(state)
+    prepared = prepare(model.eval(), data)
+    return Problem(prepared.graph, prepared.data)
+
+
+def _absent(*paths: Path) -> str | None:
+    return next((f"{path} does not exist" for path in paths if not path.exists()), None)
+
+
+RESNET20 = Task(
+    title="ResNet-20 on CIFAR-10 (JPEG)",
+    grid=Grid("resnet20", "macs", (0.74, 0.5, 0.35), (0, 3, 10)),
+    score=Score("accuracy in %", hits, scale=100, higher_is_better=True),
+    about=(
+        f"The published weights, fine-tuned on these lossy images for {RESNET_EPOCHS} epochs, are the dense model and "
+        "the teacher. Images are shifted and mirrored throughout."
+    ),
+    missing=partial(_absent, resnet20.WEIGHTS, resnet20.IMAGES),
+    make_dense=_dense_resnet,
+    load=_resnet,
+)
+_MNIST = (
+    f"The dense model was trained for {LENET_EPOCHS} epochs. Images are shifted by up to one pixel throughout, which "
+    "the published rows may not have had. Their budgets are the weights that they have left; where units are removed, "
+    "all our parameters, biases too, have to keep to them, and where single weights are, the biases, which stay, come "
+    "on top."
+)
+LENET300 = Task(
+    title="LeNet-300-100 on MNIST",
+    grid=Grid(
+        "lenet300",
+        "params",
+        tuple(row.params for row in LENET_300_100),
+        (48,),
+        sparse=tuple(row.params for row in SPARSE_LENET_300_100),
+        quick=((9_560, 48),),
+    ),
+    score=ERROR,
+    about=_MNIST,
+    missing=partial(_absent, MNIST_FILE),
+    make_dense=partial(_dense_lenet, network=mnist.LeNet, flat=True),
+    load=partial(_lenet, network=mnist.LeNet, flat=True),
+)
+LENET5 = Task(
+    title="LeNet-5 on MNIST",
+    grid=Grid(
+        "lenet5",
+        "params",
+        tuple(row.params for row in LENET_5),
+        (48,),
+        sparse=tuple(row.params for row in SPARSE_LENET_5),
+    ),
+    score=ERROR,
+    about=_MNIST,
+    missing=partial(_absent, MNIST_FILE),
+    make_dense=partial(_dense_lenet, network=LeNet5, flat=False),
+    load=partial(_lenet, network=LeNet5, flat=False),
+)
