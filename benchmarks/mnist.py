@@ -16,9 +16,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
@@ -32,13 +30,10 @@ from l0compress.errors import TargetMissedError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cost import cost
 from l0compress.graph.weights import nonzero_cost
-from l0compress.training.finetune import FinetuneResult, finetune
-from l0compress.training.methods.magnitude import magnitude
-from l0compress.training.methods.weight_magnitude import weight_magnitude
+from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-Method = Callable[..., FinetuneResult]
 
 
 @dataclass(frozen=True)
@@ -49,19 +44,19 @@ class Plan:
     """
 
     bounds: dict[int, float]
-    methods: dict[str, Method]
+    methods: dict[str, str]
     above_dense: bool = False
     epochs: int = FinetuneSettings().epochs
 
 
 PLANS: dict[str, Plan] = {
-    "structured": Plan({26_500: 1.45, 13_900: 1.80}, {"L0": finetune, "magnitude": magnitude}),
+    "structured": Plan({26_500: 1.45, 13_900: 1.80}, {"L0": "l0", "magnitude": "magnitude"}),
     "weights": Plan(
         {5_332: 0.3},
         {
-            "L0": finetune,
-            "magnitude, global": weight_magnitude,
-            "magnitude, by layer": partial(weight_magnitude, scope="layer"),
+            "L0": "l0",
+            "magnitude, global": "magnitude",
+            "magnitude, by layer": "layer-magnitude",
         },
         above_dense=True,
         epochs=96,
@@ -154,7 +149,8 @@ def error_percent(network: nn.Module, split: Split) -> float:
 def run_one(graph: CapturedGraph, data: Data, budget: int, method: str, settings: FinetuneSettings) -> Row:
     """Compress by one method; the test part is read here, once."""
     started = time.perf_counter()
-    result = PLANS[settings.granularity].methods[method](graph, data, {"params": budget}, settings=settings)
+    settings = replace(settings, method=PLANS[settings.granularity].methods[method])
+    result = finetune(graph, data, {"params": budget}, settings=settings)
     counted = cost if settings.granularity == "structured" else nonzero_cost
     params = counted(result.last).params
     if not 0.97 * budget < params <= budget:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Mutant
 from mutants_of_bundles import BUNDLES
 from mutants_of_devices import DEVICES
+from mutants_of_methods import METHODS
 from mutants_of_repair import REPAIR
 from mutants_of_rules import RULES
 from mutants_of_surgery import SURGERY
@@ -101,4 +102,4 @@ OPEN = (
     ),
 )
 
-MUTANTS = (*RULES, *WHOLE, *SURGERY, *BUNDLES, *DEVICES, *REPAIR)
+MUTANTS = (*RULES, *WHOLE, *SURGERY, *BUNDLES, *DEVICES, *METHODS, *REPAIR)

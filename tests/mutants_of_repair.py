@@ -9,7 +9,7 @@ _TESTS, _LAYERS, _AT = "../test_repair.py", "../test_repair_layers.py", "../trai
 REPAIR = (
     Mutant(f"{_AT}layerwise.py", "free=int(bias is not None)", "free=0", (_LAYERS, "penalty")),
     Mutant(f"{_AT}least_squares.py", "for way in (-1, 1):", "for way in (-1,):", (_LAYERS, "penalty")),
-    Mutant(f"{_AT}least_squares.py", "if best.after < before:", "if True:", (_LAYERS, "held_out")),
+    Mutant(f"{_AT}layerwise.py", "if before <= least or after >= before:", "if before <= least:", (_LAYERS, "held_out")),
     Mutant(f"{_AT}contractions.py", " and self._uses[id(tensor)] == 1", "", (_TESTS, "several_layers")),
     Mutant(f"{_AT}contractions.py", "outputs_first, weight = not outputs_first", "outputs_first, weight = outputs_first", (_LAYERS, "products")),
     Mutant(f"{_AT}tasks.py", " or not self._masked.isdisjoint((layer.weight, str(layer.bias)))", "", (_TESTS, "single_weights")),

@@ -90,7 +90,7 @@ WRONG = {
         r"c\.toml, line 2: \[training\] bf16 = 1: expected true or false\.",
     ),
     "a number for text": ("data = 3\n", r"c\.toml, line 1: data = 3: expected text\."),
-    "too few epochs": ("[training]\nepochs = 1\n", r"line 2: \[training\] epochs = 1: expected at least 2\."),
+    "too few epochs": ("[training]\nepochs = 1\n", r"line 2: \[training\] epochs = 1: expected 0, or at least 2\."),
     "a rate of nan": ("[training]\nlr = nan\n", r"line 2: \[training\] lr = nan: expected a finite number above 0\."),
     "a negative clip": ("[training]\nclip = -1\n", r"line 2: \[training\] clip = -1: expected at least 0\."),
     "an unknown optimizer": ('[training]\noptimizer = "lion"\n', r"line 2: .*= 'lion': expected one of adamw, sgd\."),

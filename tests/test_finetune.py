@@ -13,15 +13,16 @@ from clouds import QUICK, Scaled, blobs, trained_mlp
 from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split, StreamSplit
-from l0compress.errors import DataError, InputError, L0Error, TargetError
+from l0compress.errors import DataError, DivergedError, InputError, L0Error, TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cost import cost
 from l0compress.graph.groups import find_groups
 from l0compress.graph.masked import masked
 from l0compress.training.equality import check_equal
+from l0compress.training.faults import diverged
 from l0compress.training.finetune import FinetuneResult, finetune
-from l0compress.training.methods.magnitude import magnitude, magnitude_scores
+from l0compress.training.methods.magnitude import magnitude_scores
 from l0compress.training.settings import FinetuneSettings, GateSettings
 
 
@@ -211,6 +212,35 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(graph, data)
     )
 
 
+class Rooted(nn.Module):
+    """Takes the root of what may be negative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).sqrt())
+
+
+def test_what_breaks_down_in_a_model_that_is_called_by_keywords_is_named_too():
+    inputs = {"x": blobs().inputs[0]}
+    graph = capture(Rooted(), (), kwargs={"x": inputs["x"][:2]})
+    told = diverged(math.nan, "step 1 of epoch 1", graph.module(), Batch((), inputs))
+    assert "Node 'sqrt', which reads 'first.weight', is the first whose output is not finite." in str(told)
+
+
+@pytest.mark.parametrize("method", ["l0", "fisher"])
+def test_a_model_whose_outputs_are_not_finite_is_not_scored(data, method):
+    graph = capture(Rooted(), (data.train.inputs[0][:2],))
+    with pytest.raises(DivergedError) as error:
+        finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, method=method))
+    assert str(error.value) == (
+        "What the model returns on the training part, or its gradient, is not finite, so that nothing can be "
+        "scored. Nothing was changed. Look for values in data or weights that are not finite."
+    )
+
+
 def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data):
     events = []
     with pytest.raises(TargetError, match="cannot be reached"):
@@ -230,7 +260,11 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "epochs=0: expected at least 1. Nothing was changed."),
+        ({"epochs": -1}, "epochs=-1: expected 0 or more. Nothing was changed."),
+        (
+            {"method": "lottery"},
+            "method=lottery: expected one of l0, fisher, magnitude, layer-magnitude. Nothing was changed.",
+        ),
         ({"batch_size": 0}, "batch_size=0: expected at least 1. Nothing was changed."),
         ({"learning_rate": math.nan}, "learning_rate=nan: expected above 0. Nothing was changed."),
         ({"optimizer": "lion"}, "optimizer=lion: expected one of adamw, sgd. Nothing was changed."),
@@ -246,7 +280,7 @@ def test_settings_that_make_no_sense_are_refused(changes, message):
 
 class TestMagnitude:
     def test_it_meets_the_same_budget_in_the_same_number_of_epochs(self, graph, data):
-        result = magnitude(graph, data, {"params": 0.4}, settings=QUICK)
+        result = finetune(graph, data, {"params": 0.4}, settings=replace(QUICK, method="magnitude"))
         assert 0.9 * 0.4 * cost(graph).params < cost(result.small).params <= 0.4 * cost(graph).params
         assert len(result.history) == QUICK.epochs
 
@@ -277,14 +311,14 @@ class Residual(nn.Module):
         return self.head(F.relu(x + self.last(self.down(F.relu(self.norm(self.up(x)))))))
 
 
-@pytest.mark.parametrize("method", [finetune, magnitude])
+@pytest.mark.parametrize("method", ["l0", "fisher", "magnitude"])
 def test_a_branch_that_the_budget_has_no_room_for_vanishes_and_what_is_left_of_it_trains(data: Data, method) -> None:
     torch.manual_seed(0)
     graph = capture(Residual(), (data.train.inputs[0][:2],))
     groups = find_groups(graph)
     target = smallest_cost(groups, "params")
-    settings = replace(QUICK, epochs=2)
-    result = method(graph, data, {"params": (target + 0.5) / cost(graph).params}, settings=settings)
+    settings = replace(QUICK, epochs=2, method=method)
+    result = finetune(graph, data, {"params": (target + 0.5) / cost(graph).params}, settings=settings)
     assert result.plan.kept()["up channels"] == []
     assert cost(result.small).params == target
     assert set(state_of(result.small)) == {

@@ -111,6 +111,8 @@ def test_convolutions_are_solved_as_least_squares_over_what_they_read(second: nn
     before, after = errors(graph, small, found, images(8).double())
     assert before > 1e-2
     assert after < 1e-12
+    untouched = repair(graph, graph, KeepPlan.everything(groups), batches_of(lambda n: images(n).double()))
+    assert all(layer.before < 1e-24 and not layer.repaired for layer in untouched.layers)
 
 
 def test_depthwise_convolutions_are_solved_channel_by_channel() -> None:

@@ -32,7 +32,7 @@ QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=0.01, gates=FAST
 
 
 # Gates that start open, so that the multiplier rises; a rate at which later epochs are worse.
-OPEN = GateSettings(share=0.34, learning_rate=0.05, multiplier_rate=0.2)
+OPEN = GateSettings(share=0.34, learning_rate=0.05, multiplier_rate=0.2, many_steps=0)
 VIOLATED = replace(QUICK, epochs=6, learning_rate=0.1, seed=1, gates=OPEN)
 
 
@@ -316,7 +316,7 @@ def test_a_snapshot_holds_no_more_than_tensors_and_json() -> None:
         "reading",
     }  # fmt: skip
     roots = {name.split(".")[0] for name in snapshot.tensors}
-    assert roots == {"network", "optimizer", "random", "augmenting"}
+    assert roots == {"network", "optimizer", "random", "augmenting", "start", "score"}
 
 
 def test_a_removal_that_leads_elsewhere_is_refused() -> None:

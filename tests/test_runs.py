@@ -42,7 +42,7 @@ class TestFolder:
         rows = [json.loads(line) for line in Path("whole/metrics.jsonl").read_text().splitlines()]
         assert not {"seconds", "seconds_left"} & set().union(*rows)
         log = [json.loads(line) for line in Path("whole/log.jsonl").read_text().splitlines()]
-        assert [line["what"] for line in log] == ["began", *["epoch"] * 4, "finished"]
+        assert [line["what"] for line in log] == ["began", *["epoch"] * 2, "decided", *["epoch"] * 2, "finished"]
         assert all("time" in line for line in log)
 
     def test_an_unfinished_run_is_readable_without_us(self, unfinished: Path) -> None:

@@ -22,7 +22,6 @@ from l0compress.pipeline.config import read_config
 from l0compress.training import finetune as finetuning
 from l0compress.training.equality import check_equal
 from l0compress.training.finetune import FinetuneResult, finetune
-from l0compress.training.methods.weight_magnitude import weight_magnitude
 from l0compress.training.phases import train_small
 
 SPARSE = replace(QUICK, granularity="weights", epochs=8)
@@ -146,20 +145,21 @@ class TestGoingOn:
 
 
 class TestMagnitude:
-    @pytest.mark.parametrize("scope", ["global", "layer"])
-    def test_it_meets_the_same_budget_in_the_same_number_of_epochs(self, graph, data, scope):
-        result = weight_magnitude(graph, data, {"params": 0.3}, scope=scope, settings=SPARSE)
+    @pytest.mark.parametrize("method", ["magnitude", "layer-magnitude"])
+    def test_it_meets_the_same_budget_in_the_same_number_of_epochs(self, graph, data, method):
+        result = finetune(graph, data, {"params": 0.3}, settings=replace(SPARSE, method=method))
         assert nonzeros(result.last) == int(0.3 * DENSE)
         assert [event.stage for event in result.history] == ["finetune"] * SPARSE.epochs
 
     def test_globally_the_smallest_of_all_weights_go(self, graph, data):
-        plan = weight_magnitude(graph, data, {"params": 0.5}, settings=replace(SPARSE, epochs=1)).plan
+        plan = finetune(graph, data, {"params": 0.5}, settings=replace(SPARSE, method="magnitude", epochs=1)).plan
         kept = torch.cat([graph.state()[name].abs()[mask] for name, mask in plan.masks.items()])
         lost = torch.cat([graph.state()[name].abs()[~mask] for name, mask in plan.masks.items()])
         assert float(kept.min()) >= float(lost.max())
 
     def test_by_layer_each_keeps_the_same_share_of_its_largest(self, graph, data):
-        plan = weight_magnitude(graph, data, {"params": 0.5}, scope="layer", settings=replace(SPARSE, epochs=1)).plan
+        settings = replace(SPARSE, method="layer-magnitude", epochs=1)
+        plan = finetune(graph, data, {"params": 0.5}, settings=settings).plan
         shares = [float(mask.float().mean()) for mask in plan.masks.values()]
         assert max(shares) - min(shares) < 0.03
         for name, mask in plan.masks.items():

@@ -25,19 +25,18 @@ def write_plot(tasks: Sequence[Task], found: Sequence[Summary], path: Path) -> N
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    # The same numbers give the same file.
-    matplotlib.rcParams["svg.hashsalt"] = "quality"
-    matplotlib.rcParams["svg.fonttype"] = "none"
     down = -(-len(tasks) // ACROSS)
-    figure, grid = pyplot.subplots(down, ACROSS, figsize=(4.5 * ACROSS, 3.5 * down), squeeze=False)
-    panels = list(grid.flat)
-    for panel, task in zip(panels, tasks, strict=False):
-        _draw(panel, task, [one for one in found if one.setting.task == task.name])
-    for panel in panels[len(tasks) :]:
-        panel.set_axis_off()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    # The same numbers give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "quality", "svg.fonttype": "none"}):
+        figure, grid = pyplot.subplots(down, ACROSS, figsize=(4.5 * ACROSS, 3.5 * down), squeeze=False)
+        panels = list(grid.flat)
+        for panel, task in zip(panels, tasks, strict=False):
+            _draw(panel, task, [one for one in found if one.setting.task == task.name])
+        for panel in panels[len(tasks) :]:
+            panel.set_axis_off()
+        figure.tight_layout()
+        figure.savefig(path, metadata={"Date": None})
+        pyplot.close(figure)
 
 
 def _draw(panel: Any, task: Task, found: Sequence[Summary]) -> None:

@@ -11,24 +11,14 @@ from plain_training import train_
 from torch import nn
 
 from l0compress.data import Data, Split
-from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import Cost, cost
 from l0compress.graph.weights import nonzero_cost
 from l0compress.training.finetune import finetune
-from l0compress.training.methods.magnitude import magnitude
-from l0compress.training.methods.weight_magnitude import weight_magnitude
 from l0compress.training.settings import FinetuneSettings
 from quality.cells import DENSE, Cell
 from quality.problem import Problem, Score
 from quality.records import Row
-
-_METHODS = {
-    ("structured", "l0"): finetune,
-    ("structured", "magnitude"): magnitude,
-    ("weights", "l0"): finetune,
-    ("weights", "magnitude"): weight_magnitude,
-}
 
 
 def run_cell(cell: Cell, problem: Problem, score: Score, *, fingerprint: str, jobs: int = 1) -> Row:
@@ -55,11 +45,8 @@ def run_cell(cell: Cell, problem: Problem, score: Score, *, fingerprint: str, jo
 
 def _compressed(cell: Cell, problem: Problem) -> tuple[nn.Module, nn.Module, Cost]:
     data = problem.data if cell.epochs else problem.calibration(cell.seed)
-    settings = FinetuneSettings(epochs=cell.epochs, seed=cell.seed, granularity=cell.granularity)
-    method = _METHODS.get((cell.granularity, cell.method))
-    if method is None:
-        raise InputError(f"there is no method {cell.method!r} for {cell.granularity}")
-    result = method(problem.graph, data, problem.target(cell.unit, cell.budget), settings=settings)
+    settings = FinetuneSettings(method=cell.method, epochs=cell.epochs, seed=cell.seed, granularity=cell.granularity)
+    result = finetune(problem.graph, data, problem.target(cell.unit, cell.budget), settings=settings)
     counted = cost if cell.granularity == "structured" else nonzero_cost
     last = result.last.module()
     return last, last if result.last is result.small else result.small.module(), counted(result.last)

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from l0compress.training.events import WARNING, ProgressEvent
+from l0compress.training.events import DECIDED, WARNING, ProgressEvent
 
 GATED_STAGE = "gates"
 RESUMED = "resumed"
@@ -42,6 +42,9 @@ class ProgressDisplay:
         if event.stage == WARNING:
             text = Text("Warning: ", style="bold yellow") + Text(event.message, style="default")
             self._console.print(text, soft_wrap=True)
+            return
+        if event.stage == DECIDED:
+            self._console.print(Text(event.message), soft_wrap=True)
             return
         if event.stage == RESUMED:
             self._console.print(Text(_resumed(event), style="bold"), soft_wrap=True)

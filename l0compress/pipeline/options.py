@@ -18,7 +18,7 @@ from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import SHARES, parse_shares
 from l0compress.training.losses import LOSSES
 from l0compress.training.optim import OPTIMIZERS
-from l0compress.training.settings import FinetuneSettings, GateSettings
+from l0compress.training.settings import METHOD_NAMES, FinetuneSettings, GateSettings
 
 TRAINING, GATES, READING = "training", "gates", "reading"
 KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
@@ -65,7 +65,7 @@ class Option:
         """What is expected instead of ``value``; None if it will do. Some raise an InputError of their own.
 
         >>> OPTIONS["epochs"].wrong("many"), OPTIONS["epochs"].wrong(1), OPTIONS["epochs"].wrong(2)
-        ('a whole number', 'at least 2', None)
+        ('a whole number', '0, or at least 2', None)
         """
         fits = isinstance(value, int) if self.kind is float else isinstance(value, self.kind)
         if self.kind is float and isinstance(value, float):
@@ -114,6 +114,10 @@ def _reads(parse: Callable[[str], Any]) -> Check:
     return check
 
 
+def _epochs(value: int) -> str | None:
+    return None if value == 0 or value >= 2 else "0, or at least 2"
+
+
 def _training(key: str, kind: type, check: Check, *, absent: str = "", field: str = "") -> Option:
     field = field or key
     return Option(key, kind, getattr(FinetuneSettings(), field), absent, TRAINING, field, check)
@@ -148,13 +152,14 @@ _ALL = (
     Option("fixed", bool, False),
     Option("data", str, absent="needed: what to train on"),
     Option("target", str, absent="needed: the budget, such as macs=0.5", check=_reads(parse_target)),
+    Option("method", str, METHOD_NAMES[0], field="method", check=_one_of(*METHOD_NAMES)),
     Option("granularity", str, GRANULARITIES[0], field="granularity", check=_one_of(*GRANULARITIES)),
     Option("seed", int, 0, field="seed", check=_at_least(0)),
     Option("device", str, "cpu", field="device"),
     Option("threads", int, absent="chosen by PyTorch", check=_at_least(1)),
     Option("checkpoint_every", int, absent="by time: every half minute, or more rarely where writing takes long",
            check=_at_least(1)),
-    _training("epochs", int, _at_least(2)),
+    _training("epochs", int, _epochs),
     _training("batch_size", int, _at_least(2), absent="chosen by the number of samples"),
     _training("lr", float, _above(0), absent="chosen by the network and the length of the run", field="learning_rate"),
     _training("optimizer", str, _one_of(*OPTIMIZERS)),
@@ -166,7 +171,8 @@ _ALL = (
     _training("distill_temperature", float, _above(0)),
     _training("final_temperature", float, _above(0)),
     _training("task_share", float, _share),
-    _training("input_dropout", float, lambda value: None if 0 <= value < 1 else "0 or more and below 1"),
+    _training("input_dropout", float, lambda value: None if 0 <= value < 1 else "0 or more and below 1",
+              absent="0.1 of flat inputs of 64 features or more, and none of fewer"),
     *_gates(),
     Option("target_column", str, absent="none: tables have to name theirs", section=READING),
     Option("tokenizer", str, absent="the model's own folder", section=READING),

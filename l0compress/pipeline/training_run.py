@@ -27,7 +27,7 @@ from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.report import comparison_table
 from l0compress.table import Table
-from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.events import DECIDED, WARNING, OnEvent, ProgressEvent, ignore
 
 _CHANGES, _WARNINGS = "changes", "warnings"
 
@@ -150,6 +150,8 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
         if event.stage == WARNING and event.message not in _warnings(run):
             run.log_(WARNING, message=event.message)
             run.note_(**{_WARNINGS: [*_warnings(run), event.message]})
+        if event.stage == DECIDED:
+            run.log_(DECIDED, message=event.message)
         on_event(event)
 
     checkpoints = RunCheckpoints(run, stops, every=request.checkpoint_every)

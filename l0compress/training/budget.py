@@ -154,7 +154,23 @@ class Budget(Penalty):
         check_gated(gated, "Budget")
         wanted = named_target(target, units)
         super().__init__(gated, wanted.unit)
-        self.target = reachable_target(gated.groups, wanted.value, wanted.unit, smallest=gated.smallest_cost)
+        least = gated.smallest_cost
+        self._begin_(reachable_target(gated.groups, wanted.value, wanted.unit, smallest=least), ramp_steps, ascent)
+
+    @classmethod
+    def at(cls, gated: GatedNetwork, unit: str, target: int, *, dense: int, ascent: AscentSettings = _ASCENT) -> Budget:
+        """A budget on what is left of a larger network of cost ``dense``, in force from the first step.
+
+        ``target`` is a count that was found to be within reach, however small.
+        """
+        budget = cls.__new__(cls)
+        Penalty.__init__(budget, gated, unit)
+        budget.dense = dense
+        budget._begin_(target, 0, ascent)
+        return budget
+
+    def _begin_(self, target: int, ramp_steps: int, ascent: AscentSettings) -> None:
+        self.target = target
         self.ramp_steps = ramp_steps
         self._multiplier = Multiplier(ascent)
         self._num_steps = 0

@@ -20,6 +20,7 @@ from l0compress.training.randomness import own_generators, set_torch_states_, to
 from l0compress.training.settings import FinetuneSettings
 
 _EPOCH_STRIDE = 1_000_003
+MANY_FEATURES, MANY_FEATURES_DROPPED = 64, 0.1
 
 
 @dataclass(frozen=True)
@@ -140,17 +141,21 @@ def outputs_of(module: nn.Module, batch: Batch) -> Any:
         return batch.run(module)
 
 
-def drop_inputs(batch: Batch, probability: float) -> Batch:
+def drop_inputs(batch: Batch, probability: float | None) -> Batch:
     """Dropout on flat floating inputs ``(n, features)``; other inputs are left alone.
 
-    Draws from the global generator.
+    Without a probability, inputs of :data:`MANY_FEATURES` or more lose a tenth: one of many pixels tells what others
+    tell, too. Of a few columns each is needed. Draws from the global generator.
     """
     if probability == 0:
         return batch
 
     def drop(tensor: Tensor) -> Tensor:
-        flat = tensor.dim() == 2 and tensor.is_floating_point()
-        return dropout(tensor, probability) if flat else tensor
+        if tensor.dim() != 2 or not tensor.is_floating_point():
+            return tensor
+        chosen = MANY_FEATURES_DROPPED if tensor.shape[1] >= MANY_FEATURES else 0.0
+        share = chosen if probability is None else probability
+        return dropout(tensor, share) if share else tensor
 
     return batch.each(drop)
 

@@ -11,18 +11,22 @@ from typing import Any
 from l0compress.errors import DataWarning
 
 WARNING = "warning"
+DECIDED = "decided"
+CUT = "cut"
 
 
 @dataclass(frozen=True)
 class ProgressEvent:
     """One report of a run.
 
-    ``stage`` is "dense", "gates", "harden" or "finetune". An event with ``epoch_done`` closes an epoch and carries the
-    validation metric; the others come in between, for a live display. ``density`` is (expected) cost after removal
-    over dense cost in the budget's unit, ``violation`` is ``log E[cost] - log target_now`` (<= 0 is feasible).
+    ``stage`` is "dense", "cut" (a step of a decision without training), "gates", "harden" or "finetune". An event with
+    ``epoch_done`` closes an epoch and carries the validation metric; the others come in between, for a live display.
+    ``density`` is (expected) cost after removal over dense cost in the budget's unit, ``violation`` is ``log E[cost] -
+    log target_now`` (<= 0 is feasible).
 
     Before all others come those of the stage "warning", if there are any: what is odd about data or model, in
-    ``message``; ``category`` is the class of Python's warning that says the same.
+    ``message``; ``category`` is the class of Python's warning that says the same. One of the stage "decided" says, in
+    ``message`` too, which of several decisions the run goes on with.
     """
 
     stage: str

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch
 from l0compress.errors import DivergedError
+from l0compress.training.repair.lockstep import inputs_of
 
 EXPLODED = 1e4
 ADVICE = (
@@ -83,8 +84,7 @@ def _first_broken_node(network: nn.Module, batch: Batch) -> str | None:
         return None
     watching = _Watching(module)
     with torch.no_grad():
-        args, kwargs = batch.call()
-        watching.run(*module.graph.process_inputs(*args, **kwargs), enable_io_processing=False)
+        watching.run(*inputs_of(module, batch), enable_io_processing=False)
     node = watching.found
     if node is None:
         return None

@@ -144,20 +144,20 @@ class Objective:
     def _task_loss(self, outputs: Any, targets: Tensor) -> Tensor:
         if self.reading.custom:
             return self.task(outputs, targets)
-        return self.task(self._scores(outputs, targets), targets) / self.reading.scale
+        return self.task(self.scores(outputs, targets), targets) / self.reading.scale
 
     def _main_distance(self, outputs: Any, teacher_outputs: Any, targets: Tensor | None) -> Tensor:
         if self.kind == VALUES:
             return mse(outputs, logits_of(teacher_outputs)) / self.reading.scale
         # Only as labels do targets leave samples out, and say where the classes are.
         labels = targets if targets is not None and (self.kind == BINARY or not targets.is_floating_point()) else None
-        student, teacher = self._scores(outputs, labels), self._scores(teacher_outputs, labels)
+        student, teacher = self.scores(outputs, labels), self.scores(teacher_outputs, labels)
         divergence = kl_divergence(student, teacher, temperature=self.temperature, targets=labels)
         if not self.reading.guessed:
             return divergence
         return divergence + mse(outputs, logits_of(teacher_outputs)) / self.reading.scale
 
-    def _scores(self, outputs: Any, targets: Tensor | None) -> Any:
+    def scores(self, outputs: Any, targets: Tensor | None) -> Any:
         """What has a softmax: as the model returns it, its logarithms, or a score for each of two classes."""
         if self.kind == BINARY:
             scores = logits_of(outputs)
@@ -186,9 +186,9 @@ class Objective:
 
     def hits(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> tuple[int, int]:
         """How many predicted classes are right, and of how many; the teacher's classes stand in for missing labels."""
-        scores = logits_of(self._scores(outputs, targets))
+        scores = logits_of(self.scores(outputs, targets))
         if targets is None:
-            targets = logits_of(self._scores(teacher_outputs, None)).argmax(-1)
+            targets = logits_of(self.scores(teacher_outputs, None)).argmax(-1)
         labels = targets.long()
         counted = labels != IGNORED
         right = (class_last(scores, labels).argmax(-1) == labels) & counted

@@ -20,6 +20,7 @@ from l0compress.training.journal import Journal, evaluation_from, evaluation_val
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
 from l0compress.training.snapshot import FINETUNE, GATES, Snapshot, load_optimizer_, optimizer_tensors, prefixed
 from l0compress.training.sparsity import NO_MASKS, keep_zeros_
+from l0compress.training.teaching import taught_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +224,8 @@ def train_small(
         def keep(now: Pass = current) -> None:
             journal.offer_(course, FINETUNE, now, stage.stand)
 
-        mean_loss = train_epoch(course, stage.network, current, step=step, done=keep)
+        taught = course if journal.dense is None else taught_by(course, stage.last, journal.dense)
+        mean_loss = train_epoch(taught, stage.network, current, step=step, done=keep)
         last = stage.judge_(course, epoch + 1)
         closing = event(epoch, mean_loss, steps)
         journal.epoch_(replace(closing, metric=last.metric, metric_name=last.metric_name))

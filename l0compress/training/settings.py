@@ -19,6 +19,7 @@ from l0compress.training.optim import OPTIMIZERS
 PLAIN_RATE = 1e-2
 ATTENTION_RATE = 5e-4
 FULL_STEPS = 20_000
+METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude")
 _ATTENTION_OPS = ("scaled_dot_product_attention", "layer_norm", "rms_norm")
 
 
@@ -40,6 +41,8 @@ class GateSettings:
             random; where they are too slow to arrive, hardening still has their order.
         magnitude_slope: how much of their order gates on single weights get from the magnitudes of the weights, in a
             phase of ``full_steps`` steps or fewer, see :meth:`slope_for`.
+        many_steps: in a phase of so many steps or more, gates of moves start open and all alike, in a shorter one near
+            the budget and in the order of a score.
     """
 
     share: float = 1 / 3
@@ -56,6 +59,15 @@ class GateSettings:
     highest_rate: float = 0.1
     highest_multiplier_rate: float = 0.5
     magnitude_slope: float = 1.0
+    many_steps: int = 1000
+
+    def are_many(self, num_steps: int) -> bool:
+        """Whether gates can find their order by themselves in so many steps.
+
+        >>> GateSettings().are_many(200), GateSettings().are_many(2000)
+        (False, True)
+        """
+        return num_steps >= self.many_steps
 
     def rate_for(self, num_steps: int) -> float:
         """The gates' rate in a phase of ``num_steps`` steps: in a short one they travel as far as in a long one.
@@ -89,7 +101,10 @@ class FinetuneSettings:
     """How a run trains; the defaults are what the command line uses.
 
     Attributes:
-        epochs: epochs of both phases together.
+        epochs: epochs of all phases together; 0 decides and repairs without training.
+        method: what decides: "l0" (learned gates), "fisher" or "magnitude" (scores), or for single weights
+            "layer-magnitude"; see
+            :data:`~l0compress.training.methods.METHODS`.
         granularity: what may go: "structured" (what can be cut out physically), "weights" (single weights become zero)
             or "both".
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
@@ -100,11 +115,12 @@ class FinetuneSettings:
         loss: "auto", "cross-entropy", "bce", "mse", or a function of (outputs, targets) that returns a scalar.
         distill: learn from the dense model's outputs beside the labels.
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
-            images, sequences and token ids are left alone.
+            images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
         bf16: run forward passes under bfloat16 autocast.
     """
 
     epochs: int = 48
+    method: str = "l0"
     granularity: Granularity = "structured"
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -116,7 +132,7 @@ class FinetuneSettings:
     distill_temperature: float = 2.0
     final_temperature: float = 1.0
     task_share: float = 0.5
-    input_dropout: float = 0.1
+    input_dropout: float | None = None
     seed: int = 0
     device: str = "cpu"
     bf16: bool = False
@@ -126,14 +142,15 @@ class FinetuneSettings:
         check_granularity(self.granularity)
         rate = self.learning_rate
         for name, ok, wanted in (
-            ("epochs", self.epochs >= 1, "at least 1"),
+            ("epochs", self.epochs >= 0, "0 or more"),
+            ("method", self.method in METHOD_NAMES, "one of " + ", ".join(METHOD_NAMES)),
             ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
             ("learning_rate", rate is None or (math.isfinite(rate) and rate > 0), "above 0"),
             ("optimizer", self.optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS)),
             ("weight_decay", self.weight_decay >= 0, "0 or more"),
             ("clip", self.clip is None or self.clip > 0, "above 0"),
             ("task_share", 0 <= self.task_share <= 1, "between 0 and 1"),
-            ("input_dropout", 0 <= self.input_dropout < 1, "0 or more and below 1"),
+            ("input_dropout", self.input_dropout is None or 0 <= self.input_dropout < 1, "0 or more and below 1"),
         ):
             if not ok:
                 raise InputError(f"{name}={getattr(self, name)}: expected {wanted}. Nothing was changed.")
@@ -167,7 +184,9 @@ class FinetuneSettings:
 
     @property
     def gated_epochs(self) -> int:
-        """Epochs in which gates are learned; at least one."""
+        """Epochs in which gates are learned: at least one of any, none where another method decides."""
+        if self.method != "l0" or self.epochs == 0:
+            return 0
         return max(1, round(self.epochs * self.gates.share))
 
     @property

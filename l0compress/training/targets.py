@@ -10,6 +10,7 @@ import torch
 
 from l0compress.errors import TargetError
 from l0compress.gates.reach import smallest_cost
+from l0compress.graph.cost import UNITS
 from l0compress.graph.groups import Groups
 from l0compress.loading import Target, make_target, parse_target
 
@@ -84,6 +85,24 @@ def the_one(target: Mapping[str, float | None] | str, *, names: str) -> tuple[st
             "Example: macs=0.5."
         )
     return next(iter(given.items()))
+
+
+def the_budget(target: Mapping[str, float | None] | str) -> tuple[str, float]:
+    """The unit and the number of a target that is no penalty.
+
+    >>> the_budget({"macs": 0.5}), the_budget("params=26500")
+    (('macs', 0.5), ('params', 26500))
+
+    Raises:
+        TargetError: as :func:`the_one`; or it is no budget.
+    """
+    unit, value = the_one(target, names="params, macs and bytes")
+    if unit not in UNITS:
+        raise TargetError(
+            f"Target {unit!r} is no budget, and a score needs one: params, macs or bytes. Nothing was changed. "
+            "Example: macs=0.5; or let gates be learned, by method l0."
+        )
+    return unit, value
 
 
 def _read(text: str) -> tuple[str, float]:

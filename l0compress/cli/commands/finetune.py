@@ -32,6 +32,7 @@ def finetune(
     model: flags.Model = None,
     data: flags.Data = None,
     target: flags.Target = None,
+    method: flags.Method = None,
     granularity: flags.Granularity = None,
     output: flags.Output = None,
     resume: flags.Resume = False,
@@ -71,7 +72,7 @@ def finetune(
     named = {
         "model": _text(model), "factory": factory, "factory_args": factory_args, "trust_pickle": trust_pickle or None,
         "fixed": fixed or None, "data": data, "target": target,
-        "granularity": granularity, "seed": seed, "device": device, "threads": threads,
+        "method": method, "granularity": granularity, "seed": seed, "device": device, "threads": threads,
         "checkpoint_every": checkpoint_every, "epochs": epochs, "batch_size": batch_size, "lr": lr,
         "optimizer": optimizer, "clip": clip, "loss": loss, "bf16": bf16, "input_dropout": input_dropout,
         "target_column": target_column, "tokenizer": _text(tokenizer), "max_length": max_length,

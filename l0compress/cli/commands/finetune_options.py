@@ -33,6 +33,14 @@ Target = Annotated[
 Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random but the data's parts.", show_default="0")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="cpu")]
 
+Method = Annotated[
+    Literal["l0", "fisher", "magnitude", "layer-magnitude"] | None,
+    typer.Option(
+        help="What decides: learned gates (l0), a score of channels (fisher, magnitude), or of single weights "
+        "(magnitude, layer-magnitude).",
+        show_default="l0",
+    ),
+]
 Granularity = Annotated[
     Literal["structured", "weights", "both"] | None,
     typer.Option(
@@ -78,7 +86,13 @@ CheckpointEvery = Annotated[
 ]
 
 Epochs = Annotated[
-    int | None, typer.Option(min=2, help="All epochs together.", show_default="48", rich_help_panel=TRAINING)
+    int | None,
+    typer.Option(
+        min=0,
+        help="All epochs together; 0 decides and repairs without training, on a few hundred samples.",
+        show_default="48",
+        rich_help_panel=TRAINING,
+    ),
 ]
 BatchSize = Annotated[
     int | None,
@@ -110,7 +124,7 @@ InputDropout = Annotated[
     typer.Option(
         metavar="SHARE",
         help="Of the elements of flat inputs (n, features), dropped in training; other inputs are left alone.",
-        show_default="0.1",
+        show_default="0.1 from 64 features on, 0 of fewer",
         rich_help_panel=TRAINING,
     ),
 ]

@@ -1,55 +1,38 @@
 """One-shot group magnitude: the baseline that learned gates have to beat.
 
-What is removed is decided at once, from the dense weights alone; teacher, distillation, budget, rounding and number of
-epochs are those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Li et al., "Pruning Filters
+What is removed is decided before any training, from the weights alone. Source of the score: Li et al., "Pruning Filters
 for Efficient ConvNets", ICLR 2017, section 3.1, with the L2 norm over everything that a removal takes, normalised by
 group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from l0compress.data import Data
-from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups import Groups, find_groups
+from l0compress.batches import Batch
+from l0compress.graph.groups import Groups
 from l0compress.graph.network import attribute
-from l0compress.graph.shrink import shrink
 from l0compress.graph.values import flattened, varying
-from l0compress.training.events import OnEvent, ignore
-from l0compress.training.finetune import FinetuneResult, Hardened, course_of, finish, start
-from l0compress.training.harden import decide
-from l0compress.training.randomness import seeded
-from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import reachable_target, the_one
+from l0compress.training.course import Course
+from l0compress.training.methods.one_shot import OneShot
 
 
-def magnitude(
-    graph: CapturedGraph,
-    data: Data,
-    target: Mapping[str, float] | str,
-    *,
-    settings: FinetuneSettings | None = None,
-    on_event: OnEvent = ignore,
-) -> FinetuneResult:
-    """Compress a trained model by one-shot group magnitude; arguments, result and errors as for ``finetune``."""
-    settings = FinetuneSettings() if settings is None else settings
-    with seeded(settings.seed, settings.device):
-        unit, wanted = the_one(target, names="params, macs and bytes")
-        groups = find_groups(graph)
-        reachable = reachable_target(groups, wanted, unit)
-        run = start(graph, course_of(graph, data, settings), on_event)
-        plan = decide(groups, magnitude_scores(groups), target=reachable, unit=unit)
-        return finish(run, Hardened(plan, shrink(graph, plan).state()), unit=unit, first_epoch=0)
+class Magnitude(OneShot):
+    """Decide by the norm of what each move removes; of single weights by their magnitudes."""
+
+    name = "magnitude"
+
+    def score(self, groups: Groups, course: Course, samples: tuple[Batch, ...]) -> Tensor:
+        del course, samples
+        return magnitude_scores(groups)
 
 
 def magnitude_scores(groups: Groups) -> Tensor:
     """float64 ``(num_moves,)``: the L2 norm of the parameters that a move removes, over its group's mean.
 
     >>> from l0compress.graph.capture import capture
+    >>> from l0compress.graph.groups import find_groups
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     >>> _ = net[0].weight.data.copy_(torch.tensor([[3.0, 0.0], [0.0, 0.0]])), net[1].weight.data.fill_(4.0)
     >>> groups = find_groups(capture(net, (torch.zeros(2, 2),)))

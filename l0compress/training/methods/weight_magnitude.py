@@ -8,13 +8,12 @@ Gale et al., "The State of Sparsity in Deep Neural Networks", 2019, section 4.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from l0compress.data import Data
+from l0compress.errors import InputError
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import groups_without_moves
@@ -22,41 +21,46 @@ from l0compress.graph.network import attribute
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.shrink import shrink
 from l0compress.graph.weights import find_weights
-from l0compress.training.events import OnEvent, ignore
-from l0compress.training.finetune import FinetuneResult, Hardened, course_of, finish, start
-from l0compress.training.randomness import seeded
+from l0compress.training.course import Course
+from l0compress.training.methods.base import Method, Target
+from l0compress.training.results import Hardened, Run
 from l0compress.training.rounding import round_weights
-from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import reachable_target, the_one
+from l0compress.training.targets import reachable_target, the_budget
 
 Scope = Literal["global", "layer"]
 
 
-def weight_magnitude(
-    graph: CapturedGraph,
-    data: Data,
-    target: Mapping[str, float] | str,
-    *,
-    scope: Scope = "global",
-    settings: FinetuneSettings | None = None,
-    on_event: OnEvent = ignore,
-) -> FinetuneResult:
-    """Compress a trained model by one-shot magnitude of its weights; result and errors as for ``finetune``.
+class WeightMagnitude(Method):
+    """Keep the weights of largest magnitude.
 
     ``scope`` says what is compared: all weights of the network ("global"), or those of one layer with each other, so
     that all layers keep the same share ("layer").
     """
-    settings = FinetuneSettings() if settings is None else settings
-    with seeded(settings.seed, settings.device):
-        unit, wanted = the_one(target, names="params, macs and bytes")
-        groups = groups_without_moves(graph)
-        costs = SparseCost(groups, find_weights(graph))
+
+    scope: ClassVar[Scope] = "global"
+
+    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
+        if course.settings.granularity != "weights":
+            raise InputError(
+                f"Magnitudes decide on channels or on single weights, not on {course.settings.granularity!r}. Nothing "
+                "was changed. Say --granularity structured or weights, or --method l0."
+            )
+        self.unit, wanted = the_budget(target)
+        self.groups = groups_without_moves(graph)
+        costs = SparseCost(self.groups, find_weights(graph))
         keep = torch.ones(0, dtype=torch.bool)
-        reachable = reachable_target(groups, wanted, unit, smallest=lambda unit: costs.smallest(keep, unit))
-        run = start(graph, course_of(graph, data, settings), on_event)
-        masks = round_weights(graph, weight_scores(graph, scope), target=reachable, unit=unit)
-        plan = KeepPlan.everything(groups).with_masks(masks)
-        return finish(run, Hardened(plan, shrink(graph, plan).state()), unit=unit, first_epoch=0)
+        self.target = reachable_target(self.groups, wanted, self.unit, smallest=lambda unit: costs.smallest(keep, unit))
+
+    def decide(self, run: Run) -> Hardened:
+        masks = round_weights(run.graph, weight_scores(run.graph, self.scope), target=self.target, unit=self.unit)
+        plan = KeepPlan.everything(self.groups).with_masks(masks)
+        return Hardened(plan, shrink(run.graph, plan))
+
+
+class LayerMagnitude(WeightMagnitude):
+    """Keep the weights of largest magnitude of each layer, the same share of all."""
+
+    scope = "layer"
 
 
 def weight_scores(graph: CapturedGraph, scope: Scope) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ class Solution:
 def best_step(
     train: Sums, held_out: Sums, penalties: Sequence[float], *, free: int = 0, start: int | None = None
 ) -> Solution:
-    """The step with the penalty that is best on other samples; no step at all where none is better than staying.
+    """The step with the penalty that is best on other samples, whether or not it is better than staying.
 
     From penalty ``start`` (the middle one), neighbours are tried as long as they are better: the error has one valley.
     """
@@ -110,6 +110,4 @@ def best_step(
     for way in (-1, 1):
         while 0 <= best.penalty + way < len(penalties) and (found := attempt(best.penalty + way)).after < best.after:
             best = found
-    if best.after < before:
-        return best
-    return Solution(torch.zeros_like(best.step), before, before, best.penalty)
+    return best

@@ -123,7 +123,7 @@ class Lockstep:
         return values[argument]
 
 
-def inputs_of(network: GraphNetwork, batch: Batch) -> list[Any]:
+def inputs_of(network: fx.GraphModule, batch: Batch) -> list[Any]:
     """What stands for each placeholder of a network when it is called with a batch."""
     args, kwargs = batch.call()
     codegen = network.graph._codegen
@@ -149,5 +149,6 @@ def storages(values: Sequence[Any]) -> int:
         for tensor in value if isinstance(value, list | tuple) else (value,):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
-                found[storage.data_ptr()] = storage.nbytes()
+                # Its address in memory is not to be had on every device; views of one storage share this handle.
+                found[storage._cdata] = storage.nbytes()
     return sum(found.values())

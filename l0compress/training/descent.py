@@ -1,0 +1,92 @@
+"""Deciding without training: score, round, cut and repair, in steps down to the budget.
+
+requires: a course, and a way to score moves.
+ensures:  a decision within the budget, and weights that make up for it as well as closed forms can.
+
+One large cut is scored by a network that is nothing like the one that it leaves. Several small ones are each scored on
+what the one before left, repaired. Source: gradual pruning as in Zhu and Gupta, "To prune, or not to prune", 2017, with
+a repair in place of training between the cuts, as in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.groups import Groups
+from l0compress.graph.plan import KeepPlan
+from l0compress.training.harden import decide
+from l0compress.training.narrowing import Narrowed
+from l0compress.training.targets import dense_cost
+
+# What a step leaves of the step before, at least.
+STEP = 0.7
+
+Score = Callable[[Groups], Tensor]
+Repair = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
+OnStep = Callable[[int, int, int], None]
+
+
+def _untold(number: int, steps: int, left: int) -> None:
+    del number, steps, left
+
+
+def steps_down(dense: int, target: int, *, step: float = STEP) -> list[int]:
+    """The budgets on the way, geometric, the last one the target.
+
+    >>> steps_down(1000, 500), steps_down(1000, 250), steps_down(1000, 900)
+    ([707, 500], [707, 500, 353, 250], [900])
+    """
+    count = max(1, math.ceil(math.log(target / dense) / math.log(step) - 1e-9))
+    return [int(dense * (target / dense) ** (position / count)) for position in range(1, count)] + [target]
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """Attributes:
+    before: the network before the last step.
+    scores: of its moves, float ``(moves,)``.
+    last: what the last step kept, on the groups of ``before``.
+    end: the network within the budget.
+    """
+
+    before: Narrowed
+    scores: Tensor
+    last: KeepPlan
+    end: Narrowed
+
+
+def descend(
+    groups: Groups, score: Score, repair: Repair, *, target: int, unit: str, on_step: OnStep = _untold
+) -> Descent:
+    """The network of ``groups`` cut down to ``target``; every step is scored anew on what the one before left.
+
+    Args:
+        score: float ``(num_moves,)`` of any groups on the way.
+        repair: weights for a small graph, given all that was decided.
+        on_step: called before every step with its number, how many there are, and the cost that is left so far.
+
+    Raises:
+        TargetMissedError: no choice of what to remove reaches the target.
+    """
+    before = Narrowed.whole(groups)
+    limits = steps_down(dense_cost(groups, unit), target)
+    for number, limit in enumerate(limits[:-1]):
+        on_step(number, len(limits), dense_cost(before.groups, unit))
+        # A step may leave less than was asked for, where single moves are large.
+        if dense_cost(before.groups, unit) > limit:
+            before = before.cut(_decided(before, score, limit, unit)[1], repair)
+    if dense_cost(before.groups, unit) <= target:
+        before = Narrowed.whole(groups)
+    on_step(len(limits) - 1, len(limits), dense_cost(before.groups, unit))
+    scores, last = _decided(before, score, target, unit)
+    return Descent(before, scores, last, before.cut(last, repair))
+
+
+def _decided(now: Narrowed, score: Score, limit: int, unit: str) -> tuple[Tensor, KeepPlan]:
+    scores = now.settled(score(now.groups))
+    return scores, decide(now.groups, scores, target=limit, unit=unit)

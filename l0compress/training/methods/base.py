@@ -1,0 +1,37 @@
+"""What every method has in common: it is made for one graph and target, and hands over a decision with its weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.groups import Groups
+from l0compress.training.course import Course
+from l0compress.training.results import Hardened, Run
+
+Target = Mapping[str, float] | str
+
+
+class Method(ABC):
+    """What decides which moves and weights of ``graph`` stay. Making one refuses what it cannot do.
+
+    Attributes:
+        groups: those of the dense graph, which the decision is on.
+        unit: what is counted: ``params``, ``macs`` or ``bytes``.
+    """
+
+    groups: Groups
+    unit: str
+
+    @abstractmethod
+    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
+        """Raises:
+        NothingToPruneError: no channel can be removed.
+        TargetError: the target is malformed or out of reach.
+        InputError: the method cannot decide at this granularity.
+        """
+
+    @abstractmethod
+    def decide(self, run: Run) -> Hardened:
+        """The decision within the budget, on :attr:`groups`, and the small model's weights that go with it."""

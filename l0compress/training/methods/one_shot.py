@@ -1,0 +1,80 @@
+"""Methods that decide by a score, before any training."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from l0compress.batches import Batch
+from l0compress.errors import DivergedError, InputError
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.groups import Groups, find_groups
+from l0compress.training.course import Course
+from l0compress.training.descent import Descent, descend
+from l0compress.training.events import CUT, ProgressEvent
+from l0compress.training.mending import mender
+from l0compress.training.methods.base import Method, Target
+from l0compress.training.results import Hardened, Run
+from l0compress.training.samples import num_samples_for, take_samples
+from l0compress.training.targets import dense_cost, reachable_target, the_budget
+
+# Few samples a probe, since every probe is one random draw.
+PROBE = 4
+
+
+class OneShot(Method):
+    """Score, cut and repair in steps down to the budget; all epochs are left for the small model."""
+
+    name: ClassVar[str]
+
+    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
+        if course.settings.granularity != "structured":
+            raise InputError(
+                f"Method {self.name!r} decides on channels, heads and units, not on single weights. Nothing was "
+                "changed. Say --granularity structured, or --method l0 or magnitude for single weights."
+            )
+        self.unit, wanted = the_budget(target)
+        self.groups = find_groups(graph)
+        self.target = reachable_target(self.groups, wanted, self.unit)
+
+    @abstractmethod
+    def score(self, groups: Groups, course: Course, samples: tuple[Batch, ...]) -> Tensor:
+        """float ``(num_moves,)``: the lowest goes first."""
+
+    def descent(self, run: Run) -> Descent:
+        """The steps down to the budget, each told before it is taken."""
+        course, graph = run.course, self.groups.graph
+        dense = dense_cost(self.groups, self.unit)
+
+        def tell(number: int, steps: int, left: int) -> None:
+            event = ProgressEvent(CUT, 0, course.settings.epochs, epoch_done=False, step=number, steps=steps)
+            run.journal.on_event(replace(event, density=left / dense))
+
+        samples = take_samples(course, num_samples_for(graph), batch_size=PROBE)
+        return descend(
+            self.groups,
+            lambda groups: _finite(self.score(groups, course, samples)),
+            mender(course, graph),
+            target=self.target,
+            unit=self.unit,
+            on_step=tell,
+        )
+
+    def decide(self, run: Run) -> Hardened:
+        found = self.descent(run).end
+        return Hardened(found.plan, found.graph, mended=True)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    """Raises:
+    DivergedError: scores that are not finite.
+    """
+    if not bool(scores.isfinite().all()):
+        raise DivergedError(
+            "What the model returns on the training part, or its gradient, is not finite, so that nothing can be "
+            "scored. Nothing was changed. Look for values in data or weights that are not finite."
+        )
+    return scores

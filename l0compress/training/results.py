@@ -1,0 +1,83 @@
+"""What the stages of a run hand to each other, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cost import cost
+from l0compress.graph.describe import cost_lines, counted, headed
+from l0compress.graph.plan import KeepPlan, unshrink_state
+from l0compress.graph.shrink import shrink
+from l0compress.training.course import Course, Evaluation
+from l0compress.training.events import ProgressEvent
+from l0compress.training.journal import Journal
+from l0compress.training.reading import Reading
+
+
+@dataclass(frozen=True, eq=False)
+class FinetuneResult:
+    """What a run returns.
+
+    Attributes:
+        dense: the graph that went in.
+        plan: what stays of it, on the groups of ``dense``.
+        folded: the dense-shaped graph with the final weights scattered back; ``masked(folded, plan)`` equals ``small``.
+        small: the shrunk graph with the best weights by validation.
+        last: the shrunk graph with the weights of the last epoch.
+        dense_evaluation: validation result of the dense model.
+        best_evaluation: validation result of ``small``, reached ``best_epoch`` epochs after hardening.
+        last_evaluation: validation result of ``last``.
+        history: the events that closed an epoch, in order.
+        reading: how outputs and targets were read: what the metrics mean.
+    """
+
+    dense: CapturedGraph
+    plan: KeepPlan
+    folded: CapturedGraph
+    small: CapturedGraph
+    last: CapturedGraph
+    dense_evaluation: Evaluation
+    best_evaluation: Evaluation
+    best_epoch: int
+    last_evaluation: Evaluation
+    history: tuple[ProgressEvent, ...]
+    reading: Reading
+
+    def __repr__(self) -> str:
+        before, after = self.dense_evaluation, self.best_evaluation
+        scores = f"val {after.metric_name}: {before.metric:.4g} -> {after.metric:.4g}, {self.best_epoch} epochs after"
+        lines = [*cost_lines(cost(self.dense), cost(self.small)), f"{scores} hardening"]
+        return headed(f"FinetuneResult({counted(len(self.history), 'epoch')})", lines)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run starts from, whatever method decides what is removed."""
+
+    graph: CapturedGraph
+    course: Course
+    journal: Journal
+    dense_evaluation: Evaluation
+
+
+@dataclass(frozen=True, eq=False)
+class Hardened:
+    """A decision on the dense graph's groups, and the small model that it leaves.
+
+    Attributes:
+        mended: its weights make up for what was cut already, so that statistics of batch norms are not measured anew.
+    """
+
+    plan: KeepPlan
+    graph: CapturedGraph
+    mended: bool = False
+
+    @classmethod
+    def of(cls, plan: KeepPlan, state: Mapping[str, Tensor], *, mended: bool = False) -> Hardened:
+        """The decision with a small model's weights that were stored by name."""
+        whole = plan.groups.graph.with_state(unshrink_state(plan, state))
+        return cls(plan, shrink(whole, plan), mended)

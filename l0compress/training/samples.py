@@ -1,0 +1,62 @@
+"""The few samples that a decision without training looks at."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from l0compress.batches import Batch
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cost import cost
+from l0compress.training.course import Course
+from l0compress.training.randomness import undisturbed
+
+MOST_SAMPLES = 512
+FEWEST_SAMPLES = 64
+# A forward and a backward pass through all samples takes at most about so many multiply-accumulates, some tens of
+# seconds of one core.
+MOST_MACS = 1.5e12
+
+
+def num_samples_for(graph: CapturedGraph) -> int:
+    """How many samples a network is scored on: fewer the more one costs.
+
+    >>> from torch import nn, zeros
+    >>> from l0compress.graph.capture import capture
+    >>> num_samples_for(capture(nn.Linear(4, 2), (zeros(2, 4),)))
+    512
+    """
+    affordable = int(MOST_MACS / (3 * max(cost(graph).macs, 1)))
+    return min(MOST_SAMPLES, max(FEWEST_SAMPLES, affordable))
+
+
+def take_samples(course: Course, count: int, *, batch_size: int) -> tuple[Batch, ...]:
+    """Samples of the training part, not augmented, in batches of ``batch_size`` at most; the same for the same seed.
+
+    Neither the global random state nor that of the data's own generators changes.
+    """
+    taken: list[Batch] = []
+    with undisturbed(course.data.train):
+        left = count
+        for batch in course.data.train.batches(batch_size, seed=course.settings.seed):
+            pieces = _pieces(batch, batch_size)
+            for piece in islice(pieces, -(-left // batch_size)):
+                taken.append(_first(piece, left).to(course.settings.device))
+                left -= len(taken[-1])
+            if left <= 0:
+                break
+    return tuple(taken)
+
+
+def _pieces(batch: Batch, size: int) -> list[Batch]:
+    if len(batch) <= size:
+        return [batch]
+    return [_rows(batch, slice(start, start + size)) for start in range(0, len(batch), size)]
+
+
+def _first(batch: Batch, count: int) -> Batch:
+    return batch if len(batch) <= count else _rows(batch, slice(0, count))
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    cut = batch.each_column(lambda tensor: tensor[rows])
+    return Batch(cut.args, cut.kwargs, None if batch.targets is None else batch.targets[rows], batch.batch_dims)
