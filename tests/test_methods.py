@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from l0compress.batches import Batch
 from l0compress.data import Data, StreamSplit
-from l0compress.errors import InputError, TargetError
+from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cost import cost
 from l0compress.graph.groups import Groups, find_groups
@@ -35,6 +35,7 @@ from l0compress.training.preparation import course_of, start
 from l0compress.training.results import Hardened
 from l0compress.training.samples import take_samples
 from l0compress.training.settings import METHOD_NAMES, FinetuneSettings
+from l0compress.training.snapshot import NoCheckpoints, Snapshot
 
 
 def mean_square_of_gradients(outputs: Tensor, draws: int, **objective) -> Tensor:
@@ -265,6 +266,15 @@ class TestOneInterface:
         whole, narrow = KeepPlan.everything(groups), KeepPlan.without(groups, hidden.moves[1:])
         candidates = {name: Hardened(plan, shrink(graph, plan)) for name, plan in (("a", narrow), ("b", whole))}
         assert better(run, candidates) is candidates["b"]
+        state = {name: tensor * torch.nan for name, tensor in graph.state().items()}
+        broken = Hardened(whole, graph.with_state(state))
+        assert better(run, {"broken": broken, **candidates}) is candidates["b"]
+
+    def test_a_snapshot_of_gates_that_began_otherwise_is_refused(self, graph, data):
+        run = start(graph, course_of(graph, data, QUICK), ignore)
+        run.journal.checkpoints = NoCheckpoints(Snapshot({"stage": "gates"}, {}))
+        with pytest.raises(PlanError, match=r"^The snapshot is of an earlier version, whose gates began otherwise\. "):
+            METHODS["l0"](graph, run.course, {"params": 0.5}).decide(run)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
     def test_gates_that_no_score_stands_in_for_need_epochs(self, graph, data, granularity, target):

@@ -6,13 +6,14 @@ budget as a constraint instead of a penalty, see :mod:`l0compress.training.budge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from l0compress.errors import InputError, TargetError
+from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.gates.attach import GatedNetwork, attach, fold, gate
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.capture import CapturedGraph
@@ -97,6 +98,11 @@ class LearnedGates(Method):
         return _Begun(start, scored, ordered_log_alpha(scores, int(descent.last.keep.sum())))
 
     def _resumed(self, stopped: Snapshot) -> _Begun:
+        if _START not in stopped.tensors:
+            raise PlanError(
+                "The snapshot is of an earlier version, whose gates began otherwise. Nothing was changed. Resume the "
+                "run with that version of l0compress, or start it again."
+            )
         plan = KeepPlan.from_tensors(self.groups, stopped.under(_PLAN))
         scored = Hardened.of(plan, stopped.under(_STATE), mended=True)
         return _Begun(Narrowed.whole(self.groups).cut_to(stopped.tensors[_START]), scored, None)
@@ -181,7 +187,12 @@ def better(run: Run, candidates: Mapping[str, Hardened]) -> Hardened:
         for name, candidate in candidates.items()
     }
     sign = 1 if course.objective.higher_is_better else -1
-    best = max(found, key=lambda name: (sign * found[name].metric, -found[name].loss))
+
+    def rank(name: str) -> tuple[float, float]:
+        metric, loss = sign * found[name].metric, -found[name].loss
+        return (-math.inf if math.isnan(metric) else metric, -math.inf if math.isnan(loss) else loss)
+
+    best = max(found, key=rank)
     told = "; ".join(f"{name}: {one.metric:.4f} (loss {one.loss:.4f})" for name, one in found.items())
     message = f"Goes on with {best!r}. Validation {course.objective.metric_name} of what was to choose from: {told}."
     run.journal.on_event(ProgressEvent(DECIDED, 0, course.settings.epochs, epoch_done=False, message=message))
