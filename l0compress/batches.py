@@ -70,6 +70,11 @@ class Batch:
         """The same batch with every input changed that the samples lead; constants stay."""
         return self.with_leaves([change(leaf) if has_samples(leaf) else leaf for leaf in self.leaves()])
 
+    def rows(self, index: slice | Tensor) -> Batch:
+        """The samples at ``index`` (a slice, or int64 indices), targets and all."""
+        chosen = self.each_column(lambda tensor: tensor[index])
+        return replace(chosen, targets=None if self.targets is None else self.targets[index])
+
     def call(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments as the model takes them, the batch where it wants it."""
         if not self.batch_dims:

@@ -128,9 +128,7 @@ class Split:
 
     def take(self, index: slice | Tensor) -> Batch:
         """The samples at ``index`` (a slice, or int64 indices) as one batch."""
-        targets = None if self.targets is None else self.targets[index]
-        whole = Batch(*self._arguments(), targets, self.batch_dims)
-        return whole.each_column(lambda tensor: tensor[index])
+        return Batch(*self._arguments(), self.targets, self.batch_dims).rows(index)
 
     def mapped(self, change: Change) -> Split:
         """The part with ``change`` applied to all of it at once."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from l0compress.training.losses import Objective
 from l0compress.training.outputs import IGNORED, class_last, logits_of, others_of
-from l0compress.training.reading import BINARY, VALUES
+from l0compress.training.reading import VALUES
 
 
 def probe(outputs: Any, targets: Tensor | None, objective: Objective, generator: torch.Generator) -> Tensor:
@@ -48,7 +48,7 @@ def probe(outputs: Any, targets: Tensor | None, objective: Objective, generator:
 def _main_probe(outputs: Any, targets: Tensor | None, objective: Objective, generator: torch.Generator) -> Tensor:
     if objective.kind == VALUES:
         return _value_probe(logits_of(outputs), objective.reading.scale, generator)
-    labels = targets if targets is not None and (objective.kind == BINARY or not targets.is_floating_point()) else None
+    labels = objective.labels_in(targets)
     scores = logits_of(objective.scores(outputs, labels))
     counted = None
     if labels is not None:

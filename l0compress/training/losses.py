@@ -149,13 +149,18 @@ class Objective:
     def _main_distance(self, outputs: Any, teacher_outputs: Any, targets: Tensor | None) -> Tensor:
         if self.kind == VALUES:
             return mse(outputs, logits_of(teacher_outputs)) / self.reading.scale
-        # Only as labels do targets leave samples out, and say where the classes are.
-        labels = targets if targets is not None and (self.kind == BINARY or not targets.is_floating_point()) else None
+        labels = self.labels_in(targets)
         student, teacher = self.scores(outputs, labels), self.scores(teacher_outputs, labels)
         divergence = kl_divergence(student, teacher, temperature=self.temperature, targets=labels)
         if not self.reading.guessed:
             return divergence
         return divergence + mse(outputs, logits_of(teacher_outputs)) / self.reading.scale
+
+    def labels_in(self, targets: Tensor | None) -> Tensor | None:
+        """The targets where they are labels: as such alone they leave samples out, and say where the classes are."""
+        if targets is None or (self.kind != BINARY and targets.is_floating_point()):
+            return None
+        return targets
 
     def scores(self, outputs: Any, targets: Tensor | None) -> Any:
         """What has a softmax: as the model returns it, its logarithms, or a score for each of two classes."""

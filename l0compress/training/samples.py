@@ -50,13 +50,8 @@ def take_samples(course: Course, count: int, *, batch_size: int) -> tuple[Batch,
 def _pieces(batch: Batch, size: int) -> list[Batch]:
     if len(batch) <= size:
         return [batch]
-    return [_rows(batch, slice(start, start + size)) for start in range(0, len(batch), size)]
+    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch), size)]
 
 
 def _first(batch: Batch, count: int) -> Batch:
-    return batch if len(batch) <= count else _rows(batch, slice(0, count))
-
-
-def _rows(batch: Batch, rows: slice) -> Batch:
-    cut = batch.each_column(lambda tensor: tensor[rows])
-    return Batch(cut.args, cut.kwargs, None if batch.targets is None else batch.targets[rows], batch.batch_dims)
+    return batch if len(batch) <= count else batch.rows(slice(count))

@@ -63,7 +63,8 @@ class LearnedGates(Method):
         self.groups = self.gated.groups
         self.budget = penalty_for(self.gated, target, course)
         self.unit = self.budget.unit
-        self.fisher = Fisher(graph, course, target) if scored else None
+        budget = self.budget.target
+        self.fisher = None if budget is None or not scored else Fisher.on(self.groups, target=budget, unit=self.unit)
 
     def decide(self, run: Run) -> Hardened:
         if self.fisher is not None and run.course.settings.gated_epochs == 0:

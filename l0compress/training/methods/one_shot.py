@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from torch import Tensor
 
@@ -39,6 +39,13 @@ class OneShot(Method):
         self.unit, wanted = the_budget(target)
         self.groups = find_groups(graph)
         self.target = reachable_target(self.groups, wanted, self.unit)
+
+    @classmethod
+    def on(cls, groups: Groups, *, target: int, unit: str) -> Self:
+        """The method on groups that are known already, for a budget that was found to be within reach."""
+        method = cls.__new__(cls)
+        method.groups, method.target, method.unit = groups, target, unit
+        return method
 
     @abstractmethod
     def score(self, groups: Groups, course: Course, samples: tuple[Batch, ...]) -> Tensor:
