@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import islice
-
 from l0compress.batches import Batch
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
@@ -38,20 +36,11 @@ def take_samples(course: Course, count: int, *, batch_size: int) -> tuple[Batch,
     with undisturbed(course.data.train):
         left = count
         for batch in course.data.train.batches(batch_size, seed=course.settings.seed):
-            pieces = _pieces(batch, batch_size)
-            for piece in islice(pieces, -(-left // batch_size)):
-                taken.append(_first(piece, left).to(course.settings.device))
-                left -= len(taken[-1])
-            if left <= 0:
+            kept = min(len(batch), left)
+            for start in range(0, kept, batch_size):
+                piece = batch.rows(slice(start, min(start + batch_size, kept)))
+                taken.append(piece.to(course.settings.device))
+            left -= kept
+            if left == 0:
                 break
     return tuple(taken)
-
-
-def _pieces(batch: Batch, size: int) -> list[Batch]:
-    if len(batch) <= size:
-        return [batch]
-    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch), size)]
-
-
-def _first(batch: Batch, count: int) -> Batch:
-    return batch if len(batch) <= count else batch.rows(slice(count))
