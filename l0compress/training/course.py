@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from l0compress.data import AnySplit, Batch, Data
 from l0compress.errors import DataError
 from l0compress.training.faults import diverged
+from l0compress.training.lessons import Lessons
 from l0compress.training.losses import Objective
 from l0compress.training.randomness import own_generators, set_torch_states_, torch_states
 from l0compress.training.settings import FinetuneSettings
@@ -65,7 +66,8 @@ class Pass:
 class Course:
     """The part of a run that no phase changes. ``teacher`` is the dense model in eval mode, or None.
 
-    ``fewest`` samples are in every training batch; a stream's smaller ones are passed over.
+    ``fewest`` samples are in every training batch; a stream's smaller ones are passed over. ``lessons`` knows what the
+    teacher answers beforehand.
     """
 
     data: Data
@@ -73,6 +75,7 @@ class Course:
     teacher: nn.Module | None
     settings: FinetuneSettings
     fewest: int = 1
+    lessons: Lessons | None = None
 
     @property
     def batch_size(self) -> int:
@@ -112,6 +115,13 @@ class Course:
                 batch = self.data.augment(batch, current.augmenting)
             yield batch.to(self.settings.device)
 
+    def answers(self, current: Pass) -> Iterator[Any]:
+        """What the teacher answers to each of :meth:`batches`; None each time where it has to be asked."""
+        if self.teacher is None or self.lessons is None or self.lessons.answers is None:
+            return repeat(None)
+        known = self.lessons.batches(self.batch_size, seed=self._seed(current.epoch))
+        return islice(known, current.step, None)
+
     def _sources(self) -> list[Tensor]:
         return [source.get_state() for source in own_generators(self.data.train)]
 
@@ -122,10 +132,12 @@ class Course:
         device_type = torch.device(self.settings.device).type
         return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.settings.bf16)
 
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The training loss of one batch."""
+    def loss(self, network: nn.Module, batch: Batch, answers: Any = None) -> Tensor:
+        """The training loss of one batch; ``answers`` are the teacher's, where they are known."""
         with self.autocast():
-            teacher_outputs = None if self.teacher is None else outputs_of(self.teacher, batch)
+            teacher_outputs = answers
+            if answers is None and self.teacher is not None:
+                teacher_outputs = outputs_of(self.teacher, batch)
             noisy = self.noisy(batch)
             outputs = noisy.run(network)
         return self.objective.loss(outputs, batch.targets, teacher_outputs)
@@ -195,9 +207,10 @@ def train_epoch(
         DivergedError: the loss is not finite or has exploded; the message names the step and the layer.
     """
     network.train()
-    for batch in course.batches(current):
+    # Answers may be endless, and what comes first ends the loop.
+    for batch, answers in zip(course.batches(current), course.answers(current), strict=False):
         states = torch_states(course.settings.device)
-        loss = course.loss(network, batch)
+        loss = course.loss(network, batch, answers)
         value = float(loss.detach())
         if not value <= current.highest or not math.isfinite(value):
             # What went wrong may go right with other gates and other dropped units.

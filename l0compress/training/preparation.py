@@ -15,6 +15,7 @@ from l0compress.loading.classes import class_warnings
 from l0compress.training.course import Course, outputs_of
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent
 from l0compress.training.journal import Journal
+from l0compress.training.lessons import Lessons
 from l0compress.training.losses import Objective, check_loss, objective_of
 from l0compress.training.phases import evaluate_on
 from l0compress.training.reading import Reading
@@ -86,7 +87,10 @@ def course_of(
     if fewest > 1:
         check_batches(data.train, settings)
     num_steps = settings.epochs * max(1, len(data.train) // settings.batch_size_for(len(data.train)))
-    return Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps), fewest)
+    course = Course(data, objective, dense if settings.distill else None, settings.settled(graph, num_steps), fewest)
+    if course.teacher is None or data.augment is not None:
+        return course
+    return replace(course, lessons=Lessons(dense, data.train, settings.device, course.autocast))
 
 
 def objective_on(dense: nn.Module, data: Data, settings: FinetuneSettings, *, reading: Reading | None) -> Objective:
