@@ -25,7 +25,7 @@ def main(folder: Path, epochs: int = EPOCHS) -> None:
         net,
         l0.Data(train=parts["train"], val=parts["val"], test=parts["test"]),
         target={"macs": 0.25},
-        settings=l0.FinetuneSettings(epochs=epochs),
+        epochs=epochs,
     )
     print(f"MACs       {result.dense_cost.macs:>9,} -> {result.small_cost.macs:>9,} (at most {result.limit:,})")
     print(f"parameters {result.dense_cost.params:>9,} -> {result.small_cost.params:>9,}")

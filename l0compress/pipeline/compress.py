@@ -102,6 +102,7 @@ def compress(
     data: Any,
     *,
     target: Mapping[str, float] | Target | str,
+    epochs: int | None = None,
     settings: FinetuneSettings | None = None,
     dynamic: Dynamic = "auto",
     on_event: OnEvent = ignore,
@@ -117,6 +118,7 @@ def compress(
             :func:`~l0compress.loading.as_data` and :func:`~l0compress.loading.load_data`.
         target: one unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
             or ``{"params": 26500}`` (a count).
+        epochs: how long to train; 0 decides and repairs without training or labels. None leaves it to ``settings``.
         settings: how to train; the defaults are those of the command line, on the device that the model is on.
         dynamic: which sizes of the inputs are free, and where the batch is, as for
             :func:`~l0compress.graph.capture.capture`.
@@ -137,8 +139,7 @@ def compress(
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
         >>> x = torch.randn(64, 4)
         >>> part = l0.Split((x,), (x[:, 0] > 0).long())
-        >>> few = l0.FinetuneSettings(epochs=3)
-        >>> result = l0.compress(net, l0.Data(train=part, val=part), target={"params": 0.5}, settings=few)
+        >>> result = l0.compress(net, l0.Data(train=part, val=part), target={"params": 0.5}, epochs=3)
         >>> result.dense_cost.params, result.small_cost.params <= 57
         (114, True)
     """
@@ -149,6 +150,7 @@ def compress(
             f"settings is {type(settings).__name__}, and has to be FinetuneSettings. Nothing was changed. Write for "
             "example settings=l0compress.FinetuneSettings(epochs=5)."
         )
+    settings = settings if epochs is None else replace(settings, epochs=epochs)
     if not isinstance(model, nn.Module | ExportedProgram):
         raise InputError(
             f"the model is {type(model).__name__}, and has to be an nn.Module or an ExportedProgram. Nothing was "
