@@ -42,13 +42,17 @@ class Contraction:
 
 
 class Contractions:
-    """Finds the contractions of a graph."""
+    """Finds the contractions of a graph.
+
+    Attributes:
+        uses: how often each tensor is read, by its ``id``.
+    """
 
     def __init__(self, network: fx.GraphModule) -> None:
         self._network = network
         # Names of one tensor are one parameter, which two layers then share.
         reads = [node for node in network.graph.nodes if node.op == "get_attr"]
-        self._uses = Counter(id(attribute(network, str(node.target))) for node in reads for _ in node.users)
+        self.uses = Counter(id(attribute(network, str(node.target))) for node in reads for _ in node.users)
 
     def of(self, node: fx.Node) -> Contraction | None:
         """The contraction that a node is, None if it is none or reads a parameter that other nodes read too."""
@@ -113,7 +117,7 @@ class Contractions:
         if not isinstance(operand, fx.Node) or operand.op != "get_attr":
             return None
         tensor = attribute(self._network, str(operand.target))
-        own = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and self._uses[id(tensor)] == 1
+        own = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and self.uses[id(tensor)] == 1
         return str(operand.target) if own else None
 
 

@@ -27,6 +27,7 @@ from l0compress.training.repair.forms import Form
 from l0compress.training.repair.least_squares import Sums, best_step
 from l0compress.training.repair.lockstep import Lockstep, live_bytes
 from l0compress.training.repair.padding import counting
+from l0compress.training.repair.pre_activations import Limits, RecurrentTask, Samples, solve_recurrent_
 from l0compress.training.repair.rows import Rows
 from l0compress.training.repair.tasks import Task, Tasks, check_small
 
@@ -82,8 +83,8 @@ def repair(
 
     Layer after layer, in the order of the graph, by ridge least squares: from its input in the small network, as far
     as that is repaired by then, to its output in the dense network. A layer that writes to a sum also makes up for what
-    the other summand lacks. Linear layers, products with a matrix and convolutions are solved; what several layers
-    share, embeddings, norms and recurrent layers stay. Padding that an input masks out does not count.
+    the other summand lacks. Linear layers, products with a matrix, convolutions and recurrent layers are solved; what
+    several layers share, embeddings and norms stay. Padding that an input masks out does not count.
 
     Args:
         small: what ``shrink`` returned for ``plan``, on the weights of ``dense`` or on others.
@@ -98,7 +99,8 @@ def repair(
         DataError: there are no batches to solve on, or none held out.
 
     Source: the reconstruction of feature maps of He, Zhang and Sun, "Channel Pruning for Accelerating Very Deep Neural
-    Networks", 2017, section 3.1, with a penalty on the distance from the weights that there are.
+    Networks", 2017, section 3.1, with a penalty on the distance from the weights that there are. Recurrent layers:
+    :mod:`l0compress.training.repair.pre_activations`.
 
     Examples:
         >>> from l0compress.graph import capture, find_groups, shrink
@@ -157,7 +159,7 @@ class _Walk:
     ) -> None:
         small, dense = networks
         batches = [*train, *held]
-        self.small, self.num_train = small, len(train)
+        self.small, self.dense, self.num_train = small, dense, len(train)
         self.tasks = Tasks(small, dense, plan)
         self.here, self.there = Lockstep(small, batches), Lockstep(dense, batches, self.tasks.taken())
         self.masks = counting(dense, batches)
@@ -174,8 +176,17 @@ class _Walk:
             if task is not None:
                 self.here.before_(node)
                 layers.append(self._solve_(task))
+            if node in self.tasks.recurrent:
+                layers.append(self._solve_recurrent_(self.tasks.recurrent[node]))
             self.here.through_(node)
         return layers
+
+    def _solve_recurrent_(self, task: RecurrentTask) -> RepairedLayer:
+        rows = [Rows(mask, number) for number, mask in enumerate(self.masks)]
+        samples = Samples.of(task, self.here, self.there, rows, self.num_train)
+        limits = Limits(MIN_ROWS, HELD_OUT_ROWS, PENALTIES)
+        before, after = solve_recurrent_(task, (self.small, self.dense), self.here, samples, limits)
+        return RepairedLayer(task.name, before, after, repaired=after < before)
 
     def _solve_(self, task: Task) -> RepairedLayer:
         layer = task.layer

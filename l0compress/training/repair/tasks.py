@@ -15,6 +15,7 @@ from l0compress.graph.plan import KeepPlan
 from l0compress.graph.surgery import kept_of
 from l0compress.training.repair.beside import Beside, Keeps, beside
 from l0compress.training.repair.contractions import Contraction, Contractions
+from l0compress.training.repair.pre_activations import RecurrentTask, recurrent_task
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,13 @@ class Tasks:
         self._masked = {name for name, mask in plan.masks.items() if not bool(mask.all())}
         found = [task for node in small.graph.nodes if (task := self._task(node)) is not None]
         self.by_node = {task.layer.node: task for task in found}
+        self.recurrent = {task.node: task for node in small.graph.nodes if (task := self._recurrent(small, node))}
 
     def taken(self) -> Counter[fx.Node]:
         """The nodes of the dense network whose values are asked for, and how often."""
         nodes = Counter(task.twin for task in self.by_node.values())
         nodes.update(task.beside.there for task in self.by_node.values() if task.beside is not None)
+        nodes.update(node for task in self.recurrent.values() for node in task.taken())
         return nodes
 
     def keeps(self, name: str) -> Keeps | None:
@@ -63,6 +66,9 @@ class Tasks:
         """The node of the dense network that a node was."""
         twin = self._dense.get(node.name)
         return twin if twin is not None and op_name(twin) == op_name(node) else None
+
+    def _recurrent(self, network: GraphNetwork, node: fx.Node) -> RecurrentTask | None:
+        return recurrent_task(node, self.twin(node), network, self._plan, self._small.uses)
 
     def _task(self, node: fx.Node) -> Task | None:
         layer, twin = self._small.of(node), self.twin(node)
