@@ -39,10 +39,6 @@ def test_a_module_is_one_by_either_name(imports: str) -> None:
     )
 
 
-def test_a_module_can_be_loaded_anew_after_it_was_imported_by_the_old_name() -> None:
-    assert printed(f"{OLD_FIRST}; import importlib; print(importlib.reload(new) is old)") == "True\n"
-
-
 @pytest.mark.parametrize("name", ["l0compress.runtime.nothing", "l0compress.runtime.engines.nothing"])
 def test_there_is_no_module_by_the_old_name_that_there_is_not_by_the_new_one(name: str) -> None:
     with pytest.raises(ModuleNotFoundError, match=rf"^No module named '{name}'$"):
