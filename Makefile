@@ -33,11 +33,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # $(call locked,SECTION,OPTIONS): a section of the lock file, nothing but the very files that it names.
 locked = sed -n '/^\# --- $(1)$$/,/^\# --- /p' $(LOCK) > $(VENV)/$(1).lock && \
     $(PIP) --no-deps --require-hashes $(2) -r $(VENV)/$(1).lock
+# The project's two distributions: what runs bundles, and the whole, which depends on it.
+PROJECTS := ./l0compress_runtime .
+EDITABLE := $(addprefix -e ,$(PROJECTS))
 # $(call tested,VENV): the whole suite, or TESTS of it, by another environment than .venv, with the versions that it has.
 tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV && \
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
-.PHONY: help install lock test test-all test-newest test-lowest check format demo errors
+.PHONY: help install lock wheels test test-all test-newest test-lowest check format demo errors
 .PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
 
@@ -47,6 +50,7 @@ help:
 	@echo "make test-all        the same with the slow tests, as continuous integration runs it"
 	@echo "make test-newest     all tests with the newest version of everything, in a fresh environment"
 	@echo "make test-lowest     all tests with the lowest versions that pyproject.toml admits, in a fresh environment"
+	@echo "make wheels          the package and its runtime, each as a wheel of its own, in dist/"
 	@echo "make lock            look for newer versions of everything, and write requirements.lock"
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
@@ -74,14 +78,14 @@ help:
 
 # torch by its hash where the lock file knows the CPU build, or else PyPI's, and by its version on other platforms. An
 # index that cannot be reached is passed over. The last line but two brings what only the builds with CUDA depend on.
-$(STAMP): pyproject.toml $(LOCK)
+$(STAMP): pyproject.toml l0compress_runtime/pyproject.toml $(LOCK)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(filter cpu,$(TORCH)),{ $(call locked,torch-cpu,--extra-index-url $(TORCH_INDEX)); } || \
 	    { echo "No CPU build of torch is in reach; PyPI's takes its place."; $(call locked,torch); })
 	$(PIP) --no-deps --extra-index-url $(TORCH_INDEX) $(LOCKED_TORCH)
 	$(call locked,develop)
 	$(PIP) --extra-index-url $(TORCH_INDEX) $(LOCKED_TORCH)
-	$(PIP) --no-deps --no-build-isolation -e .
+	$(PIP) --no-deps --no-build-isolation $(EDITABLE)
 	touch $(STAMP)
 
 # torchvision and timm are wanted for their model definitions alone.
@@ -96,13 +100,18 @@ $(RIVAL_STAMP): $(ZOO_STAMP)
 
 install: $(STAMP)
 
+# Wheels of an earlier version would be installed as well by whoever installs what is in the folder.
+wheels: $(STAMP)
+	rm -f dist/l0compress*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist $(PROJECTS)
+
 lock: $(STAMP)
 	$(BIN)/python .ci/lock.py --torch-index https://download.pytorch.org/whl/cpu
 
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright l0compress
+	$(BIN)/pyright l0compress l0compress_runtime
 	$(BIN)/lint-imports
 
 format: $(STAMP)
@@ -122,17 +131,17 @@ test-newest:
 	$(NEWEST)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) \
 	    "torch$$($(NEWEST)/bin/python -m pip index versions torch --extra-index-url $(TORCH_INDEX) 2>/dev/null | \
 	    grep -o '[0-9.]*+cpu' | head -1 | sed 's/^/==/')"
-	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e '.[dev]' \
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager -e ./l0compress_runtime -e '.[dev]' \
 	    "torch==$$($(NEWEST)/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"
 	$(call tested,$(NEWEST))
 
 test-lowest: $(STAMP)
 	rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST)
 	$(BIN)/uv pip compile --quiet --python-version 3.11 --resolution lowest-direct --all-extras --no-header --no-annotate \
-	    pyproject.toml --output-file $(LOWEST)/lowest.txt
+	    --no-emit-package l0compress-runtime pyproject.toml --output-file $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --extra-index-url $(TORCH_INDEX) $$(grep ^torch== $(LOWEST)/lowest.txt)
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -r $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation $(EDITABLE)
 	$(call tested,$(LOWEST))
 
 errors: $(STAMP)

@@ -56,7 +56,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--torch-index", required=True, help="where CPU builds of torch are")
     index = parser.parse_args().torch_index
-    project = ("pyproject.toml", "--all-extras", "--group", "torch", "--no-emit-package", "torch")
+    project = ("pyproject.toml", "--all-extras", "--group", "torch")
+    project += tuple(option for name in ("torch", "l0compress-runtime") for option in ("--no-emit-package", name))
     sections = {"torch-cpu": cpu_torch(index), "develop": compiled(*project)}
     sections.update((name, group(name)) for name in ("torch", "models", "rivals", "formats", "yolo"))
     text = "".join(f"\n# --- {name}\n{text}" for name, text in sections.items())

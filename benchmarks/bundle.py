@@ -37,8 +37,8 @@ from l0compress.calls import Call, named_leaves
 from l0compress.export.csr import ExportedBundle
 from l0compress.export.session import OnnxSession
 from l0compress.report import bundle_table
-from l0compress.runtime import load
-from l0compress.runtime.sessions import SLOW_FUSIONS
+from l0compress_runtime import load
+from l0compress_runtime.sessions import SLOW_FUSIONS
 
 THREADS = 2
 RUNS, RUNNERS = 10_000, 4

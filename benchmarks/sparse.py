@@ -3,7 +3,7 @@
     make bench-sparse                          # python benchmarks/sparse.py [--quick] [--threads 2] [--seconds 2]
 
 Everything is timed in one process, in turns: ONNX Runtime with the dense layer, ONNX Runtime with its int8 form (per
-channel; dynamic for products, static for convolutions), and every engine of ``l0compress.runtime`` that is installed.
+channel; dynamic for products, static for convolutions), and every engine of ``l0compress_runtime`` that is installed.
 Writes docs/sparse.md and docs/sparse.svg; ``--quick`` takes two minutes, times fewer layers and writes nothing.
 """
 

@@ -18,10 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from scipy import sparse
 
-from l0compress.runtime.engines import find
-from l0compress.runtime.engines.threads import run_parts
-from l0compress.runtime.layers import SparseConv, SparseLinear
-from l0compress.runtime.timing import Turns, in_turns
+from l0compress_runtime.engines import find
+from l0compress_runtime.engines.threads import run_parts
+from l0compress_runtime.layers import SparseConv, SparseLinear
+from l0compress_runtime.timing import Turns, in_turns
 
 DENSE, INT8 = "dense", "int8"
 FEWEST_TURNS, MOST_TURNS = 7, 10_000

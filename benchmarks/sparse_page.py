@@ -14,7 +14,7 @@ HEAD = """# Sparse layers against dense and int8 ones
 
 Written by `make bench-sparse`, which times everything in one process and in turns: ONNX Runtime with the dense layer
 and with its int8 form (per channel; dynamic for products, static for convolutions, where dynamic is far slower), and
-the engines of `l0compress.runtime`. The zeros are at random places, the hardest case for a sparse product. Times are
+the engines of `l0compress_runtime`. The zeros are at random places, the hardest case for a sparse product. Times are
 medians; `2.0x` is twice as fast as dense ONNX Runtime.
 
 """

@@ -24,7 +24,7 @@ from l0compress.export.files import size_on_disk
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
-from l0compress.runtime.timing import Turns, in_turns
+from l0compress_runtime.timing import Turns, in_turns
 
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
 

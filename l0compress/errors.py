@@ -21,22 +21,35 @@
 Beside it stand two warnings: DataWarning, for data that are odd but can be used, and LostInCaptureWarning, for what a
 model does in training mode alone.
 
+What a bundle raises (L0Error, InputError, RunError) is defined by the runtime, a distribution of its own. Here are the
+same classes.
+
 A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it.
 """
 
 from __future__ import annotations
 
+from l0compress_runtime.errors import InputError, L0Error, RunError
 
-class L0Error(Exception):
-    """Root of the tree: catch this to catch everything that l0compress raises on purpose."""
-
-    exit_code = 1
-
-
-class InputError(L0Error):
-    """The caller's input is wrong: nothing was computed and nothing was written."""
-
-    exit_code = 2
+__all__ = [
+    "CaptureError",
+    "CheckError",
+    "DataError",
+    "DataWarning",
+    "DivergedError",
+    "InputError",
+    "L0Error",
+    "LostInCaptureWarning",
+    "ModelError",
+    "NotEqualError",
+    "NothingToPruneError",
+    "PlanError",
+    "RunError",
+    "StoppedError",
+    "SurgeryError",
+    "TargetError",
+    "TargetMissedError",
+]
 
 
 class ModelError(InputError):
@@ -69,10 +82,6 @@ class PlanError(InputError):
 
 class NothingToPruneError(InputError):
     """No channel of the graph can be removed; the message lists the reasons."""
-
-
-class RunError(InputError):
-    """A run folder or an artifact is missing or cannot be read."""
 
 
 class CheckError(L0Error):

@@ -11,8 +11,8 @@ from l0compress.table import Table
 
 if TYPE_CHECKING:
     from l0compress.bench import BenchReport, Timing
-    from l0compress.runtime.manifest import Manifest, SparseStep
     from l0compress.verify import Equality
+    from l0compress_runtime.manifest import Manifest, SparseStep
 
 ABSENT = "—"
 

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 from l0compress.errors import InputError, RunError
-from l0compress.runtime import load
-from l0compress.runtime.archive import Archive, write_zip
-from l0compress.runtime.tuning import example_inputs
+from l0compress_runtime import load
+from l0compress_runtime.archive import Archive, write_zip
+from l0compress_runtime.tuning import example_inputs
 
 MANIFEST = "manifest.json"
 LARGEST_SIDE = 1000

@@ -30,9 +30,9 @@ MEMORY = 12 * 2**30  # or ask for more memory than there is
 
 
 def copied(to: Path) -> Path:
-    """A copy of the package and of its tests."""
+    """A copy of both packages and of their tests."""
     shutil.copy(ROOT / "pyproject.toml", to)
-    for folder in ("l0compress", "tests", "benchmarks"):
+    for folder in ("l0compress", "l0compress_runtime", "tests", "benchmarks"):
         shutil.copytree(ROOT / folder, to / folder, ignore=shutil.ignore_patterns("__pycache__"))
     return to
 
@@ -57,9 +57,9 @@ def run_tests(copy: Path, files: Sequence[str], which: str) -> None:
         os.dup2(silence, stream)
     os.chdir(copy)
     sys.path.insert(0, str(copy))
-    package = importlib.import_module("l0compress.errors")
-    if copy not in Path(str(package.__file__)).resolve().parents:
-        os._exit(WRONG_PACKAGE)
+    for name in ("l0compress.errors", "l0compress_runtime"):
+        if copy not in Path(str(importlib.import_module(name).__file__)).resolve().parents:
+            os._exit(WRONG_PACKAGE)
     command = ["-x", "-q", "-p", "no:cacheprovider", *(f"tests/graph/{file}" for file in files)]
     os._exit(PASSED + int(pytest.main([*command, *(["-k", which] if which else [])])))
 

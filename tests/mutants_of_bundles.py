@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from mutant import Mutant
 
-CODING, ARCHIVE, PARTS = "../runtime/coding.py", "../runtime/archive.py", "../runtime/parts.py"
-ARGUMENTS = "../runtime/arguments.py"
+# What runs without torch stands beside the package, and files are named from its folder `graph`.
+ALONE = "../../l0compress_runtime"
+CODING, ARCHIVE, PARTS = f"{ALONE}/coding.py", f"{ALONE}/archive.py", f"{ALONE}/parts.py"
+ARGUMENTS = f"{ALONE}/arguments.py"
 CUT, PRODUCTS = "../export/partition/cut.py", "../export/partition/products.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
-RECURRENT_NODES, READING = "../export/partition/recurrent.py", "../runtime/reading.py"
-KERNELS, STEPS = "../runtime/engines/numba_recurrent_kernels.py", "../runtime/engines/scipy_recurrent.py"
-NUMBA, NUMBA_LOOPS = "../runtime/engines/numba_engine.py", "../test_engines_numba.py"
+RECURRENT_NODES, READING = "../export/partition/recurrent.py", f"{ALONE}/reading.py"
+KERNELS, STEPS = f"{ALONE}/engines/numba_recurrent_kernels.py", f"{ALONE}/engines/scipy_recurrent.py"
+NUMBA, NUMBA_LOOPS = f"{ALONE}/engines/numba_engine.py", "../test_engines_numba.py"
 CONSTANTS, VIEWS = "../export/partition/constants.py", "../export/partition/views.py"
-FINDING, INPUTS = "../export/partition/finding.py", "../runtime/engines/inputs.py"
+FINDING, INPUTS = "../export/partition/finding.py", f"{ALONE}/engines/inputs.py"
 ENGINES = "../test_engines.py"
 
 BUNDLES = (
@@ -50,7 +52,7 @@ BUNDLES = (
         "return engine_name, self._kernel(name, DEFAULT_ENGINE)[1]",
         (RUNTIME, "default_one"),
     ),
-    Mutant("../runtime/bundle.py", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
+    Mutant(f"{ALONE}/bundle.py", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
     Mutant(ARCHIVE, "if member.flag_bits & 0x1:", "if False:", (HOSTILE, "encryption")),
     Mutant(ARCHIVE, "or not stat.S_ISREG(file.lstat().st_mode)", "", (HOSTILE, "folder_with_a_link")),
     Mutant(ARCHIVE, "member.file_size == 0 and ", "", (HOSTILE, "content_of_its_own")),
@@ -59,17 +61,17 @@ BUNDLES = (
     ),
     Mutant(PARTS, "!= self.manifest.hashes.get(name)", "is None", (HOSTILE, "wrong_hash")),
     Mutant(PARTS, "if total > self.limit_bytes:", "if False:", (HOSTILE, "more_rows")),
-    Mutant("../runtime/protobuf.py", "number == _EXTERNAL_DATA or ", "", (FORMAT, "hides")),
-    Mutant("../runtime/protobuf.py", '22: "sparse", 23: "sparse"', "", (FORMAT, "hides")),
+    Mutant(f"{ALONE}/protobuf.py", "number == _EXTERNAL_DATA or ", "", (FORMAT, "hides")),
+    Mutant(f"{ALONE}/protobuf.py", '22: "sparse", 23: "sparse"', "", (FORMAT, "hides")),
     Mutant(
-        "../runtime/protobuf.py",
+        f"{ALONE}/protobuf.py",
         "not in DOMAINS:\n            raise",
         "is None:\n            raise",
         (FORMAT, "not_onnx"),
     ),
-    Mutant("../runtime/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
-    Mutant("../runtime/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
-    Mutant("../runtime/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
+    Mutant(f"{ALONE}/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
+    Mutant(f"{ALONE}/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
+    Mutant(f"{ALONE}/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
     Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
     Mutant(CUT, "name in flow.outputs or any(", "any(", (PARTITION, "float64")),
     Mutant(PRODUCTS, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "columns")),
@@ -120,7 +122,7 @@ BUNDLES = (
         (ENGINES, "let_go"),
     ),
     Mutant(INPUTS, "x if x.flags.carray else", "x if x.flags.c_contiguous else", (NUMBA_LOOPS, "compile_anew")),
-    Mutant("../runtime/engines/torch_engine.py", "if min(samples.strides) < 0:", "if False:", (ENGINES, "every_kind")),
+    Mutant(f"{ALONE}/engines/torch_engine.py", "if min(samples.strides) < 0:", "if False:", (ENGINES, "every_kind")),
     Mutant(VIEWS, 'given.get("allowzero", 0) and 0 in sizes', "False", (PARTITION, "allowzero")),
     Mutant(VIEWS, "if len(rest) == len(before) - kept else None", "", (PARTITION, "make_no_width")),
     Mutant(
@@ -131,7 +133,7 @@ BUNDLES = (
     ),
     Mutant(FINDING, "or flow.only_reader(candidate.inputs[0]) is None", "", (PARTITION, "something_else_reads")),
     Mutant(PARTS, "columns if 0 in kept else prod(rest)", "prod(rest)", (PARTITION, "no_sample_after")),
-    Mutant("../runtime/tuning.py", "or medians[fastest] <= WORTH * medians[WHOLE]", "or True", (RUNTIME, "clearly")),
+    Mutant(f"{ALONE}/tuning.py", "or medians[fastest] <= WORTH * medians[WHOLE]", "or True", (RUNTIME, "clearly")),
     Mutant(READING, 'step.flat_from is not None and step.kind != "linear"', "False", (HOSTILE, "only_a_linear")),
     Mutant(
         "dynamic.py",
@@ -158,8 +160,8 @@ BUNDLES = (
         ("../test_onnx_models.py", "start_from_shared_zeros"),
     ),
     Mutant(CONSTANTS, "(-_size(flow.constants[source]), source)", "source", (RECURRENT, "named")),
-    Mutant("../runtime/recurrence.py", 'layer.direction == "reverse" or side == 1', "side == 1", (LOOPS, "direction")),
-    Mutant("../runtime/recurrence.py", 'if layer.cell != "gru_reset_after":', "if True:", (LOOPS, "direction")),
+    Mutant(f"{ALONE}/recurrence.py", 'layer.direction == "reverse" or side == 1', "side == 1", (LOOPS, "direction")),
+    Mutant(f"{ALONE}/recurrence.py", 'if layer.cell != "gru_reset_after":', "if True:", (LOOPS, "direction")),
     Mutant(
         KERNELS,
         "hidden[k] = new[k] + update[k] * (hidden[k] - new[k])",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from scipy import sparse
 
-from l0compress.runtime.layers import GATES, SparseConv, SparseLinear, SparseRecurrent, float_weight
+from l0compress_runtime.layers import GATES, SparseConv, SparseLinear, SparseRecurrent, float_weight
 
 Array = NDArray[Any]
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
-from l0compress.runtime.archive import Archive, FormatError, write_zip
-from l0compress.runtime.coding import bits_at_least, decode, encode
-from l0compress.runtime.protobuf import check_model, with_initializers
+from l0compress_runtime.archive import Archive, FormatError, write_zip
+from l0compress_runtime.coding import bits_at_least, decode, encode
+from l0compress_runtime.protobuf import check_model, with_initializers
 
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=12)
 

@@ -18,9 +18,9 @@ from hostile import fuzz, members, rewritten
 from onnx import TensorProto, helper
 
 from l0compress.errors import InputError, RunError
-from l0compress.runtime import load
-from l0compress.runtime.archive import write_zip
-from l0compress.runtime.bundle import read_manifest
+from l0compress_runtime import load
+from l0compress_runtime.archive import write_zip
+from l0compress_runtime.bundle import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ class TestArchives:
     def test_a_limit_of_the_users_own(self, original, tmp_path, limit_bytes):
         message = (
             rf"would unpack to [\d,]+ bytes, and limit_bytes allows {limit_bytes:,}\. Nothing of it was run\. If you "
-            r"trust it, load it with a larger limit: l0compress\.runtime\.load\(path, limit_bytes=\.\.\.\)\.$"
+            r"trust it, load it with a larger limit: l0compress_runtime\.load\(path, limit_bytes=\.\.\.\)\.$"
         )
         refused(original, tmp_path, message, limit_bytes=limit_bytes)
 

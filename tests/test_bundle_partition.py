@@ -26,12 +26,12 @@ from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
 from l0compress.export.partition.views import flattened_from
 from l0compress.graph import capture
-from l0compress.runtime import load
-from l0compress.runtime.archive import Archive, FormatError
-from l0compress.runtime.coding import decode
-from l0compress.runtime.engines import find
-from l0compress.runtime.protobuf import with_initializers
-from l0compress.runtime.sessions import NATIVE_ERRORS
+from l0compress_runtime import load
+from l0compress_runtime.archive import Archive, FormatError
+from l0compress_runtime.coding import decode
+from l0compress_runtime.engines import find
+from l0compress_runtime.protobuf import with_initializers
+from l0compress_runtime.sessions import NATIVE_ERRORS
 
 pytestmark = pytest.mark.slow
 

@@ -30,9 +30,9 @@ from l0compress.export.partition.flow import flow_of
 from l0compress.export.partition.recurrent import without_zero_states
 from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
-from l0compress.runtime import load
-from l0compress.runtime.engines import find
-from l0compress.runtime.manifest import DENSE
+from l0compress_runtime import load
+from l0compress_runtime.engines import find
+from l0compress_runtime.manifest import DENSE
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ from scipy import sparse
 from sparse_layers import DTYPES, noise, onnxruntime_output, recurrent_layer, scale_of, sparse_matrix, vector
 
 from l0compress.errors import InputError
-from l0compress.runtime.engines import ENGINES, find
-from l0compress.runtime.layers import ACTIVATIONS, GATES, SparseConv, SparseEmbedding, SparseLinear
-from l0compress.runtime.reference import reference
+from l0compress_runtime.engines import ENGINES, find
+from l0compress_runtime.layers import ACTIVATIONS, GATES, SparseConv, SparseEmbedding, SparseLinear
+from l0compress_runtime.reference import reference
 
 AVAILABLE = find()
 by_engine = pytest.mark.parametrize("engine", AVAILABLE, ids=lambda engine: engine.name)

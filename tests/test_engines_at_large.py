@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from sparse_layers import noise, recurrent_layer, sparse_matrix, vector
 
-from l0compress.runtime.engines import find
-from l0compress.runtime.engines.threads import run_parts, split_evenly, split_rows
-from l0compress.runtime.engines.workspace import scratch
-from l0compress.runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear
+from l0compress_runtime.engines import find
+from l0compress_runtime.engines.threads import run_parts, split_evenly, split_rows
+from l0compress_runtime.engines.workspace import scratch
+from l0compress_runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear
 
 pytestmark = pytest.mark.slow
 
@@ -122,8 +122,8 @@ def test_an_engine_without_torch_loads_no_torch(name):
 import sys
 import numpy as np
 from scipy import sparse
-from l0compress.runtime.engines import find
-from l0compress.runtime.layers import SparseLinear
+from l0compress_runtime.engines import find
+from l0compress_runtime.layers import SparseLinear
 assert find()
 layer = SparseLinear(sparse.csr_array(np.eye(3, dtype=np.float32)))
 find(["{name}"])[0].compile(layer, threads=2)(np.ones((2, 3), np.float32))
@@ -135,7 +135,7 @@ print([module for module in ("torch", "onnx", "typer") if module in sys.modules]
 
 def test_listing_the_engines_imports_neither_numba_nor_torch():
     code = (
-        "import sys; from l0compress.runtime.engines import find; find(); print({'numba', 'torch'} & set(sys.modules))"
+        "import sys; from l0compress_runtime.engines import find; find(); print({'numba', 'torch'} & set(sys.modules))"
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert outcome.stdout == "set()\n"
@@ -153,7 +153,7 @@ def test_torch_keeps_the_number_of_threads_that_it_had():
 def test_a_forked_process_has_threads_of_its_own():
     code = """
 import os, threading, time
-from l0compress.runtime.engines.threads import run_parts
+from l0compress_runtime.engines.threads import run_parts
 
 def threads_used():
     seen = set()
@@ -176,8 +176,8 @@ import os, signal, sys
 import numpy as np
 from scipy import sparse
 from l0compress.errors import InputError
-from l0compress.runtime.engines import find
-from l0compress.runtime.layers import SparseLinear
+from l0compress_runtime.engines import find
+from l0compress_runtime.layers import SparseLinear
 
 (engine,) = find([sys.argv[1]])
 layer = SparseLinear(sparse.csr_array(np.random.default_rng(0).standard_normal((600, 700)).astype(np.float32)))

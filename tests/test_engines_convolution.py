@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sparse_layers import DTYPES, noise, onnxruntime_output, scale_of, sparse_matrix, vector
 
 from l0compress.errors import InputError
-from l0compress.runtime.engines import Engine, find
-from l0compress.runtime.engines import numba_convolution as numba_conv
-from l0compress.runtime.layers import ACTIVATIONS, SparseConv
-from l0compress.runtime.reference import reference
+from l0compress_runtime.engines import Engine, find
+from l0compress_runtime.engines import numba_convolution as numba_conv
+from l0compress_runtime.layers import ACTIVATIONS, SparseConv
+from l0compress_runtime.reference import reference
 
 by_engine = pytest.mark.parametrize("engine", find(["scipy", "numba"]), ids=lambda engine: engine.name)
 

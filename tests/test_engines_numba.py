@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from sparse_layers import noise, recurrent_layer, sparse_matrix
 
-from l0compress.runtime.engines import numba_engine
-from l0compress.runtime.engines.numba_convolution import Planner
-from l0compress.runtime.layers import GATES, SparseConv, SparseLinear
-from l0compress.runtime.recurrence import directions_of
-from l0compress.runtime.reference import recurrent_reference, reference
+from l0compress_runtime.engines import numba_engine
+from l0compress_runtime.engines.numba_convolution import Planner
+from l0compress_runtime.layers import GATES, SparseConv, SparseLinear
+from l0compress_runtime.recurrence import directions_of
+from l0compress_runtime.reference import recurrent_reference, reference
 
-kernels = pytest.importorskip("l0compress.runtime.engines.numba_kernels", exc_type=ImportError)
+kernels = pytest.importorskip("l0compress_runtime.engines.numba_kernels", exc_type=ImportError)
 
 FENCE = 64
 
@@ -112,7 +112,7 @@ def test_images_read_in_place_are_not_left(rng, places, span):
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
 def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
     layer = SparseConv(sparse_matrix(rng, (6, 4 * 9), 0.7), (3, 3), stride=stride, padding=((1, 1), (1, 1)))
-    monkeypatch.setattr("l0compress.runtime.engines.numba_convolution.PACKED_FLOATS", 700)
+    monkeypatch.setattr("l0compress_runtime.engines.numba_convolution.PACKED_FLOATS", 700)
     plan = Planner(layer, kernels).plan(size, 1)
     assert plan.units > 1 or prod(size) < 200
     packed, sums = Fenced(plan.packed), Fenced(plan.sums)
@@ -126,7 +126,7 @@ def test_bands_stay_in_their_scratch_memory(monkeypatch, rng, size, stride):
 @pytest.mark.parametrize("units", [1, 5, 16, 19])
 @pytest.mark.parametrize("batch", [1, 2, 13, 40, 70])
 def test_the_steps_of_a_sequence_stay_in_their_range_of_the_batch(rng, cell, units, batch):
-    loops = pytest.importorskip("l0compress.runtime.engines.numba_recurrent_kernels", exc_type=ImportError)
+    loops = pytest.importorskip("l0compress_runtime.engines.numba_recurrent_kernels", exc_type=ImportError)
     layer = recurrent_layer(rng, cell, "bidirectional", (7, units))
     direction = directions_of(layer)[1]
     rows = GATES[cell] * units

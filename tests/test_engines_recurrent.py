@@ -13,9 +13,9 @@ from scipy import sparse
 from sparse_layers import DTYPES, noise, onnxruntime_recurrent, recurrent_layer
 
 from l0compress.errors import InputError
-from l0compress.runtime.engines import find
-from l0compress.runtime.layers import DIRECTIONS, GATES, SparseRecurrent
-from l0compress.runtime.reference import recurrent_reference
+from l0compress_runtime.engines import find
+from l0compress_runtime.layers import DIRECTIONS, GATES, SparseRecurrent
+from l0compress_runtime.reference import recurrent_reference
 
 ENGINES = [engine for engine in find() if engine.name != "torch"]
 by_engine = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
@@ -129,7 +129,7 @@ def test_a_layer_large_enough_for_threads(engine, rng, cell, batch):
 @by_engine
 def test_more_hidden_units_than_fit_side_by_side(engine, rng, monkeypatch):
     """Tiles are then narrower than the batch would have them."""
-    monkeypatch.setattr("l0compress.runtime.engines.numba_recurrent.PACKED_FLOATS", 700)
+    monkeypatch.setattr("l0compress_runtime.engines.numba_recurrent.PACKED_FLOATS", 700)
     layer = recurrent_layer(rng, "gru", "forward", (5, 41))
     x = noise(rng, 3, 70, 5)
     assert_same(engine.compile(layer, threads=1)(x), recurrent_reference(layer, x))

@@ -16,8 +16,13 @@ import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 
+import l0compress
+import l0compress_runtime
+
 ROOT = Path(__file__).parents[1]
 DECLARED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+RUNTIME = tomllib.loads((ROOT / "l0compress_runtime" / "pyproject.toml").read_text(encoding="utf-8"))
+OURS = ("l0compress", "l0compress-runtime")
 EXTRAS = DECLARED["project"]["optional-dependencies"]
 # What pip says when it reaches no index, or nobody answers there.
 OFFLINE = ("connection broken", "Max retries exceeded", "Failed to establish", "Could not fetch URL", "timed out")
@@ -50,14 +55,18 @@ def canonical(name: str) -> str:
 
 def declared() -> Iterator[tuple[str, Requirement]]:
     """Every direct requirement, and the section that has to hold it."""
-    project = DECLARED["project"]["dependencies"] + [text for extra in EXTRAS.values() for text in extra]
-    for text in project:
-        requirement = Requirement(text)
-        if requirement.name not in ("l0compress", "torch"):
+    for requirement in [*of_project(DECLARED), *of_project(RUNTIME)]:
+        if requirement.name not in (*OURS, "torch"):
             yield "develop", requirement
     for group, texts in DECLARED["dependency-groups"].items():
         for text in texts:
             yield group, Requirement(text)
+
+
+def of_project(project: dict) -> list[Requirement]:
+    """What a distribution requires, with all of its extras."""
+    extras = project["project"]["optional-dependencies"].values()
+    return [Requirement(text) for texts in (project["project"]["dependencies"], *extras) for text in texts]
 
 
 class TestTheLockFile:
@@ -75,7 +84,8 @@ class TestTheLockFile:
 
     def test_the_torch_of_the_project_is_the_one_that_is_locked(self) -> None:
         (group,) = DECLARED["dependency-groups"]["torch"]
-        assert Requirement(group).specifier.contains(DECLARED["project"]["dependencies"][0].removeprefix("torch>="))
+        (lowest,) = (each for each in of_project(DECLARED) if each.name == "torch")
+        assert Requirement(group).specifier.contains(str(lowest.specifier).removeprefix(">="))
         assert Requirement(group) == Requirement(f"torch=={pins('torch')['torch']}")
         assert set(pins("torch-cpu").values()) <= {f"{pins('torch')['torch']}+cpu"}
 
@@ -95,7 +105,7 @@ def would_install(*requirements: str) -> set[str]:
 class TestExtras:
     def test_no_extra_touches_the_users_torch(self) -> None:
         """Nor brings torchvision, which is built for one version of torch and so drags that along."""
-        installed = would_install(f".[{','.join(EXTRAS)}]")
+        installed = would_install("./l0compress_runtime", f".[{','.join(EXTRAS)}]")
         assert "l0compress" in installed
         assert installed.isdisjoint({"torch", "torchvision", "torchaudio", "triton"})
         assert not [name for name in installed if name.startswith(("nvidia-", "cuda-"))]
@@ -105,12 +115,32 @@ class TestExtras:
         assert known <= EXTRAS.keys()
 
 
+class TestTheRuntime:
+    def test_both_are_of_one_version(self) -> None:
+        versions = {project["project"]["version"] for project in (DECLARED, RUNTIME)}
+        assert versions == {l0compress.__version__} == {l0compress_runtime.__version__}
+        assert [f"=={each}" for each in versions] == [
+            str(each.specifier) for each in of_project(DECLARED) if each.name == "l0compress-runtime"
+        ]
+
+    def test_what_both_require_has_one_lower_bound(self) -> None:
+        """`make test-lowest` finds the lowest versions by what the whole declares."""
+        whole = {str(each) for each in of_project(DECLARED)}
+        assert {str(each) for each in of_project(RUNTIME)} <= whole
+
+    def test_it_is_under_the_same_licence(self) -> None:
+        texts = {(folder / "LICENSE").read_bytes() for folder in (ROOT, ROOT / "l0compress_runtime")}
+        assert len(texts) == 1
+        assert RUNTIME["project"]["license"] == DECLARED["project"]["license"]
+
+
 class TestPython:
     def test_no_version_is_claimed_that_the_tests_have_not_run_on(self) -> None:
         prefix = "Programming Language :: Python :: "
-        claimed = [each.removeprefix(prefix) for each in DECLARED["project"]["classifiers"] if each.startswith(prefix)]
-        assert claimed == ["3 :: Only", "3.11"]
-        assert DECLARED["project"]["requires-python"] == ">=3.11"
+        for project in (DECLARED["project"], RUNTIME["project"]):
+            claimed = [each.removeprefix(prefix) for each in project["classifiers"] if each.startswith(prefix)]
+            assert claimed == ["3 :: Only", "3.11"]
+            assert project["requires-python"] == ">=3.11"
         assert DECLARED["tool"]["ruff"]["target-version"] == "py311"
         assert DECLARED["tool"]["pyright"]["pythonVersion"] == "3.11"
         for name in ("README.md", "CONTRIBUTING.md"):

@@ -10,8 +10,8 @@ from scipy import sparse
 from sparse_layers import sparse_matrix
 
 from l0compress.errors import InputError
-from l0compress.runtime.layers import SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, float_weight
-from l0compress.runtime.reference import reference
+from l0compress_runtime.layers import SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, float_weight
+from l0compress_runtime.reference import reference
 
 GOOD = {"data": [1.0, 2.0, 3.0], "indices": [0, 2, 1], "starts": [0, 2, 3], "shape": (2, 3)}
 

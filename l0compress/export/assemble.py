@@ -15,11 +15,11 @@ from l0compress.export.partition.candidates import Candidate
 from l0compress.export.partition.cut import Cut, Types, cut, segment
 from l0compress.export.partition.flow import Flow
 from l0compress.export.session import example_sizes
-from l0compress.runtime.archive import write_zip
-from l0compress.runtime.coding import TensorSpec, encode
-from l0compress.runtime.manifest import MANIFEST, Manifest, Port, Segment, SparseStep, Step
-from l0compress.runtime.parts import DEFAULT_ENGINE
-from l0compress.runtime.tuning import SPLIT, WHOLE
+from l0compress_runtime.archive import write_zip
+from l0compress_runtime.coding import TensorSpec, encode
+from l0compress_runtime.manifest import MANIFEST, Manifest, Port, Segment, SparseStep, Step
+from l0compress_runtime.parts import DEFAULT_ENGINE
+from l0compress_runtime.tuning import SPLIT, WHOLE
 
 # A byte of position a value must be worth it.
 MOST_DENSITY = 0.7

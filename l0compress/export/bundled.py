@@ -13,9 +13,9 @@ from torch import Tensor
 
 from l0compress.calls import Call
 from l0compress.export.session import OnnxSession, TensorSpec, example_of, named_feeds
-from l0compress.runtime import Bundle, load
-from l0compress.runtime.manifest import MANIFEST
-from l0compress.runtime.tuning import batch_dim_of
+from l0compress_runtime import Bundle, load
+from l0compress_runtime.manifest import MANIFEST
+from l0compress_runtime.tuning import batch_dim_of
 
 SUFFIX = ".l0c"
 

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from l0compress.export.assemble import Members, completed
 from l0compress.export.partition.candidates import Candidate
-from l0compress.runtime.archive import FormatError
-from l0compress.runtime.manifest import DENSE, LayerTiming, Manifest, PlanTiming, Step
-from l0compress.runtime.parts import Parts
-from l0compress.runtime.timing import medians_ms
-from l0compress.runtime.tuning import SECONDS_A_PLAN, WHOLE, WORTH, layer_medians, plan_call, slow_fusions
+from l0compress_runtime.archive import FormatError
+from l0compress_runtime.manifest import DENSE, LayerTiming, Manifest, PlanTiming, Step
+from l0compress_runtime.parts import Parts
+from l0compress_runtime.timing import medians_ms
+from l0compress_runtime.tuning import SECONDS_A_PLAN, WHOLE, WORTH, layer_medians, plan_call, slow_fusions
 
 Feeds = Mapping[str, NDArray[np.generic]]
 

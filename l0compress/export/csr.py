@@ -44,16 +44,16 @@ from l0compress.export.session import named_feeds
 from l0compress.export.whys import whys
 from l0compress.graph.capture import CapturedGraph
 from l0compress.report import bundle_table
-from l0compress.runtime.archive import FormatError
-from l0compress.runtime.arguments import MOST_THREADS
-from l0compress.runtime.coding import FLOAT_STORAGES
-from l0compress.runtime.engines import find
-from l0compress.runtime.manifest import Manifest
-from l0compress.runtime.protobuf import check_model
-from l0compress.runtime.segments import MOST_MODEL_BYTES
-from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
 from l0compress.table import Table
 from l0compress.verify import Model, check_tolerance, verify
+from l0compress_runtime.archive import FormatError
+from l0compress_runtime.arguments import MOST_THREADS
+from l0compress_runtime.coding import FLOAT_STORAGES
+from l0compress_runtime.engines import find
+from l0compress_runtime.manifest import Manifest
+from l0compress_runtime.protobuf import check_model
+from l0compress_runtime.segments import MOST_MODEL_BYTES
+from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 BATCH_SIZES = (1, 8, 64)
 WITH_TORCH = ("torch",)

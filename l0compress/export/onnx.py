@@ -40,8 +40,8 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cost import cost
 from l0compress.graph.network import GraphNetwork, op_name
 from l0compress.graph.recurrent import any_length
-from l0compress.runtime.sessions import first_line
 from l0compress.verify import Model, check_tolerance, verify
+from l0compress_runtime.sessions import first_line
 
 # A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.
 LARGEST_FILE_BYTES = 2**31 - 2**26

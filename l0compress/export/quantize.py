@@ -34,7 +34,7 @@ from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.files import has_external_data, staged
 from l0compress.export.session import OnnxSession
 from l0compress.export.unsharing import unshared
-from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
+from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 # Rounding takes a few hundredths of the outputs; where it takes half of them, something else was computed.

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
-from l0compress.runtime.sessions import NATIVE_ERRORS, first_line, open_session
-from l0compress.runtime.tuning import batch_dim_of, example_shape
+from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
+from l0compress_runtime.tuning import batch_dim_of, example_shape
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
 QUANTIZATION_KEY = "l0compress.quantization"

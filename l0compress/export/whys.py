@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from l0compress.runtime.manifest import DENSE, Manifest
+from l0compress_runtime.manifest import DENSE, Manifest
 
 
 def whys(manifest: Manifest, reasons: Mapping[str, str]) -> dict[str, str]:

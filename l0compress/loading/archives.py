@@ -4,7 +4,7 @@ requires: the bytes of an archive.
 ensures:  what :func:`open_archive` returns has no member that is there twice, leaves its folder, is encrypted, or
           grows far beyond the size of the file.
 
-These are not the rules of :mod:`l0compress.runtime.archive`: archives of torch and numpy may name and pack their
+These are not the rules of :mod:`l0compress_runtime.archive`: archives of torch and numpy may name and pack their
 members in any honest way, while a bundle holds what our own writer makes and nothing else.
 """
 

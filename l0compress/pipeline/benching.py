@@ -22,11 +22,11 @@ from l0compress.pipeline.artifacts import Verification, existing_artifact, verif
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run, reading_of
 from l0compress.report import Measured, bench_table, bundle_table, comparison_table
-from l0compress.runtime.bundle import read_manifest
-from l0compress.runtime.manifest import Manifest
 from l0compress.table import Table
 from l0compress.training.course import Evaluation
 from l0compress.training.reading import Reading
+from l0compress_runtime.bundle import read_manifest
+from l0compress_runtime.manifest import Manifest
 
 DENSE, SMALL = "dense", "small"
 INT8, CSR = " int8", " csr"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from l0compress.runtime.manifest import Recurrence
+from l0compress_runtime.manifest import Recurrence
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Window:
-    """How a convolution moves; see :class:`l0compress.runtime.layers.SparseConv`."""
+    """How a convolution moves; see :class:`l0compress_runtime.layers.SparseConv`."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]

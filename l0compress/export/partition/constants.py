@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from l0compress.export.partition.flow import Flow, flow_of, has_inner_graph
-from l0compress.runtime.sessions import open_session
+from l0compress_runtime.sessions import open_session
 
 # A constant that is far larger than what it is made from is better made anew.
 MOST_GROWTH = 2

@@ -16,7 +16,7 @@ from onnx import helper
 
 from l0compress.export.partition.candidates import Candidate
 from l0compress.export.partition.flow import Flow
-from l0compress.runtime.protobuf import DATA_TYPES
+from l0compress_runtime.protobuf import DATA_TYPES
 
 # Smaller constants stay inside their graph.
 FEWEST_OUTSIDE = 32

@@ -1,0 +1,113 @@
+"""A sparse bundle behind HTTP, with the runtime alone: neither torch nor l0compress has to be installed.
+
+    pip install l0compress-runtime fastapi uvicorn
+    L0COMPRESS_BUNDLE=model.l0c uvicorn --app-dir examples --factory serve:app
+
+    curl localhost:8000/health
+    curl localhost:8000/predict -H 'content-type: application/json' -d '{"inputs": {"input": [[0.1, 0.2, ...]]}}'
+
+`GET /health` says what the model takes and returns. `POST /predict` answers with `{"outputs": {name: values}}`, or with
+status 422 and the reason. Requests run beside each other, each on one thread.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from l0compress_runtime import InputError, load
+from l0compress_runtime.manifest import Port
+
+
+class Samples(BaseModel):
+    """Nested lists for each input, in the shape that the model takes."""
+
+    inputs: dict[str, Any]
+
+
+class Predictions(BaseModel):
+    """Nested lists for each output."""
+
+    outputs: dict[str, Any]
+
+
+class Health(BaseModel):
+    """That the model is loaded, and the dtype and shape of what goes in and out."""
+
+    status: str
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+
+
+def service(bundle: Path, *, threads: int = 1) -> FastAPI:
+    """The application for one bundle, which is loaded before the first request can arrive.
+
+    Raises:
+        RunError: the path is not a bundle, or the bundle is damaged.
+    """
+    model = load(bundle, threads=threads)
+    ports = {port.name: port for port in model.inputs}
+    application = FastAPI(title="A compressed model")
+
+    @application.get("/health")
+    def health() -> Health:
+        return Health(
+            status="ok",
+            inputs={port.name: port.described() for port in model.inputs},
+            outputs={port.name: port.described() for port in model.outputs},
+        )
+
+    # Not async: FastAPI then runs it on a thread of its own, and a bundle may run on several at once.
+    @application.post("/predict")
+    def predict(samples: Samples) -> Predictions:
+        known = {name: array_of(values, ports[name]) for name, values in samples.inputs.items() if name in ports}
+        outputs = model.run({**samples.inputs, **known})
+        return Predictions(outputs={name: values_of(name, array) for name, array in outputs.items()})
+
+    @application.exception_handler(InputError)
+    def refused(_request: Request, error: InputError) -> JSONResponse:
+        return JSONResponse({"detail": str(error)}, status_code=422)
+
+    return application
+
+
+def array_of(values: Any, port: Port) -> np.ndarray:
+    """Nested lists as an array of the input's dtype; its shape is for the model to check.
+
+    Raises:
+        InputError: they are ragged, not numbers, not whole where whole numbers are asked for, or too large.
+    """
+    try:
+        if not np.can_cast(np.asarray(values).dtype, port.dtype, "same_kind"):
+            raise InputError(f"input {port.name!r} has values that are not {port.dtype}. Nothing was computed.")
+        with np.errstate(over="ignore"):
+            array = np.asarray(values, dtype=port.dtype)
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            f"input {port.name!r} is not an array of {port.dtype}: {error} Nothing was computed."
+        ) from error
+    if not np.isfinite(array).all():
+        raise InputError(f"input {port.name!r} has values that are not finite in {port.dtype}. Nothing was computed.")
+    return array
+
+
+def values_of(name: str, array: np.ndarray) -> Any:
+    """An output as nested lists.
+
+    Raises:
+        InputError: JSON cannot say it, since it is infinite or not a number.
+    """
+    if not np.isfinite(array).all():
+        raise InputError(f"output {name!r} is not finite for these inputs.")
+    return array.tolist()
+
+
+def app() -> FastAPI:
+    """The application for the bundle that the environment variable L0COMPRESS_BUNDLE names."""
+    return service(Path(os.environ["L0COMPRESS_BUNDLE"]))

@@ -1,0 +1,140 @@
+"""What callers pass to a bundle, checked before anything is computed and the same whatever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from l0compress_runtime.errors import InputError
+from l0compress_runtime.manifest import Port
+
+Array = NDArray[Any]
+
+MOST_THREADS = 1024
+
+
+def path_of(path: Any) -> Path:
+    """What is to be loaded, as a path.
+
+    Raises:
+        InputError: it is none.
+
+    Example:
+        >>> path_of("model.l0c").name
+        'model.l0c'
+    """
+    if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
+        raise InputError(
+            f"the path of a bundle is {type(path).__name__}, and has to be a text or a pathlib.Path. Nothing was "
+            "loaded. Pass the path of a file or of a folder."
+        )
+    return Path(path)
+
+
+def whole_number(name: str, value: Any, most: int | None = None) -> int | None:
+    """An option that counts something from 1 on; None, which leaves it open, stays None.
+
+    Raises:
+        InputError: it is no whole number, too small, or larger than ``most``.
+
+    Example:
+        >>> whole_number("threads", np.int64(2)), whole_number("threads", None)
+        (2, None)
+    """
+    if value is None:
+        return None
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_whole or value < 1 or (most is not None and value > most):
+        up_to = "" if most is None else f" to {most}"
+        raise InputError(
+            f"{name} is {value!r}, and has to be a whole number from 1{up_to}, or None. Nothing was loaded. Pass such "
+            "a number, or leave it out."
+        )
+    return int(value)
+
+
+def checks_of(ports: Sequence[Port]) -> Callable[[Any], dict[str, Array]]:
+    """A function that takes the inputs of a run and returns them as a dict, for a model with these inputs.
+
+    Every run pays for it, so what can be known beforehand is. A dtype of the other byte order is another dtype: ONNX
+    Runtime would take it and read the bytes as its own.
+
+    Raises:
+        InputError: by the function: they are no mapping, are not those of the model, or have another dtype or shape.
+
+    Example:
+        >>> check = checks_of([Port("x", "float32", ("batch", 3))])
+        >>> check({"x": np.zeros((5, 3), np.float32)})["x"].shape
+        (5, 3)
+    """
+    expected = [(port.name, np.dtype(port.dtype), len(port.shape), _fixed(port), port) for port in ports]
+
+    def checked(inputs: Any) -> dict[str, Array]:
+        values = inputs if type(inputs) is dict else _as_dict(inputs)
+        if len(values) != len(expected):
+            raise _other_names(ports, values)
+        for name, dtype, dims, fixed, port in expected:
+            try:
+                array = values[name]
+            except KeyError as error:
+                raise _other_names(ports, values) from error
+            if type(array) is not np.ndarray:
+                values = _with_plain(values, port)
+                array = values[name]
+            if array.dtype != dtype:
+                raise _misfit(array, port)
+            shape = array.shape
+            if len(shape) != dims:
+                raise _misfit(array, port)
+            for dim, size in fixed:
+                if shape[dim] != size:
+                    raise _misfit(array, port)
+        return values
+
+    return checked
+
+
+def _with_plain(values: dict[str, Array], port: Port) -> dict[str, Array]:
+    """The inputs with one of them as numpy's own kind of array: np.matrix, for one, slices in its own way."""
+    if not isinstance(values[port.name], np.ndarray):
+        raise _misfit(values[port.name], port)
+    return {**values, port.name: np.asarray(values[port.name])}
+
+
+def _fixed(port: Port) -> tuple[tuple[int, int], ...]:
+    return tuple((dim, size) for dim, size in enumerate(port.shape) if isinstance(size, int))
+
+
+def _as_dict(inputs: Any) -> dict[str, Array]:
+    if not isinstance(inputs, Mapping):
+        raise InputError(
+            f"the inputs of a run are {type(inputs).__name__}, and have to be a dict with an array for each name. "
+            'Nothing was computed. Pass {"name": array}; the names are in inputs of the bundle.'
+        )
+    return dict(inputs)
+
+
+def _other_names(ports: Sequence[Port], values: Mapping[Any, Any]) -> InputError:
+    known, given = {port.name for port in ports}, set(values)
+    return InputError(
+        f"the model takes the inputs {_listed(known)}; missing {_listed(known - given)}, unexpected "
+        f"{_listed(given - known)}. "
+        "Nothing was computed."
+    )
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(sorted(map(str, names))) or "none"
+
+
+def _misfit(array: Any, port: Port) -> InputError:
+    found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+    return InputError(
+        f"input {port.name!r} is {found}, and the model takes {port.described()}. Nothing was computed. Pass an array "
+        "of that dtype and shape."
+    )

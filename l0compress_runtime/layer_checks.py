@@ -1,0 +1,89 @@
+"""What every sparse layer is checked for when it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from l0compress_runtime.errors import InputError
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
+
+Array = NDArray[Any]
+
+
+def matrix_shape(weight: sparse.csr_array) -> tuple[int, int]:
+    """(rows, columns); scipy's own property is untyped.
+
+    Example:
+        >>> matrix_shape(sparse.csr_array((2, 5)))
+        (2, 5)
+    """
+    shape: Any = weight.shape
+    return shape
+
+
+def refuse(problem: str) -> InputError:
+    """What to raise for a layer with this problem."""
+    return InputError(f"a sparse layer cannot be made: {problem}. Nothing was computed. Export the model again.")
+
+
+def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
+    """CSR that may be read without looking: indices in range and rising, row pointers that do not fall, finite values.
+
+    Raises:
+        InputError: it is not so.
+    """
+    if not isinstance(weight, sparse.csr_array) or weight.ndim != 2:
+        raise refuse(f"its weight is {type(weight).__name__}, and has to be a scipy.sparse.csr_array of two dimensions")
+    rows, columns = matrix_shape(weight)
+    starts, indices = weight.indptr, weight.indices
+    if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in (starts, indices)):
+        raise refuse(
+            f"its indices are {indices.dtype} {indices.shape} and its row pointers {starts.dtype} {starts.shape}, "
+            "and have to be vectors of integers"
+        )
+    counts = np.diff(starts.astype(np.int64))
+    if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(indices) or counts.min(initial=0) < 0:
+        raise refuse(f"its row pointers do not divide {len(indices)} nonzeros into {rows} rows")
+    if weight.data.shape != indices.shape:
+        raise refuse(f"it has values of shape {weight.data.shape} at {len(indices)} indices")
+    if len(indices) and not (indices.min() >= 0 and indices.max() < columns):
+        raise refuse(f"it has indices between {indices.min()} and {indices.max()} in rows of {columns}")
+    falls = np.flatnonzero(np.diff(indices.astype(np.int64)) <= 0) + 1
+    if not np.isin(falls, starts).all():
+        raise refuse("the indices of a row do not increase")
+    expected = np.float32 if scale is None else np.int8
+    if weight.data.dtype != expected:
+        raise refuse(f"its values are {weight.data.dtype}, and have to be {np.dtype(expected)}")
+    if not np.isfinite(weight.data).all():
+        raise refuse("a value is not finite")
+    check_vector("scale", scale, rows)
+
+
+def check_epilogue(rows: int, bias: Array | None, activation: str | None) -> None:
+    """A bias of one value a row, or None, and an activation that there is, or None.
+
+    Raises:
+        InputError: it is not so.
+    """
+    check_vector("bias", bias, rows)
+    if activation is not None and activation not in ACTIVATIONS:
+        raise refuse(f"its activation is {activation!r}, and has to be None or one of {', '.join(ACTIVATIONS)}")
+
+
+def check_vector(name: str, values: Array | None, rows: int) -> None:
+    """A float32 vector of this length, or None.
+
+    Raises:
+        InputError: it is not so.
+    """
+    if values is None:
+        return
+    if values.shape != (rows,) or values.dtype != np.float32:
+        raise refuse(f"its {name} is {values.dtype} {values.shape}, and has to be float32 ({rows},)")
+    if not np.isfinite(values).all():
+        raise refuse(f"its {name} is not finite")
