@@ -76,7 +76,7 @@ def int8_terms(graph: CapturedGraph) -> dict[int, tuple[Term, ...]]:
     >>> list(int8_terms(linear).values())  # a byte an element, a scale an output; the bias stays
     [((1, (0, 1)), (5, (0,))), ((4, (0,)),)]
     """
-    module, stored = graph.graph_module, _Storage(is_static(graph.graph_module.graph))
+    module, stored = graph.graph_module, _Storage.of(graph.graph_module.graph)
     found: dict[int, dict[object, tuple[Term, ...]]] = {}
     for node in graph.nodes():
         tensor = attribute(module, str(node.target)) if node.op == "get_attr" else None
@@ -121,13 +121,26 @@ def _readings(source: fx.Node, transposed: bool = False) -> Iterator[_Reading]:
 
 @dataclass(frozen=True)
 class _Storage:
-    """How the quantizer stores what is read in some way."""
+    """How the quantizer stores what is read in some way; ``folded`` are the nodes that no input reaches."""
 
     static: bool
+    folded: frozenset[fx.Node]
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> _Storage:
+        folded: set[fx.Node] = set()
+        for node in graph.nodes:
+            sources = node.all_input_nodes
+            if node.op == "call_function" and sources and all(n.op == "get_attr" or n in folded for n in sources):
+                folded.add(node)
+        return cls(is_static(graph), frozenset(folded))
 
     def terms(self, tensor: Tensor, reading: _Reading) -> tuple[Term, ...]:
         whole = tuple(range(tensor.dim()))
         node, place, name = reading.node, reading.place, op_name(reading.node)
+        if node in self.folded:
+            # A constant is worked out for the file: what is left of a branch that vanished.
+            return () if all(user in self.folded for user in node.users) else ((tensor.element_size(), whole),)
         product = PRODUCTS.get(name)
         if product is not None and place == product[0]:
             axis = product[1] % tensor.dim() if tensor.dim() else 0

@@ -119,6 +119,14 @@ Loss = Annotated[
     ),
 ]
 Bf16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)]
+QuantizationAware = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantization-aware/--no-quantization-aware",
+        help="Round in the last phase what export --quantize will round, so that weights learn to bear it.",
+        rich_help_panel=TRAINING,
+    ),
+]
 InputDropout = Annotated[
     float | None,
     typer.Option(
