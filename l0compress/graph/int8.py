@@ -5,8 +5,8 @@ ensures:  :func:`int8_terms`, from which both the size of a graph and that of ev
           plan changes: operators, their names, the scales of activations, integers.
 
 The rules are those of ``quantize_onnx`` with the method ``auto``. Where there are convolutions, it is static: what
-products, norms, sums and look-ups read becomes int8 with an int32 bias. Elsewhere it is dynamic: only the weights of
-products and the tables of look-ups become int8. Recurrent layers, and what no rule names, stay as they are.
+products, norms, sums, look-ups and recurrent layers read becomes int8, with biases of int32. Elsewhere it is dynamic:
+only the weights of products and the tables of look-ups become int8. What no rule names stays as it is.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ PRODUCTS: dict[str, tuple[int, int]] = {
 }
 _BIASES = {"addmm": 0}
 _SUMS = frozenset({"add", "mul", "cat", "where", "rms_norm"})
+# Layers whose gates stand in another order in the file: the operators that rearrange them there are of int8, too.
+_SPLIT = frozenset({"lstm", "gru"})
 _TRANSPOSING = frozenset({"t", "numpy_T", "mT", "transpose", "swapaxes", "swapdims", "permute"})
 _SCALE = 4 + 1  # a scale, and a zero point of one byte
 _INT32_SCALE = 4 + 4
@@ -155,7 +157,7 @@ class _Storage:
             return self._batch_norm(node, place, tensor, whole)
         if name in ("layer_norm", "group_norm") and place in (2, 3):
             return self._norm(reading, tensor, whole)
-        if self.static and name in _SUMS:
+        if self.static and (name in _SUMS or name in _SPLIT):
             return (1, whole), (_SCALE, ())
         return ((tensor.element_size(), whole),)
 

@@ -43,6 +43,7 @@ _PLACES: dict[str, tuple[int, ...]] = {
 _LOOK_UPS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 _RECURRENT_PARAMS = 2
 
+
 @dataclass(frozen=True, eq=False)
 class Use:
     """One reading of a weight.

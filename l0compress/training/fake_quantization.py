@@ -6,8 +6,8 @@ ensures:  a network of the same parameters, in float, that computes what the fil
           No random numbers and no state beside the parameters, so that a run goes on from its snapshots as ever.
 
 The ranges of activations are those of the batch at hand. The dynamic form takes them so, too; the static one measures
-them beforehand, over a few batches. What the file rounds finer or inside of one operator stays as it is: biases, the
-weights of norms, the scores within attention, recurrent layers (which the file keeps in float).
+them beforehand, over a few batches. What the file rounds finer, or inside of one operator, stays as it is: biases, the
+weights of norms, the scores within attention, recurrent layers.
 
 Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference",
 CVPR 2018, section 3; the rounding is torch's own.

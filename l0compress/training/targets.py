@@ -114,8 +114,8 @@ def the_budget(target: Mapping[str, float | None] | str) -> tuple[str, float]:
     unit, value = the_one(target, names="params, macs, bytes and int8_bytes")
     if unit not in UNITS:
         raise TargetError(
-            f"Target {unit!r} is no budget, and a score needs one: params, macs, bytes or int8_bytes. Nothing was changed. "
-            "Example: macs=0.5; or let gates be learned, by method l0."
+            f"Target {unit!r} is no budget, and a score needs one: params, macs, bytes or int8_bytes. Nothing was "
+            "changed. Example: macs=0.5; or let gates be learned, by method l0."
         )
     return unit, value
 
