@@ -60,7 +60,7 @@ def round_activation(x: Tensor, like: Tensor | None = None) -> Tensor:
 
     Of the same shape and dtype; the gradient is that of ``x`` itself. The range is that of ``like``, where it is given.
 
-    >>> round_activation(torch.tensor([-0.2, 0.0, 100.4, 255.0]))
+    >>> round_activation(torch.tensor([0.0, 0.4, 100.4, 255.0]))
     tensor([  0.,   0., 100., 255.])
     """
     least, most = (x if like is None else like).detach().aminmax()
