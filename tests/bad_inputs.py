@@ -349,7 +349,7 @@ OPTIONS = {
     "a target of 1": (finetune(target="macs=1"), "Target 'macs=1' is out of range. A fraction of the dense model lies"),
     "an unknown unit": (
         finetune(target="latency=0.5"),
-        "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, bytes.",
+        "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, bytes, int8_bytes.",
     ),
     "a target out of reach": (
         finetune(target="params=0.01"),

@@ -214,7 +214,8 @@ def test_a_budget_names_exactly_one_unit(given_units, shown):
     with pytest.raises(TargetError) as error:
         Budget(small_network(), **given_units)
     assert str(error.value) == (
-        f"A target names exactly one of params, macs and bytes; given: {shown}. Nothing was changed. Example: macs=0.5."
+        f"A target names exactly one of params, macs, bytes and int8_bytes; given: {shown}. Nothing was changed. "
+        "Example: macs=0.5."
     )
 
 

@@ -49,7 +49,13 @@ class Reader(nn.Module):
 class TestInspect:
     def test_it_lists_groups_costs_and_what_is_frozen(self, finished: Path) -> None:
         found = printed_json("inspect", finished / "mlp.pt2")
-        assert found["cost"] == {"params": 8 * 6 + 6 + 6 * 3 + 3, "macs": 8 * 6 + 6 * 3, "size_bytes": 4 * 75}
+        weights, outputs = 8 * 6 + 6 * 3, 6 + 3
+        assert found["cost"] == {
+            "params": weights + outputs,
+            "macs": weights,
+            "size_bytes": 4 * 75,
+            "int8_bytes": weights + (5 + 4) * outputs,
+        }
         assert {(group["name"], group["kind"], group["moves"]) for group in found["groups"]} == {
             ("0", "inputs", 8),
             ("0", "channels", 6),

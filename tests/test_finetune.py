@@ -246,12 +246,14 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
     with pytest.raises(TargetError, match="cannot be reached"):
         finetune(graph, data, {"params": 0.001}, settings=QUICK, on_event=events.append)
     with pytest.raises(
-        TargetError, match="Unknown target 'flops': expected one of params, macs, bytes, penalty, aic and bic"
+        TargetError,
+        match="Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, penalty, aic and bic",
     ):
         finetune(graph, data, {"flops": 0.5}, settings=QUICK, on_event=events.append)
     with pytest.raises(
         TargetError,
-        match="A target names exactly one of params, macs, bytes, penalty, aic and bic; given: params and macs",
+        match="A target names exactly one of params, macs, bytes, int8_bytes, penalty, aic and bic; given: params and "
+        "macs",
     ):
         finetune(graph, data, {"params": 0.5, "macs": 0.5}, settings=QUICK, on_event=events.append)
     assert events == []

@@ -21,6 +21,7 @@ TEXT = """
   parameters           75         8         89.3
   MACs a sample        66         4         93.9
   bytes of weights    300        32         89.3
+  bytes in int8       147        40         72.8
 
 2 groups with 14 moves: what can be removed
   group  kind      channels  params     %  MACs      %  vanishes

@@ -355,7 +355,10 @@ class TestTargets:
             ("macs=-0.5", "Target 'macs=-0.5': '-0.5' is no positive number."),
             ("macs=12Q", "Target 'macs=12Q': unknown suffix 'Q'. Known are k, M and G."),
             ("latency=0.5", "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, b"),
-            ("flops=0.5", "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes."),
+            (
+                "flops=0.5",
+                "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes, int8_bytes.",
+            ),
         ],
     )
     def test_a_malformed_target(self, text, message):

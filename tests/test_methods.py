@@ -290,8 +290,8 @@ class TestOneInterface:
         with pytest.raises(TargetError) as error:
             finetune(graph, data, {"aic": 1}, settings=replace(QUICK, method=method))
         assert str(error.value) == (
-            "Target 'aic' is no budget, and a score needs one: params, macs or bytes. Nothing was changed. Example: "
-            "macs=0.5; or let gates be learned, by method l0."
+            "Target 'aic' is no budget, and a score needs one: params, macs, bytes or int8_bytes. Nothing was "
+            "changed. Example: macs=0.5; or let gates be learned, by method l0."
         )
 
     @pytest.mark.parametrize(

@@ -154,8 +154,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a budget in two units": (
         lambda: l0.Budget(gated_mlp(), {"macs": 0.5}, params=0.5),
         TargetError,
-        "A target names exactly one of params, macs and bytes; given: macs and params. Nothing was changed. Example: "
-        "macs=0.5.",
+        "A target names exactly one of params, macs, bytes and int8_bytes; given: macs and params. Nothing was "
+        "changed. Example: macs=0.5.",
     ),
     "a budget in no unit": (
         lambda: l0.Budget(gated_mlp(), 0.5),
@@ -165,7 +165,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a budget in a unit that is none": (
         lambda: l0.Budget(gated_mlp(), flops=0.5),
         TargetError,
-        "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes.",
+        "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes, int8_bytes.",
     ),
     "a penalty in evaluation mode": (
         in_evaluation,

@@ -251,6 +251,10 @@ CASES = {
     "single weights": Case(mlp, in_memory(vectors), replace(VIOLATED, granularity="weights"), every=5),
     "channels and single weights": Case(conv_net, in_memory(images), replace(QUICK, granularity="both"), every=5),
     "SGD without clipping": Case(mlp, in_memory(vectors), replace(QUICK, optimizer="sgd", clip=None), every=3),
+    "rounding as in int8": Case(conv_net, in_memory(images), replace(QUICK, quantization_aware=True), every=7),
+    "rounding as in int8, single weights": Case(
+        mlp, in_memory(vectors), replace(QUICK, quantization_aware=True, granularity="weights"), every=7
+    ),
     "a fixed penalty": Case(mlp, in_memory(vectors), target={"penalty": 1e-3}, every=3),
     "a loader that draws from global generators": Case(mlp, loader(), every=3),
     "a loader with a generator of its own": Case(mlp, own_generator, every=3),

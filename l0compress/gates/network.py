@@ -182,7 +182,7 @@ class GatedNetwork(nn.Module):
         return shrink(fold(self, plan), plan.decision())
 
     def expected_cost(self, unit: str) -> Tensor:
-        """Expected cost after removal, a scalar in ``params``, ``macs`` or ``bytes``, differentiable in the gates."""
+        """Expected cost after removal, a scalar in ``unit``, one of ``UNITS``, differentiable in the gates."""
         probability = self.gates.probability_nonzero()
         if not self.sparse:
             return self.groups.expected_cost(probability, unit)

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-accumulates a sample, bytes of weights.
+"""What a model costs: parameters, multiply-accumulates a sample, bytes of weights, as they are and in an int8 file.
 
 :func:`cost` reads them off a graph's shapes. :class:`CostModel` predicts them for any plan, and in expectation under
 gate probabilities, as a sum of products of live counts; the two agree exactly on every shrunk graph.
@@ -7,7 +7,7 @@ gate probabilities, as a sum of products of live counts; the two agree exactly o
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
 
@@ -18,14 +18,15 @@ from torch import Tensor, fx, nn
 from l0compress.devices import constant_on
 from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.components import Components
+from l0compress.graph.int8 import int8_terms, size_of
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
 from l0compress.graph.recurrent import is_recurrent
 from l0compress.graph.rules.registry import sized_by_data
-from l0compress.graph.values import core, flattened
+from l0compress.graph.values import core, flattened, varying
 
-Unit = Literal["params", "macs", "bytes"]
-UNITS: tuple[Unit, ...] = ("params", "macs", "bytes")
+Unit = Literal["params", "macs", "bytes", "int8_bytes"]
+UNITS: tuple[Unit, ...] = ("params", "macs", "bytes", "int8_bytes")
 
 _Term = tuple[float, list[int], frozenset[str]]  # coefficient, lines, the nodes it is for
 
@@ -38,20 +39,24 @@ class Cost:
         params: elements of distinct parameters (tied ones count once).
         macs: multiply-accumulates of linear, convolution, recurrent, matrix product and attention nodes, a sample.
         size_bytes: bytes of parameters and floating-point buffers.
+        int8_bytes: bytes of the same in the int8 file, see :mod:`l0compress.graph.int8`; 0 where nobody counted them.
+            It says what another program makes of the model, so it is no part of what two equal costs have in common.
     """
 
     params: int
     macs: int
     size_bytes: int
+    int8_bytes: int = field(default=0, repr=False, compare=False)
 
     def get(self, unit: str) -> int:
-        """The cost in one unit: ``params``, ``macs`` or ``bytes``.
+        """The cost in one unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
 
         Examples:
             >>> Cost(params=10, macs=20, size_bytes=40).get("bytes")
             40
         """
-        return {"params": self.params, "macs": self.macs, "bytes": self.size_bytes}[unit]
+        units = {"params": self.params, "macs": self.macs, "bytes": self.size_bytes, "int8_bytes": self.int8_bytes}
+        return units[unit]
 
 
 def cost(graph: CapturedGraph) -> Cost:
@@ -74,7 +79,8 @@ def cost(graph: CapturedGraph) -> Cost:
         tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor.is_floating_point()
     )
     macs = sum(node_macs(node) for node in graph.nodes())
-    return Cost(params, round(macs / graph.batch_size), size_bytes)
+    in_int8 = sum(size_of(terms, tuple(tensors[key].shape)) for key, terms in int8_terms(graph).items())
+    return Cost(params, round(macs / graph.batch_size), size_bytes, round(in_int8))
 
 
 def node_macs(node: fx.Node) -> int:
@@ -174,8 +180,9 @@ def cost_model(labelled: Labelled, components: Components) -> CostModel:
     lines = _Lines(components)
     params: list[_Term] = []
     size_bytes: list[_Term] = []
+    in_int8: list[_Term] = []
     seen: set[int] = set()
-    readers = _readers(labelled)
+    readers, stored = _readers(labelled), int8_terms(labelled.graph)
     for name, value in labelled.parameters.items():
         tensor = attribute(labelled.graph.graph_module, name)
         if id(tensor) in seen or not tensor.is_floating_point():
@@ -186,6 +193,11 @@ def cost_model(labelled: Labelled, components: Components) -> CostModel:
         size_bytes.append((rest * tensor.element_size(), found, readers[id(tensor)]))
         if isinstance(tensor, nn.Parameter):
             params.append((rest, found, readers[id(tensor)]))
+        for each, dims in stored[id(tensor)]:
+            planes = [plane for plane in value.planes if varying(plane) <= set(dims)] if dims else []
+            alike = prod(tensor.shape[dim] for dim in dims) / prod(core(plane).numel() for plane in planes)
+            along = [lines.index(flattened(plane)) for plane in planes]
+            in_int8.append((each * alike, along, readers[id(tensor)]))
     macs: list[_Term] = [
         (fact.coefficient, [lines.index(flattened(plane)) for plane in fact.planes], frozenset({fact.node.name}))
         for fact in labelled.space.macs
@@ -193,7 +205,7 @@ def cost_model(labelled: Labelled, components: Components) -> CostModel:
     num_lines = len(lines.arrays)
     members = np.concatenate(lines.arrays) if lines.arrays else np.zeros(0, dtype=np.int64)
     line_of = np.repeat(np.arange(num_lines), [len(array) for array in lines.arrays])
-    units = {"params": params, "macs": macs, "bytes": size_bytes}
+    units = {"params": params, "macs": macs, "bytes": size_bytes, "int8_bytes": in_int8}
     return CostModel(
         torch.from_numpy(members.astype(np.int64)),
         torch.from_numpy(line_of.astype(np.int64)),

@@ -133,7 +133,7 @@ class Groups:
 
         Args:
             probabilities: (num_moves,), differentiable.
-            unit: ``params``, ``macs`` or ``bytes``.
+            unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
 
         Returns:
             A scalar in float64 (float32 where the device has no float64), equal to :meth:`cost_of` where the

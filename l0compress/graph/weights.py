@@ -23,7 +23,7 @@ from l0compress.graph.cost import Cost, cost, node_macs
 from l0compress.graph.labels import shape_of
 from l0compress.graph.network import Place, argument_at, attribute, op_name
 from l0compress.graph.recurrent import is_recurrent
-from l0compress.graph.rules.registry import REARRANGING
+from l0compress.graph.rules.registry import MOVEMENTS
 
 INDEX_BYTES = 4  # a column index, and a row pointer, of SciPy's CSR matrices
 
@@ -42,13 +42,6 @@ _PLACES: dict[str, tuple[int, ...]] = {
 }
 _LOOK_UPS = ("embedding", "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 _RECURRENT_PARAMS = 2
-
-# What moves elements and changes none, so that a zero stays one.
-_MOVEMENTS = REARRANGING | {
-    *("numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "slice", "narrow", "select", "unbind"),
-    *("split", "split_with_sizes", "chunk", "cat", "concat", "stack", "expand", "repeat", "detach", "_to_copy"),
-    "getitem",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +132,8 @@ def nonzero_cost(graph: CapturedGraph) -> Cost:
         params -= weight.numel - nonzeros
         size_bytes -= weight.numel * weight.element_bytes - weight.stored_bytes(nonzeros)
         macs += sum(use.macs * (1 - float(use.share(present))) for use in weight.uses)
-    return Cost(params, round(whole.macs - macs / graph.batch_size), size_bytes)
+    macs = round(whole.macs - macs / graph.batch_size)
+    return Cost(params, macs, size_bytes, whole.int8_bytes)  # which stores zeros like any other weight
 
 
 def find_weights(graph: CapturedGraph) -> tuple[Weight, ...]:
@@ -255,7 +249,7 @@ class _Source:
 
 def _leaves(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that a movement starts from."""
-    if node.op != "call_function" or op_name(node) not in _MOVEMENTS or node.target is torch.ops.aten.view.dtype:
+    if node.op != "call_function" or op_name(node) not in MOVEMENTS or node.target is torch.ops.aten.view.dtype:
         yield node
         return
     for source in node.all_input_nodes:

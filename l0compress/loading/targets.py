@@ -1,4 +1,4 @@
-"""Budgets as they are written: ``macs=0.5``, ``params=26500``, ``bytes=1MB``."""
+"""Budgets as they are written: ``macs=0.5``, ``params=26500``, ``bytes=1MB``, ``int8-bytes=0.25``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numbers import Real
 
 from l0compress.errors import TargetError
 
-UNITS = ("params", "macs", "bytes")
+UNITS = ("params", "macs", "bytes", "int8_bytes")
 SMALLEST_COUNT = 100
 _SCALES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)([a-zA-Z]*)")
@@ -41,12 +41,12 @@ class Target:
 def parse_target(text: str) -> Target:
     """Read a target such as ``macs=0.5`` (a fraction of dense), ``params=26500`` or ``bytes=1.5MB`` (absolute).
 
-    Suffixes k, M and G are decimal; ``bytes`` also takes B, kB, MB and GB.
+    Suffixes k, M and G are decimal; bytes also take B, kB, MB and GB. ``int8-bytes`` is ``int8_bytes``.
 
     Example:
         >>> parse_target("macs=0.25")
         Target(unit='macs', value=0.25, is_fraction=True)
-        >>> parse_target("macs=12M").value, parse_target("bytes=1.5MB").value
+        >>> parse_target("macs=12M").value, parse_target("int8-bytes=1.5MB").value
         (12000000, 1500000)
 
     Raises:
@@ -55,6 +55,7 @@ def parse_target(text: str) -> Target:
     unit, equals, number = (part.strip() for part in text.partition("="))
     if not equals:
         raise TargetError(f"Target {text!r} has no '='. Write a unit and a number, such as macs=0.5.")
+    unit = unit.replace("-", "_") if unit.replace("-", "_") in UNITS else unit
     _check_unit(unit, text)
     match = _NUMBER.fullmatch(number)
     if match is None:
@@ -63,7 +64,7 @@ def parse_target(text: str) -> Target:
             f"or a count such as {unit}=26500 or {unit}=12M."
         )
     digits, suffix = match.groups()
-    if unit == "bytes":
+    if unit.endswith("bytes"):
         suffix = suffix.removesuffix("B")
     if suffix.lower() not in _SCALES:
         raise TargetError(f"Target {text!r}: unknown suffix {match[2]!r}. Known are k, M and G.")

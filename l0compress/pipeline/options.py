@@ -166,6 +166,7 @@ _ALL = (
     _training("clip", float, _at_least(0)),
     _training("loss", str, _loss),
     _training("bf16", bool, _anything),
+    _training("quantization_aware", bool, _anything),
     _training("weight_decay", float, _at_least(0)),
     _training("distill", bool, _anything),
     _training("distill_temperature", float, _above(0)),

@@ -24,7 +24,7 @@ from torch import Tensor
 from l0compress.errors import InputError, TargetError
 from l0compress.gates.attach import GatedNetwork, check_gated
 from l0compress.training.multiplier import AscentSettings, Multiplier, cubic_ramp
-from l0compress.training.targets import dense_cost, named_target, reachable_target
+from l0compress.training.targets import check_countable, dense_cost, named_target, reachable_target
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -36,7 +36,7 @@ class Penalty(ABC):
     """What joins the loss while gates are trained: a :class:`Budget` or a :class:`FixedPenalty`.
 
     Attributes:
-        unit: ``params``, ``macs`` or ``bytes``.
+        unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
         dense: the cost, in that unit, with nothing removed.
         target: the most that hardening may leave; None where there is no target.
     """
@@ -117,12 +117,14 @@ class Units(TypedDict, total=False):
     macs: float | None
     bytes: float | None
     size_bytes: float | None
+    int8_bytes: float | None
 
 
 class Budget(Penalty):
-    """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs or bytes.
+    """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs, bytes or bytes of int8.
 
-    Name exactly one of ``params``, ``macs`` and ``bytes`` (or ``size_bytes``): as a keyword, in a mapping,
+    Name exactly one of ``params``, ``macs``, ``bytes`` (or ``size_bytes``) and ``int8_bytes``, which counts what the
+    int8 file will hold, see :mod:`l0compress.graph.int8`: as a keyword, in a mapping,
     ``Budget(gated, {"macs": 0.5})``, or as on the command line, ``Budget(gated, "macs=0.5")``. A number between 0 and 1
     is a fraction of the cost that ``gated`` has when the budget is made, a whole number from 100 on is a count. Where
     single weights carry gates, the cost is that of what is not zero, see :func:`~l0compress.nonzero_cost`.
@@ -153,6 +155,7 @@ class Budget(Penalty):
     ) -> None:
         check_gated(gated, "Budget")
         wanted = named_target(target, units)
+        check_countable(wanted.unit, single_weights=gated.sparse)
         super().__init__(gated, wanted.unit)
         least = gated.smallest_cost
         self._begin_(reachable_target(gated.groups, wanted.value, wanted.unit, smallest=least), ramp_steps, ascent)

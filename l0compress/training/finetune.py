@@ -22,6 +22,7 @@ from l0compress.graph.weights import nonzero_cost
 from l0compress.training.course import Course
 from l0compress.training.equality import check_equal
 from l0compress.training.events import OnEvent, ignore
+from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.methods import method_of
 from l0compress.training.phases import train_small
 from l0compress.training.preparation import check_precision, course_of, start
@@ -48,10 +49,10 @@ def finetune(
 ) -> FinetuneResult:
     """Compress a trained model to a budget.
 
-    ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}`` or ``{"bytes": ...}``, with a fraction of the
-    dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as text, ``"macs=0.5"`` or
-    ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty":
-    1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
+    ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}``, ``{"bytes": ...}`` or ``{"int8_bytes": ...}``,
+    with a fraction of the dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as
+    text, ``"macs=0.5"`` or ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter),
+    ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
     one device, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold
     the one to go on from; the result is that of a run which was never stopped.
 
@@ -66,6 +67,8 @@ def finetune(
     settings = FinetuneSettings() if settings is None else settings
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
+    if settings.quantization_aware:
+        check_quantizable(graph)
     with seeded(settings.seed, settings.device):
         kept = None if checkpoints is None or checkpoints.start is None else checkpoints.start.values.get("reading")
         course = course_of(graph, data, settings, reading=Reading.from_json(kept))

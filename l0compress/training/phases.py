@@ -16,6 +16,7 @@ from l0compress.graph.network import GraphNetwork
 from l0compress.training.budget import Penalty
 from l0compress.training.course import Course, Evaluation, Pass, evaluate, train_epoch
 from l0compress.training.events import ProgressEvent
+from l0compress.training.fake_quantization import fake_quantized
 from l0compress.training.journal import Journal, evaluation_from, evaluation_values
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
 from l0compress.training.snapshot import FINETUNE, GATES, Snapshot, load_optimizer_, optimizer_tensors, prefixed
@@ -206,7 +207,8 @@ def train_small(
     epochs = settings.epochs - first_epoch
     steps = journal.steps = course.steps_per_epoch
     start = journal.start_of(FINETUNE)
-    stage = _SmallStage.of(keep_zeros_(small.module().to(settings.device), masks), course, start)
+    network = fake_quantized(small) if settings.quantization_aware else small.module()
+    stage = _SmallStage.of(keep_zeros_(network.to(settings.device), masks), course, start)
     current = journal.first_pass(course, start, epoch=first_epoch)
     for epoch in range(current.epoch - first_epoch, epochs):
 

@@ -117,6 +117,8 @@ class FinetuneSettings:
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
         bf16: run forward passes under bfloat16 autocast.
+        quantization_aware: round in the final phase what the int8 file will round, see
+            :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
     """
 
     epochs: int = 48
@@ -136,6 +138,7 @@ class FinetuneSettings:
     seed: int = 0
     device: str = "cpu"
     bf16: bool = False
+    quantization_aware: bool = False
     gates: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
@@ -154,6 +157,12 @@ class FinetuneSettings:
         ):
             if not ok:
                 raise InputError(f"{name}={getattr(self, name)}: expected {wanted}. Nothing was changed.")
+        if self.quantization_aware and self.final_epochs < 1:
+            raise InputError(
+                f"quantization_aware with epochs={self.epochs}: weights learn to be rounded in the phase after the "
+                "decision, and there is none. Nothing was changed. Say --epochs 2 or more, or leave "
+                "--quantization-aware out."
+            )
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
         """The same settings with a learning rate, where none was chosen.

@@ -16,7 +16,7 @@ from l0compress.loading import Target, make_target, parse_target
 
 PENALTIES = ("penalty", "aic", "bic")
 _SYNONYMS = {"size_bytes": "bytes"}
-UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes"}
+UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "int8_bytes": "bytes of int8"}
 
 
 def dense_cost(groups: Groups, unit: str) -> int:
@@ -67,6 +67,21 @@ def resolve_target(wanted: float, dense: int, unit: str) -> int:
     return target.limit(dense)
 
 
+def check_countable(unit: str, *, single_weights: bool) -> None:
+    """Refuse a unit in which what is to be removed costs nothing.
+
+    >>> check_countable("int8_bytes", single_weights=False)
+
+    Raises:
+        TargetError: the bytes of an int8 file, where single weights become zero.
+    """
+    if unit == "int8_bytes" and single_weights:
+        raise TargetError(
+            "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with "
+            "single weights. Nothing was changed. Say --granularity structured, or name params, macs or bytes."
+        )
+
+
 def the_one(target: Mapping[str, float | None] | str, *, names: str) -> tuple[str, float]:
     """The one unit that ``target`` gives a number for, and the number; ``names`` says what may be given.
 
@@ -96,11 +111,11 @@ def the_budget(target: Mapping[str, float | None] | str) -> tuple[str, float]:
     Raises:
         TargetError: as :func:`the_one`; or it is no budget.
     """
-    unit, value = the_one(target, names="params, macs and bytes")
+    unit, value = the_one(target, names="params, macs, bytes and int8_bytes")
     if unit not in UNITS:
         raise TargetError(
-            f"Target {unit!r} is no budget, and a score needs one: params, macs or bytes. Nothing was changed. "
-            "Example: macs=0.5; or let gates be learned, by method l0."
+            f"Target {unit!r} is no budget, and a score needs one: params, macs, bytes or int8_bytes. Nothing was "
+            "changed. Example: macs=0.5; or let gates be learned, by method l0."
         )
     return unit, value
 
@@ -141,8 +156,8 @@ def named_target(target: Mapping[str, float] | str | None, units: Mapping[str, A
     if len(given) != 1:
         shown = " and ".join(str(unit) for unit, _ in given)
         raise TargetError(
-            f"A target names exactly one of params, macs and bytes; given: {shown or 'none'}. Nothing was changed. "
-            "Example: macs=0.5."
+            f"A target names exactly one of params, macs, bytes and int8_bytes; given: {shown or 'none'}. Nothing was "
+            "changed. Example: macs=0.5."
         )
     ((unit, value),) = given
     return make_target({_SYNONYMS.get(unit, unit): value})

@@ -64,8 +64,8 @@ def test_bytes_count_buffers_and_tied_weights_once() -> None:
 
 
 def test_a_cost_is_read_by_unit() -> None:
-    found = Cost(params=1, macs=2, size_bytes=3)
-    assert [found.get(unit) for unit in UNITS] == [1, 2, 3]
+    found = Cost(params=1, macs=2, size_bytes=3, int8_bytes=4)
+    assert [found.get(unit) for unit in UNITS] == [1, 2, 3, 4]
     with pytest.raises(KeyError, match="flops"):
         found.get("flops")
 
@@ -125,7 +125,9 @@ def linear_cost(keep: Tensor, unit: str) -> int:
     first, wanted, second = (int(part.sum()) for part in keep.split([4, 3, 3]))
     macs = wanted * first + first * second + second * 2
     params = macs + first + second + 2
-    return {"macs": macs, "params": params, "bytes": 8 * params}[unit]
+    # A byte a weight, a scale and a zero point an output, and biases as they are.
+    in_int8 = macs + (5 + 8) * (first + second + 2)
+    return {"macs": macs, "params": params, "bytes": 8 * params, "int8_bytes": in_int8}[unit]
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -26,8 +26,8 @@ Target = Annotated[
     str | None,
     typer.Option(
         metavar="UNIT=NUMBER",
-        help="The budget: params, macs or bytes, as a fraction of MODEL (macs=0.5) or absolute (params=26500, "
-        "macs=12M, bytes=1MB).",
+        help="The budget: params, macs, bytes, or int8-bytes (of the file that export --quantize writes), as a "
+        "fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB).",
     ),
 ]
 Seed = Annotated[int | None, typer.Option(min=0, help="Of everything random but the data's parts.", show_default="0")]
@@ -119,6 +119,14 @@ Loss = Annotated[
     ),
 ]
 Bf16 = Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="bfloat16 autocast.", rich_help_panel=TRAINING)]
+QuantizationAware = Annotated[
+    bool | None,
+    typer.Option(
+        "--quantization-aware/--no-quantization-aware",
+        help="Round in the last phase what export --quantize will round, so that weights learn to bear it.",
+        rich_help_panel=TRAINING,
+    ),
+]
 InputDropout = Annotated[
     float | None,
     typer.Option(

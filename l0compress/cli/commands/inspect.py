@@ -78,6 +78,7 @@ def _print_costs(inspection: Inspection) -> None:
             ("parameters", dense.params, smallest.params),
             ("MACs a sample", dense.macs, smallest.macs),
             ("bytes of weights", dense.size_bytes, smallest.size_bytes),
+            ("bytes in int8", dense.int8_bytes, smallest.int8_bytes),
         )
     ]
     columns = ("cost", "dense", "smallest", "removable %")

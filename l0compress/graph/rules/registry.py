@@ -39,6 +39,13 @@ REARRANGING = frozenset(
     }
 )
 
+# What moves elements and changes none, so that a zero stays one.
+MOVEMENTS = REARRANGING | {
+    *("numpy_T", "mT", "swapaxes", "swapdims", "movedim", "moveaxis", "flip", "slice", "narrow", "select", "unbind"),
+    *("split", "split_with_sizes", "chunk", "cat", "concat", "stack", "expand", "repeat", "detach", "_to_copy"),
+    "getitem",
+}
+
 NO_RULE = "no rule for"  # how the reason begins where an operator is unknown
 
 

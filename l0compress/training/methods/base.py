@@ -18,7 +18,7 @@ class Method(ABC):
 
     Attributes:
         groups: those of the dense graph, which the decision is on.
-        unit: what is counted: ``params``, ``macs`` or ``bytes``.
+        unit: what is counted: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
     """
 
     groups: Groups

@@ -38,7 +38,7 @@ from l0compress.training.snapshot import GATES, Snapshot, prefixed
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.targets import the_one
 
-TARGETS = "params, macs, bytes, penalty, aic and bic"
+TARGETS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
 _START, _PLAN, _STATE = "start", "score.plan", "score.state"
 
 

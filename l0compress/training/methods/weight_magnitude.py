@@ -25,7 +25,7 @@ from l0compress.training.course import Course
 from l0compress.training.methods.base import Method, Target
 from l0compress.training.results import Hardened, Run
 from l0compress.training.rounding import round_weights
-from l0compress.training.targets import reachable_target, the_budget
+from l0compress.training.targets import check_countable, reachable_target, the_budget
 
 Scope = Literal["global", "layer"]
 
@@ -46,6 +46,7 @@ class WeightMagnitude(Method):
                 "was changed. Say --granularity structured or weights, or --method l0."
             )
         self.unit, wanted = the_budget(target)
+        check_countable(self.unit, single_weights=True)
         self.groups = groups_without_moves(graph)
         costs = SparseCost(self.groups, find_weights(graph))
         keep = torch.ones(0, dtype=torch.bool)
