@@ -41,7 +41,7 @@ tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 .PHONY: help install lock wheels test test-all test-newest test-lowest check format demo errors
-.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
 
 help:
@@ -66,6 +66,7 @@ help:
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-weights   the same at 98 % zeros in single weights, and what their gates cost"
 	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
+	@echo "make bench-quantization-aware   what training with fake quantization gains in int8 (ten minutes; ARGUMENTS=)"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
 	@echo "make bench-sst2      a pretrained transformer, MiniLM, on SST-2 (about half an hour)"
 	@echo "make bench-capture   capture, label, group and shrink a ResNet-50"
@@ -198,6 +199,9 @@ bench-mnist: $(STAMP)
 bench-weights: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mnist.py --granularity weights
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_overhead.py
+
+bench-quantization-aware: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quantization_aware.py $(ARGUMENTS)
 
 bench-int8: $(STAMP)
 	$(BIN)/python benchmarks/int8.py

@@ -68,14 +68,12 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0])
 
 
-def test_what_reads_a_recurrent_layer_is_solved_and_the_layer_stays() -> None:
+def test_a_recurrent_layer_and_what_reads_it_are_solved() -> None:
     graph, plan, small = cut_half(Recurrent(), lambda n: torch.randn(n, 5, 6))
     found = repair(small, graph, plan, batches_of(lambda n: torch.randn(n, 5, 6)))
-    assert layers(found) == {"head": True}
+    assert set(layers(found)) == {"layer.l0", "head"}
     before, after = errors(graph, small, found, torch.randn(64, 5, 6))
     assert after < 0.5 * before
-    changed = {name for name, tensor in small.state().items() if not torch.equal(tensor, found.graph.state()[name])}
-    assert changed == {"head.weight", "head.bias"}
 
 
 class Pooled(nn.Module):
