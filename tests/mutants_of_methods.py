@@ -14,6 +14,7 @@ METHODS = (
     Mutant(f"{_AT}methods/fisher.py", "groups.expected_cost(open_, unit), open_", 'groups.expected_cost(open_, "params"), open_', (_TESTS, "Fisher")),
     Mutant(f"{_AT}methods/start.py", "STEEPNESS * (logs - border)", "STEEPNESS * logs", (_TESTS, "OrderedStart")),
     Mutant(f"{_AT}descent.py", "for number, limit in enumerate(limits[:-1]):", "for number, limit in enumerate(()):", (_TESTS, "told")),
+    Mutant(f"{_AT}descent.py", "held[moves[best]] += len(scores)", "pass", (_TESTS, "leaves_half")),
     Mutant(f"{_AT}narrowing.py", "keep[dropped[dropped >= 0]] = False", "pass", (_TESTS, "Descent")),
     Mutant(f"{_AT}narrowing.py", "self.moves[found.clamp(min=0)])", "found)", (_TESTS, "Descent")),
     Mutant(f"{_AT}samples.py", "with undisturbed(course.data.train):", "if True:", (_TESTS, "Samples")),

@@ -20,7 +20,7 @@ from l0compress.graph.masked import masked
 from l0compress.graph.plan import KeepPlan
 from l0compress.graph.shrink import shrink
 from l0compress.training.curvature import probe
-from l0compress.training.descent import descend, steps_down
+from l0compress.training.descent import descend, held_back, steps_down
 from l0compress.training.equality import check_equal
 from l0compress.training.events import ignore
 from l0compress.training.finetune import finetune
@@ -189,6 +189,23 @@ class TestDescent:
         assert seen == sorted(seen, reverse=True)
         assert found.plan.cost == cost(found.graph)
         assert 0.7 * target < cost(found.graph).macs <= target
+
+    def test_a_step_leaves_half_of_every_group_where_something_else_can_go(self):
+        groups, _ = network()
+        scores = torch.arange(groups.num_moves, dtype=torch.float64).exp()  # one group before all others
+        plan = decide(groups, held_back(groups, scores, 0.5), target=round(0.6 * cost(groups.graph).macs), unit="macs")
+        assert all(2 * int(plan.keep[list(group.moves)].sum()) >= len(group.moves) for group in groups.groups)
+
+    def test_a_step_takes_more_of_a_group_before_it_misses_the_target(self):
+        groups, _ = network()
+        scores = torch.rand(groups.num_moves, generator=torch.Generator().manual_seed(0))
+        target = cost(groups.graph).macs // 10
+        assert decide(groups, held_back(groups, scores, 0.5), target=target, unit="macs").cost.macs <= target
+
+    def test_what_is_held_back_stays_in_order_and_without_bound(self):
+        groups, _ = network()
+        scores = torch.full((groups.num_moves,), torch.inf)
+        assert held_back(groups, scores, 0.5).isfinite().all()
 
     def test_a_cut_to_a_stored_plan_is_the_same_network_with_the_moves_in_the_same_order(self):
         groups, _ = network()

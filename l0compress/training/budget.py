@@ -155,7 +155,7 @@ class Budget(Penalty):
     ) -> None:
         check_gated(gated, "Budget")
         wanted = named_target(target, units)
-        check_countable(wanted.unit, single_weights=gated.sparse)
+        check_countable(wanted.unit, single_weights=bool(gated.sparse))
         super().__init__(gated, wanted.unit)
         least = gated.smallest_cost
         self._begin_(reachable_target(gated.groups, wanted.value, wanted.unit, smallest=least), ramp_steps, ascent)

@@ -4,8 +4,11 @@ requires: a course, and a way to score moves.
 ensures:  a decision within the budget, and weights that make up for it as well as closed forms can.
 
 One large cut is scored by a network that is nothing like the one that it leaves. Several small ones are each scored on
-what the one before left, repaired. Source: gradual pruning as in Zhu and Gupta, "To prune, or not to prune", 2017, with
-a repair in place of training between the cuts, as in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022.
+what the one before left, repaired. A score speaks of each move by itself, with all others there: where any head of a
+layer can be spared, all of them together may not. So a step takes no more than a share of any group.
+
+Source: gradual pruning as in Zhu and Gupta, "To prune, or not to prune", 2017, with a repair in place of training
+between the cuts, as in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
@@ -25,6 +29,8 @@ from l0compress.training.targets import dense_cost
 
 # What a step leaves of the step before, at least.
 STEP = 0.7
+# And of every group of moves, where anything else can go in its place.
+GROUP_STEP = 0.5
 
 Score = Callable[[Groups], Tensor]
 Repair = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
@@ -89,4 +95,26 @@ def descend(
 
 def _decided(now: Narrowed, score: Score, limit: int, unit: str) -> tuple[Tensor, KeepPlan]:
     scores = now.settled(score(now.groups))
-    return scores, decide(now.groups, scores, target=limit, unit=unit)
+    return scores, decide(now.groups, held_back(now.groups, scores, GROUP_STEP), target=limit, unit=unit)
+
+
+def held_back(groups: Groups, scores: Tensor, share: float) -> Tensor:
+    """float64 ``(num_moves,)``: the order of ``scores``, but that ``share`` of every group go after all others.
+
+    >>> from torch import nn, tensor, zeros
+    >>> from l0compress.graph import capture, find_groups
+    >>> groups = find_groups(capture(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2)), (zeros(2, 2),)))
+    >>> [(group.kind, list(group.moves)) for group in groups.groups]
+    [('channels', [0, 1, 2, 3]), ('inputs', [4, 5])]
+    >>> held_back(groups, tensor([1.0, 3.0, 2.0, 0.5, 9.0, 8.0]), 0.5).argsort().tolist()
+    [3, 0, 5, 2, 1, 4]
+    """
+    # Ranks, since scores may be infinite, or so far apart that nothing can be added to them.
+    ranks = torch.empty(len(scores), dtype=torch.float64)
+    ranks[scores.argsort(stable=True)] = torch.arange(len(scores), dtype=torch.float64)
+    held = ranks.clone()
+    for group in groups.groups:
+        moves = torch.tensor(list(group.moves))
+        best = ranks[moves].argsort(descending=True)[: math.ceil(share * len(moves))]
+        held[moves[best]] += len(scores)
+    return held

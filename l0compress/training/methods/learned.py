@@ -29,7 +29,7 @@ from l0compress.training.harden import harden
 from l0compress.training.mending import mender
 from l0compress.training.methods.base import Method, Target
 from l0compress.training.methods.fisher import Fisher
-from l0compress.training.methods.start import ordered_log_alpha
+from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
 from l0compress.training.multiplier import AscentSettings
 from l0compress.training.narrowing import Narrowed
 from l0compress.training.phases import Gated, evaluate_on, train_gates
@@ -94,9 +94,8 @@ class LearnedGates(Method):
         # As a resumed run has it, to the bit.
         scored = Hardened.of(descent.end.plan, descent.end.graph.state(), mended=True)
         if course.settings.gates.are_many(course.gated_steps):
-            return _Begun(Narrowed.whole(self.groups), scored, None)
-        start, scores = _in_one_cut(descent, self.groups)
-        return _Begun(start, scored, ordered_log_alpha(scores, int(descent.last.keep.sum())))
+            return _Begun(Narrowed.whole(self.groups), None, scored)
+        return _Begun(*_in_one_cut(descent, self.groups), scored)
 
     def _resumed(self, stopped: Snapshot) -> _Begun:
         if _START not in stopped.tensors:
@@ -106,16 +105,16 @@ class LearnedGates(Method):
             )
         plan = KeepPlan.from_tensors(self.groups, stopped.under(_PLAN))
         scored = Hardened.of(plan, stopped.under(_STATE), mended=True)
-        return _Begun(Narrowed.whole(self.groups).cut_to(stopped.tensors[_START]), scored, None)
+        return _Begun(Narrowed.whole(self.groups).cut_to(stopped.tensors[_START]), None, scored)
 
 
 @dataclass(frozen=True, eq=False)
 class _Begun:
-    """What gates are put on, the score's own decision, and where gates start, None where nothing says so."""
+    """What gates are put on, where they start, None where nothing says so, and the score's own decision."""
 
     start: Narrowed
-    scored: Hardened
     log_alpha: Tensor | None
+    scored: Hardened
 
 
 def _gated(begun: _Begun, course: Course) -> GatedNetwork:
@@ -128,12 +127,16 @@ def _gated(begun: _Begun, course: Course) -> GatedNetwork:
 
 
 def _in_one_cut(descent: Descent, groups: Groups) -> tuple[Narrowed, Tensor]:
-    """The network before the last step as a resumed run makes it, by one cut of the dense one, and its scores."""
-    before = descent.before
+    """The network before the last step as a resumed run makes it, by one cut of the dense one, and where gates start.
+
+    They are in the order of the scores, each on the side that the last step decided for it.
+    """
+    before, keep = descent.before, descent.last.keep
+    log_alpha = on_their_sides(ordered_log_alpha(descent.scores, int(keep.sum())), keep)
     start = Narrowed.whole(groups).cut_to(before.plan.keep, before.graph.state())
-    of_dense = torch.full((groups.num_moves + 1,), torch.inf, dtype=descent.scores.dtype)
-    of_dense[before.moves] = descent.scores
-    of_dense[-1] = torch.inf
+    of_dense = torch.full((groups.num_moves + 1,), CENTRE + SPREAD)
+    of_dense[before.moves] = log_alpha
+    of_dense[-1] = CENTRE + SPREAD
     return start, of_dense[start.moves]
 
 

@@ -27,3 +27,12 @@ def ordered_log_alpha(scores: Tensor, num_kept: int) -> Tensor:
     border = (ranked[max(cut - 1, 0)] + ranked[cut]) / 2
     spread = logs.std(correction=0).clamp_min(1e-12)
     return (CENTRE + SPREAD * torch.tanh(STEEPNESS * (logs - border) / spread)).float()
+
+
+def on_their_sides(log_alpha: Tensor, keep: Tensor) -> Tensor:
+    """``log_alpha`` with those at the border that a decision, bool of the same shape, has on its other side.
+
+    >>> on_their_sides(torch.tensor([-2.0, -1.0, 2.0, 3.0]), torch.tensor([False, True, False, True]))
+    tensor([-2.0000,  0.3000,  0.3000,  3.0000])
+    """
+    return torch.where(keep, log_alpha.clamp(min=CENTRE), log_alpha.clamp(max=CENTRE))
