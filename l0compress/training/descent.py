@@ -5,7 +5,7 @@ ensures:  a decision within the budget, and weights that make up for it as well 
 
 One large cut is scored by a network that is nothing like the one that it leaves. Several small ones are each scored on
 what the one before left, repaired. A score speaks of each move by itself, with all others there: where any head of a
-layer can be spared, all of them together may not. So a step takes no more than a share of any group.
+layer can be spared, all of them together may not. So a step leaves a share of every group.
 
 Source: gradual pruning as in Zhu and Gupta, "To prune, or not to prune", 2017, with a repair in place of training
 between the cuts, as in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022.
@@ -30,7 +30,7 @@ from l0compress.training.targets import dense_cost
 # What a step leaves of the step before, at least.
 STEP = 0.7
 # And of every group of moves, where anything else can go in its place.
-GROUP_STEP = 0.5
+GROUP_STEP = 0.1
 
 Score = Callable[[Groups], Tensor]
 Repair = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
