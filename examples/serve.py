@@ -1,6 +1,6 @@
 """A sparse bundle behind HTTP, with the runtime alone: neither torch nor l0compress has to be installed.
 
-    pip install l0compress-runtime fastapi uvicorn
+    pip install dist/l0compress_runtime-*.whl fastapi uvicorn    # the wheel is made by `make wheels`
     L0COMPRESS_BUNDLE=model.l0c uvicorn --app-dir examples --factory serve:app
 
     curl localhost:8000/health
