@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -72,8 +72,7 @@ def test_the_result_fits_exactly_and_leaves_out_nothing_that_would_still_fit(see
     groups = tiny()
     costs = every_cost(groups, unit)
     target = int(share * max(costs.values()))
-    if min(costs.values()) > target:
-        return
+    assume(min(costs.values()) <= target)
     plan = round_to_budget(groups, scores_of(seed, groups), target=target, unit=unit)
     kept = tuple(plan.keep.tolist())
     assert is_closed(groups, plan.keep)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from models import randomise
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ def test_no_network_goes_over_its_budget_and_in_parameters_none_stays_under_it(s
         budget = Budget(gated, **{KEYWORDS[unit]: share})
         plan = harden(gated, budget)
     except (TargetError, TargetMissedError, NothingToPruneError):
-        return
+        reject()  # Hypothesis fails where hardly any example gets beyond this.
     small = l0.shrink(l0.fold(gated, plan), plan)
     found = nonzero_cost(small)
     assert found.get(unit) <= budget.target
