@@ -43,7 +43,7 @@ def register_rule(operator: str, rule: Rule | str, *, rewrite: Rewrite | None = 
         >>> register_rule("doctest::halved", "relu")
         Traceback (most recent call last):
         ...
-        l0compress.errors.InputError: there is a rule for doctest::halved already. Nothing was changed. Pass \
+        l0compress_runtime.errors.InputError: there is a rule for doctest::halved already. Nothing was changed. Pass \
 replace=True to put another in its place.
     """
     key = _key(operator)

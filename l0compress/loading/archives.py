@@ -87,8 +87,8 @@ def open_archive(content: bytes, name: str, *, error: type[InputError] = InputEr
         >>> open_archive(buffer.getvalue(), "data 'x.npz'")
         Traceback (most recent call last):
         ...
-        l0compress.errors.InputError: Cannot read data 'x.npz': its part '../outside' leaves the archive's folder.
-        Nothing was changed. No honest writer makes such a file; do not use it.
+        l0compress_runtime.errors.InputError: Cannot read data 'x.npz': its part '../outside' leaves the archive's
+        folder. Nothing was changed. No honest writer makes such a file; do not use it.
     """
     try:
         archive = zipfile.ZipFile(io.BytesIO(content))

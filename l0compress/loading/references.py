@@ -132,7 +132,7 @@ def import_extra(module: str, *, extra: str, purpose: str, error: type[InputErro
         >>> import_extra("no_such_library", extra="images", purpose="An image folder")
         Traceback (most recent call last):
         ...
-        l0compress.errors.InputError: An image folder needs no_such_library, which is not installed. Nothing was
+        l0compress_runtime.errors.InputError: An image folder needs no_such_library, which is not installed. Nothing was
         changed. Install it: pip install 'l0compress[images]'.
 
     Raises:

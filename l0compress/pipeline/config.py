@@ -46,8 +46,8 @@ def parse_config(text: str, *, name: str) -> dict[str, Any]:
     >>> parse_config("[training]\\nepoch = 7\\n", name="c.toml")
     Traceback (most recent call last):
     ...
-    l0compress.errors.InputError: c.toml, line 2: there is no setting [training] epoch. Nothing was changed. Did you
-    mean [training] epochs?
+    l0compress_runtime.errors.InputError: c.toml, line 2: there is no setting [training] epoch. Nothing was changed.
+    Did you mean [training] epochs?
     """
     try:
         content = tomllib.loads(text)
