@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from clouds import QUICK, blobs, trained_mlp
+from clouds import QUICK, blobs
 from models import randomise
 from torch import Tensor, fx, nn
 
@@ -197,16 +197,6 @@ def test_parameters_keep_their_names_and_are_copies() -> None:
     network(torch.randn(4, 2, 8, 8)).sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     assert not torch.equal(network.get_buffer("norm.running_mean"), graph.state()["norm.running_mean"])
-
-
-@pytest.fixture(scope="module")
-def data() -> Data:
-    return Data(blobs(), blobs(seed=1), blobs(seed=2))
-
-
-@pytest.fixture(scope="module")
-def graph(data: Data) -> CapturedGraph:
-    return capture(trained_mlp(data.train), (data.train.inputs[0][:2],))
 
 
 AWARE = replace(QUICK, epochs=4, quantization_aware=True)

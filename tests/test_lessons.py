@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from l0compress.data import Batch, Data, Split, StreamSplit
 from l0compress.graph import capture
 from l0compress.training import lessons as lessons_module
-from l0compress.training.course import Course, outputs_of
+from l0compress.training.course import Course
 from l0compress.training.finetune import finetune
 from l0compress.training.lessons import Lessons
+from l0compress.training.outputs import outputs_of
 from l0compress.training.preparation import course_of
 from l0compress.training.settings import FinetuneSettings
 

@@ -29,9 +29,10 @@ from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import Origin, origin_of, score_files
 from l0compress.pipeline.runs import open_run
 from l0compress.training import survey
-from l0compress.training.course import evaluate, outputs_of
+from l0compress.training.course import evaluate
 from l0compress.training.finetune import course_of
 from l0compress.training.losses import cross_entropy, objective_for
+from l0compress.training.outputs import outputs_of
 
 
 def regression(num_samples: int = 300) -> tuple[Tensor, Tensor]:

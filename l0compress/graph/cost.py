@@ -22,7 +22,7 @@ from l0compress.graph.int8 import int8_terms, size_of
 from l0compress.graph.labels import Labelled, shape_of
 from l0compress.graph.network import attribute, op_name
 from l0compress.graph.recurrent import is_recurrent
-from l0compress.graph.rules.registry import sized_by_data
+from l0compress.graph.rules.registry import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, sized_by_data
 from l0compress.graph.values import core, flattened, varying
 
 Unit = Literal["params", "macs", "bytes", "int8_bytes"]
@@ -97,11 +97,11 @@ def node_macs(node: fx.Node) -> int:
         return prod(_shape(node)) * _shape(node.args[0])[-1]
     if name in ("addmm", "baddbmm"):
         return prod(_shape(node)) * _shape(node.args[1])[-1]
-    if name in ("conv1d", "conv2d", "conv3d"):
+    if name in CONVOLUTIONS:
         return prod(_shape(node)) * prod(_shape(node.args[1])[1:])
     if name == "bilinear":
         return prod(_shape(node)[:-1]) * prod(_shape(node.args[2]))
-    if name in ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"):
+    if name in TRANSPOSED_CONVOLUTIONS:
         return prod(_shape(node.args[0])) * prod(_shape(node.args[1])[1:])
     if is_recurrent(node):
         weights: Any = node.args[2]

@@ -20,13 +20,11 @@ from torch import Tensor, fx
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.labels import shape_of
 from l0compress.graph.network import attribute, op_name
-from l0compress.graph.rules.registry import MOVEMENTS
+from l0compress.graph.rules.registry import CONVOLUTIONS, MOVEMENTS, TRANSPOSED_CONVOLUTIONS, TRANSPOSING
 
 # Bytes, and the dimensions of the tensor along each index of which they are needed.
 Term = tuple[float, tuple[int, ...]]
 
-CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
-TRANSPOSED_CONVOLUTIONS = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 # Where a product has its weight among its arguments, and which dimension of it has a scale for each index.
 PRODUCTS: dict[str, tuple[int, int]] = {
     "linear": (1, 0),
@@ -39,7 +37,6 @@ _BIASES = {"addmm": 0}
 _SUMS = frozenset({"add", "mul", "cat", "where", "rms_norm"})
 # Layers whose gates stand in another order in the file: the operators that rearrange them there are of int8, too.
 _SPLIT = frozenset({"lstm", "gru"})
-_TRANSPOSING = frozenset({"t", "numpy_T", "mT", "transpose", "swapaxes", "swapdims", "permute"})
 _SCALE = 4 + 1  # a scale, and a zero point of one byte
 _INT32_SCALE = 4 + 4
 
@@ -114,7 +111,7 @@ class _Reading:
 def _readings(source: fx.Node, transposed: bool = False) -> Iterator[_Reading]:
     for user in source.users:
         if leads_to_weights(user):
-            yield from _readings(user, transposed ^ (op_name(user) in _TRANSPOSING))
+            yield from _readings(user, transposed ^ (op_name(user) in TRANSPOSING))
             continue
         for place, argument in (*enumerate(user.args), *user.kwargs.items()):
             if argument is source or (isinstance(argument, list | tuple) and source in argument):

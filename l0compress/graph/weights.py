@@ -23,14 +23,13 @@ from l0compress.graph.cost import Cost, cost, node_macs
 from l0compress.graph.labels import shape_of
 from l0compress.graph.network import Place, argument_at, attribute, op_name
 from l0compress.graph.recurrent import is_recurrent
-from l0compress.graph.rules.registry import MOVEMENTS
+from l0compress.graph.rules.registry import CONVOLUTIONS, MOVEMENTS, TRANSPOSED_CONVOLUTIONS
 
 INDEX_BYTES = 4  # a column index, and a row pointer, of SciPy's CSR matrices
 
 # Where operators have what they multiply by; the first parameter among them bears the multiply-accumulates.
 _PLACES: dict[str, tuple[int, ...]] = {
-    **dict.fromkeys(("linear", "conv1d", "conv2d", "conv3d"), (1,)),
-    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), (1,)),
+    **dict.fromkeys(("linear", *CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS), (1,)),
     **dict.fromkeys(("_grouped_mm", "transformers::grouped_mm_fallback"), (1,)),
     **dict.fromkeys(("matmul", "mm", "bmm", "mv", "dot"), (1, 0)),
     **dict.fromkeys(("addmm", "baddbmm"), (2, 1)),

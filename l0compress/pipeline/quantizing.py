@@ -25,9 +25,9 @@ from l0compress.loading import fit_data, load_data
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.requests import request_of
 from l0compress.pipeline.runs import CONFIG, Run, reading_of
-from l0compress.training.course import Evaluation, evaluate, outputs_of
+from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.losses import Objective
-from l0compress.training.outputs import logits_of, others_of
+from l0compress.training.outputs import logits_of, others_of, outputs_of
 from l0compress.training.preparation import objective_on
 from l0compress.training.reading import Reading
 from l0compress.verify import difference, verify

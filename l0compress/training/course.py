@@ -17,6 +17,7 @@ from l0compress.errors import DataError
 from l0compress.training.faults import diverged
 from l0compress.training.lessons import Lessons
 from l0compress.training.losses import Objective
+from l0compress.training.outputs import outputs_of
 from l0compress.training.randomness import own_generators, set_torch_states_, torch_states
 from l0compress.training.settings import FinetuneSettings
 
@@ -145,12 +146,6 @@ class Course:
     def noisy(self, batch: Batch) -> Batch:
         """What the network is trained on."""
         return drop_inputs(batch, self.settings.input_dropout)
-
-
-def outputs_of(module: nn.Module, batch: Batch) -> Any:
-    """The outputs on a batch, without gradients."""
-    with torch.no_grad():
-        return batch.run(module)
 
 
 def drop_inputs(batch: Batch, probability: float | None) -> Batch:

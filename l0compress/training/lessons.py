@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from l0compress.data import AnySplit, Batch, Split
 from l0compress.streams import cut
+from l0compress.training.outputs import outputs_of
 
 MOST_BYTES = 2**28
 _BATCH = 256
@@ -61,8 +62,8 @@ class Lessons:
 
     def answer(self, batch: Batch) -> Any:
         """What the teacher returns for one batch, without gradients."""
-        with torch.no_grad(), self.context():
-            return batch.to(self.device).run(self.teacher)
+        with self.context():
+            return outputs_of(self.teacher, batch.to(self.device))
 
     def _asked(self, split: Split) -> Answers | None:
         found: list[list[Tensor]] = []

@@ -10,14 +10,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from l0compress.batches import Batch
 from l0compress.calls import named_leaves
 from l0compress.errors import DataError
 
 IGNORED = -100
 # The least probability whose logarithm is taken.
 TINY = 1e-12
+
+
+def outputs_of(module: nn.Module, batch: Batch) -> Any:
+    """What a model returns on a batch, without gradients."""
+    with torch.no_grad():
+        return batch.run(module)
 
 
 def logits_of(outputs: Any) -> Tensor:

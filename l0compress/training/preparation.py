@@ -12,11 +12,12 @@ from l0compress.devices import widest_float
 from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.loading.classes import class_warnings
-from l0compress.training.course import Course, outputs_of
+from l0compress.training.course import Course
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent
 from l0compress.training.journal import Journal
 from l0compress.training.lessons import Lessons
 from l0compress.training.losses import Objective, check_loss, objective_of
+from l0compress.training.outputs import outputs_of
 from l0compress.training.phases import evaluate_on
 from l0compress.training.reading import Reading
 from l0compress.training.results import Run

@@ -46,6 +46,12 @@ MOVEMENTS = REARRANGING | {
     "getitem",
 }
 
+# Those of them that bring the two dimensions of a matrix to each other's places.
+TRANSPOSING = frozenset({"t", "numpy_T", "mT", "transpose", "permute", "swapaxes", "swapdims"})
+
+CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
+TRANSPOSED_CONVOLUTIONS = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
+
 NO_RULE = "no rule for"  # how the reason begins where an operator is unknown
 
 

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from l0compress.graph.network import attribute, op_name
+from l0compress.graph.rules.registry import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, TRANSPOSING
 from l0compress.training.repair.forms import Convolution, Form, Product
-
-_TRANSPOSED = ("t", "numpy_T", "mT", "transpose", "permute", "swapaxes", "swapdims")
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 
 
 @dataclass(frozen=True)
@@ -42,17 +40,13 @@ class Contraction:
 
 
 class Contractions:
-    """Finds the contractions of a graph.
-
-    Attributes:
-        uses: how often each tensor is read, by its ``id``.
-    """
+    """Finds the contractions of a graph."""
 
     def __init__(self, network: fx.GraphModule) -> None:
         self._network = network
         # Names of one tensor are one parameter, which two layers then share.
         reads = [node for node in network.graph.nodes if node.op == "get_attr"]
-        self.uses = Counter(id(attribute(network, str(node.target))) for node in reads for _ in node.users)
+        self._uses = Counter(id(attribute(network, str(node.target))) for node in reads for _ in node.users)
 
     def of(self, node: fx.Node) -> Contraction | None:
         """The contraction that a node is, None if it is none or reads a parameter that other nodes read too."""
@@ -65,19 +59,27 @@ class Contractions:
             return self._product(node, ("self", "other" if name == "matmul" else "mat2", ""), outputs_first=False)
         if name == "addmm" and _argument(node, "alpha") == 1 and _argument(node, "beta") == 1:
             return self._product(node, ("mat1", "mat2", "self"), outputs_first=False)
-        return self._convolution(node) if name in _CONVOLUTIONS else None
+        return self._convolution(node) if name in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS else None
+
+    def own(self, operand: Any) -> str | None:
+        """The name of a parameter that nothing else reads."""
+        if not isinstance(operand, fx.Node) or operand.op != "get_attr":
+            return None
+        tensor = attribute(self._network, str(operand.target))
+        own = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and self._uses[id(tensor)] == 1
+        return str(operand.target) if own else None
 
     def _product(self, node: fx.Node, names: tuple[str, str, str], *, outputs_first: bool) -> Contraction | None:
         source, weight, bias = (_argument(node, name) if name else None for name in names)
-        while isinstance(weight, fx.Node) and op_name(weight) in _TRANSPOSED and len(weight.users) == 1:
+        while isinstance(weight, fx.Node) and op_name(weight) in TRANSPOSING and len(weight.users) == 1:
             outputs_first, weight = not outputs_first, weight.args[0]
-        name = self._own(weight)
+        name = self.own(weight)
         if name is None or attribute(self._network, name).dim() != 2 or not isinstance(source, fx.Node):
             return None
         return self._with_bias(Contraction(node, node, source, name, None, Product(outputs_first)), bias)
 
     def _convolution(self, node: fx.Node) -> Contraction | None:
-        source, name = _argument(node, "input"), self._own(_argument(node, "weight"))
+        source, name = _argument(node, "input"), self.own(_argument(node, "weight"))
         if name is None or not isinstance(source, fx.Node):
             return None
         weight = attribute(self._network, name)
@@ -85,7 +87,7 @@ class Contractions:
         if source.meta["val"].dim() != weight.dim():
             return None
         kernel, dilation = tuple(weight.shape[2:]), _each(_argument(node, "dilation"), rank)
-        transposed = op_name(node).startswith("conv_transpose")
+        transposed = op_name(node) in TRANSPOSED_CONVOLUTIONS
         form = Convolution(
             _argument(node, "groups"),
             kernel,
@@ -99,26 +101,18 @@ class Contractions:
 
     def _with_bias(self, found: Contraction, bias: Any) -> Contraction | None:
         if bias is not None:
-            name = self._own(bias)
+            name = self.own(bias)
             # What is added may be shared or no parameter at all; it then stays, and the weight alone is solved.
             single = name is not None and attribute(self._network, name).dim() == 1
             return Contraction(found.node, found.node, found.source, found.weight, name if single else None, found.form)
         (last, *others) = (*found.node.users, None)
         if others != [None] or last is None or not isinstance(found.form, Product) or not _is_sum(last):
             return found
-        name = next((name for operand in last.args[:2] if (name := self._own(operand)) is not None), None)
+        name = next((name for operand in last.args[:2] if (name := self.own(operand)) is not None), None)
         width = found.node.meta["val"].shape[-1]
         if name is None or tuple(attribute(self._network, name).shape) != (width,):
             return found
         return Contraction(found.node, last, found.source, found.weight, name, found.form)
-
-    def _own(self, operand: Any) -> str | None:
-        """The name of a parameter that nothing else reads."""
-        if not isinstance(operand, fx.Node) or operand.op != "get_attr":
-            return None
-        tensor = attribute(self._network, str(operand.target))
-        own = isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and self.uses[id(tensor)] == 1
-        return str(operand.target) if own else None
 
 
 def _is_sum(node: fx.Node) -> bool:

@@ -8,21 +8,24 @@ outputs are no closer on samples that the layer was not solved on, it keeps its 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from l0compress.devices import widest_float
 from l0compress.graph.network import attribute, op_name
 from l0compress.graph.plan import KeepPlan, cut
 from l0compress.graph.recurrent import NUM_GATES, directions, is_recurrent
+from l0compress.training.repair.forms import Product
 from l0compress.training.repair.least_squares import Sums, best_step
 from l0compress.training.repair.lockstep import Lockstep
 from l0compress.training.repair.rows import Rows
 
+# Rows of steps, whatever the layer does with them.
+_FORM = Product(outputs_first=True)
 _X, _PARAMS, _HAS_BIASES, _NUM_LAYERS, _BIDIRECTIONAL, _BATCH_FIRST = 0, 2, 3, 4, 7, 8
 
 
@@ -83,22 +86,19 @@ class RecurrentTask:
 
 
 def recurrent_task(
-    node: fx.Node, twin: fx.Node | None, network: fx.GraphModule, plan: KeepPlan, uses: Mapping[int, int]
+    node: fx.Node, twin: fx.Node | None, own: Callable[[fx.Node], str | None], plan: KeepPlan
 ) -> RecurrentTask | None:
     """The task that a node is; None where it is no single recurrent layer with parameters of its own.
 
     Args:
         twin: the node of the dense network that it was.
-        network: the small network.
-        uses: how often each tensor of it is read, by its ``id``.
+        own: the name of a parameter that nothing else reads, by the node that stands for it.
     """
     if twin is None or not is_recurrent(node) or node.args[_NUM_LAYERS] != 1:
         return None
     params: Any = node.args[_PARAMS]
-    names = [str(param.target) for param in params if param.op == "get_attr"]
-    if len(names) != len(params) or not all(_own(attribute(network, name), uses) for name in names):
-        return None
-    if any(name in plan.masks and not bool(plan.masks[name].all()) for name in names):
+    names = [name for param in params if (name := own(param)) is not None]
+    if len(names) != len(params):
         return None
     keeps = plan.parameter_keeps()
     found = directions(
@@ -113,10 +113,6 @@ def recurrent_task(
         biases = tuple(names[position] for position in place.biases)
         sides.append(Side(names[place.weight_ih], names[place.weight_hh], biases, rows, units))
     return RecurrentTask(node, twin, tuple(sides))
-
-
-def _own(tensor: Tensor, uses: Mapping[int, int]) -> bool:
-    return isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and uses[id(tensor)] == 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,15 +196,11 @@ def _missing(task: RecurrentTask, here: Lockstep, samples: Samples) -> float:
         found = task.steps_first(result[0])
         whole = zip(samples.outputs[number].chunk(len(task.sides), 2), task.sides, strict=True)
         wanted = torch.cat([cut(one, (None, None, side.units)) for one, side in whole], 2)
-        pair = [_chosen(x, samples.rows[number].chosen(x.shape[:2], x.numel(), x.device)) for x in (found, wanted)]
-        error += float((pair[0] - pair[1]).double().square().sum())
-        squares += float(pair[1].double().square().sum())
+        chosen = samples.rows[number].chosen(found.shape[:2], found.numel(), found.device)
+        pair = [_FORM.outputs(x, chosen).to(widest_float(x.device)) for x in (found, wanted)]
+        error += float((pair[0] - pair[1]).square().sum())
+        squares += float(pair[1].square().sum())
     return error / squares if squares else 0.0
-
-
-def _chosen(x: Tensor, rows: Tensor | None) -> Tensor:
-    flat = x.reshape(-1, x.shape[2])
-    return flat if rows is None else flat[rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +221,7 @@ class _Problem:
             most = limits.train_rows / samples.num_train if trained else limits.held_out_rows / num_held
             inputs, wanted = self._rows(samples, number, math.ceil(most))
             residuals = wanted.to(then.dtype) @ then - inputs.to(now.dtype) @ now
-            (train if trained else held).add_(inputs.to(now.dtype).unsqueeze(0), residuals.unsqueeze(0))
+            (train if trained else held).add_(inputs.to(now.dtype), residuals)
         found = best_step(train, held, limits.penalties, free=int(bool(self._biases())))
         self._move_(small, found.step[0])
 
@@ -244,7 +236,7 @@ class _Problem:
         here, there = (
             torch.cat([*(p for p, wanted in zip(pair, read, strict=True) if wanted), ones], 2) for pair in both
         )
-        return _chosen(here, chosen), _chosen(there, chosen)
+        return _FORM.outputs(here, chosen), _FORM.outputs(there, chosen)
 
     def _states(self, samples: Samples, number: int) -> Tensor:
         """What the dense layer handed on before each step, ``(samples, steps, units)``."""

@@ -47,7 +47,7 @@ class Tasks:
         self._masked = {name for name, mask in plan.masks.items() if not bool(mask.all())}
         found = [task for node in small.graph.nodes if (task := self._task(node)) is not None]
         self.by_node = {task.layer.node: task for task in found}
-        self.recurrent = {task.node: task for node in small.graph.nodes if (task := self._recurrent(small, node))}
+        self.recurrent = {task.node: task for node in small.graph.nodes if (task := self._recurrent(node))}
 
     def taken(self) -> Counter[fx.Node]:
         """The nodes of the dense network whose values are asked for, and how often."""
@@ -67,8 +67,12 @@ class Tasks:
         twin = self._dense.get(node.name)
         return twin if twin is not None and op_name(twin) == op_name(node) else None
 
-    def _recurrent(self, network: GraphNetwork, node: fx.Node) -> RecurrentTask | None:
-        return recurrent_task(node, self.twin(node), network, self._plan, self._small.uses)
+    def _recurrent(self, node: fx.Node) -> RecurrentTask | None:
+        def own(param: fx.Node) -> str | None:
+            name = self._small.own(param)
+            return None if name in self._masked else name
+
+        return recurrent_task(node, self.twin(node), own, self._plan)
 
     def _task(self, node: fx.Node) -> Task | None:
         layer, twin = self._small.of(node), self.twin(node)
