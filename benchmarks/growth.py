@@ -23,7 +23,7 @@ import torchvision_without_ops
 from torch import nn
 
 import l0compress as l0
-from l0compress.graph.labels import label
+from l0compress.graph.labels.walk import label
 from l0compress.training.harden import decide
 
 COLUMNS = (

@@ -28,8 +28,8 @@ from torch.nn import functional as F
 from l0compress.data import Data, Split
 from l0compress.errors import TargetMissedError
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.cost import cost
-from l0compress.graph.weights import nonzero_cost
+from l0compress.graph.groups.cost import cost
+from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
 

@@ -36,9 +36,9 @@ from l0compress.data import Data, Split
 from l0compress.devices import synchronize, widest_float
 from l0compress.gates.attach import compact, gate
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.masked import masked
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.table import Table
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.settings import FinetuneSettings, GateSettings

@@ -31,7 +31,7 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.cost import cost
+from l0compress.graph.groups.cost import cost
 from l0compress.pipeline.quantizing import quantized_file
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings

@@ -19,8 +19,8 @@ from torch.export import Dim
 
 from l0compress.devices import device_of, moved
 from l0compress.errors import InputError
-from l0compress.graph.batch import BatchDims, batch_of, bounds_of, leading, symbols_of
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.capture.batch import BatchDims, batch_of, bounds_of, leading, symbols_of
 
 # One sample, and more than the seven rows that some kernels of ONNX Runtime take at a time.
 BATCH_SIZES = (1, 11)

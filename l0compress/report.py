@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from l0compress.graph.cost import Cost
+from l0compress.graph.groups.cost import Cost
 from l0compress.table import Table
 
 if TYPE_CHECKING:

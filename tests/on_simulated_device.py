@@ -28,10 +28,10 @@ from l0compress.errors import InputError
 from l0compress.gates.attach import compact, fold, gate
 from l0compress.gates.network import GatedNetwork
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.masked import masked
-from l0compress.graph.placement import named_devices
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
+from l0compress.graph.nodes.placement import named_devices
 from l0compress.training.budget import Budget
 from l0compress.training.finetune import finetune
 from l0compress.training.harden import harden

@@ -19,7 +19,7 @@ from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2, export_pt2
 from l0compress.export.session import OnnxSession
-from l0compress.graph.cost import cost
+from l0compress.graph.groups.cost import cost
 from l0compress.pipeline.compress import compress
 from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings

@@ -16,7 +16,7 @@ from torch import nn
 from l0compress.errors import TargetError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph.capture import capture
-from l0compress.graph.cost import cost
+from l0compress.graph.groups.cost import cost
 from l0compress.training.budget import Budget, FixedPenalty
 from l0compress.training.multiplier import AscentSettings, Multiplier, cubic_ramp
 from l0compress.training.targets import resolve_target

@@ -30,11 +30,11 @@ from l0compress.devices import constant_on, device_of, forked_randomness, moved,
 from l0compress.gates.attach import compact, gate
 from l0compress.gates.network import GatedNetwork
 from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import find_groups
-from l0compress.graph.masked import masked
-from l0compress.graph.placement import apart, named_devices
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
+from l0compress.graph.nodes.placement import apart, named_devices
 from l0compress.loading import load_pt2
 
 CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")

@@ -16,9 +16,9 @@ from l0compress.data import Batch, Data, Split, StreamSplit
 from l0compress.errors import DataError, DivergedError, InputError, L0Error, TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.cost import cost
+from l0compress.graph.cut.masked import masked
 from l0compress.graph.groups import find_groups
-from l0compress.graph.masked import masked
+from l0compress.graph.groups.cost import cost
 from l0compress.training.equality import check_equal
 from l0compress.training.faults import diverged
 from l0compress.training.finetune import FinetuneResult, finetune

@@ -10,10 +10,10 @@ from l0compress.errors import NothingToPruneError
 from l0compress.gates.attach import GatedNetwork, attach, compact, fold, gate, product_of
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.capture import CapturedGraph, capture
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import find_groups
-from l0compress.graph.masked import masked
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
 
 SHUT, OPEN = -40.0, 40.0
 

@@ -14,11 +14,11 @@ from l0compress.batches import Batch
 from l0compress.data import Data, StreamSplit
 from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.cost import cost
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups
-from l0compress.graph.masked import masked
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
+from l0compress.graph.groups.cost import cost
 from l0compress.training.curvature import probe
 from l0compress.training.descent import descend, held_back, steps_down
 from l0compress.training.equality import check_equal

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import l0compress as l0
 from l0compress.errors import LostInCaptureWarning
-from l0compress.graph.training_mode import TrainingOnly
+from l0compress.graph.capture.training_mode import TrainingOnly
 from l0compress.pipeline.training_run import result_of
 from l0compress.training.events import WARNING, ProgressEvent
 

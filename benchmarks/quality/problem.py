@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from l0compress.data import AnySplit, Batch, Data, Split
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import cost
+from l0compress.graph.groups.cost import cost
 from l0compress.training.losses import cross_entropy
 from l0compress.training.outputs import logits_of
 from quality.cells import Grid

@@ -12,8 +12,8 @@ from torch import nn
 
 from l0compress.data import Data, Split
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import Cost, cost
-from l0compress.graph.weights import nonzero_cost
+from l0compress.graph.groups.cost import Cost, cost
+from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
 from quality.cells import DENSE, Cell

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from l0compress.graph import CapturedGraph, GraphNetwork, KeepPlan
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 Keeps = Sequence[Tensor | None]
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")

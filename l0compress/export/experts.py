@@ -9,7 +9,7 @@ from onnxscript import opset18
 from onnxscript.onnx_types import FLOAT, INT32
 
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 op: Any = opset18
 

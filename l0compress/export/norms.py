@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx
 
-from l0compress.graph.network import GraphNetwork, op_name
+from l0compress.graph.nodes.network import GraphNetwork, op_name
 
 # Values that one float32 sum is trusted with.
 MANY = 1024

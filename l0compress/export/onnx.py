@@ -35,11 +35,11 @@ from l0compress.export.origins import note_origins_
 from l0compress.export.recurrent import TRANSLATIONS, check_translatable
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.export.ties import tie_sizes_
-from l0compress.graph.batch import leaves_of
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import cost
-from l0compress.graph.network import GraphNetwork, op_name
-from l0compress.graph.recurrent import any_length
+from l0compress.graph.capture.batch import leaves_of
+from l0compress.graph.capture.rnn_layers import any_length
+from l0compress.graph.groups.cost import cost
+from l0compress.graph.nodes.network import GraphNetwork, op_name
 from l0compress.verify import Model, check_tolerance, verify
 from l0compress_runtime.sessions import first_line
 

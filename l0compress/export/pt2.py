@@ -23,10 +23,10 @@ from l0compress.calls import Call, asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.ties import tie_sizes_
-from l0compress.graph.batch import batch_dims_of_program
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.graph.network import GraphNetwork
-from l0compress.graph.recurrent import any_length
+from l0compress.graph.capture.batch import batch_dims_of_program
+from l0compress.graph.capture.rnn_layers import any_length
+from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.loading import load_pt2
 from l0compress.loading.exported import BATCH_DIMS, batch_dims_file
 from l0compress.verify import Model, check_tolerance, verify

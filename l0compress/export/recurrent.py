@@ -1,6 +1,6 @@
 """Recurrent layers in ONNX: one ``LSTM``, ``GRU`` or ``RNN`` node a layer, for any batch and any length of sequence.
 
-requires: nodes of one layer each, as :mod:`l0compress.graph.recurrent` leaves them.
+requires: nodes of one layer each, as :mod:`l0compress.graph.nodes.recurrence` leaves them.
 ensures:  :data:`TRANSLATIONS`, which ``torch.onnx.export`` takes as its ``custom_translation_table``.
 
 Source: the ONNX operator specifications, opset 18.
@@ -18,8 +18,8 @@ from torch import fx
 
 from l0compress.errors import SurgeryError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import op_name
-from l0compress.graph.recurrent import Direction, directions, is_recurrent
+from l0compress.graph.nodes.network import op_name
+from l0compress.graph.nodes.recurrence import Direction, directions, is_recurrent
 
 aten = torch.ops.aten
 op: Any = opset18

@@ -16,7 +16,7 @@ from torch import fx
 
 from l0compress.calls import free_dims
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import GraphNetwork
+from l0compress.graph.nodes.network import GraphNetwork
 
 
 def tie_sizes_(network: GraphNetwork, graph: CapturedGraph) -> None:

@@ -23,12 +23,12 @@ from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE,
 from l0compress.gates.network import FACTORS, MOVES, WEIGHT_GATE, GatedNetwork, Start, check_trainable, gate_key
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph, check_captured
+from l0compress.graph.cut.matching import match_moves
+from l0compress.graph.cut.plan import KeepPlan, Keeps, cut
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
-from l0compress.graph.matching import match_moves
-from l0compress.graph.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
-from l0compress.graph.plan import KeepPlan, Keeps, cut
-from l0compress.graph.shrink import shrink
-from l0compress.graph.weights import Weight, find_weights
+from l0compress.graph.groups.weights import Weight, find_weights
+from l0compress.graph.nodes.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
 
 Granularity = Literal["structured", "weights", "both"]
 GRANULARITIES: tuple[Granularity, ...] = ("structured", "weights", "both")
@@ -46,7 +46,7 @@ def gate(
     """Attach hard concrete gates. ``graph`` is not changed; the gated network comes in training mode.
 
     ``granularity`` is "structured" (a gate for what can be cut out physically, on what reads it), "weights" (a gate
-    for each element of the weights that :func:`~l0compress.graph.weights.find_weights` finds) or "both". Gates start at
+    for each element of the weights that :func:`~l0compress.graph.find_weights` finds) or "both". Gates start at
     ``log_alpha``; those of weights above or below it by ``magnitude_slope``, see
     :func:`~l0compress.gates.weight_gates.starting_log_alpha`.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l0compress.gates.hard_concrete import HardConcrete
-from l0compress.graph.reads import Read
+from l0compress.graph.groups.reads import Read
 
 
 class ReadFactors(nn.Module):

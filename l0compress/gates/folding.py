@@ -14,8 +14,8 @@ from torch import Tensor
 
 from l0compress.gates.factors import product_of
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.checksum import weights_checksum
-from l0compress.graph.plan import KeepPlan
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.nodes.checksum import weights_checksum
 
 if TYPE_CHECKING:
     from l0compress.gates.network import GatedNetwork

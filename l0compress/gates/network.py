@@ -24,13 +24,13 @@ from l0compress.gates.refusals import CALL_ERRORS, refused_call
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.checksum import weights_checksum
-from l0compress.graph.describe import counted, headed
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
-from l0compress.graph.network import GraphNetwork, attribute, retype_node_
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
-from l0compress.graph.weights import Weight
+from l0compress.graph.groups.weights import Weight
+from l0compress.graph.nodes.checksum import weights_checksum
+from l0compress.graph.nodes.describe import counted, headed
+from l0compress.graph.nodes.network import GraphNetwork, attribute, retype_node_
 
 FACTORS = "l0_read_factors"
 WEIGHT_GATE = "l0_weight_gate_"

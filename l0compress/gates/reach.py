@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
-from l0compress.graph.plan import KeepPlan
 
 
 def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:

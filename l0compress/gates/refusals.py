@@ -11,7 +11,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.describe import input_text, input_texts
+from l0compress.graph.nodes.describe import input_text, input_texts
 
 # What PyTorch and the packing of inputs raise where they do not fit.
 CALL_ERRORS = (RuntimeError, ValueError, TypeError)

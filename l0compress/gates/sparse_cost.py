@@ -18,9 +18,9 @@ from torch import Tensor
 from l0compress.devices import constant_on, widest_float
 from l0compress.gates.weight_gates import WeightGate
 from l0compress.graph.groups import Groups
-from l0compress.graph.space import MacsFact
-from l0compress.graph.values import flattened, varying
-from l0compress.graph.weights import INDEX_BYTES, Use, Weight
+from l0compress.graph.groups.weights import INDEX_BYTES, Use, Weight
+from l0compress.graph.labels.space import MacsFact
+from l0compress.graph.labels.values import flattened, varying
 
 Lines = dict[int, Tensor]
 

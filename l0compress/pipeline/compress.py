@@ -13,12 +13,12 @@ from torch.export import ExportedProgram
 from l0compress.devices import CPU, device_of
 from l0compress.errors import InputError, LostInCaptureWarning, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import Cost, cost
-from l0compress.graph.describe import cost_lines, headed
-from l0compress.graph.dynamic import Dynamic
-from l0compress.graph.masked import masked
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.weights import nonzero_cost
+from l0compress.graph.capture.dynamic import Dynamic
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.groups.cost import Cost, cost, cost_lines
+from l0compress.graph.groups.weights import nonzero_cost
+from l0compress.graph.nodes.describe import headed
 from l0compress.loading import Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.course import Evaluation, evaluate

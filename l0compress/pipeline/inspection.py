@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from l0compress.gates.reach import smallest_keep
-from l0compress.graph.cost import Cost, cost
-from l0compress.graph.frozen import Frozen, FrozenReason, by_reason, unknown_operators
+from l0compress.graph.capture.training_mode import TrainingOnly
 from l0compress.graph.groups import Group, Groups, find_groups
-from l0compress.graph.training_mode import TrainingOnly
+from l0compress.graph.groups.cost import Cost, cost
+from l0compress.graph.groups.frozen import Frozen, FrozenReason, by_reason, unknown_operators
 from l0compress.loading import DataSource, ModelSource
 from l0compress.pipeline.repeats import repeated
 from l0compress.pipeline.sources import open_graph

@@ -14,9 +14,9 @@ from heapq import heappop, heappush
 import torch
 from torch import Tensor
 
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
-from l0compress.graph.naming import Group
-from l0compress.graph.plan import KeepPlan
+from l0compress.graph.groups.naming import Group
 from l0compress.training.refill import Limit, Portion, refill
 
 WIDTH_MULTIPLE = 8

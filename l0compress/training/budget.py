@@ -124,7 +124,7 @@ class Budget(Penalty):
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs, bytes or bytes of int8.
 
     Name exactly one of ``params``, ``macs``, ``bytes`` (or ``size_bytes``) and ``int8_bytes``, which counts what the
-    int8 file will hold, see :mod:`l0compress.graph.int8`: as a keyword, in a mapping,
+    int8 file will hold, see :mod:`l0compress.graph.groups.int8`: as a keyword, in a mapping,
     ``Budget(gated, {"macs": 0.5})``, or as on the command line, ``Budget(gated, "macs=0.5")``. A number between 0 and 1
     is a fraction of the cost that ``gated`` has when the budget is made, a whole number from 100 on is a count. Where
     single weights carry gates, the cost is that of what is not zero, see :func:`~l0compress.nonzero_cost`.

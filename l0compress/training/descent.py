@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
-from l0compress.graph.plan import KeepPlan
 from l0compress.training.harden import decide
 from l0compress.training.narrowing import Narrowed
 from l0compress.training.targets import dense_cost

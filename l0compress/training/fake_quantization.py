@@ -22,16 +22,18 @@ from torch import Tensor, fx
 
 from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.int8 import PRODUCTS, folds_into, is_static, leads_to_weights
-from l0compress.graph.network import GraphNetwork, argument_at, op_name, put_argument_
-from l0compress.graph.rules.registry import MOVEMENTS
+from l0compress.graph.groups.int8 import folds_into, is_static, leads_to_weights, product_of
+from l0compress.graph.nodes.network import GraphNetwork, argument_at, op_name, put_argument_
+from l0compress.graph.operators.record import operator_of
 
 # Of the static form: what has inputs and outputs of int8, what passes int8 on, and what merges with what it follows.
-_ROUNDED = frozenset(PRODUCTS) | {
-    *("add", "mul", "cat", "where", "sigmoid", "silu", "softmax", "_softmax", "leaky_relu", "adaptive_avg_pool2d"),
-    *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "scaled_dot_product_attention"),
-}
-_PASSING = (MOVEMENTS - {"cat", "concat", "stack"}) | {"max_pool1d", "max_pool2d", "max_pool3d", "dropout"}
+_ROUNDED = frozenset(
+    {
+        *("add", "mul", "cat", "where", "sigmoid", "silu", "softmax", "_softmax", "leaky_relu", "adaptive_avg_pool2d"),
+        *("batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "scaled_dot_product_attention"),
+    }
+)
+_PASSING = frozenset({"max_pool1d", "max_pool2d", "max_pool3d", "dropout"})
 _MERGING = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min"})
 
 
@@ -102,16 +104,21 @@ def fake_quantized(graph: CapturedGraph) -> GraphNetwork:
     marked = _rounded_in_static(nodes) if static else _inputs_of_products(nodes)
     for node in nodes:
         if _has_weights(node):
-            place, axis = PRODUCTS[op_name(node)]
-            with network.graph.inserting_before(node):
-                rounded = _called(round_weight, argument_at(node, place), axis)
-            put_argument_(node, place, rounded)
+            _round_weight_(network, node)
         elif _looks_up(node):
             _put_behind_(node, round_rows, node.args[0], static)
     for node in marked:
         _put_behind_(node, round_activation)
     network.recompile()
     return network
+
+
+def _round_weight_(network: GraphNetwork, node: fx.Node) -> None:
+    product = product_of(node)
+    if product is not None:
+        with network.graph.inserting_before(node):
+            rounded = _called(round_weight, argument_at(node, product.place), product.axis)
+        put_argument_(node, product.place, rounded)
 
 
 def check_quantizable(graph: CapturedGraph) -> None:
@@ -140,8 +147,8 @@ def _zeros(scale: Tensor) -> Tensor:
 
 
 def _has_weights(node: fx.Node) -> bool:
-    product = PRODUCTS.get(op_name(node)) if node.op == "call_function" else None
-    return product is not None and leads_to_weights(argument_at(node, product[0]))
+    product = product_of(node)
+    return product is not None and leads_to_weights(argument_at(node, product.place))
 
 
 def _looks_up(node: fx.Node) -> bool:
@@ -163,7 +170,7 @@ def _rounded_in_static(nodes: list[fx.Node]) -> list[fx.Node]:
     """What the static form rounds: all that its operators of int8 take and return, but for what follows from that."""
     found: dict[fx.Node, None] = {}
     for node in nodes:
-        if node.op == "call_function" and op_name(node) in _ROUNDED:
+        if product_of(node) is not None or (node.op == "call_function" and op_name(node) in _ROUNDED):
             operands = [source for source in node.all_input_nodes if not leads_to_weights(source)]
             for value in (*operands, node):
                 source = _merged(_origin(value))
@@ -174,11 +181,17 @@ def _rounded_in_static(nodes: list[fx.Node]) -> list[fx.Node]:
 
 def _origin(node: fx.Node) -> fx.Node:
     """Where values come from that are only moved about."""
-    while node.op == "call_function" and op_name(node) in _PASSING and isinstance(node.args[0], fx.Node):
-        if op_name(node) == "getitem" and op_name(node.args[0]) not in _PASSING:
+    while _passes(node) and isinstance(node.args[0], fx.Node):
+        if op_name(node) == "getitem" and not _passes(node.args[0]):
             break
         node = node.args[0]
     return node
+
+
+def _passes(node: fx.Node) -> bool:
+    known = operator_of(node)
+    moves_one = known.moves and not known.joins and op_name(node) != "stack"
+    return moves_one or (node.op == "call_function" and op_name(node) in _PASSING)
 
 
 def _merged(node: fx.Node) -> fx.Node:

@@ -12,13 +12,13 @@ from itertools import islice
 
 from l0compress.data import Data
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.checksum import weights_checksum
-from l0compress.graph.cost import cost
+from l0compress.graph.cut.masked import masked
+from l0compress.graph.cut.plan import KeepPlan, unshrink_state
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
-from l0compress.graph.masked import masked
-from l0compress.graph.plan import KeepPlan, unshrink_state
-from l0compress.graph.shrink import shrink
-from l0compress.graph.weights import nonzero_cost
+from l0compress.graph.groups.cost import cost
+from l0compress.graph.groups.weights import nonzero_cost
+from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.course import Course
 from l0compress.training.equality import check_equal
 from l0compress.training.events import OnEvent, ignore

@@ -16,8 +16,8 @@ from l0compress.errors import InputError, TargetError, TargetMissedError
 from l0compress.gates.attach import GatedNetwork, check_gated
 from l0compress.gates.folding import unfit_weights
 from l0compress.gates.reach import smallest_keep
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
-from l0compress.graph.plan import KeepPlan
 from l0compress.training.alignment import align
 from l0compress.training.budget import Penalty
 from l0compress.training.refill import Limit, Portion, refill

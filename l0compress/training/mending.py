@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.plan import KeepPlan
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.training.course import Course
 from l0compress.training.descent import Repair
 from l0compress.training.repair import repair

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from l0compress.errors import NothingToPruneError
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cut.matching import match_moves
+from l0compress.graph.cut.plan import KeepPlan, unshrink_state
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
-from l0compress.graph.matching import match_moves
-from l0compress.graph.plan import KeepPlan, unshrink_state
-from l0compress.graph.shrink import shrink
 
 Refine = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
 

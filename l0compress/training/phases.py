@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import GraphNetwork
+from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.training.budget import Penalty
 from l0compress.training.course import Course, Evaluation, Pass, evaluate, train_epoch
 from l0compress.training.events import ProgressEvent

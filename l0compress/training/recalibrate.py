@@ -9,7 +9,7 @@ from torch import Tensor
 
 from l0compress.data import Batch
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 _TRAINING, _MOMENTUM = 5, 6
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import cost
-from l0compress.graph.describe import cost_lines, counted, headed
-from l0compress.graph.plan import KeepPlan, unshrink_state
-from l0compress.graph.shrink import shrink
+from l0compress.graph.cut.plan import KeepPlan, unshrink_state
+from l0compress.graph.cut.shrink import shrink
+from l0compress.graph.groups.cost import cost, cost_lines
+from l0compress.graph.nodes.describe import counted, headed
 from l0compress.training.course import Course, Evaluation
 from l0compress.training.events import ProgressEvent
 from l0compress.training.journal import Journal

@@ -1,8 +1,8 @@
 """Rounding scores of single weights to an exact integer budget.
 
 requires: a graph, and a score for each element of its weights.
-ensures:  masks under which :func:`~l0compress.graph.weights.nonzero_cost` is at most the target, and in parameters
-          equal to it where there are as many weights; every weight keeps its best element.
+ensures:  masks under which :func:`~l0compress.graph.nonzero_cost` is at most the target, and in parameters equal to it
+          where there are as many weights; every weight keeps its best element.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from l0compress.errors import TargetMissedError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import cost
-from l0compress.graph.weights import Weight, find_weights
+from l0compress.graph.groups.cost import cost
+from l0compress.graph.groups.weights import Weight, find_weights
 
 
 def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], *, target: int, unit: str) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from l0compress.errors import InputError
 from l0compress.gates.attach import Granularity, check_granularity
 from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, TEMPERATURE
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 from l0compress.training.optim import OPTIMIZERS
 
 PLAIN_RATE = 1e-2

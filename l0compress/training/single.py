@@ -8,7 +8,7 @@ from l0compress.calls import example_calls
 from l0compress.data import AnySplit, StreamSplit
 from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 from l0compress.training.randomness import undisturbed
 from l0compress.training.settings import FinetuneSettings
 

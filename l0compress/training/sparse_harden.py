@@ -18,11 +18,11 @@ from l0compress.errors import TargetMissedError
 from l0compress.gates.attach import GatedNetwork, fold
 from l0compress.gates.reach import smallest_keep
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cut.plan import KeepPlan, Keeps, cut
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
-from l0compress.graph.network import argument_at
-from l0compress.graph.plan import KeepPlan, Keeps, cut
-from l0compress.graph.shrink import shrink
-from l0compress.graph.weights import find_weights
+from l0compress.graph.groups.weights import find_weights
+from l0compress.graph.nodes.network import argument_at
 from l0compress.training.budget import Penalty
 from l0compress.training.rounding import round_weights
 

@@ -10,8 +10,8 @@ import torch
 
 from l0compress.errors import TargetError
 from l0compress.gates.reach import smallest_cost
-from l0compress.graph.cost import UNITS
 from l0compress.graph.groups import Groups
+from l0compress.graph.groups.cost import UNITS
 from l0compress.loading import Target, make_target, parse_target
 
 PENALTIES = ("penalty", "aic", "bic")

@@ -16,7 +16,7 @@ from l0compress.export.session import OnnxSession
 from l0compress.gates.attach import attach, compact, fold
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
-from l0compress.graph.values import flattened, varying
+from l0compress.graph.labels.values import flattened, varying
 from l0compress.verify import verify
 
 SHUT, OPEN = -40.0, 40.0

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from l0compress.errors import NothingToPruneError
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, cost, find_groups, masked, shrink
-from l0compress.graph.plan import cut, unshrink_state
+from l0compress.graph.cut.plan import cut, unshrink_state
 
 TOLERANCE = 1e-10
 FIRST_WIDTH = 6

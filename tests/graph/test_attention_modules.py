@@ -14,7 +14,7 @@ from proofs import assert_exact, assert_exports, assert_gateable, graph_of, prun
 from torch import Tensor, nn
 
 from l0compress.graph import CapturedGraph, KeepPlan, capture, find_groups, shrink
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 # Attention that returns its weights drops out by hand, which tests/graph/test_training_mode.py is about.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::l0compress.errors.LostInCaptureWarning")]

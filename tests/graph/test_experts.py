@@ -15,7 +15,7 @@ from proofs import assert_exact, assert_exports, assert_gateable, graph_of, prun
 from torch import Tensor, nn
 
 from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, masked, shrink
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 from l0compress.verify import verify
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from l0compress.export.pt2 import export_pt2
 from l0compress.gates.attach import compact, gate
 from l0compress.graph import CapturedGraph, KeepPlan, capture, find_groups, masked, shrink
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from l0compress.errors import PlanError
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 
 def plan_of(graph: CapturedGraph, **kept: list[int]) -> KeepPlan:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from l0compress.errors import LostInCaptureWarning
 from l0compress.graph import capture
-from l0compress.graph.training_mode import TrainingOnly
+from l0compress.graph.capture.training_mode import TrainingOnly
 
 
 class DropPath(nn.Module):

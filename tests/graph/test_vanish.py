@@ -16,7 +16,7 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
 from l0compress.gates.reach import smallest_keep
 from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, masked, shrink
-from l0compress.graph.network import op_name
+from l0compress.graph.nodes.network import op_name
 
 
 def emptied(graph: CapturedGraph, *names: str) -> KeepPlan:

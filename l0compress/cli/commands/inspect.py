@@ -62,7 +62,7 @@ def _print(inspection: Inspection, full: bool) -> None:
     for operator, sources in inspection.unknown:
         calls = f" ({', '.join(sources)})" if sources else ""
         print_lines(
-            [f"No rule for operator {operator}{calls}.", f'  Teach one: l0compress.register_rule("{operator}", …)']
+            [f"No rule for operator {operator}{calls}.", f'  Teach one: l0compress.register_operator("{operator}", …)']
         )
     if inspection.training_only:
         print_lines(["Lost in capture: what the model does in training mode alone, and no run will do"])

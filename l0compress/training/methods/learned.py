@@ -17,10 +17,10 @@ from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.gates.attach import GatedNetwork, attach, fold, gate
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cost import UNITS
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
+from l0compress.graph.groups.cost import UNITS
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course
 from l0compress.training.descent import Descent

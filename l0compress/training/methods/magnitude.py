@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from l0compress.batches import Batch
 from l0compress.graph.groups import Groups
-from l0compress.graph.network import attribute
-from l0compress.graph.values import flattened, varying
+from l0compress.graph.labels.values import flattened, varying
+from l0compress.graph.nodes.network import attribute
 from l0compress.training.course import Course
 from l0compress.training.methods.one_shot import OneShot
 

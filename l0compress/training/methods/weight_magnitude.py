@@ -16,11 +16,11 @@ from torch import Tensor
 from l0compress.errors import InputError
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import groups_without_moves
-from l0compress.graph.network import attribute
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.shrink import shrink
-from l0compress.graph.weights import find_weights
+from l0compress.graph.groups.weights import find_weights
+from l0compress.graph.nodes.network import attribute
 from l0compress.training.course import Course
 from l0compress.training.methods.base import Method, Target
 from l0compress.training.results import Hardened, Run

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from l0compress.graph.labels import shape_of
-from l0compress.graph.mutation import writes
-from l0compress.graph.network import op_name
-from l0compress.graph.plan import cut
-from l0compress.graph.rules.registry import REARRANGING
+from l0compress.graph.cut.plan import cut
+from l0compress.graph.nodes.mutation import writes
+from l0compress.graph.nodes.network import op_name
+from l0compress.graph.nodes.shapes import shape_of
+from l0compress.graph.operators.record import operator_of
 from l0compress.training.repair.lockstep import Lockstep
 
 Keeps = tuple[Tensor | None, ...]
@@ -95,7 +95,7 @@ def _moves_or_scales(node: fx.Node, source: fx.Node, known_by: Callable[[fx.Node
     rest = [operand for operand in node.all_input_nodes if operand is not source]
     if not node.args or node.args[0] is not source or writes(node):
         return False
-    if op_name(node) in _SAME_IN_EVALUATION | REARRANGING:
+    if op_name(node) in _SAME_IN_EVALUATION or operator_of(node).rearranges:
         return all(known_by(operand) for operand in rest)
     if any(operand.op != "get_attr" for operand in rest):
         return False

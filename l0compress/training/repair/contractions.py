@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from l0compress.graph.network import attribute, op_name
-from l0compress.graph.rules.registry import CONVOLUTIONS, TRANSPOSED_CONVOLUTIONS, TRANSPOSING
+from l0compress.graph.nodes.network import attribute, op_name
+from l0compress.graph.operators.convolution import is_convolution, is_transposed
+from l0compress.graph.operators.record import operator_of
 from l0compress.training.repair.forms import Convolution, Form, Product
 
 
@@ -59,7 +60,7 @@ class Contractions:
             return self._product(node, ("self", "other" if name == "matmul" else "mat2", ""), outputs_first=False)
         if name == "addmm" and _argument(node, "alpha") == 1 and _argument(node, "beta") == 1:
             return self._product(node, ("mat1", "mat2", "self"), outputs_first=False)
-        return self._convolution(node) if name in CONVOLUTIONS | TRANSPOSED_CONVOLUTIONS else None
+        return self._convolution(node) if is_convolution(node) else None
 
     def own(self, operand: Any) -> str | None:
         """The name of a parameter that nothing else reads."""
@@ -71,7 +72,7 @@ class Contractions:
 
     def _product(self, node: fx.Node, names: tuple[str, str, str], *, outputs_first: bool) -> Contraction | None:
         source, weight, bias = (_argument(node, name) if name else None for name in names)
-        while isinstance(weight, fx.Node) and op_name(weight) in TRANSPOSING and len(weight.users) == 1:
+        while isinstance(weight, fx.Node) and operator_of(weight).transposes and len(weight.users) == 1:
             outputs_first, weight = not outputs_first, weight.args[0]
         name = self.own(weight)
         if name is None or attribute(self._network, name).dim() != 2 or not isinstance(source, fx.Node):
@@ -87,7 +88,7 @@ class Contractions:
         if source.meta["val"].dim() != weight.dim():
             return None
         kernel, dilation = tuple(weight.shape[2:]), _each(_argument(node, "dilation"), rank)
-        transposed = op_name(node) in TRANSPOSED_CONVOLUTIONS
+        transposed = is_transposed(node)
         form = Convolution(
             _argument(node, "groups"),
             kernel,

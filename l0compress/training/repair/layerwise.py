@@ -1,6 +1,6 @@
 """Repair: the layers of a shrunk network are solved anew, first to last, to return what they return in the dense one.
 
-requires: a dense graph, a plan on its groups, what :func:`~l0compress.graph.shrink.shrink` left of it (with any
+requires: a dense graph, a plan on its groups, what :func:`~l0compress.graph.cut.shrink.shrink` left of it (with any
           weights), and batches of inputs; no labels.
 ensures:  a graph with the same nodes and shapes, whose weights differ only in layers that come closer to the dense
           activations on samples that they were not solved on.
@@ -19,8 +19,8 @@ from l0compress.data import Batch
 from l0compress.devices import widest_float
 from l0compress.errors import DataError
 from l0compress.graph.capture import CapturedGraph, check_captured
-from l0compress.graph.network import GraphNetwork, attribute
-from l0compress.graph.plan import KeepPlan, cut
+from l0compress.graph.cut.plan import KeepPlan, cut
+from l0compress.graph.nodes.network import GraphNetwork, attribute
 from l0compress.training.randomness import seeded
 from l0compress.training.repair.contractions import values_of
 from l0compress.training.repair.forms import Form

@@ -11,8 +11,8 @@ from torch.fx.graph import _PyTreeCodeGen
 from torch.fx.node import map_arg
 
 from l0compress.data import Batch
-from l0compress.graph.mutation import writes
-from l0compress.graph.network import GraphNetwork, attribute
+from l0compress.graph.nodes.mutation import writes
+from l0compress.graph.nodes.network import GraphNetwork, attribute
 
 
 class Lockstep:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from l0compress.data import Batch
-from l0compress.graph.network import GraphNetwork, op_name
+from l0compress.graph.nodes.network import GraphNetwork, op_name
 from l0compress.training.repair.lockstep import inputs_of
 
 # Where operators have what they look up by.

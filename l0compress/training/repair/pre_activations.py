@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from l0compress.devices import widest_float
-from l0compress.graph.network import attribute, op_name
-from l0compress.graph.plan import KeepPlan, cut
-from l0compress.graph.recurrent import NUM_GATES, directions, is_recurrent
+from l0compress.graph.cut.plan import KeepPlan, cut
+from l0compress.graph.nodes.network import attribute, op_name
+from l0compress.graph.nodes.recurrence import NUM_GATES, directions, is_recurrent
 from l0compress.training.repair.forms import Product
 from l0compress.training.repair.least_squares import Sums, best_step
 from l0compress.training.repair.lockstep import Lockstep

@@ -9,10 +9,10 @@ from torch import fx
 
 from l0compress.errors import PlanError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.labels import Value
-from l0compress.graph.network import GraphNetwork, op_name
-from l0compress.graph.plan import KeepPlan
-from l0compress.graph.surgery import kept_of
+from l0compress.graph.cut.kept import kept_of
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.labels.walk import Value
+from l0compress.graph.nodes.network import GraphNetwork, op_name
 from l0compress.training.repair.beside import Beside, Keeps, beside
 from l0compress.training.repair.contractions import Contraction, Contractions
 from l0compress.training.repair.pre_activations import RecurrentTask, recurrent_task
