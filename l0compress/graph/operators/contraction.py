@@ -64,7 +64,23 @@ class Operand:
 
 
 def contract(step: Step, left: Operand, right: Operand, shape: Shape) -> Value:
-    """Sum over the last joint dimension. ``shape`` is the joint shape without it."""
+    """Sum over the last joint dimension. ``shape`` is the joint shape without it.
+
+    Worked example: a linear layer, ``x (2, 5, 4)`` times ``weight (8, 4)``. The joint space is ``[n, t, out, in]``::
+
+                      n  t  out  in      planes before       after
+        x            (2, 5,  1,   4)     in:  c0 … c3        columns and channels are united, and read: the read is
+        weight       (1, 1,  8,   4)     in:  k0 … k3        recorded at the weight, which gates multiply there
+                                         out: r0 … r7        r0 … r7 pass on
+        result       (2, 5,  8)                              out: r0 … r7
+
+    The scores of attention, ``q (2, 3, 5, 4)`` times ``k (2, 3, 7, 4)`` for three heads of width four, over ``[n, head,
+    query, key, width]``: both operands have one plane over head x width, whose twelve labels are united pairwise. The
+    sum runs over the width, so a label per head is left behind, which is alive exactly if any of its four is::
+
+        q, k         (2, 3, 5|7, 4)      head x width: 12 labels
+        scores       (2, 3, 5, 7)        head: 3 labels, each tied to four of the twelve
+    """
     rank = len(shape) + 1
     last = rank - 1
     a, b = left.joint(rank), right.joint(rank)
