@@ -1,8 +1,8 @@
-"""Train a small convolutional network on handwritten digits, the way anyone would: in plain PyTorch.
+"""Train a small convolutional network on handwritten digits in plain PyTorch.
 
     python examples/digits_train.py FOLDER
 
-writes ``digits.pt2`` (an archive of ``torch.export.save``) and ``digits.pt`` (weights alone) to the folder.
+writes ``digits.pt2`` (a ``torch.export.save`` archive) and ``digits.pt`` (weights only) to the folder.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BATCH_SIZE = 64
 
 
 class DigitsNet(nn.Module):
-    """Three convolutions and two linear layers for 8x8 grey images, ten classes."""
+    """Three convolutions and two linear layers for 8x8 greyscale images, ten classes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,18 +35,18 @@ class DigitsNet(nn.Module):
         self.output = nn.Linear(128, 10)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(n, 1, 8, 8) images to (n, 10) logits."""
+        """Map (n, 1, 8, 8) images to (n, 10) logits."""
         hidden = F.relu(self.hidden(self.features(image).flatten(1)))
         return self.output(self.dropout(hidden))
 
 
 def model() -> DigitsNet:
-    """A fresh network: what ``--factory digits_train:model`` calls."""
+    """Return a fresh network: what ``--factory digits_train:model`` calls."""
     return DigitsNet()
 
 
 def digits() -> dict[str, tuple[Tensor, Tensor]]:
-    """The parts of the data that l0compress comes with, 60/20/20: ``(n, 1, 8, 8)`` images in [0, 1] and labels."""
+    """Return the digits that l0compress includes, split 60/20/20: ``(n, 1, 8, 8)`` images in [0, 1] and labels."""
     return {name: (split.inputs[0], split.targets) for name, split in load_data("digits").parts().items()}
 
 

@@ -1,4 +1,4 @@
-"""Compression inside a training loop of your own: gate, budget, optimizer groups, harden and shrink.
+"""Compress inside your own training loop: gate, budget, optimizer groups, harden and shrink.
 
     python examples/own_training_loop.py
 

@@ -1,4 +1,4 @@
-"""A sparse bundle behind HTTP, with the runtime alone: neither torch nor l0compress has to be installed.
+"""Serve a sparse bundle over HTTP with the runtime alone: neither torch nor l0compress needs to be installed.
 
     pip install dist/l0compress_runtime-*.whl fastapi uvicorn    # the wheel is made by `make wheels`
     L0COMPRESS_BUNDLE=model.l0c uvicorn --app-dir examples --factory serve:app
@@ -6,8 +6,8 @@
     curl localhost:8000/health
     curl localhost:8000/predict -H 'content-type: application/json' -d '{"inputs": {"input": [[0.1, 0.2, ...]]}}'
 
-`GET /health` says what the model takes and returns. `POST /predict` answers with `{"outputs": {name: values}}`, or with
-status 422 and the reason. Requests run beside each other, each on one thread.
+`GET /health` describes the model's inputs and outputs. `POST /predict` answers with `{"outputs": {name: values}}`, or
+with status 422 and the reason. Requests run concurrently, each on one thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Predictions(BaseModel):
 
 
 class Health(BaseModel):
-    """That the model is loaded, and the dtype and shape of what goes in and out."""
+    """Reports that the model is loaded, and the dtype and shape of its inputs and outputs."""
 
     status: str
     inputs: dict[str, str]
@@ -46,7 +46,7 @@ class Health(BaseModel):
 
 
 def service(bundle: Path, *, threads: int = 1) -> FastAPI:
-    """The application for one bundle, which is loaded before the first request can arrive.
+    """Return the application for one bundle, which is loaded before the first request can arrive.
 
     Raises:
         RunError: the path is not a bundle, or the bundle is damaged.
@@ -63,7 +63,7 @@ def service(bundle: Path, *, threads: int = 1) -> FastAPI:
             outputs={port.name: port.described() for port in model.outputs},
         )
 
-    # Not async: FastAPI then runs it on a thread of its own, and a bundle may run on several at once.
+    # Not async: FastAPI then runs it on its own thread, and a bundle may run on several at once.
     @application.post("/predict")
     def predict(samples: Samples) -> Predictions:
         known = {name: array_of(values, ports[name]) for name, values in samples.inputs.items() if name in ports}
@@ -78,10 +78,10 @@ def service(bundle: Path, *, threads: int = 1) -> FastAPI:
 
 
 def array_of(values: Any, port: Port) -> np.ndarray:
-    """Nested lists as an array of the input's dtype; its shape is for the model to check.
+    """Convert nested lists to an array of the input's dtype; the model checks its shape.
 
     Raises:
-        InputError: they are ragged, not numbers, not whole where whole numbers are asked for, or too large.
+        InputError: they are ragged, not numbers, not integers where integers are required, or too large.
     """
     try:
         if not np.can_cast(np.asarray(values).dtype, port.dtype, "same_kind"):
@@ -98,10 +98,10 @@ def array_of(values: Any, port: Port) -> np.ndarray:
 
 
 def values_of(name: str, array: np.ndarray) -> Any:
-    """An output as nested lists.
+    """Convert an output to nested lists.
 
     Raises:
-        InputError: JSON cannot say it, since it is infinite or not a number.
+        InputError: it is infinite or NaN, which JSON cannot express.
     """
     if not np.isfinite(array).all():
         raise InputError(f"output {name!r} is not finite for these inputs.")
@@ -109,5 +109,5 @@ def values_of(name: str, array: np.ndarray) -> Any:
 
 
 def app() -> FastAPI:
-    """The application for the bundle that the environment variable L0COMPRESS_BUNDLE names."""
+    """Return the application for the bundle named by the environment variable L0COMPRESS_BUNDLE."""
     return service(Path(os.environ["L0COMPRESS_BUNDLE"]))

@@ -1,21 +1,21 @@
-"""Compress a YOLO detector or segmenter of ultralytics in a loop of your own, with ultralytics' own loss.
+"""Compress a YOLO detector or segmenter of ultralytics in your own loop, with ultralytics' own loss.
 
     pip install ultralytics
     python examples/yolo.py                                  # yolov8n, built from its yaml, not trained
     python examples/yolo.py yolo11n-seg --macs 0.5 --steps 200
-    python examples/yolo.py my.pt --size 640                 # a checkpoint of your own
+    python examples/yolo.py my.pt --size 640                 # your own checkpoint
 
-Any ``yolov8*``, ``yolov10*``, ``yolo11*``, ``yolo12*`` with or without ``-seg`` will do. It needs ``ultralytics``
-(tried with 8.4) and what that needs itself (torchvision, opencv, PyYAML, ...), nothing else.
+Any ``yolov8*``, ``yolov10*``, ``yolo11*``, ``yolo12*`` with or without ``-seg`` works. It needs ``ultralytics``
+(tested with 8.4) and its dependencies (torchvision, opencv, PyYAML, ...), nothing else.
 
-To run at once, it learns random rectangles. For real use replace ``batches`` by your data loader: a dictionary with
-``img``, ``batch_idx``, ``cls`` and ``bboxes`` (and ``masks`` for segmentation), as the ``YOLODataset`` of ultralytics
-hands it out. A run for accuracy takes some epochs of it, and some more of the small model afterwards.
+To run out of the box, it learns random rectangles. For real use replace ``batches`` by your data loader: a dictionary
+with ``img``, ``batch_idx``, ``cls`` and ``bboxes`` (and ``masks`` for segmentation), as the ``YOLODataset`` of
+ultralytics returns it. A run for accuracy takes a few epochs of it, and a few more of the small model afterwards.
 
-What there is to know about YOLO:
+What to know about YOLO:
 
-- In evaluation mode the head decodes boxes, in training mode it returns raw maps, and the loss wants those. ``Both`` is
-  one module that returns the two, so that one graph trains, is cut and is deployed. It leaves the head as it is in
+- In evaluation mode the head decodes boxes, in training mode it returns raw maps, which the loss needs. ``Both`` is
+  one module that returns the two, so that one graph is trained, cut and deployed. It keeps the head in
   training mode, where the second head of YOLOv10 does not reach back into the backbone.
 - ``Decoded`` is what is exported: the small network without the raw maps.
 """
@@ -39,7 +39,7 @@ BATCH_SIZE = 4
 
 
 class Both(nn.Module):
-    """A YOLO that returns the decoded predictions and the raw ones, in this order, as its losses take them."""
+    """A YOLO that returns the decoded and the raw predictions, in this order, as its losses take them."""
 
     def __init__(self, yolo: nn.Module) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Both(nn.Module):
 
     def train(self, mode: bool = True) -> Both:
         super().train(mode)
-        self.yolo.model[-1].training = True  # the head alone, whose layers stay in the mode of the rest
+        self.yolo.model[-1].training = True  # only the head; its layers stay in the mode of the rest
         return self
 
     def forward(self, images: Tensor) -> tuple[Any, dict[str, Any]]:
@@ -61,7 +61,7 @@ class Both(nn.Module):
 
 
 class Decoded(nn.Module):
-    """What an application wants of :class:`Both`: boxes, scores and, of a segmenter, what masks are made of."""
+    """What an application needs of :class:`Both`: boxes, scores and, for a segmenter, the inputs of the masks."""
 
     def __init__(self, both: nn.Module) -> None:
         super().__init__()
@@ -72,17 +72,17 @@ class Decoded(nn.Module):
 
 
 def yolo_of(name: str, num_classes: int) -> Any:
-    """A YOLO from its yaml, or from a checkpoint if that is what the name is of."""
+    """Build a YOLO from its yaml, or load it from a checkpoint if the name is one."""
     if name.endswith((".pt", ".pth")):
         return load_checkpoint(name)[0].float()
     kind = SegmentationModel if "-seg" in name else DetectionModel
     yolo = kind(f"{name.removesuffix('.yaml')}.yaml", nc=num_classes, verbose=False)
-    yolo.args = get_cfg()  # the factors of the losses
+    yolo.args = get_cfg()  # the loss weights
     return yolo
 
 
 def batches(steps: int, size: int, num_classes: int) -> Iterator[dict[str, Tensor]]:
-    """Random images with two rectangles each, whose colour is their class."""
+    """Yield random images with two rectangles each, whose colour is their class."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         count = 2 * BATCH_SIZE
@@ -117,7 +117,7 @@ def fit(network: nn.Module, criterion: Any, optimizer: Any, data: Any, budget: l
 
 
 def compress(yolo: Any, *, macs: float, steps: int, size: int, num_classes: int) -> tuple[Any, Any]:
-    """Gate, train, harden, shrink, prove; the captured and the small graph."""
+    """Gate, train, harden, shrink and verify; return the captured and the small graph."""
     criterion = yolo.init_criterion()
     graph = l0.capture(Both(yolo), (torch.rand(2, 3, size, size),))
     gated = l0.gate(graph)
@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> l0.CapturedGraph:
     chosen = parser.parse_args(arguments)
     torch.manual_seed(0)
     yolo = yolo_of(chosen.model, chosen.classes)
-    yolo.eval()(torch.rand(1, 3, chosen.size, chosen.size))  # used before, as yours may have been
+    yolo.eval()(torch.rand(1, 3, chosen.size, chosen.size))  # used before capture, as yours may have been
     num_classes = yolo.model[-1].nc
     graph, small = compress(yolo, macs=chosen.macs, steps=chosen.steps, size=chosen.size, num_classes=num_classes)
     before, after = l0.cost(graph), l0.cost(small)

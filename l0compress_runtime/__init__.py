@@ -7,7 +7,7 @@ Example::
     model = l0compress_runtime.load("model.l0c", threads=2)
     outputs = model.run({"x": array})
 
-torch is imported by the engine named after it alone, and only when a layer is run on it.
+Only the engine named torch imports torch, and only when a layer runs on it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["Bundle", "InputError", "L0Error", "RunError", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """The loader, on first use: whoever wants the errors alone waits for neither scipy nor onnxruntime."""
+    """Load the loader on first use: importing only the errors then waits for neither scipy nor onnxruntime."""
     if name not in ("Bundle", "load"):
         raise AttributeError(f"module 'l0compress_runtime' has no attribute {name!r}")
     from l0compress_runtime import bundle

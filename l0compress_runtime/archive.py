@@ -1,10 +1,10 @@
 """The files of a bundle, in one zip file or in a folder, read without trusting either.
 
-ensures: a name is one of plain words and never leaves the archive; what is read is no longer than it was declared to
-         be, and no member and no total is larger than the limit; the same files give the same zip, byte for byte.
+ensures: a name consists of plain words and never leaves the archive; what is read is no longer than it was declared to
+         be, and no member and no total exceeds the limit; the same files give the same zip, byte for byte.
 
-These are not the rules of :mod:`l0compress.loading.archives`: names and packing are those of our own writer alone,
-which archives of torch and numpy would not pass, and sizes are bound by a limit that the caller gives.
+These rules differ from those of :mod:`l0compress.loading.archives`: only the names and compression of our own writer
+are accepted, which archives of torch and numpy would not pass, and sizes are bounded by a limit that the caller gives.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-# Deflate cannot shrink by more than this; a header that says so lies.
+# Deflate cannot compress by more than this; a header that claims more is false.
 MOST_DEFLATED = 1032
 MOST_MEMBERS = 100_000
 
 _NAME = re.compile(r"[a-z0-9_]{1,64}(/[a-z0-9_]{1,64}){0,3}\.(json|onnx|npz|npy)")
 _FOLDER = re.compile(r"([a-z0-9_]{1,64}/){1,3}")
-# Records of the zip format; the date of every entry is the first that it knows, 1 January 1980.
+# Records of the zip format; every entry has the earliest date that the format knows, 1 January 1980.
 _ENTRY = struct.Struct("<4s5H3I2H")
 _LISTED = struct.Struct("<4s6H3I5H2I")
 _END = struct.Struct("<4s4H2IH")
@@ -48,17 +48,17 @@ _BROKEN = (
 
 
 class FormatError(Exception):
-    """A part of a bundle is not what it has to be; the message says how, and the loader says where and what to do."""
+    """A part of a bundle is malformed; the message says how, and the loader adds where and what to do."""
 
     advice = "Copy or export it again."
 
     def within(self, place: str) -> FormatError:
-        """The same, with the place that it was found at."""
+        """Return the same error with the place where it was found."""
         return type(self)(f"{place} {self}")
 
 
 class LimitError(FormatError):
-    """A bundle needs more memory than it may take."""
+    """A bundle needs more memory than allowed."""
 
     advice = "If you trust it, load it with a larger limit: l0compress_runtime.load(path, limit_bytes=...)."
 
@@ -68,15 +68,15 @@ class Files(Protocol):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What there is."""
+        """The names of all files."""
         ...
 
     def read(self, name: str) -> bytes:
-        """One file."""
+        """Return the content of one file."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Release what is open."""
         ...
 
 
@@ -105,16 +105,16 @@ class Archive:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, limit_bytes: int) -> Archive:
-        """The members of a zip file in memory.
+        """Open a zip file in memory.
 
         Raises:
-            FormatError: it is no zip file, or breaks one of the rules of this module.
+            FormatError: it is not a zip file, or breaks one of the rules of this module.
         """
         return cls(io.BytesIO(data), len(data), limit_bytes=limit_bytes)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the members."""
+        """The names of the members."""
         return tuple(self._members)
 
     def close(self) -> None:
@@ -122,10 +122,10 @@ class Archive:
         self._stream.close()
 
     def read(self, name: str) -> bytes:
-        """One member.
+        """Return the content of one member.
 
         Raises:
-            FormatError: there is none, it is damaged, or is not as long as it was declared to be.
+            FormatError: there is no such member, it is damaged, or its length is not the declared one.
         """
         member = self._members.get(name)
         if member is None:
@@ -152,17 +152,17 @@ class Folder:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the files, below the folder."""
+        """The names of the files below the folder."""
         return tuple(self._found)
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: nothing stays open."""
 
     def read(self, name: str) -> bytes:
-        """One file.
+        """Return the content of one file.
 
         Raises:
-            FormatError: there is none, or it cannot be read.
+            FormatError: there is no such file, or it cannot be read.
         """
         if name not in self._found:
             raise FormatError(f"has no {name}")
@@ -173,7 +173,7 @@ class Folder:
 
 
 def size_of(path: Path) -> int:
-    """Bytes that a bundle takes on the disk; nothing is opened.
+    """Return the bytes that a bundle takes on disk; nothing is opened.
 
     Raises:
         FormatError: there is no such path, or it is neither a file nor a folder: a pipe or a device may never end.
@@ -192,10 +192,10 @@ def size_of(path: Path) -> int:
 
 
 def open_files(path: Path, *, limit_bytes: int) -> Files:
-    """The files of a bundle.
+    """Open the files of a bundle.
 
     Raises:
-        FormatError: the path is no folder and no zip file, or breaks one of the rules of this module.
+        FormatError: the path is neither a folder nor a zip file, or breaks one of the rules of this module.
     """
     if path.is_dir():
         return Folder(path, limit_bytes=limit_bytes)
@@ -211,7 +211,7 @@ def open_files(path: Path, *, limit_bytes: int) -> Files:
 
 
 def write_zip(files: Mapping[str, bytes]) -> bytes:
-    """A zip file with these members in this order; those that are archives themselves are not deflated again.
+    """Return a zip file with these members in this order; members that are archives are not deflated again.
 
     Example:
         >>> data = write_zip({"manifest.json": b"{}"})
@@ -233,7 +233,7 @@ def write_zip(files: Mapping[str, bytes]) -> bytes:
 
 
 def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Files by name, and what is hidden left out: a desktop puts its own files into folders."""
+    """Yield files by name, without hidden ones: desktop environments put their own files into folders."""
 
     def refuse(error: OSError) -> None:
         raise FormatError(f"cannot be read: {error.strerror}") from error
@@ -254,7 +254,7 @@ def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _deflated(data: bytes) -> bytes:
-    """Deflate by the strategy that suits a sample better: noise has no repetitions, and looking for them costs size.
+    """Deflate with the strategy that suits a sample better: noise has no repetitions, and looking for them costs size.
 
     zipfile does not let its callers choose.
     """
@@ -271,7 +271,7 @@ def _packed(data: bytes, strategy: int) -> bytes:
 
 
 def _is_folder(member: zipfile.ZipInfo) -> bool:
-    """Whether it stands for a folder, which an archive has no need to name and most programs name nevertheless."""
+    """Return whether the member is a folder entry, which an archive does not need but most programs write."""
     return member.file_size == 0 and _FOLDER.fullmatch(member.filename) is not None
 
 

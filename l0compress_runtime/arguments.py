@@ -1,4 +1,4 @@
-"""What callers pass to a bundle, checked before anything is computed and the same whatever runs it."""
+"""Checks of what callers pass to a bundle, made before anything is computed and the same for every engine."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ MOST_THREADS = 1024
 
 
 def path_of(path: Any) -> Path:
-    """What is to be loaded, as a path.
+    """Return what is to be loaded as a path.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not a path.
 
     Example:
         >>> path_of("model.l0c").name
@@ -37,10 +37,10 @@ def path_of(path: Any) -> Path:
 
 
 def whole_number(name: str, value: Any, most: int | None = None) -> int | None:
-    """An option that counts something from 1 on; None, which leaves it open, stays None.
+    """Check an option that counts something from 1; None, which leaves it open, stays None.
 
     Raises:
-        InputError: it is no whole number, too small, or larger than ``most``.
+        InputError: it is not an integer, too small, or larger than ``most``.
 
     Example:
         >>> whole_number("threads", np.int64(2)), whole_number("threads", None)
@@ -59,13 +59,13 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int | None:
 
 
 def checks_of(ports: Sequence[Port]) -> Callable[[Any], dict[str, Array]]:
-    """A function that takes the inputs of a run and returns them as a dict, for a model with these inputs.
+    """Return a function that checks the inputs of a run of a model with these ports and returns them as a dict.
 
-    Every run pays for it, so what can be known beforehand is. A dtype of the other byte order is another dtype: ONNX
-    Runtime would take it and read the bytes as its own.
+    Every run pays for it, so whatever can be computed beforehand is. A dtype of the other byte order is a different
+    dtype: ONNX Runtime would accept it and read the bytes in its own order.
 
     Raises:
-        InputError: by the function: they are no mapping, are not those of the model, or have another dtype or shape.
+        InputError: (by the function) they are not a mapping, not the model's inputs, or have another dtype or shape.
 
     Example:
         >>> check = checks_of([Port("x", "float32", ("batch", 3))])
@@ -100,7 +100,7 @@ def checks_of(ports: Sequence[Port]) -> Callable[[Any], dict[str, Array]]:
 
 
 def _with_plain(values: dict[str, Array], port: Port) -> dict[str, Array]:
-    """The inputs with one of them as numpy's own kind of array: np.matrix, for one, slices in its own way."""
+    """Return the inputs with one of them as a plain numpy array: np.matrix, for one, slices differently."""
     if not isinstance(values[port.name], np.ndarray):
         raise _misfit(values[port.name], port)
     return {**values, port.name: np.asarray(values[port.name])}

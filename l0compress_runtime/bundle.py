@@ -37,22 +37,22 @@ MOST_MANIFEST_BYTES = 2**27
 
 @dataclass(frozen=True, eq=False)
 class _Way:
-    """A plan that is ready to run: its stages, and the graph that it consists of where that is all."""
+    """A plan that is ready to run: its stages, and the single graph that it consists of, if it does."""
 
     stages: list[Stage]
     graph: OpenSegment | None
 
 
 class Bundle:
-    """A loaded bundle. Runs may be made from several threads at once.
+    """A loaded bundle. It may be run from several threads at once.
 
-    Use :func:`load`, in every process that runs it: what it holds can be neither pickled nor copied.
+    Call :func:`load` in every process that runs it: its contents can be neither pickled nor copied.
 
     Attributes:
-        manifest: what the bundle says about itself.
+        manifest: the bundle's description of itself.
         inputs: name, dtype and shape of each input.
-        outputs: likewise of each output.
-        plans: for each batch size that was considered, the steps that a run of about that size takes.
+        outputs: the same for each output.
+        plans: for each batch size that was considered, the steps of a run of about that size.
     """
 
     def __init__(self, parts: Parts, plans: Mapping[int, tuple[Step, ...]]) -> None:
@@ -64,7 +64,7 @@ class Bundle:
         self._checked = checks_of(self.inputs)
         ways = {plan: self._way(stages_of(parts, plan)) for plan in dict.fromkeys(self.plans.values())}
         self._ways = [(size, ways[plan]) for size, plan in self.plans.items()]
-        # Nearest on a logarithmic scale, in whole numbers: up to the root of the product of two neighbours.
+        # Nearest on a logarithmic scale, in integers: up to the root of the product of two neighbours.
         self._bounds = [(size * larger, way) for (size, way), (larger, _) in pairwise(self._ways)]
         places = ((port.name, batch_dim_of(port.shape)) for port in self.inputs)
         self._batched = next(((name, dim) for name, dim in places if dim is not None), None)
@@ -76,8 +76,8 @@ class Bundle:
             inputs: an array for each input, of its dtype and shape; a size with a name is free.
 
         Raises:
-            InputError: an input is missing, is not one of the model's, or has a shape, dtype or byte order that it does
-                not take.
+            InputError: an input is missing, is not one of the model's, or has a shape, dtype or byte order that the
+                model does not accept.
         """
         checked = self._checked(inputs)
         way = self._way_for(checked)
@@ -88,7 +88,7 @@ class Bundle:
         return {name: values[name] for name in self._names}
 
     def engines(self) -> dict[int, dict[str, str]]:
-        """For each batch size that was considered, which engine runs each sparse layer, ``dense`` being one."""
+        """Return, for each batch size that was considered, which engine runs each sparse layer; ``dense`` is one."""
         names = {key: layer.name for key, layer in self.manifest.layers.items()}
         chosen: dict[int, dict[str, str]] = {}
         for size, plan in self.plans.items():
@@ -130,16 +130,16 @@ def load(
     Args:
         path: what ``l0compress export --format csr`` wrote.
         threads: threads that a run uses; None leaves the choice to ONNX Runtime and gives sparse layers one.
-        engine: run every sparse layer on this engine, whatever the bundle recommends, and on scipy what it does not
-            support.
-        tune: time every layer on every engine that this machine has, or on that of ``engine``, and the whole and its
-            layers dense, and keep the fastest.
-        limit_bytes: the most memory that constants may take; by default 64 MiB and 256 times the size of the bundle.
+        engine: run every sparse layer on this engine, whatever the bundle recommends, or on scipy if it does not
+            support the layer.
+        tune: time every layer on every engine available on this machine, or on ``engine``, as well as the whole model
+            and its layers dense, and keep the fastest.
+        limit_bytes: the most memory that constants may take; by default 64 MiB plus 256 times the size of the bundle.
 
     Raises:
-        RunError: the path is no bundle, or the bundle is damaged, of another version, or not what it claims to be;
-            nothing of it was run.
-        InputError: no such engine, or what it needs is not installed; or an argument that is not of its type or range.
+        RunError: the path is not a bundle, or the bundle is damaged, of another version, or not what it claims to be;
+            none of it was run.
+        InputError: no such engine, or one that is not installed; or an argument of the wrong type or out of range.
     """
     threads = whole_number("threads", threads, MOST_THREADS)
     with _members(path_of(path), whole_number("limit_bytes", limit_bytes)) as (files, limit):
@@ -147,10 +147,10 @@ def load(
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """What a bundle says about itself; none of its parts is read.
+    """Return a bundle's description of itself; none of its parts is read.
 
     Raises:
-        RunError: the path is no bundle, or one of another version, or its manifest is damaged.
+        RunError: the path is not a bundle, or is one of another version, or its manifest is damaged.
     """
     with _members(path_of(path)) as (files, _):
         return _manifest(files)
@@ -158,7 +158,7 @@ def read_manifest(path: str | Path) -> Manifest:
 
 @contextmanager
 def _members(path: Path, limit_bytes: int | None = None) -> Iterator[tuple[Files, int]]:
-    """The members of a bundle, and the most memory that its constants may take; faults within name the bundle."""
+    """Yield the members of a bundle, and the most memory that its constants may take; errors inside name the bundle."""
     try:
         files, limit = _opened(path, limit_bytes)
         with closing(files):
@@ -172,11 +172,11 @@ def _members(path: Path, limit_bytes: int | None = None) -> Iterator[tuple[Files
 def from_files(
     files: Files, *, threads: int | None, limit_bytes: int, engine: str | None = None, tune: bool = False
 ) -> Bundle:
-    """A bundle from its members.
+    """Build a bundle from its members.
 
     Raises:
         FormatError: a member is missing, damaged, or not what the manifest says.
-        InputError: no such engine, or what it needs is not installed.
+        InputError: no such engine, or one that is not installed.
     """
     available = [found.name for found in find([engine] if engine is not None else None)]
     manifest = _manifest(files)
@@ -220,13 +220,13 @@ def _as_run(parts: Parts, step: Step) -> Step:
 
 
 def _forced(manifest: Manifest, plan: tuple[Step, ...], engine: str) -> tuple[Step, ...]:
-    """A plan with every layer on one engine: that of all layers, where there is one, and not the one chosen."""
+    """Return a plan with every layer on one engine: if possible the plan of all layers, and not the chosen one."""
     steps = manifest.plans.get(SPLIT, plan)
     return tuple(step if step.engine is None else replace(step, engine=engine) for step in steps)
 
 
 def _fitted(manifest: Manifest, plan: tuple[Step, ...], batch_size: int, available: Sequence[str]) -> tuple[Step, ...]:
-    """The plan on engines that there are here."""
+    """Return the plan on the engines available here."""
     return tuple(
         step
         if step.engine in (None, DENSE, *available)
@@ -236,7 +236,7 @@ def _fitted(manifest: Manifest, plan: tuple[Step, ...], batch_size: int, availab
 
 
 def _fastest(manifest: Manifest, layer: str, batch_size: int, available: Sequence[str]) -> str:
-    """The engine, of those that there are here, that was the fastest when the layer was timed, or else the default."""
+    """Return the available engine that was fastest when the layer was timed, or else the default."""
     timed = {
         name: ms
         for timing in manifest.layer_timings

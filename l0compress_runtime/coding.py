@@ -1,11 +1,11 @@
 """Tensors as bytes, near the information limit: gaps between nonzeros as one byte each, values in planes of bytes.
 
-A tensor is a small ``.npz`` without pickle. ``values`` holds the values, ``gaps`` where they stand in the flattened
+A tensor is a small ``.npz`` without pickle. ``values`` holds the values, ``gaps`` their positions in the flattened
 tensor (row-major, so rows of CSR), and ``scale`` the factors of int8 rows. Positions are sums of gaps of at least one:
-whatever the bytes are, they rise and never repeat, and one comparison bounds them.
+whatever the bytes are, they increase and never repeat, and one comparison bounds them.
 
 - A gap of g is ``(g - 1) // 255`` bytes of 255 and then one of ``(g - 1) % 255``.
-- Byte k of every value lies in row k of ``values``: exponents stand together, which deflate can use.
+- Byte k of every value is in row k of ``values``: exponents are adjacent, which deflate can use.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class TensorSpec:
     Attributes:
         member: its file in the bundle.
         shape: its dense shape.
-        dtype: of its values once decoded.
+        dtype: of its decoded values.
         storage: of its values in the file: the dtype itself, or float16, bfloat16 or int8 for float32.
-        nonzeros: how many values are stored; None where all of them are.
-        scale_axis: the dimension that int8 scales run along; None for other storages.
+        nonzeros: how many values are stored; None if all of them are.
+        scale_axis: the dimension of the int8 scales; None for other storages.
     """
 
     member: str
@@ -64,23 +64,23 @@ class TensorSpec:
 
     @property
     def size(self) -> int:
-        """How many elements the dense tensor has."""
+        """The number of elements of the dense tensor."""
         return prod(self.shape)
 
     @property
     def dense_bytes(self) -> int:
-        """Bytes of the dense tensor in memory."""
+        """The bytes of the dense tensor in memory."""
         return self.size * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A decoded tensor: values, with the flat positions that they stand at where it is sparse.
+    """A decoded tensor: its values, with their flat positions if it is sparse.
 
     Attributes:
         spec: what it was decoded from.
-        values: float32 or another dtype; int8 where there is a scale.
-        positions: int64, rising; None where the tensor is dense.
+        values: float32 or another dtype; int8 if there is a scale.
+        positions: int64, increasing; None if the tensor is dense.
         scale: float32 along ``spec.scale_axis``, or None.
     """
 
@@ -90,7 +90,7 @@ class Stored:
     scale: Array | None
 
     def dense(self) -> Array:
-        """The tensor with its zeros."""
+        """Return the tensor with its zeros."""
         values = self._scaled()
         if self.positions is None:
             return values.reshape(self.spec.shape)
@@ -99,10 +99,10 @@ class Stored:
         return out.reshape(self.spec.shape)
 
     def csr(self, *, transposed: bool = False, row_dims: int = 1) -> tuple[sparse.csr_array, Array | None]:
-        """The tensor as a matrix with a row for every index of its first dimensions, and its scale by row.
+        """Return the tensor as a matrix with a row for every index of its first dimensions, and its scale by row.
 
         Args:
-            transposed: rows are the columns of a tensor of two dimensions instead.
+            transposed: use the columns of a two-dimensional tensor as rows instead.
             row_dims: how many dimensions count rows. Scales along the last of them repeat for those before.
         """
         shape = (prod(self.spec.shape[:row_dims]), prod(self.spec.shape[row_dims:]))
@@ -129,13 +129,13 @@ class Stored:
 
 
 def encode(tensor: Array, *, storage: str, is_sparse: bool, scale_axis: int | None = None) -> tuple[TensorSpec, bytes]:
-    """A tensor as the bytes of an ``.npz``, and the spec that reads it (its member is for the caller to name).
+    """Encode a tensor as an ``.npz``; return the spec that decodes it (the caller names its member) and the bytes.
 
     Args:
         tensor: any shape; a dtype of :data:`DTYPES`.
         storage: the tensor's own dtype, or one of :data:`FLOAT_STORAGES` for float32.
         is_sparse: leave exact zeros out.
-        scale_axis: for int8, the dimension that gets one scale an index.
+        scale_axis: for int8, the dimension with one scale per index.
 
     Raises:
         OverflowError: a value is beyond what the storage can hold.
@@ -167,10 +167,10 @@ def encode(tensor: Array, *, storage: str, is_sparse: bool, scale_axis: int | No
 
 
 def decode(spec: TensorSpec, data: bytes, *, limit_bytes: int = 2**31) -> Stored:
-    """Read what :func:`encode` wrote; nothing of the bytes is trusted.
+    """Decode what :func:`encode` wrote; the bytes are not trusted.
 
     Raises:
-        FormatError: the bytes do not hold what the spec says.
+        FormatError: the bytes do not match the spec.
     """
     count = spec.size if spec.nonzeros is None else spec.nonzeros
     archive = Archive.from_bytes(data, limit_bytes=limit_bytes)
@@ -193,7 +193,7 @@ def decode(spec: TensorSpec, data: bytes, *, limit_bytes: int = 2**31) -> Stored
 
 
 def bits_at_least(size: int, nonzeros: int, value_bits: int) -> float:
-    """The information in a random pattern of zeros with independent values: ``log2 C(size, nonzeros)`` and the values.
+    """Return the bits in a random pattern of zeros with independent values: ``log2 C(size, nonzeros)`` and the values.
 
     Example:
         >>> round(bits_at_least(1000, 20, 32))
@@ -267,9 +267,9 @@ def _npy_header(shape: tuple[int, ...], dtype: Any) -> bytes:
 
 
 def _bytes_of(data: bytes, shape: tuple[int, ...] | None, dtype: type) -> Array:
-    """The array of an ``.npy`` file with the one header that fits; nothing of the header is parsed.
+    """Return the array of an ``.npy`` file with the one header that fits; the header is not parsed.
 
-    Where no shape is expected it is one dimension, as long as there are bytes.
+    If no shape is expected, the array is one-dimensional and as long as there are bytes.
     """
     begin = 10 + int.from_bytes(data[8:10], "little")
     left = max(len(data) - begin, 0)

@@ -1,4 +1,4 @@
-"""What the runtime raises on purpose: the root of l0compress's tree of errors, and those of its branches that it needs.
+"""Deliberate errors of the runtime: the root of l0compress's error tree, and the branches that the runtime needs.
 
 ::
 
@@ -6,14 +6,14 @@
     └── InputError      an argument or an array does not fit
         └── RunError    a bundle is missing, damaged, or not what it claims to be
 
-``l0compress.errors`` has the rest of the tree, and these very classes under the same names.
+``l0compress.errors`` has the rest of the tree, and these same classes under the same names.
 """
 
 from __future__ import annotations
 
 
 class L0Error(Exception):
-    """Root of the tree: catch this to catch everything that l0compress raises on purpose."""
+    """Root of the tree: catch this to catch every deliberate error of l0compress."""
 
     exit_code = 1
 

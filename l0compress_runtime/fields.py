@@ -1,4 +1,4 @@
-"""JSON that a stranger wrote: one value at a time, each of the type and in the range that it has to be."""
+"""Read untrusted JSON: one value at a time, each checked for type and range."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONGEST_TEXT = 4096
 
 
 class Fields:
-    """An object of a JSON document, with the place that it was found at for the message."""
+    """An object of a JSON document, with its place in the document for error messages."""
 
     def __init__(self, value: Any, where: str) -> None:
         if not isinstance(value, dict):
@@ -23,7 +23,7 @@ class Fields:
         self.where = where
 
     def text(self, key: str, among: tuple[str, ...] | None = None) -> str:
-        """A text, perhaps one of a few."""
+        """Return a string, optionally one of a few."""
         value = self._value.get(key)
         if not isinstance(value, str) or len(value) > LONGEST_TEXT or (among is not None and value not in among):
             expected = f"one of {', '.join(among)}" if among is not None else "a text"
@@ -31,76 +31,76 @@ class Fields:
         return value
 
     def optional_text(self, key: str, among: tuple[str, ...] | None = None) -> str | None:
-        """A text or null."""
+        """Return a string or null."""
         return None if self._value.get(key) is None else self.text(key, among)
 
     def integer(self, key: str, low: int = 0, high: int = 2**48) -> int:
-        """A whole number in a range, both ends included."""
+        """Return an integer in a range, both ends included."""
         value = self._value.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise self.wrong(key, f"a whole number from {low} to {high}")
         return value
 
     def optional_integer(self, key: str, low: int = 0, high: int = 2**48) -> int | None:
-        """A whole number in a range, or null."""
+        """Return an integer in a range, or null."""
         return None if self._value.get(key) is None else self.integer(key, low, high)
 
     def flag(self, key: str) -> bool:
-        """True or false."""
+        """Return true or false."""
         value = self._value.get(key)
         if not isinstance(value, bool):
             raise self.wrong(key, "true or false")
         return value
 
     def number(self, key: str) -> float:
-        """A finite number of at least 0."""
+        """Return a finite number of at least 0."""
         value = self._value.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
             raise self.wrong(key, "a number of at least 0")
         return float(value)
 
     def items(self, key: str) -> list[Any]:
-        """A list."""
+        """Return a list."""
         value = self._value.get(key)
         if not isinstance(value, list) or len(value) > MOST_ITEMS:
             raise self.wrong(key, "a list")
         return value
 
     def integers(self, key: str, low: int = 0, high: int = 2**31 - 1) -> tuple[int, ...]:
-        """A list of whole numbers in a range."""
+        """Return a list of integers in a range."""
         values = self.items(key)
         if any(isinstance(v, bool) or not isinstance(v, int) or not low <= v <= high for v in values):
             raise self.wrong(key, f"a list of whole numbers from {low} to {high}")
         return tuple(values)
 
     def texts(self, key: str) -> tuple[str, ...]:
-        """A list of texts."""
+        """Return a list of strings."""
         values = self.items(key)
         if any(not isinstance(value, str) or len(value) > LONGEST_TEXT for value in values):
             raise self.wrong(key, "a list of texts")
         return tuple(values)
 
     def each(self, key: str, parse: Callable[[Fields], T]) -> tuple[T, ...]:
-        """A list of objects, parsed one by one."""
+        """Return a list of objects, parsed one by one."""
         return tuple(parse(Fields(value, f"{self.where}{key}[{i}].")) for i, value in enumerate(self.items(key)))
 
     def mapped(self, key: str, parse: Callable[[Fields], T]) -> dict[str, T]:
-        """An object of objects, parsed one by one."""
+        """Return an object of objects, parsed one by one."""
         inner = Fields(self._value.get(key), f"{self.where}{key}: ")
         return {name: parse(Fields(value, f"{self.where}{key}.{name}.")) for name, value in inner.raw().items()}
 
     def optional(self, key: str, parse: Callable[[Fields], T]) -> T | None:
-        """An object, parsed, or null."""
+        """Return an object, parsed, or null."""
         value = self._value.get(key)
         return None if value is None else parse(Fields(value, f"{self.where}{key}."))
 
     def raw(self) -> Mapping[str, Any]:
-        """The object as it is; its keys are texts of a reasonable length."""
+        """Return the object as it is; its keys are strings of a reasonable length."""
         if len(self._value) > MOST_ITEMS or any(len(key) > LONGEST_TEXT for key in self._value):
             raise FormatError(f"{self.where}too many or too long keys")
         return self._value
 
     def wrong(self, key: str, expected: str) -> FormatError:
-        """What to raise for a key."""
+        """Return the error to raise for a key."""
         found = repr(self._value[key])[:80] if key in self._value else "nothing"
         return FormatError(f"{self.where}{key} is {found}, expected {expected}")

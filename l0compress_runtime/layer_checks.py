@@ -1,4 +1,4 @@
-"""What every sparse layer is checked for when it is made."""
+"""Checks that every sparse layer makes on construction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 def matrix_shape(weight: sparse.csr_array) -> tuple[int, int]:
-    """(rows, columns); scipy's own property is untyped.
+    """Return (rows, columns); scipy's own property is untyped.
 
     Example:
         >>> matrix_shape(sparse.csr_array((2, 5)))
@@ -27,15 +27,15 @@ def matrix_shape(weight: sparse.csr_array) -> tuple[int, int]:
 
 
 def refuse(problem: str) -> InputError:
-    """What to raise for a layer with this problem."""
+    """Return the error to raise for a layer with this problem."""
     return InputError(f"a sparse layer cannot be made: {problem}. Nothing was computed. Export the model again.")
 
 
 def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
-    """CSR that may be read without looking: indices in range and rising, row pointers that do not fall, finite values.
+    """Check that CSR is safe to read unchecked: increasing indices in range, nondecreasing row pointers, finite values.
 
     Raises:
-        InputError: it is not so.
+        InputError: it is not.
     """
     if not isinstance(weight, sparse.csr_array) or weight.ndim != 2:
         raise refuse(f"its weight is {type(weight).__name__}, and has to be a scipy.sparse.csr_array of two dimensions")
@@ -65,10 +65,10 @@ def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
 
 
 def check_epilogue(rows: int, bias: Array | None, activation: str | None) -> None:
-    """A bias of one value a row, or None, and an activation that there is, or None.
+    """Check for a bias of one value per row, or None, and a known activation, or None.
 
     Raises:
-        InputError: it is not so.
+        InputError: one of them is something else.
     """
     check_vector("bias", bias, rows)
     if activation is not None and activation not in ACTIVATIONS:
@@ -76,10 +76,10 @@ def check_epilogue(rows: int, bias: Array | None, activation: str | None) -> Non
 
 
 def check_vector(name: str, values: Array | None, rows: int) -> None:
-    """A float32 vector of this length, or None.
+    """Check for a float32 vector of this length, or None.
 
     Raises:
-        InputError: it is not so.
+        InputError: it is something else.
     """
     if values is None:
         return

@@ -1,7 +1,7 @@
-"""The layers that run sparse: plain frozen values over scipy's CSR, checked once so that no engine has to.
+"""The layers that run sparse: plain frozen values over scipy's CSR, checked once so that no engine needs to.
 
-An engine may read memory at the indices of a layer without looking at them, so a layer that exists has indices in
-range, row pointers that do not fall, and finite numbers.
+An engine may read memory at the indices of a layer unchecked, so every layer that exists has indices in
+range, nondecreasing row pointers, and finite numbers.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from l0compress_runtime.layer_checks import ACTIVATIONS as ACTIVATIONS
 from l0compress_runtime.layer_checks import check_epilogue, check_vector, check_weight, refuse
 from l0compress_runtime.layer_checks import matrix_shape as matrix_shape
 
-# Cells, and how many blocks of rows the weights of each have. In ONNX's order: input, output, forget, cell of an LSTM;
-# update, reset, hidden of a GRU. "gru" multiplies the state that was reset, "gru_reset_after" resets the product.
+# Cells, and how many blocks of rows the weights of each have. In ONNX's order: input, output, forget, cell for an LSTM;
+# update, reset, hidden for a GRU. "gru" multiplies the state after the reset, "gru_reset_after" resets the product.
 GATES = {"lstm": 4, "gru": 3, "gru_reset_after": 3, "rnn_tanh": 1, "rnn_relu": 1}
 DIRECTIONS = ("forward", "reverse", "bidirectional")
 
@@ -34,7 +34,7 @@ class SparseLinear:
     Args:
         weight: W, CSR of shape (out, in), sorted and without duplicates; float32, or int8 together with ``scale``.
         bias: (out,) float32, or None.
-        activation: one of :data:`ACTIVATIONS`, or None. ``gelu`` is the exact one, by the error function.
+        activation: one of :data:`ACTIVATIONS`, or None. ``gelu`` is the exact one, with the error function.
         scale: (out,) float32: row r of W is ``scale[r]`` times its int8 values. None for float32 values.
 
     Raises:
@@ -66,11 +66,11 @@ class SparseConv:
 
     Args:
         weight: CSR of shape (out, in / groups * prod(kernel)): the dense weight (out, in / groups, *kernel), flattened.
-        kernel: size of the kernel, one a spatial dimension.
-        stride: one a spatial dimension; empty means 1.
-        padding: zeros before and after, a pair a spatial dimension; empty means none.
-        dilation: one a spatial dimension; empty means 1.
-        groups: channels in and out are split into so many independent convolutions.
+        kernel: size of the kernel, one per spatial dimension.
+        stride: one per spatial dimension; empty means 1.
+        padding: zeros before and after, one pair per spatial dimension; empty means none.
+        dilation: one per spatial dimension; empty means 1.
+        groups: input and output channels are split into this many independent convolutions.
         bias: (out,) float32, or None.
         activation: one of :data:`ACTIVATIONS`, or None.
         scale: (out,) float32 with int8 values, as in :class:`SparseLinear`.
@@ -106,11 +106,11 @@ class SparseConv:
 
     @property
     def channels(self) -> int:
-        """Channels of the input."""
+        """The number of input channels."""
         return matrix_shape(self.weight)[1] // prod(self.kernel) * self.groups
 
     def output_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """The spatial size of the output for that of the input.
+        """Return the spatial size of the output for that of the input.
 
         Raises:
             InputError: the kernel does not fit into the padded input.
@@ -131,7 +131,7 @@ class SparseConv:
 
 @dataclass(frozen=True, eq=False)
 class SparseEmbedding:
-    """Rows of a table by integer index; an index below zero counts from the end, as in ONNX's Gather.
+    """Rows of a table by integer index; a negative index counts from the end, as in ONNX's Gather.
 
     Args:
         weight: CSR of shape (rows, width); float32, or int8 together with ``scale``.
@@ -156,18 +156,18 @@ class SparseEmbedding:
 class SparseRecurrent:
     """A recurrent layer over sequences, as ONNX's LSTM, GRU and RNN compute it; x is (length, batch, in).
 
-    The rows of both weights are those of the first direction and then those of the second, each with one block of
-    ``hidden`` rows a gate, in ONNX's order (see :data:`GATES`).
+    The rows of both weights are those of the first direction followed by those of the second, each with one block of
+    ``hidden`` rows per gate, in ONNX's order (see :data:`GATES`).
 
     Args:
         cell: one of :data:`GATES`.
         direction: one of :data:`DIRECTIONS`.
-        weight: CSR of shape (directions * gates * hidden, in), which the input is multiplied with.
-        recurrent: CSR of shape (directions * gates * hidden, hidden), which the state is multiplied with.
+        weight: CSR of shape (directions * gates * hidden, in), which multiplies the input.
+        recurrent: CSR of shape (directions * gates * hidden, hidden), which multiplies the state.
         bias: (2 * directions * gates * hidden,) float32, or None: for each direction what is added to the input's
             product and then what is added to the state's.
-        scale: a float32 a row of ``weight`` where its values are int8, as in :class:`SparseLinear`.
-        recurrent_scale: likewise of ``recurrent``.
+        scale: one float32 per row of ``weight`` if its values are int8, as in :class:`SparseLinear`.
+        recurrent_scale: the same for ``recurrent``.
 
     Raises:
         InputError: shapes, dtypes or indices do not fit, or a number is not finite.
@@ -202,22 +202,22 @@ class SparseRecurrent:
 
     @property
     def columns(self) -> int:
-        """Features of the input."""
+        """The number of input features."""
         return matrix_shape(self.weight)[1]
 
     @property
     def hidden(self) -> int:
-        """Hidden units of one direction."""
+        """The number of hidden units of one direction."""
         return matrix_shape(self.recurrent)[1]
 
     @property
     def directions(self) -> int:
-        """1, or 2 where the sequence is read both ways."""
+        """1, or 2 if the sequence is read in both directions."""
         return 1 + (self.direction == "bidirectional")
 
     @property
     def states(self) -> int:
-        """How many states are carried along: an LSTM has a cell beside the hidden one."""
+        """The number of states carried along: an LSTM has a cell state besides the hidden one."""
         return 1 + (self.cell == "lstm")
 
 
@@ -225,7 +225,7 @@ Layer = SparseLinear | SparseConv | SparseEmbedding | SparseRecurrent
 
 
 def float_weight(layer: Layer) -> sparse.csr_array:
-    """The weight, of a recurrent layer its input's, with float32 values: the int8 ones times their row's scale.
+    """Return the weight (of a recurrent layer, the input's) in float32: int8 values times their row's scale.
 
     Example:
         >>> weight = sparse.csr_array(np.array([[0, 3]], np.int8))

@@ -1,9 +1,9 @@
-"""The manifest: what a bundle holds and how its parts make a model.
+"""The manifest: what a bundle contains and how its parts make up a model.
 
-A *tensor* is a constant. A *segment* is an ONNX graph without its larger constants, which are named beside it. A
+A *tensor* is a constant. A *segment* is an ONNX graph without its larger constants, which are listed separately. A
 *layer* is a product with a sparse constant; it names the segment that computes the same densely. A *plan* is a way to
-run the model: segments, and layers on an engine each, in an order in which every value is there when it is read. There
-are several plans of one model, and *choices* says which is the fastest at which batch size.
+run the model: segments, and layers each on an engine, in an order in which every value exists when it is read. A model
+has several plans, and *choices* says which is the fastest at which batch size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 from l0compress_runtime.coding import TensorSpec
 
-# Version 3 has layers that flatten their input and optimizers that are disabled. All of version 2 means the same in it.
+# Version 3 adds layers that flatten their input, and disabled optimizers. All of version 2 means the same in it.
 FORMAT, VERSION, OLDEST = "l0compress-bundle", 3, 2
 MANIFEST = "manifest.json"
 DENSE = "dense"
@@ -24,10 +24,10 @@ class Port:
     """An input or an output.
 
     Attributes:
-        name: what the model calls it.
-        dtype: as numpy calls it.
-        shape: a size is a number where it is fixed, and a name where it is free.
-        example: sizes that the model was captured with; empty where nobody has said them.
+        name: its name in the model.
+        dtype: its name in numpy.
+        shape: a number for each fixed size, a name for each free one.
+        example: sizes that the model was captured with; empty if unknown.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Port:
     example: tuple[int, ...] = ()
 
     def described(self) -> str:
-        """Dtype and shape in words.
+        """Return dtype and shape in words.
 
         Example:
             >>> Port("image", "float32", ("batch", 3, 8)).described()
@@ -52,7 +52,7 @@ class Segment:
     Attributes:
         member: its file in the bundle.
         inputs: the values that it reads.
-        outputs: the values that it makes.
+        outputs: the values that it produces.
         tensors: its constants, from their name in the graph to that of the tensor.
     """
 
@@ -64,13 +64,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Recurrence:
-    """What a recurrent layer is beside its first weight; see :class:`l0compress_runtime.layers.SparseRecurrent`.
+    """What defines a recurrent layer besides its first weight; see :class:`l0compress_runtime.layers.SparseRecurrent`.
 
     Attributes:
         cell: one of :data:`l0compress_runtime.layers.GATES`.
         direction: one of :data:`l0compress_runtime.layers.DIRECTIONS`.
-        weight: the tensor that the state is multiplied with, (directions, gates * hidden, hidden).
-        states: for each state of the cell which input of the layer it begins with; 0, which is the sequence, for zeros.
+        weight: the tensor that multiplies the state, (directions, gates * hidden, hidden).
+        states: for each state of the cell the layer input that it starts from; 0, which is the sequence, means zeros.
         makes: what each output of the layer is: 0 all hidden states, 1 the last of them, 2 the last cell state.
     """
 
@@ -83,22 +83,22 @@ class Recurrence:
 
 @dataclass(frozen=True)
 class SparseStep:
-    """A layer: which values it reads, which ones it makes, and with which tensors.
+    """A layer: the values that it reads and produces, and its tensors.
 
     Attributes:
         kind: ``linear``, ``conv``, ``embedding`` or ``recurrent``.
-        name: what the layer is called in the model.
-        inputs: the values that it reads: one, and after it the states that a recurrent layer begins with.
-        outputs: the values that it makes: one, or several of a recurrent layer.
-        weight: its tensor; a matrix with a row an output, or, where ``transposed``, a column. Of a recurrent layer
+        name: the layer's name in the model.
+        inputs: the values that it reads: one, followed by the initial states of a recurrent layer.
+        outputs: the values that it produces: one, or several for a recurrent layer.
+        weight: its tensor; a matrix with a row per output, or, if ``transposed``, a column. For a recurrent layer
             that of the input, (directions, gates * hidden, in).
         transposed: see ``weight``.
         bias: its tensor, or None.
         activation: one of :data:`l0compress_runtime.layers.ACTIVATIONS`, or None.
         dense: the segment that computes the same.
-        kernel: of a convolution, as are the others: see :class:`l0compress_runtime.layers.SparseConv`.
-        recurrence: of a recurrent layer, and None otherwise.
-        flat_from: of a linear layer: the dimensions of its input from this one on are taken as one; None leaves them.
+        kernel: for a convolution, like the others: see :class:`l0compress_runtime.layers.SparseConv`.
+        recurrence: for a recurrent layer, and None otherwise.
+        flat_from: for a linear layer: the dimension from which its input is flattened; None leaves it as it is.
     """
 
     kind: str
@@ -120,7 +120,7 @@ class SparseStep:
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The tensors that are multiplied with."""
+        """The tensors that multiply."""
         return (self.weight,) if self.recurrence is None else (self.weight, self.recurrence.weight)
 
     @property
@@ -131,7 +131,7 @@ class SparseStep:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a plan: a segment (``engine`` is None), or a layer on an engine, ``dense`` being one."""
+    """One step of a plan: a segment (``engine`` is None), or a layer on an engine; ``dense`` is one."""
 
     part: str
     engine: str | None = None
@@ -139,7 +139,7 @@ class Step:
 
 @dataclass(frozen=True)
 class LayerTiming:
-    """Median milliseconds of one layer at one batch size, by engine, ``dense`` being one."""
+    """Median milliseconds of one layer at one batch size, by engine; ``dense`` is one."""
 
     layer: str
     batch_size: int
@@ -148,7 +148,7 @@ class LayerTiming:
 
 @dataclass(frozen=True)
 class PlanTiming:
-    """Median milliseconds of the whole model at one batch size: one dense ONNX graph, and the plan that was chosen."""
+    """Median milliseconds of the whole model at one batch size: as one dense ONNX graph, and with the chosen plan."""
 
     batch_size: int
     dense_ms: float
@@ -157,7 +157,7 @@ class PlanTiming:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a bundle says about itself.
+    """A bundle's complete description of itself.
 
     Attributes:
         inputs: the model's inputs, in order.
@@ -167,12 +167,12 @@ class Manifest:
         layers: by name.
         plans: by name.
         choices: a plan for each batch size that was considered, smallest first.
-        layer_timings: empty where nothing was measured.
-        plan_timings: empty where nothing was measured.
+        layer_timings: empty if nothing was measured.
+        plan_timings: empty if nothing was measured.
         whys: for every constant with enough zeros, how it runs and why.
         about: free text: who wrote it, with which threads.
-        hashes: SHA-256 of every member but the manifest, in hexadecimal.
-        disabled_optimizers: of ONNX Runtime, which dense graphs go without, since what they make is slower.
+        hashes: SHA-256 of every member except the manifest, in hexadecimal.
+        disabled_optimizers: ONNX Runtime optimizers disabled in dense graphs, because their result is slower.
     """
 
     inputs: tuple[Port, ...]
@@ -190,6 +190,6 @@ class Manifest:
     disabled_optimizers: tuple[str, ...] = ()
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``."""
+        """Return the text of ``manifest.json``."""
         value = {"format": FORMAT, "version": VERSION, **asdict(self)}
         return json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False)

@@ -35,12 +35,12 @@ _BYTES_A_NONZERO = 24
 
 
 class Parts:
-    """What plans are made of; a part that several plans share is made once.
+    """The building blocks of plans; a part that several plans share is built once.
 
     Args:
         files: the members of the bundle.
-        manifest: what they mean.
-        threads: threads that a segment or a layer uses; None leaves the choice to ONNX Runtime, and 1 to layers.
+        manifest: their description.
+        threads: threads that a segment or a layer uses; None leaves the choice to ONNX Runtime, and gives layers 1.
         limit_bytes: the most memory that constants may take.
     """
 
@@ -54,12 +54,12 @@ class Parts:
         self._spent: dict[tuple[str, str], int] = {}
 
     def disabling(self, optimizers: tuple[str, ...]) -> Parts:
-        """The same parts where dense graphs go without these optimizers of ONNX Runtime, and no others."""
+        """Return the same parts with exactly these ONNX Runtime optimizers disabled in dense graphs."""
         manifest = replace(self.manifest, disabled_optimizers=optimizers)
         return Parts(self.files, manifest, threads=self.threads, limit_bytes=self.limit_bytes)
 
     def operators(self, plan: tuple[Step, ...]) -> set[str]:
-        """The types of the operators in the dense graphs of a plan.
+        """Return the operator types in the dense graphs of a plan.
 
         Raises:
             FormatError: a graph is damaged.
@@ -68,7 +68,7 @@ class Parts:
         return {operator for member in members for operator in operators_of(self._member(member))}
 
     def run_of(self, step: Step) -> Run:
-        """The function of one step.
+        """Return the function of one step.
 
         Raises:
             FormatError: a part is damaged, is not what the manifest says, or needs more memory than allowed.
@@ -80,7 +80,7 @@ class Parts:
         return self._kernel(step.part, step.engine)[1]
 
     def engine_of(self, step: Step) -> str | None:
-        """What a step runs on: its engine, or the default one where that does not support the layer.
+        """Return what a step runs on: its engine, or the default one if that engine does not support the layer.
 
         Raises:
             FormatError: as of :meth:`run_of`.
@@ -90,10 +90,10 @@ class Parts:
         return self._kernel(step.part, step.engine)[0]
 
     def layer(self, name: str) -> Layer:
-        """A sparse layer as a value.
+        """Return a sparse layer as a value.
 
         Raises:
-            FormatError: its tensors do not make such a layer.
+            FormatError: its tensors do not make up such a layer.
         """
         step = self.manifest.layers[name]
         row_dims = 1 if step.recurrence is None else 2
@@ -108,12 +108,12 @@ class Parts:
             raise FormatError(f"layers.{name}: {error}") from error
 
     def supported(self, name: str, engines: Iterable[Engine]) -> list[str]:
-        """Which of the engines can run a layer."""
+        """Return which of the engines can run a layer."""
         layer = self.layer(name)
         return [engine.name for engine in engines if engine.supports(layer)]
 
     def _kernel(self, name: str, engine: str) -> tuple[str, Run]:
-        # Steps that apply one layer several times, as in a loop that was unrolled, share its kernel.
+        # Steps that apply one layer several times, as in an unrolled loop, share its kernel.
         layer = replace(self.manifest.layers[name], name="", inputs=(), outputs=(), dense="")
         if (layer, engine) not in self._layers:
             self._layers[layer, engine] = self._compiled(name, engine)
@@ -186,7 +186,7 @@ class Parts:
 
 
 def _fits(step: SparseStep, shape: tuple[int, ...]) -> bool:
-    """Whether a weight of this shape has the dimensions that it needs; how large they are is for the layer to check."""
+    """Return whether a weight of this shape has the right number of dimensions; the layer checks their sizes."""
     if step.recurrence is None:
         return len(shape) >= 2 and shape[2:] == step.kernel
     return len(shape) == 3 and shape[0] == 1 + (step.recurrence.direction == "bidirectional")
@@ -200,7 +200,7 @@ def _run_recurrent(kernel: Kernel, recurrence: Recurrence, arrays: Sequence[Arra
 def _run_flattened(kernel: Kernel, flat_from: int, columns: int, arrays: Sequence[Array]) -> Sequence[Array]:
     x = arrays[0]
     kept, rest = x.shape[:flat_from], x.shape[flat_from:]
-    # Of no sample the sizes may be anything: ONNX Runtime's mean over no image keeps those that it should have summed.
+    # Without samples any size may occur: ONNX Runtime's mean over no images keeps the sizes that it should have summed.
     return (kernel(x.reshape(*kept, columns if 0 in kept else prod(rest))),)
 
 

@@ -1,7 +1,7 @@
-"""ONNX models as bytes: what a model may not hold is found, and weights are put in, without the onnx package.
+"""ONNX models as bytes: find what a model must not contain, and add weights, without the onnx package.
 
-A serialized message is a sequence of fields, and two messages written one after the other are read as one in which
-repeated fields are joined. So weights are added to a model by writing them behind it.
+A serialized message is a sequence of fields, and two concatenated messages are read as one in which
+repeated fields are joined. So weights are added to a model by appending them to it.
 
 Source: the protobuf encoding; field numbers from onnx.proto.
 """
@@ -32,7 +32,7 @@ DATA_TYPES = {
     "uint32": 12,
     "uint64": 13,
 }
-# The operators of ONNX itself. Whatever else there is may come with code, or read files.
+# The operators of ONNX itself. Any others may bring code, or read files.
 DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 MOST_NESTED = 32
 
@@ -40,7 +40,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
 _OPERATOR = 4
 _DOMAIN_OF = {"node": 7, "opset": 1, "function": 10}
-# Which message a field of a message holds, as far as tensors and operators can be found below it.
+# Which message a field of a message holds, for fields below which tensors and operators can be found.
 _BELOW = {
     "model": {7: "graph", 8: "opset", 25: "function"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -54,16 +54,16 @@ _BELOW = {
 
 
 def check_model(model: bytes) -> None:
-    """Make sure that a model is complete in itself: no data in other files, no operators but those of ONNX.
+    """Check that a model is self-contained: no data in other files, no operators but those of ONNX.
 
     Raises:
-        FormatError: it is no model, or holds such a thing.
+        FormatError: it is not a model, or contains such a thing.
     """
     _check(memoryview(model), "model", 0)
 
 
 def operators_of(model: bytes) -> set[str]:
-    """The types of the operators of a model that has been checked, those of graphs within nodes included.
+    """Return the operator types of a checked model, including those of graphs within nodes.
 
     Example:
         >>> operators_of(_field(7, _field(1, _field(4, b"LSTM"))))
@@ -73,7 +73,7 @@ def operators_of(model: bytes) -> set[str]:
 
 
 def with_initializers(model: bytes, tensors: Mapping[str, Array]) -> bytes:
-    """The model with tensors added to its initializers.
+    """Return the model with tensors added to its initializers.
 
     Example:
         >>> with_initializers(b"", {"w": np.zeros(2, np.uint8)})

@@ -1,4 +1,4 @@
-"""Read a manifest that a stranger wrote: every value has the type and the range that it has to, and the parts fit."""
+"""Read an untrusted manifest: every value has the required type and range, and the parts fit together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def parse(text: bytes) -> Manifest:
     """Read a manifest and check that its parts fit together.
 
     Raises:
-        FormatError: it does not say what it has to, in the types that it has to.
+        FormatError: something is missing or has the wrong type.
     """
     try:
         root = Fields(json.loads(text.decode("utf-8")), "")
@@ -66,10 +66,10 @@ def parse(text: bytes) -> Manifest:
 
 
 def check(manifest: Manifest) -> None:
-    """Make sure that what is named is there, and that every plan makes each value before it is read.
+    """Check that everything named exists, and that every plan produces each value before it is read.
 
     Raises:
-        FormatError: it does not hold together.
+        FormatError: it is inconsistent.
     """
     for name, layer in manifest.layers.items():
         for tensor in layer.tensors:
@@ -183,7 +183,7 @@ def _recurrence(entry: Fields) -> Recurrence:
 
 
 def _check_ends(entry: Fields, step: SparseStep) -> None:
-    """A layer reads and makes one value, but for a recurrent one, which says what its values are."""
+    """Check that a layer reads and produces one value, unless it is recurrent, which says what its values are."""
     recurrence = step.recurrence
     if step.flat_from is not None and step.kind != "linear":
         raise entry.wrong("flat_from", "null but for a linear layer")

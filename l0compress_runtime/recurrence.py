@@ -1,4 +1,4 @@
-"""A recurrent layer as what an engine computes: for each direction two products, one of the whole sequence at once."""
+"""A recurrent layer as an engine computes it: two products per direction, one over the whole sequence at once."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class OneDirection:
     """One direction of a recurrent layer.
 
     Attributes:
-        backward: it begins at the end of the sequence.
-        input: the product with the input. It adds every bias that is not multiplied by anything before it is added.
+        backward: whether it starts at the end of the sequence.
+        input: the product with the input. It adds every bias that is not multiplied by anything before being added.
         recurrent: the product with the state.
     """
 
@@ -29,7 +29,7 @@ class OneDirection:
 
 
 def directions_of(layer: SparseRecurrent) -> tuple[OneDirection, ...]:
-    """The directions of a layer, in the order of its outputs.
+    """Return the directions of a layer, in the order of its outputs.
 
     Example:
         >>> from scipy import sparse
@@ -56,12 +56,12 @@ def _direction(layer: SparseRecurrent, side: int) -> OneDirection:
 
 
 def _biases(layer: SparseRecurrent, side: int, size: int) -> tuple[Array | None, Array | None]:
-    """What is added to the input's product, and to the state's."""
+    """Return what is added to the input's product, and to the state's."""
     if layer.bias is None:
         return None, None
     to_input, to_state = layer.bias.reshape(layer.directions, 2, size)[side]
     if layer.cell != "gru_reset_after":
         return to_input + to_state, None
-    # The reset multiplies the product of the state together with its bias.
+    # The reset multiplies the state's product together with its bias.
     is_reset = np.arange(size) >= 2 * layer.hidden
     return to_input + np.where(is_reset, 0, to_state), np.where(is_reset, to_state, 0)

@@ -1,4 +1,4 @@
-"""What a layer computes, densely in numpy and in float64: the truth that engines are compared with, and slow."""
+"""Dense reference implementations in numpy and float64: the slow ground truth that engines are compared with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 
 def reference(layer: SparseLinear | SparseConv | SparseEmbedding, x: Array) -> Array:
-    """The layer's output for x, accumulated in float64 and returned in it.
+    """Return the layer's output for x, accumulated and returned in float64.
 
     Example:
         >>> from scipy import sparse
@@ -46,12 +46,12 @@ def reference(layer: SparseLinear | SparseConv | SparseEmbedding, x: Array) -> A
 
 
 def recurrent_reference(layer: SparseRecurrent, x: Array, *states: Array | None) -> tuple[Array, ...]:
-    """What a recurrent layer hands on for x: every hidden state, the last of them, and an LSTM's last cell state.
+    """Return the outputs of a recurrent layer: every hidden state, the last of them, and an LSTM's last cell state.
 
     Args:
         layer: the layer.
         x: (length, batch, in).
-        states: (directions, batch, hidden) that the layer begins with; None, or none, for zeros.
+        states: initial states (directions, batch, hidden); None, or none at all, for zeros.
 
     Example:
         >>> from scipy import sparse
@@ -90,7 +90,7 @@ def recurrent_reference(layer: SparseRecurrent, x: Array, *states: Array | None)
 def _stepped(
     cell: str, from_input: Array, state: tuple[Array, ...], recurrent: Array, bias: Array
 ) -> tuple[Array, ...]:
-    """The next state; the formulas are those of ONNX's operators."""
+    """Return the next state; the formulas are those of ONNX's operators."""
     hidden = state[0]
     if cell.startswith("rnn"):
         return (activated(cell.removeprefix("rnn_"), from_input + hidden @ recurrent.T + bias),)
@@ -110,7 +110,7 @@ def _stepped(
 
 
 def activated(activation: str | None, x: Array) -> Array:
-    """The named activation of x in the dtype of x.
+    """Return the named activation of x in the dtype of x.
 
     Example:
         >>> activated("relu", np.array([-1.0, 2.0]))
@@ -133,7 +133,7 @@ def activated(activation: str | None, x: Array) -> Array:
 
 
 def _convolved(layer: SparseConv, dense: Array, x: Array) -> Array:
-    """Sum over the positions of the kernel of what each contributes to every output."""
+    """Sum what each kernel position contributes to every output."""
     sizes = layer.output_size(x.shape[2:])
     padded = np.pad(x, ((0, 0), (0, 0), *layer.padding))
     channels = layer.channels // layer.groups

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the interface of a kernel: arrays in, arrays out, in the order of the segment."""
+"""ONNX Runtime with the interface of a kernel: arrays in, arrays out, in the order of the segment."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 Array = NDArray[Any]
 Run = Callable[[Sequence[Array]], Sequence[Array]]
 
-# A protobuf message cannot be larger; the rest of the graph has to fit beside its constants.
+# A protobuf message cannot be larger; the rest of the graph must fit in it along with its constants.
 MOST_MODEL_BYTES = 2**31 - 2**20
 
-# A graph from strangers can fail in more ways than those of ONNX Runtime's own.
+# An untrusted graph can fail in more ways than with ONNX Runtime's own errors.
 _ERRORS = (*NATIVE_ERRORS, ValueError, TypeError, RuntimeError, MemoryError)
 _MOST_CHARACTERS = 300
 
-# Seen with ONNX Runtime 1.31: it aborts the process where an LSTM or a GRU gets no sample, and a GRU also for no step.
+# Seen with ONNX Runtime 1.31: it aborts the process if an LSTM or a GRU gets no samples, or a GRU no steps.
 END_ON_EMPTY = frozenset({"LSTM", "GRU"})
 
 
@@ -36,17 +36,17 @@ def open_segment(
     threads: int | None,
     disabled: Sequence[str] = (),
 ) -> OpenSegment:
-    """A segment in ONNX Runtime.
+    """Open a segment in ONNX Runtime.
 
     Args:
         segment: its inputs and outputs.
         graph: the ONNX model without its larger constants.
         tensors: the constants by their name in the graph.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
-        disabled: optimizers of ONNX Runtime to go without.
+        disabled: ONNX Runtime optimizers to disable.
 
     Raises:
-        FormatError: the graph refers to other files, uses operators that are not ONNX's own, has other inputs or
+        FormatError: the graph refers to other files, uses operators that are not ONNX's own, has different inputs or
             outputs, or cannot be loaded.
     """
     check_model(graph)
@@ -67,7 +67,7 @@ def open_segment(
 
 
 class OpenSegment:
-    """A segment that is ready to run: arrays in the order of its inputs become arrays in that of its outputs."""
+    """A segment that is ready to run: takes arrays in the order of its inputs, returns them in that of its outputs."""
 
     def __init__(
         self, session: onnxruntime.InferenceSession, inputs: list[str], outputs: list[str], *, takes_empty: bool
@@ -89,7 +89,7 @@ class OpenSegment:
         """Run on arrays by name.
 
         Raises:
-            InputError: as of a call.
+            InputError: as for a call.
         """
         if not self._takes_empty and any(array.size == 0 for array in feeds.values()):
             raise InputError(

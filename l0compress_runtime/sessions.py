@@ -1,4 +1,4 @@
-"""ONNX Runtime as everything here uses it: on the CPU, silent, with the errors that it raises."""
+"""ONNX Runtime as configured throughout: on the CPU, silent, with the errors that it raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NATIVE_ERRORS: tuple[type[Exception], ...] = (
     _native.NotImplemented,
     _native.RuntimeException,
 )
-# Fusions of ONNX Runtime that can be slower on a CPU than what they fuse. With 1.31, Add and LayerNormalization took 9
+# ONNX Runtime fusions that can be slower on a CPU than what they fuse. With 1.31, Add and LayerNormalization took 9
 # microseconds for 32 tokens of width 384 and 48 for 256 of them; as one operator 50 and 370.
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
 _ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
@@ -32,32 +32,32 @@ _SILENT = 4
 def open_session(
     model: str | bytes, *, threads: int | None = None, disabled: Sequence[str] = ()
 ) -> onnxruntime.InferenceSession:
-    """A model in ONNX Runtime.
+    """Open a model in ONNX Runtime.
 
     Args:
         model: the path of an ``.onnx`` file, or its content.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
-        disabled: optimizers to go without.
+        disabled: optimizers to disable.
 
     Raises:
-        Exception: one of ``NATIVE_ERRORS``: the model cannot be loaded. A hostile one may raise ValueError, TypeError,
-            RuntimeError or MemoryError as well.
+        Exception: one of ``NATIVE_ERRORS``: the model cannot be loaded. A hostile one may also raise ValueError,
+            TypeError, RuntimeError or MemoryError.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-    # Threads that go on spinning after a run would slow down whatever runs, or is timed, next in the same process.
+    # Threads that keep spinning after a run would slow down whatever runs, or is timed, next in the same process.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if disabled:
         options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(disabled))
-    # Without the fallback, which prints before it tries the same again.
+    # Without the fallback, which prints before it retries the same thing.
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without ONNX Runtime's error code, or the error's type where it has none.
+    """Return the first line of an error's message without ONNX Runtime's code, or the error's type if it is empty.
 
     Example:
         >>> first_line(ValueError("[ONNXRuntimeError] : 1 : FAIL : no such operator."))

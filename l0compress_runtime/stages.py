@@ -1,4 +1,4 @@
-"""A plan as a list of functions on named values; a value is let go as soon as nothing needs it any more."""
+"""A plan as a list of functions on named values; a value is released as soon as nothing needs it any more."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """A step with the values that it reads and makes, and those that nothing needs afterwards; a layer has a name."""
+    """A step with the values that it reads and produces, and those no longer needed afterwards; a layer has a name."""
 
     name: str | None
     run: Run
@@ -28,7 +28,7 @@ class Stage:
 
 
 def stages_of(parts: Parts, plan: tuple[Step, ...]) -> list[Stage]:
-    """The stages of a plan.
+    """Return the stages of a plan.
 
     Raises:
         FormatError: a part of the plan is damaged, or is not what the manifest says.
@@ -45,7 +45,7 @@ def stages_of(parts: Parts, plan: tuple[Step, ...]) -> list[Stage]:
 
 
 def as_one_graph(stages: Sequence[Stage], inputs: Sequence[str], outputs: Sequence[str]) -> OpenSegment | None:
-    """The graph that a plan consists of, where it is a single one from the model's inputs to its outputs."""
+    """Return the graph that a plan consists of, if it is a single one from the model's inputs to its outputs."""
     if len(stages) != 1 or set(stages[0].inputs) != set(inputs) or stages[0].outputs != tuple(outputs):
         return None
     run = stages[0].run
@@ -53,10 +53,10 @@ def as_one_graph(stages: Sequence[Stage], inputs: Sequence[str], outputs: Sequen
 
 
 def run_stages(stages: Sequence[Stage], values: dict[str, Array]) -> None:
-    """Run stages one after the other, from and to the same named values.
+    """Run stages in order, reading from and writing to the same named values.
 
     Raises:
-        InputError: a stage does not take its values; where it is a layer, the message says which and from what.
+        InputError: a stage does not accept its values; for a layer, the message says which and from what.
     """
     for stage in stages:
         try:

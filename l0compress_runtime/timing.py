@@ -1,4 +1,4 @@
-"""Functions in turns, so that all of them meet the machine in the same moods."""
+"""Time functions in turns, so that all of them see the machine in the same conditions."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Turns:
-    """How often functions are called that take turns.
+    """How often functions that take turns are called.
 
     Attributes:
-        max_seconds: no new round begins after this long, except for the fewest.
-        rounds: the most rounds; in each, every function is called untimed and then some times timed.
-        fewest_rounds: rounds that are made however long they take.
-        calls_a_round: timed calls of each function in a round.
+        max_seconds: no new round starts after this long, except for the fewest.
+        rounds: the most rounds; in each, every function is called untimed and then timed several times.
+        fewest_rounds: rounds that are run however long they take.
+        calls_a_round: timed calls of each function per round.
         warmup_calls: untimed calls of each function before the first round.
-        settling_seconds: for how long a function is called untimed in each round, at least once: the threads of
-            OpenMP (torch's, for one) go on spinning after a call, on the core that the next function wants.
+        settling_seconds: how long a function is called untimed in each round, at least once: OpenMP threads
+            (torch's, for one) keep spinning after a call, on the core that the next function needs.
     """
 
     max_seconds: float
@@ -35,10 +35,10 @@ class Turns:
 
 
 def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, list[int]]:
-    """Nanoseconds of every timed call of each function.
+    """Return the nanoseconds of every timed call of each function.
 
-    The untimed calls of a round let caches fill and the threads of the function before go to sleep. The order rotates
-    from round to round. No garbage is collected in the meantime.
+    The untimed calls of a round let caches fill and the previous function's threads go to sleep. The order rotates
+    from round to round. Garbage collection is off in the meantime.
 
     Example:
         >>> taken = in_turns({"sum": lambda: sum(range(9))}, Turns(max_seconds=0, fewest_rounds=2))
@@ -63,7 +63,7 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, 
 
 
 def medians_ms(calls: Mapping[str, Callable[[], Any]], *, max_seconds: float) -> dict[str, float]:
-    """Median milliseconds of each function, in turns.
+    """Return the median milliseconds of each function, timed in turns.
 
     Example:
         >>> sorted(medians_ms({"sum": lambda: sum(range(9)), "max": lambda: max(range(9))}, max_seconds=0.1))

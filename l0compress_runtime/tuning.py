@@ -1,4 +1,4 @@
-"""Which engine is the fastest for which layer, and which plan for the whole model: measured, on the machine at hand."""
+"""Which engine is fastest for each layer, and which plan for the whole model: measured on the current machine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from l0compress_runtime.timing import medians_ms
 
 Array = NDArray[Any]
 
-# Every candidate a layer, and the model as one dense graph.
+# Every candidate as a layer, and the model as one dense graph.
 SPLIT, WHOLE = "split", "whole"
-# What takes more than this share of the dense model's time is not worth a cut: two equal programs differ by a few per
-# cent from one process to the next.
+# A plan that takes more than this share of the dense model's time is not worth a cut: two equal programs differ by a
+# few per cent from one process to the next.
 WORTH = 0.95
 SECONDS_A_LAYER = 0.15
 SECONDS_A_PLAN = 1.0
@@ -32,9 +32,9 @@ MOST_EXAMPLE_ELEMENTS = 2**28
 
 
 def layer_medians(parts: Parts, inputs: Mapping[str, Array], engines: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each layer on each engine that supports it and as a dense graph, by layer.
+    """Return the median milliseconds of each layer, on each engine that supports it and as a dense graph, by layer.
 
-    The layers get what they would get in a run of the model on ``inputs``.
+    The layers get the inputs that they would get in a run of the model on ``inputs``.
     """
     plan = tuple(
         step if step.engine is None else replace(step, engine=DEFAULT_ENGINE) for step in parts.manifest.plans[SPLIT]
@@ -53,7 +53,7 @@ def layer_medians(parts: Parts, inputs: Mapping[str, Array], engines: Sequence[s
 
 
 def best_plan(parts: Parts, batch_size: int, engines: Sequence[str]) -> tuple[Step, ...]:
-    """The fastest plan on this machine: each layer on its fastest engine, what was chosen at export, or all dense."""
+    """Return the fastest plan on this machine: each layer on its fastest engine, the export's choice, or all dense."""
     manifest = parts.manifest
     inputs = example_inputs(manifest.inputs, batch_size)
     candidates = {name: manifest.plans[name] for size, name in manifest.choices if size == batch_size}
@@ -71,10 +71,10 @@ def best_plan(parts: Parts, batch_size: int, engines: Sequence[str]) -> tuple[St
 
 
 def slow_fusions(parts: Parts, feeds: Mapping[int, Mapping[str, Array]]) -> tuple[str, ...]:
-    """Which optimizers of ONNX Runtime to go without: those that make the dense model slower at every batch size.
+    """Return the ONNX Runtime optimizers to disable: those that make the dense model slower at every batch size.
 
     Args:
-        parts: with a plan that is all dense; without one, nothing is said against any optimizer.
+        parts: with a plan that is all dense; without one, nothing is disabled.
         feeds: inputs for each batch size.
     """
     plan = parts.manifest.plans.get(WHOLE)
@@ -90,7 +90,7 @@ def slow_fusions(parts: Parts, feeds: Mapping[int, Mapping[str, Array]]) -> tupl
 
 
 def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]]) -> tuple[Step, ...]:
-    """The plan with each layer on the engine with the smallest median.
+    """Return the plan with each layer on the engine with the smallest median.
 
     Example:
         >>> on_fastest((Step("a"), Step("b", "scipy")), {"b": {"dense": 2.0, "scipy": 3.0}})
@@ -103,9 +103,9 @@ def on_fastest(plan: tuple[Step, ...], table: Mapping[str, Mapping[str, float]])
 
 
 def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> dict[str, Array]:
-    """Inputs made from shapes alone: normal noise, and zeros for integers, which any table can be asked for.
+    """Make inputs from shapes alone: normal noise, and zeros for integers, which are valid indices for any table.
 
-    Free sizes but the batch are those of the example that the model was captured with, or else 16.
+    Free sizes other than the batch are those of the example that the model was captured with, or else 16.
 
     Raises:
         FormatError: an input would have more than 2**28 elements.
@@ -130,7 +130,7 @@ def example_inputs(ports: Sequence[Port], batch_size: int, *, seed: int = 0) -> 
 def example_shape(
     sizes: Sequence[int | str | None], example: tuple[int, ...], batch_size: int, batch_dim: int | None = 0
 ) -> tuple[int, ...]:
-    """Sizes for an input that leaves some free (a name, or None): its batch, those of an example, or else 16.
+    """Return sizes for an input with free ones (a name, or None): its batch, those of an example, or else 16.
 
     Example:
         >>> example_shape(("batch", 3, "length"), (2, 3, 7), 5), example_shape((None, None), (), 5)
@@ -146,8 +146,8 @@ def example_shape(
 
 
 def batch_dim_of(sizes: Sequence[int | str | None]) -> int | None:
-    """Which dimension of an input the batch is, by the names of its free sizes: the one that is called batch; the first
-    where none is, unless that is fixed or a length.
+    """Return which dimension of an input the batch is, by the names of its free sizes: the one named batch; failing
+    that the first, unless it is fixed or a length.
 
     Example:
         >>> [batch_dim_of(sizes) for sizes in (("length", "batch", 8), ("rows", 8), (2, "batch_2"), ("length",), (3,))]
@@ -160,7 +160,7 @@ def batch_dim_of(sizes: Sequence[int | str | None]) -> int | None:
 
 
 def plan_call(parts: Parts, plan: tuple[Step, ...], inputs: Mapping[str, Array]) -> Callable[[], Any]:
-    """One run of a plan on fixed inputs."""
+    """Return a function that runs a plan once on fixed inputs."""
     stages: list[Stage] = stages_of(parts, plan)
     return lambda: run_stages(stages, dict(inputs))
 

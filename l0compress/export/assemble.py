@@ -1,4 +1,4 @@
-"""A graph that was taken apart as the members of a bundle: constants, dense graphs and layers, each of them once."""
+"""Assemble a partitioned graph into the members of a bundle: constants, dense graphs and layers, each of them once."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from l0compress_runtime.manifest import MANIFEST, Manifest, Port, Segment, Spars
 from l0compress_runtime.parts import DEFAULT_ENGINE
 from l0compress_runtime.tuning import SPLIT, WHOLE
 
-# A byte of position a value must be worth it.
+# Sparse storage costs a byte of position per value, which must pay off.
 MOST_DENSITY = 0.7
 FEWEST_STORED = 256
 
 
 @dataclass
 class Members:
-    """The parts of a bundle while it is put together; a part that is asked for again is the same one.
+    """The parts of a bundle under construction; asking for a part again returns the same one.
 
     Args:
         flow: the whole graph.
@@ -47,7 +47,7 @@ class Members:
     _known: dict[bytes, str] = field(default_factory=dict)
 
     def plan(self, chosen: Sequence[Candidate], engines: Mapping[Candidate, str]) -> tuple[Step, ...]:
-        """The graph with these candidates as layers; they run on the engines that are named."""
+        """Return the graph with these candidates as layers, each on the engine named for it."""
         steps = []
         for part in cut(self.flow, self.types, chosen):
             if isinstance(part, Cut):
@@ -57,7 +57,7 @@ class Members:
         return tuple(steps)
 
     def segment(self, part: Cut) -> str:
-        """A dense graph; returns its name."""
+        """Add a dense graph; return its name."""
         data = part.model.SerializeToString(deterministic=True)
         tensors = {name: self.tensor(name) for name in part.constants}
         if data not in self._known:
@@ -69,7 +69,7 @@ class Members:
         return self._known[data]
 
     def layer(self, candidate: Candidate) -> str:
-        """A sparse layer; returns its name."""
+        """Add a sparse layer; return its name."""
         name = f"l{candidate.nodes[0]}"
         if name in self.layers:
             return name
@@ -97,13 +97,13 @@ class Members:
         return name
 
     def _unused(self, name: str) -> str:
-        """The name, numbered where another layer bears it: a module may be called twice, or have several weights."""
+        """Return the name, numbered if another layer has it: a module may be called twice, or have several weights."""
         used = {layer.name for layer in self.layers.values()}
         numbered = (f"{name} ({k})" for k in count(2))
         return next(found for found in chain((name,), numbered) if found not in used)
 
     def tensor(self, name: str) -> str:
-        """A constant; returns its name in the bundle.
+        """Add a constant; return its name in the bundle.
 
         Raises:
             InputError: a value is beyond the range of the storage.
@@ -132,7 +132,7 @@ class Members:
 
 
 def members_of(flow: Flow, types: Types, candidates: Sequence[Candidate], storage: str) -> tuple[Members, Manifest]:
-    """The members of a bundle with two plans: every candidate a layer, and all of the graph dense."""
+    """Return the members of a bundle with two plans: every candidate as a layer, and the whole graph dense."""
     members = Members(flow, types, storage)
     for candidate in candidates:
         for weight, axis in candidate.scale_axes().items():
@@ -147,7 +147,7 @@ def members_of(flow: Flow, types: Types, candidates: Sequence[Candidate], storag
 
 
 def completed(manifest: Manifest, members: Members) -> Manifest:
-    """The manifest with the members as they are now."""
+    """Return the manifest with the current members."""
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.files.items()}
     return replace(
         manifest,
@@ -159,13 +159,13 @@ def completed(manifest: Manifest, members: Members) -> Manifest:
 
 
 def bundle_bytes(manifest: Manifest, files: Mapping[str, bytes]) -> bytes:
-    """A bundle as one zip file: the manifest, and those members that it speaks of."""
+    """Return a bundle as one zip file: the manifest, and the members that it lists."""
     used = {name: files[name] for name in sorted(manifest.hashes)}
     return write_zip({MANIFEST: manifest.to_json().encode(), **used})
 
 
 def without_unused(manifest: Manifest) -> Manifest:
-    """The manifest without what no plan of it needs."""
+    """Return the manifest without what none of its plans needs."""
     steps = [step for plan in manifest.plans.values() for step in plan]
     layers = {step.part: manifest.layers[step.part] for step in steps if step.engine is not None}
     names = {step.part for step in steps if step.engine is None} | {layer.dense for layer in layers.values()}

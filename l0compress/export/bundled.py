@@ -1,4 +1,4 @@
-"""A bundle behind the interface of a module: tensors in, named tensors out."""
+"""A bundle with the interface of a module: tensors in, named tensors out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TOLERANCES = {"float32": None, "float16": 5e-3, "bfloat16": 4e-2, "int8": 5e-2}
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a path is meant as a bundle: a file by its suffix, a folder by its manifest."""
+    """Return whether a path is meant as a bundle: a file by its suffix, a folder by its manifest."""
     return path.suffix == SUFFIX or (path.is_dir() and (path / MANIFEST).exists())
 
 
@@ -35,10 +35,10 @@ class BundleSession:
         path: the bundle, a file or a folder.
         threads: threads that a call uses.
         engine: run every sparse layer on this engine.
-        tune: time every layer anew on this machine.
+        tune: time every layer again on this machine.
 
     Raises:
-        RunError: the path is no bundle, or a damaged one.
+        RunError: the path is not a bundle, or a damaged one.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class BundleSession:
 
     @property
     def tolerance(self) -> float | None:
-        """What :func:`l0compress.verify.verify` may allow: more than usual where weights are rounded for storage."""
+        """The tolerance for :func:`l0compress.verify.verify`: larger than usual if weights are rounded for storage."""
         return TOLERANCES.get(self.bundle.manifest.about.get("storage", "float32"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Run the model; outputs by name.
+        """Run the model; return outputs by name.
 
         Raises:
-            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
+            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not accept.
         """
         outputs = self.bundle.run(self.feeds(Call(args, kwargs)))
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in outputs.items()}
 
     def feeds(self, call: Call) -> dict[str, NDArray[Any]]:
-        """The arrays of a call by the names of the inputs.
+        """Return the arrays of a call by input name.
 
         Raises:
             InputError: an input is missing, or is not one of the model's.
@@ -83,14 +83,14 @@ class BundleSession:
         return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def bound(self, call: Call) -> Callable[[], Any]:
-        """The run of one call with its inputs already converted: what a timing repeats."""
+        """Return a function that runs one call with its inputs already converted: what a timing repeats."""
         feeds = self.feeds(call)
         return lambda: self.bundle.run(feeds)
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
-        """A call made from the input shapes alone."""
+        """Make a call from the input shapes alone."""
         return example_of(self.inputs, batch_size, seed=seed)
 
 
-# An artifact that ONNX Runtime and sparse kernels run; a .pt2 file is a graph instead.
+# Artifacts that ONNX Runtime and sparse kernels run; a .pt2 file is a graph instead.
 Session: TypeAlias = OnnxSession | BundleSession

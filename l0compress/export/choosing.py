@@ -1,4 +1,4 @@
-"""The fastest way to run a model at each batch size, layer by layer, and never slower than all of it dense."""
+"""Choose the fastest way to run a model at each batch size, layer by layer, and never slower than all dense."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ NO_LIMIT = 2**62
 
 @dataclass(frozen=True)
 class InMemory:
-    """The members of a bundle that is not written yet."""
+    """The members of a bundle that has not been written yet."""
 
     files: Mapping[str, bytes]
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the members."""
+        """The names of the members."""
         return tuple(self.files)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
     def read(self, name: str) -> bytes:
-        """One member."""
+        """Return one member."""
         if name not in self.files:
             raise FormatError(f"has no {name}")
         return self.files[name]
 
 
 def parts_of(manifest: Manifest, members: Members, threads: int) -> Parts:
-    """The parts of a bundle in memory."""
+    """Return the parts of a bundle in memory."""
     return Parts(InMemory(members.files), manifest, threads=threads, limit_bytes=NO_LIMIT)
 
 
@@ -56,12 +56,12 @@ def chosen_plans(
     engines: Sequence[str],
     threads: int,
 ) -> Manifest:
-    """The manifest with the fastest plan for each batch size, and with what was measured.
+    """Return the manifest with the fastest plan for each batch size, and with the measurements.
 
-    Every candidate is timed dense and on each engine. Those that gain by an engine become layers, the others join the
-    dense graphs around them. If the whole is not faster than the dense model, the half that gains least becomes dense
-    too, and so on until nothing is left. Fusions of ONNX Runtime that slow the dense model down are left out of all
-    plans; what the choice is compared with in the end is the dense model with them, which is what a user would run.
+    Every candidate is timed dense and on each engine. Those faster on an engine become layers, the others join the
+    dense graphs around them. If the whole is not faster than the dense model, the half with the smallest gain becomes
+    dense too, and so on until nothing is left. ONNX Runtime fusions that slow the dense model down are disabled in all
+    plans; the final comparison is with the dense model with fusions, which is what a user would run.
 
     Args:
         manifest: with a plan in which every candidate is a layer, and one that is all dense.
@@ -101,7 +101,7 @@ def _fastest(
     inputs: Feeds,
     threads: int,
 ) -> tuple[tuple[Step, ...], PlanTiming]:
-    """The fastest plan on these inputs, and how it compares with one dense graph as ONNX Runtime runs it by itself."""
+    """Return the fastest plan on these inputs, and its time next to that of one dense graph as ONNX Runtime runs it."""
     engines = {candidate: min(medians, key=medians.__getitem__) for candidate, medians in table.items()}
     gains = {c: table[c][DENSE] - table[c][engine] for c, engine in engines.items() if engine != DENSE}
     chosen = sorted(gains, key=gains.__getitem__, reverse=True)

@@ -2,7 +2,7 @@
 
 requires: a captured graph that exports to ONNX.
 ensures:  the bundle, loaded again, computes what the reference computes; the same graph and the same choices give the
-          same bytes (measured times differ from run to run, and choices with them).
+          same bytes (measured times vary from run to run, and the choices with them).
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ class CsrSettings:
     """How a bundle is made.
 
     Attributes:
-        storage: of weights in the file: float32, float16, bfloat16, or int8 with one scale an output for sparse layers.
-            They are float32 again once loaded.
+        storage: of weights in the file: float32, float16, bfloat16, or int8 with one scale per output for sparse
+            layers. They become float32 again on loading.
         threads: threads that layers are timed with, and that the choice is made for.
-        engines: names of the engines to choose from, or the only one; None stands for all that are installed and need
-            no torch, since a bundle is for where there is none.
+        engines: names of the engines to choose from, or a single one; None means all installed ones that need
+            no torch, since a bundle is meant for machines without it.
         measure: choose by measurement. Without it every candidate runs sparse on the default engine, and the same graph
             gives the same bytes.
     """
@@ -101,7 +101,7 @@ class ExportedBundle(Exported):
     """A bundle that was written.
 
     Attributes:
-        manifest: what it says about itself: layers, choices, timings.
+        manifest: its description of itself: layers, choices, timings.
         onnx_bytes: size of the same model as an ONNX file.
     """
 
@@ -109,11 +109,11 @@ class ExportedBundle(Exported):
     onnx_bytes: int
 
     def tables(self) -> tuple[Table, ...]:
-        """Every layer with its timings."""
+        """Return every layer with its timings."""
         return (bundle_table(self.manifest),) if self.manifest.layers else ()
 
     def lines(self) -> tuple[str, ...]:
-        """What was checked, in words."""
+        """Return what was checked, in words."""
         lines = (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
         if self.manifest.disabled_optimizers:
             names = ", ".join(self.manifest.disabled_optimizers)
@@ -129,7 +129,7 @@ class ExportedBundle(Exported):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``."""
+        """Return plain values for ``json.dumps``."""
         return {
             **super().to_json(),
             "onnx_bytes": self.onnx_bytes,
@@ -155,16 +155,16 @@ def export_csr(
     """Write ``graph`` as a bundle, if the bundle computes what the reference computes.
 
     Products with a constant of which 60 % or more are exact zeros are timed dense and on every engine at each batch
-    size; the fastest is kept, and whatever is not faster in the end than the dense model is dense. All sparse constants
-    are stored without their zeros, whichever way they run.
+    size; the fastest form is kept, and whatever is not faster in the end than the dense model is dense. All sparse
+    constants are stored without their zeros, whichever way they run.
 
     Args:
         graph: the model; dimensions that are free in it stay free.
-        path: the file to write, by custom ``*.l0c``.
+        path: the file to write, by convention ``*.l0c``.
         reference: what the bundle must agree with; by default the graph itself.
-        tolerance: as in :func:`l0compress.verify.verify`; larger by default where weights are rounded for storage.
-        batch_sizes: what the choice is made for. A run takes the choice of the nearest one. The bundle is checked at
-            the largest of them too.
+        tolerance: as in :func:`l0compress.verify.verify`; larger by default if weights are rounded for storage.
+        batch_sizes: what the choice is made for. A run takes the choice of the nearest one. The bundle is also checked
+            at the largest of them.
         settings: storage, threads, engines.
 
     Raises:
@@ -226,7 +226,7 @@ def _read_again(staging: Path, destination: Path, threads: int) -> BundleSession
 
 
 def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
-    """The graph as ONNX with folded constants, and the size of its file."""
+    """Return the graph as ONNX with folded constants, and the size of its file."""
     with tempfile.TemporaryDirectory() as folder:
         exported = export_onnx(graph, Path(folder, "model.onnx"))
         model = onnx.load(exported.path)
@@ -245,7 +245,7 @@ def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
 
 @contextmanager
 def _refusals() -> Iterator[None]:
-    """What ONNX Runtime says of a graph that was taken apart, as an error of ours."""
+    """Turn what ONNX Runtime raises on a partitioned graph into our own error."""
     try:
         yield
     except NATIVE_ERRORS as error:
@@ -256,7 +256,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _types(flow: Flow, calls: Sequence[Call]) -> Types:
-    """What every value is, by running the graph with all of them as outputs."""
+    """Return dtype and shape of every value, by running the graph with all of them as outputs."""
     model = onnx.ModelProto()
     model.CopyFrom(flow.model)
     known = {value.name for value in model.graph.output}
@@ -272,7 +272,7 @@ def _types(flow: Flow, calls: Sequence[Call]) -> Types:
 
 
 def _all_tensors(flow: Flow, types: Types) -> bool:
-    """Whether every value may cross a cut; sequences and optional values may not."""
+    """Return whether every value may cross a cut; sequences and optional values may not."""
     return all(name in types.values for name in flow.makers)
 
 
@@ -287,7 +287,7 @@ def _feeds(flow: Flow, call: Call) -> dict[str, NDArray[np.generic]]:
 
 
 def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
-    """A call for each batch size; only the example's where the batch is fixed."""
+    """Return a call for each batch size; only the example's if the batch is fixed."""
     if not has_free_batch(graph):
         example = example_call(graph)
         return {example.batch_size: example}

@@ -1,4 +1,4 @@
-"""Products of runs of tokens by stacked experts in ONNX: one slice of the tokens and one ``MatMul`` an expert."""
+"""Products of runs of tokens by stacked experts in ONNX: one slice of the tokens and one ``MatMul`` per expert."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ op: Any = opset18
 
 
 def expert_translations(graph: CapturedGraph) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """What ``torch.onnx.export`` takes as its ``custom_translation_table`` for the operators that ``graph`` has.
+    """Return the ``custom_translation_table`` of ``torch.onnx.export`` for the expert operators in ``graph``.
 
     transformers brings an operator of its own, which exists only once that library is imported.
     """
@@ -31,7 +31,7 @@ def _grouped_product(input: FLOAT, weight: FLOAT, offs: INT32) -> Any:
 
 
 def _by_expert(x: Any, weight: Any, ends: Any) -> Any:
-    """Tokens are sorted by expert; ``ends`` says where the run of each expert ends."""
+    """Multiply by expert; tokens are sorted by expert, and ``ends`` says where the run of each expert ends."""
     parts, start = [], op.Constant(value_ints=[0])
     for expert in range(int(weight.shape[0])):
         end = op.Slice(ends, [expert], [expert + 1], [0])

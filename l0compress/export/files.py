@@ -1,7 +1,7 @@
 """All or nothing: an artifact appears under its name complete, or not at all.
 
-ensures: while an artifact is written and checked it lives in a hidden folder beside its destination; that folder is
-         gone afterwards, whatever happened.
+ensures: while an artifact is written and checked it is in a hidden folder next to its destination; that folder is
+         removed afterwards, whatever happened.
 """
 
 from __future__ import annotations
@@ -37,31 +37,30 @@ class Exported:
     equality: Equality
 
     def tables(self) -> tuple[Table, ...]:
-        """What was measured, where there is anything."""
+        """Return the measurements, if there are any."""
         return ()
 
     def lines(self) -> tuple[str, ...]:
-        """What was checked, in words."""
+        """Return what was checked, in words."""
         sizes = ", ".join(map(str, self.equality.batch_sizes))
         difference = f"largest relative difference {self.equality.max_relative:.2e} at batch sizes {sizes}"
         return (f"equal to the masked dense model: {difference}",)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for ``json.dumps``."""
+        """Return plain values for ``json.dumps``."""
         return {"path": str(self.path), "size_bytes": self.size_bytes, "equality": self.equality.to_json()}
 
 
 @contextmanager
 def staged(destination: Path) -> Iterator[Path]:
-    """Yield the path to write to; when the body succeeds, everything beside it moves to where ``destination`` is.
+    """Yield the path to write to; if the body succeeds, everything beside it moves to where ``destination`` is.
 
-    The staged file bears its final name, since an ONNX file names its external data. The main file moves last; the data
-    of an ONNX file that it takes the place of go, where it has none of its own. Where
-    the destination is a link, the file that it names is written and the link stays; what lies beside it lies beside the
-    link, where ONNX Runtime looks for it.
+    The staged file has its final name, since an ONNX file names its external data. The main file moves last; the data
+    of an ONNX file that it replaces are removed, unless it has its own. If the destination is a link, the file that it
+    names is written and the link stays; what lies beside it lies beside the link, where ONNX Runtime looks for it.
 
     Raises:
-        RunError: the destination is a folder or a device, or lies in a folder that does not exist or cannot be written
+        RunError: the destination is a folder or a device, or is in a folder that does not exist or cannot be written
             to; or the disk is full.
 
     Example:
@@ -92,7 +91,7 @@ def staged(destination: Path) -> Iterator[Path]:
 
 
 def written_file(destination: Path) -> Path:
-    """The file that is written under a name: the name itself, or what it links to, which need not exist.
+    """Return the file written under a name: the name itself, or what it links to, which need not exist.
 
     Raises:
         RunError: it is a folder, a device, a pipe or a socket, or links into a folder that does not exist.
@@ -136,7 +135,7 @@ def _no_room(destination: Path, error: OSError) -> str:
 
 
 def _move(entry: Path, file: Path, destination: Path) -> None:
-    """Give a staged file its place at once, on another disk too, where a link may lead."""
+    """Move a staged file to its place atomically, even to another disk, which a link may lead to."""
     try:
         try:
             entry.replace(file)
@@ -162,7 +161,7 @@ def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:
 
 
 def size_on_disk(path: Path) -> int:
-    """Size of an artifact in bytes, with the external data file beside it if there is one, or of all files of a folder.
+    """Return the size of an artifact in bytes, including an external data file beside it, or of all files of a folder.
 
     Example:
         >>> path = Path(tempfile.mkdtemp(), "model.onnx")
@@ -175,9 +174,9 @@ def size_on_disk(path: Path) -> int:
 
 
 def has_external_data(path: Path) -> bool:
-    """Whether an ONNX file says that weights of it lie in a ``<name>.data`` file beside it, and there is one."""
+    """Return whether an ONNX file says that weights are in a ``<name>.data`` file beside it, and it exists."""
     data = _data_file(path)
-    # Every weight that lies there names the file, as plain text.
+    # Every weight stored there names the file, as plain text.
     return data.is_file() and path.is_file() and data.name.encode() in path.read_bytes()
 
 

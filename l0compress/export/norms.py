@@ -1,8 +1,8 @@
-"""Norms over very many values, for ONNX Runtime: their means are taken in two steps.
+"""Norms over very many values, for ONNX Runtime: their means are computed in two steps.
 
-ONNX Runtime adds up all that an ``InstanceNormalization`` or a ``LayerNormalization`` covers into a few float32 sums.
-Over the 200,000 values of a 64 x 56 x 56 image that is off by up to 5e-05, more than ``verify`` allows. A mean of means
-is a hundred times closer and, from two samples on, faster.
+ONNX Runtime adds everything that an ``InstanceNormalization`` or a ``LayerNormalization`` covers into a few float32
+sums. Over the 200,000 values of a 64 x 56 x 56 image that is off by up to 5e-05, more than ``verify`` allows. A mean of
+means is a hundred times closer and, from two samples on, faster.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, fx
 
 from l0compress.graph.nodes.network import GraphNetwork, op_name
 
-# Values that one float32 sum is trusted with.
+# The most values to accumulate in one float32 sum.
 MANY = 1024
 
 
 def split_norms_(network: GraphNetwork) -> None:
-    """Replace norms over more than :data:`MANY` values by functions that take their means in two steps."""
+    """Replace norms over more than :data:`MANY` values by functions that compute their means in two steps."""
     for node in network.graph.nodes:
         if op_name(node) not in ("group_norm", "layer_norm"):
             continue
@@ -34,7 +34,7 @@ def split_norms_(network: GraphNetwork) -> None:
 
 
 def _many(source: fx.Node, first: int) -> float:
-    """Values from dimension ``first`` on, for one of those before; many where a size is free."""
+    """Return the number of values from dimension ``first`` on, per element of those before; many if a size is free."""
     sizes = source.meta["val"].shape[first:]
     return math.prod(size if isinstance(size, int) else math.inf for size in sizes)
 
@@ -47,7 +47,7 @@ def group_norm(
     eps: float = 1e-5,
     cudnn_enabled: bool = True,
 ) -> Tensor:
-    """As ``aten.group_norm``, for x of shape (batch, channels, size, ...).
+    """Like ``aten.group_norm``, for x of shape (batch, channels, size, ...).
 
     Example:
         >>> x = torch.rand(2, 6, 4, 5)
@@ -71,7 +71,7 @@ def layer_norm(
     eps: float = 1e-5,
     cudnn_enable: bool = True,
 ) -> Tensor:
-    """As ``aten.layer_norm``, for a shape of at least two dimensions.
+    """Like ``aten.layer_norm``, for a shape of at least two dimensions.
 
     Example:
         >>> x = torch.rand(2, 6, 4, 5)
@@ -88,7 +88,7 @@ def layer_norm(
 
 
 def _normal(x: Tensor, eps: float) -> Tensor:
-    """Mean zero and variance one over the last two dimensions."""
+    """Normalise to mean zero and variance one over the last two dimensions."""
     centred = x - _mean(x)
     return centred * torch.rsqrt(_mean(centred * centred) + eps)
 

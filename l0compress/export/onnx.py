@@ -1,8 +1,8 @@
-"""Export to ONNX: converted, checked, run by ONNX Runtime and found equal before the file gets its name.
+"""Export to ONNX: converted, checked, run by ONNX Runtime and verified equal before the file gets its name.
 
 requires: a captured graph in a dtype that ONNX Runtime has kernels for (float32).
-ensures:  inputs bear the names of the model's arguments, outputs those of its dict keys or ``output_<position>``; the
-          file holds no stack traces, source lines or paths; the same graph gives the same bytes.
+ensures:  inputs have the names of the model's arguments, outputs those of its dict keys or ``output_<position>``; the
+          file contains no stack traces, source lines or paths; the same graph gives the same bytes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def export_onnx(
         path: the file to write. Weights beyond ``largest_file_bytes`` go to ``<path>.data`` beside it.
         reference: what the file must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify.verify`.
-        inputs: more calls to check the file on, such as a batch of one's own data.
+        inputs: more calls to check the file on, such as a batch of your own data.
         largest_file_bytes: the most that the ONNX file itself may hold.
 
     Raises:
@@ -98,7 +98,7 @@ def export_onnx(
 class FlatNetwork(nn.Module):
     """The network of a graph with its tensor inputs and outputs as flat tuples, as ONNX knows them.
 
-    What is not a tensor among the inputs is fixed to the example's value; constants among the outputs are left out.
+    Inputs that are not tensors are fixed to the example's values; constants among the outputs are left out.
     An output that is an input, or is returned twice, becomes a value of its own.
     """
 
@@ -120,7 +120,7 @@ class FlatNetwork(nn.Module):
 
 
 def _lay_out_attention_(network: GraphNetwork) -> None:
-    """Attention that is taken apart for ONNX leaves another memory layout behind, which may be no view of a shape."""
+    """Fix the memory layout after attention: decomposing it for ONNX leaves one that a view may not fit."""
     for node in list(network.graph.nodes):
         if op_name(node) == "scaled_dot_product_attention" and len(node.args) == 3 and "attn_mask" not in node.kwargs:
             _fold_windows_(network.graph, node)
@@ -134,7 +134,7 @@ def _lay_out_attention_(network: GraphNetwork) -> None:
 
 
 def _fold_windows_(graph: fx.Graph, attention: fx.Node) -> None:
-    """ONNX's attention takes four dimensions: of a fifth (windows, blocks) and the batch one is made."""
+    """Merge a fifth dimension (windows, blocks) and the batch into one: ONNX's attention takes four."""
     sources = [source for source in attention.args if isinstance(source, fx.Node)]
     leading = {str(source.meta["val"].shape[:-3]) for source in sources}
     if len(leading) != 1 or sources[0].meta["val"].dim() != 5:
@@ -204,7 +204,7 @@ def _checked_session(path: Path) -> Callable[..., Any]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The converters log advice to their developers, and copy objects whose class torch has deprecated."""
+    """Silence the converters, which log advice to their developers and copy objects of a deprecated torch class."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:
@@ -230,7 +230,7 @@ def _weight_bytes(model: ir.Model) -> int:
 
 
 def _annotate_(program: ONNXProgram, graph: CapturedGraph) -> None:
-    """Give the model its names and its properties, and drop what the converter wrote down about this machine."""
+    """Set the model's names and properties, and drop what the converter recorded about this machine."""
     model = program.model
     with torch.no_grad():
         example = named_leaves(graph.module()(*graph.example_args, **graph.example_kwargs))
@@ -267,7 +267,7 @@ def _strip_(model: ir.Model) -> None:
 
 
 def _axis_names(model: ir.Model, places: Sequence[int | None]) -> dict[str | ir.SymbolicDim, str]:
-    """Free sizes are called ``batch`` where that is what they are, ``length``, ``length_2`` and so on elsewhere."""
+    """Return names of free sizes: ``batch`` for the batch, ``length``, ``length_2`` and so on for the others."""
     names: dict[str | ir.SymbolicDim, str] = {}
     for value, place in zip(model.graph.inputs, places, strict=True):
         for dim, size in enumerate(value.shape or ()):
@@ -286,12 +286,12 @@ def _rename_(model: ir.Model, input_names: list[str], output_names: list[str]) -
         name = str(value.name).removeprefix("network.")
         if name not in initializers:
             value.name = name
-        # A weight says its own shape. Said twice, it is wrong as soon as a tool such as ONNX Runtime's quantizer
-        # transposes the weight.
+        # A weight states its own shape. A second statement is wrong as soon as a tool such as ONNX Runtime's
+        # quantizer transposes the weight.
         value.shape, value.type = None, None
     for value, name in zip(model.graph.inputs, input_names, strict=True):
         value.name = name
     for value, name in zip(model.graph.outputs, output_names, strict=True):
         value.name = name
-    # Inputs keep their names, then outputs; whatever else bears one of them is renamed.
+    # Inputs keep their names, then outputs; anything else with one of these names is renamed.
     NameFixPass()(model)

@@ -1,7 +1,7 @@
-"""Which parameters the constants of an ONNX graph were, where the converter lost their names.
+"""Which parameters the constants of an ONNX graph came from, where the converter lost their names.
 
-It computes what hangs on constants alone, such as the transposed weight of a linear layer without bias. The name of the
-layer is all that tells a reader which one it was.
+The converter computes whatever depends only on constants, such as the transposed weight of a linear layer without bias.
+The name of the layer is all that tells a reader which one it was.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from l0compress.graph.capture import CapturedGraph
 
 Array = NDArray[Any]
-# Numbers that are compared before all of them are: layers of one width are many.
+# How many numbers to compare before comparing all of them: many layers share a width.
 FIRST = 64
 
 
 def note_origins_(model: ir.Model, graph: CapturedGraph) -> None:
-    """Note in every matrix that is a parameter transposed, or in another shape, which one it is.
+    """Record in every matrix that is a transposed or reshaped parameter which parameter it is.
 
-    Of the weights of a recurrent layer's two directions, which are one constant, it is the first.
+    For the weights of a recurrent layer's two directions, which are one constant, it is the first.
     """
     by_size: dict[int, list[tuple[str, Array]]] = defaultdict(list)
     for name, parameter in graph.module().named_parameters():
@@ -44,7 +44,7 @@ def note_origins_(model: ir.Model, graph: CapturedGraph) -> None:
 
 
 def _is_made_of(array: Array, parameter: Array) -> bool:
-    """Whether an array is a parameter with other dimensions of size 1, or its matrices transposed.
+    """Return whether an array is a parameter with other dimensions of size 1, or with its matrices transposed.
 
     Example:
         >>> _is_made_of(np.ones((1, 3, 2)), np.ones((2, 3)))

@@ -1,8 +1,8 @@
 """Export to ``.pt2``: the archive of ``torch.export``, which any PyTorch loads without the code of the model.
 
 requires: a captured graph.
-ensures:  the archive, loaded again, computes what the reference computes; it holds no stack traces or paths; the same
-          graph gives the same bytes.
+ensures:  the archive, loaded again, computes what the reference computes; it contains no stack traces or paths; the
+          same graph gives the same bytes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from l0compress.verify import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
 
-# What an archive says of a node beside its operator: its tensors, and which of the user's modules it was in.
+# What an archive records of a node besides its operator: its tensors, and which of the user's modules it was in.
 _TENSORS, _MODULES = ("val", "tensor_meta", "unbacked_bindings"), "nn_module_stack"
 _ROOT = {"L__self__": ("", "torch.nn.Module")}
 
@@ -48,15 +48,15 @@ def export_pt2(
 ) -> Exported:
     """Write ``graph`` as a ``.pt2`` archive, if the archive loaded again computes what the reference computes.
 
-    The archive holds the graph's example inputs, so that it can be checked and timed by itself. Output classes, such as
-    the ``ModelOutput`` of Hugging Face, become dicts with the same keys: the archive loads where they are unknown.
+    The archive includes the graph's example inputs, so that it can be checked and timed by itself. Output classes, such
+    as the ``ModelOutput`` of Hugging Face, become dicts with the same keys: the archive loads where they are unknown.
 
     Args:
         graph: the model; dimensions that are free in it stay free.
         path: the file to write; its name ends in ``.pt2``.
         reference: what the archive must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify.verify`.
-        inputs: more calls to check the archive on, such as a batch of one's own data.
+        inputs: more calls to check the archive on, such as a batch of your own data.
 
     Raises:
         NotEqualError: the archive does not compute what the reference computes.
@@ -76,13 +76,13 @@ def export_pt2(
         raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
     calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
-        # Torch's own writer ends the process where the disk is full, and names the archive's folder after the file.
+        # Torch's own writer kills the process if the disk is full, and names the archive's folder after the file.
         content = io.BytesIO()
         program = exported_program(graph)
         torch.export.save(program, content, extra_files=batch_dims_file(program))
         write_new(staging, content.getbuffer(), for_=destination)
         reloaded = torch.export.load(staging).module()
-        # A loaded program has no training mode, though its flag says otherwise: pass the function, not the module.
+        # A loaded program has no training mode, although its flag says otherwise: pass the function, not the module.
         try:
             equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
         except AssertionError as guard:
@@ -96,7 +96,7 @@ def export_pt2(
 
 
 def captured_pt2(path: Path) -> CapturedGraph:
-    """A ``.pt2`` archive as a captured graph, with its own example inputs.
+    """Load a ``.pt2`` archive as a captured graph, with its own example inputs.
 
     Raises:
         RunError: the file is missing or unreadable.
@@ -105,7 +105,7 @@ def captured_pt2(path: Path) -> CapturedGraph:
 
 
 def program_pt2(path: Path) -> ExportedProgram:
-    """A ``.pt2`` archive as it is, before it is captured.
+    """Load a ``.pt2`` archive as it is, before it is captured.
 
     Raises:
         RunError: the file is missing or unreadable.
@@ -117,7 +117,7 @@ def program_pt2(path: Path) -> ExportedProgram:
 
 
 def exported_program(graph: CapturedGraph) -> ExportedProgram:
-    """The graph as ``torch.export`` knows it: the user's parameter names, keywords and free dimensions.
+    """Export the graph with ``torch.export``, with the user's parameter names, keywords and free dimensions.
 
     Raises:
         SurgeryError: the graph's code fixes a dimension that was free, or uses what ``torch.export`` cannot capture.
@@ -151,10 +151,10 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
 
 
 def _keep_own_notes_(program: ExportedProgram, network: GraphNetwork) -> None:
-    """Leave of the notes on nodes what ``network`` itself says.
+    """Keep only those annotations on nodes that ``network`` itself has.
 
-    What tracing adds depends on the process: source lines and paths, addresses in memory, annotations in force, which
-    are others once ``torch.compile`` has run, and the tracer's own modules around nodes that are in none.
+    What tracing adds depends on the process: source lines and paths, addresses in memory, active annotations, which
+    differ once ``torch.compile`` has run, and the tracer's own modules around nodes that are in none.
     """
     known = {module for node in network.graph.nodes for module in node.meta.get(_MODULES, {}).values()}
     for part in program.graph_module.modules():
@@ -167,7 +167,7 @@ def _keep_own_notes_(program: ExportedProgram, network: GraphNetwork) -> None:
 
 
 def _with_plain_outputs(graph: CapturedGraph) -> GraphNetwork:
-    """The network of the graph, returning dicts, lists and tuples in place of classes that a reader may not have."""
+    """Return the graph's network with dicts, lists and tuples in place of output classes that a reader may lack."""
     network = graph.module()
     tie_sizes_(network, graph)
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Eight-bit integers in place of float32: ONNX Runtime's own quantizer, on a file that has been proven equal.
+"""Quantize float32 to int8: ONNX Runtime's own quantizer, on a file that has been verified equal.
 
 requires: a float32 ``.onnx`` file; for static quantization also calls that activations are calibrated on.
-ensures:  weights are int8 with one scale a channel (uint8 in dynamic convolutions, where ONNX Runtime multiplies no
-          others); the new file runs, and computes something like the float one, or it is not there. The source is not
-          changed.
+ensures:  weights are int8 with one scale per channel (uint8 in dynamic convolutions, where ONNX Runtime multiplies no
+          others); the new file runs and computes approximately what the float one does, or it is not written. The
+          source is not changed.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from l0compress.export.unsharing import unshared
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-# Rounding takes a few hundredths of the outputs; where it takes half of them, something else was computed.
+# Rounding costs a few hundredths of the outputs; if it costs half of them, something else was computed.
 LARGEST_SHARE = 0.5
 _OF_THE_QUANTIZER = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, *NATIVE_ERRORS)
 
 
 @dataclass(frozen=True)
 class Int8:
-    """How a model becomes int8.
+    """How to quantize a model to int8.
 
     Attributes:
-        method: ``dynamic`` measures each activation's range anew in every call; ``static`` calibrates it beforehand;
-            ``auto`` is static where there are convolutions, whose dynamic kernels are slower than float32, and dynamic
-            elsewhere.
+        method: ``dynamic`` measures each activation's range in every call; ``static`` calibrates it beforehand;
+            ``auto`` is static for models with convolutions, whose dynamic kernels are slower than float32, and dynamic
+            otherwise.
         num_samples: samples to calibrate on, static only.
 
     Raises:
-        InputError: an unknown method, or no samples to calibrate on.
+        InputError: unknown method, or no samples to calibrate on.
     """
 
     method: str = "auto"
@@ -70,7 +70,7 @@ class Int8:
             )
 
     def method_for(self, source: Path) -> str:
-        """``dynamic`` or ``static``, decided by the operators of an ``.onnx`` file."""
+        """Return ``dynamic`` or ``static``, depending on the operators of an ``.onnx`` file."""
         if self.method != "auto":
             return self.method
         model = onnx.load(source, load_external_data=False)
@@ -80,20 +80,20 @@ class Int8:
 def quantize_onnx(
     source: str | Path, path: str | Path, *, calibration: Iterable[Call] | None = None, sample: Call | None = None
 ) -> Path:
-    """Write an int8 form of an ONNX file: static where there are calls to calibrate on, dynamic otherwise.
+    """Write an int8 form of an ONNX file: static if there are calls to calibrate on, dynamic otherwise.
 
-    Weights get one scale an output channel. A static model is in QDQ form with int8 activations. Both files are run on
-    one call, and the new one appears only if it computes something like the float one.
+    Weights get one scale per output channel. A static model is in QDQ form with int8 activations. Both files are run on
+    one call, and the new one appears only if it computes approximately what the float one does.
 
     Args:
         source: a float32 ``.onnx`` file.
         path: the file to write.
         calibration: calls whose activations set the ranges.
-        sample: what both are compared on; by default the first call of the calibration, or noise of the shapes that the
-            file names, if the float file takes that.
+        sample: what both are compared on; by default the first calibration call, or noise in the shapes that the
+            file names, if the float file accepts that.
 
     Raises:
-        SurgeryError: ONNX Runtime's quantizer refuses the model, or makes a file of it that does not run.
+        SurgeryError: ONNX Runtime's quantizer refuses the model, or produces a file that does not run.
         NotEqualError: the int8 form computes something else.
         RunError: the source cannot be read, or the path cannot be written to.
 
@@ -131,7 +131,7 @@ def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) ->
                 int8: dict[str, Any] = dict.fromkeys(("activation_type", "weight_type"), QuantType.QInt8)
                 quantize_static(prepared, path, reader, quant_format=QuantFormat.QDQ, **int8, **common)
     except DecodeError as error:
-        # It writes files for itself on the way, and reads them again without a look at whether they are whole.
+        # It writes intermediate files and reads them again without checking whether they are complete.
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     except _OF_THE_QUANTIZER as error:
         raise SurgeryError(
@@ -141,14 +141,14 @@ def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) ->
 
 
 def _dynamic_weights(source: Path) -> QuantType:
-    """Signed, unless a convolution would then be left without a kernel."""
+    """Return the type of weights: signed, unless a convolution would then be left without a kernel."""
     operators = {node.op_type for node in onnx.load(source, load_external_data=False).graph.node}
     return QuantType.QInt8 if "Conv" not in operators or _runs_signed_convolutions() else QuantType.QUInt8
 
 
 @cache
 def _runs_signed_convolutions() -> bool:
-    """Whether this ONNX Runtime multiplies signed weights in ``ConvInteger``; 1.24 is the first that does."""
+    """Return whether this ONNX Runtime multiplies signed weights in ``ConvInteger``; 1.24 is the first that does."""
     values = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
         [onnx.helper.make_node("ConvInteger", ["x", "weight"], ["y"])],
@@ -167,9 +167,9 @@ def _runs_signed_convolutions() -> bool:
 
 
 def _unshared(source: Path, path: Path, *, external: bool) -> Path:
-    """The source at ``path``, with a weight of its own for every way in which one is read.
+    """Write the source to ``path``, with a separate weight for every way in which one is read.
 
-    The quantizer writes beside what it is given, and leaves it there when it fails: that must not be the user's folder.
+    The quantizer writes next to its input, and leaves files there when it fails: that must not be the user's folder.
     """
     model = unshared(onnx.load(source))
     if model is None:
@@ -181,15 +181,17 @@ def _unshared(source: Path, path: Path, *, external: bool) -> Path:
 
 
 def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
-    """Raises:
-    SurgeryError: the int8 form does not run on what the float form runs on.
-    NotEqualError: it computes something else.
+    """Check that the int8 form computes approximately what the float form does.
+
+    Raises:
+        SurgeryError: the int8 form does not run on what the float form runs on.
+        NotEqualError: it computes something else.
     """
     call = sample or exact.example_call()
     try:
         expected = exact(*call.args, **call.kwargs)
     except InputError:
-        # Noise need not fit: a model may want ids, or a length, that its shapes say nothing of.
+        # Noise need not fit: a model may require ids, or a length, that its shapes do not show.
         if sample is not None:
             raise
         expected = {}
@@ -212,10 +214,10 @@ def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
 
 
 def rms_difference(got: Tensor, expected: Tensor) -> float:
-    """How far values are from those expected, by root mean squares: 1 is as far as zeros are.
+    """Return the root mean square difference from expected values, relative to them: zeros are at distance 1.
 
     One sample that falls on the other side of a threshold may differ by all of the largest output; it takes many to
-    change the mean. What is no float, and where the expected values are not finite or all zero, counts nothing.
+    change the mean. Non-float tensors, and expected values that are not finite or all zero, do not count.
 
     Example:
         >>> import torch
@@ -239,7 +241,7 @@ def annotate_(path: Path, properties: Mapping[str, str]) -> None:
 
 
 class _Reader(CalibrationDataReader):
-    """The quantizer asks for one call after another, until there is none."""
+    """Feeds the quantizer one call after another, until there are none left."""
 
     def __init__(self, session: OnnxSession, calls: Iterable[Call]) -> None:
         self._feeds = (session.feeds(call) for call in calls)
@@ -250,7 +252,7 @@ class _Reader(CalibrationDataReader):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantizer advises a preparation that the exporter has already made: folded norms and known shapes."""
+    """Silence the quantizer, which advises preparation that the exporter has done: folded norms and known shapes."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,7 +1,7 @@
-"""Recurrent layers in ONNX: one ``LSTM``, ``GRU`` or ``RNN`` node a layer, for any batch and any length of sequence.
+"""Recurrent layers in ONNX: one ``LSTM``, ``GRU`` or ``RNN`` node per layer, for any batch and any sequence length.
 
-requires: nodes of one layer each, as :mod:`l0compress.graph.nodes.recurrence` leaves them.
-ensures:  :data:`TRANSLATIONS`, which ``torch.onnx.export`` takes as its ``custom_translation_table``.
+requires: nodes of one layer each, as :mod:`l0compress.graph.capture.rnn_layers` leaves them.
+ensures:  :data:`TRANSLATIONS`, the ``custom_translation_table`` for ``torch.onnx.export``.
 
 Source: the ONNX operator specifications, opset 18.
 """
@@ -30,7 +30,7 @@ _GRU_ORDER = (1, 0, 2)
 
 
 def check_translatable(graph: CapturedGraph) -> None:
-    """An LSTM with projections has no operator in ONNX; from a state of zeros, another one computes the same.
+    """Check LSTMs with projections: ONNX has no such operator; from zero states, another one computes the same.
 
     Raises:
         SurgeryError: an LSTM with projections starts from anything else.
@@ -58,7 +58,7 @@ def _places(params: Sequence[Any], has_biases: bool, bidirectional: bool) -> tup
 
 
 def _by_gate(weight: Any, order: tuple[int, ...]) -> Any:
-    """The blocks of rows of a weight, or of a bias, in ONNX's order."""
+    """Return the blocks of rows of a weight, or of a bias, in ONNX's order."""
     if len(order) == 1:
         return weight
     blocks = op.Split(weight, axis=0, num_outputs=len(order))
@@ -66,12 +66,12 @@ def _by_gate(weight: Any, order: tuple[int, ...]) -> Any:
 
 
 def _stacked(parts: list[Any]) -> Any:
-    """The weights of all directions, on a new first dimension."""
+    """Stack the weights of all directions on a new first dimension."""
     return op.Concat(*(op.Unsqueeze(part, [0]) for part in parts), axis=0)
 
 
 def _arguments(params: Sequence[Any], places: tuple[Direction, ...], order: tuple[int, ...]) -> list[Any]:
-    """Weights and biases as ONNX wants them. A projection is multiplied into what reads it."""
+    """Return weights and biases in ONNX's form. A projection is multiplied into what reads it."""
     inputs = [_by_gate(params[place.weight_ih], order) for place in places]
     hidden = [_by_gate(params[place.weight_hh], order) for place in places]
     for side, place in enumerate(places):
@@ -92,7 +92,7 @@ def _width(state: Any) -> int:
 
 
 def _left(y: Any, batch_first: bool) -> Any:
-    """``(length, directions, batch, width)`` as PyTorch has it."""
+    """Convert ``(length, directions, batch, width)`` to PyTorch's layout."""
     placed = op.Transpose(y, perm=[2, 0, 1, 3] if batch_first else [0, 2, 1, 3])
     return op.Reshape(placed, [0, 0, -1])
 
@@ -126,7 +126,7 @@ def _lstm(
 
 
 def _with_one_state(operator: Any, order: tuple[int, ...], **options: Any) -> Callable[..., Any]:
-    """A translation for a layer that carries one state along, its hidden one.
+    """Return a translation for a layer that carries a single state, its hidden one.
 
     Args:
         operator: of ONNX.

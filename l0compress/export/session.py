@@ -1,4 +1,4 @@
-"""ONNX Runtime behind the interface of a module: tensors in, named tensors out."""
+"""ONNX Runtime with the interface of a module: tensors in, named tensors out."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class TensorSpec:
     """An input of an artifact.
 
     Attributes:
-        name: what the model calls it.
+        name: its name in the model.
         shape: None where a dimension is free.
         dtype: of its elements.
-        example: the sizes that the model was captured with; empty where the artifact does not say them.
-        batch_dim: the dimension that the batch is; None where there is none.
+        example: the sizes that the model was captured with; empty if the artifact does not record them.
+        batch_dim: the batch dimension; None if there is none.
     """
 
     name: str
@@ -55,7 +55,7 @@ class TensorSpec:
     batch_dim: int | None = 0
 
     def described(self) -> str:
-        """Dtype and shape in words.
+        """Return dtype and shape in words.
 
         Example:
             >>> TensorSpec("image", (None, 3, 8), torch.float32).described()
@@ -69,20 +69,21 @@ class OnnxSession:
     """An ONNX file that is called like the model it was exported from.
 
     Positional arguments fill the inputs in order; keyword arguments fill those of their name. Both are flattened as in
-    the export (``batch={"image": x}`` fills ``batch_image``), and what is not a tensor was fixed by the export and is
-    passed over. The result maps output names to tensors.
+    the export (``batch={"image": x}`` fills ``batch_image``); non-tensors were fixed by the export and are
+    ignored. The result maps output names to tensors.
 
     Args:
         path: the ``.onnx`` file.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
-        disabled: optimizers of ONNX Runtime to go without.
+        disabled: ONNX Runtime optimizers to disable.
 
     Attributes:
-        quantization: how the file was quantized, such as ``int8 dynamic``; empty where it is float.
-        tolerance: how closely a quantized file computes what it was made from; None where it is as exact as floats are.
+        quantization: how the file was quantized, such as ``int8 dynamic``; empty if it is float.
+        tolerance: how closely a quantized file agrees with its source; None if it is as exact as floats are.
 
     Raises:
-        RunError: the file is missing, is no ONNX model, or needs an operator that ONNX Runtime lacks on this machine.
+        RunError: the file is missing, is not an ONNX model, or needs an operator that ONNX Runtime lacks on this
+            machine.
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None, disabled: Sequence[str] = ()) -> None:
@@ -113,10 +114,10 @@ class OnnxSession:
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Run the model; outputs by name.
+        """Run the model; return outputs by name.
 
         Raises:
-            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not take.
+            InputError: an input is missing, is not one of the model's, or has a shape or dtype that it does not accept.
         """
         run = self.bound(Call(args, kwargs))
         try:
@@ -129,7 +130,7 @@ class OnnxSession:
         return {name: torch.as_tensor(value) for name, value in zip(self.output_names, outputs, strict=True)}
 
     def bound(self, call: Call) -> Callable[[], Sequence[Any]]:
-        """The run of one call with its inputs already converted: what a timing repeats.
+        """Return a function that runs one call with its inputs already converted: what a timing repeats.
 
         Raises:
             InputError: an input is missing, or is not one of the model's.
@@ -138,7 +139,7 @@ class OnnxSession:
         return lambda: self._session.run(None, feeds)
 
     def feeds(self, call: Call) -> dict[str, np.ndarray]:
-        """The arrays of one call by input name, as ONNX Runtime takes them.
+        """Return the arrays of one call by input name, as ONNX Runtime takes them.
 
         Raises:
             InputError: an input is missing, or is not one of the model's.
@@ -147,7 +148,7 @@ class OnnxSession:
         return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
-        """A call made from the input shapes alone; see :func:`example_of`.
+        """Make a call from the input shapes alone; see :func:`example_of`.
 
         Example: an input ``image`` of shape ``(batch, 3, 8, 8)`` gives ``Call(kwargs={"image": <noise>})``.
         """
@@ -157,7 +158,7 @@ class OnnxSession:
 def named_feeds(
     names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, source: Path
 ) -> dict[str, Tensor]:
-    """The tensors of a call by the names of an artifact's inputs: keywords by name, positional ones in order.
+    """Return the tensors of a call by the names of an artifact's inputs: keywords by name, positional ones in order.
 
     Raises:
         InputError: an input is missing, or is not one of the artifact's.
@@ -178,9 +179,9 @@ def named_feeds(
 
 
 def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) -> Call:
-    """A call made from input shapes alone: normal noise, and zeros for integers.
+    """Make a call from input shapes alone: normal noise, and zeros for integers.
 
-    Free sizes but the batch are those that the model was captured with, or else 16.
+    Free sizes other than the batch are those that the model was captured with, or else 16.
 
     Example:
         >>> example_of([TensorSpec("x", (None, 3), torch.float32)], 5).kwargs["x"].shape
@@ -198,7 +199,7 @@ def example_of(inputs: Sequence[TensorSpec], batch_size: int, *, seed: int = 0) 
 
 
 def example_sizes(properties: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """By input, the sizes that a file says that its model was captured with.
+    """Return by input the sizes that, according to the file, the model was captured with.
 
     Example:
         >>> example_sizes({"l0compress.example": '{"x": [2, 3]}'})

@@ -1,8 +1,8 @@
-"""Zeros that a file does not store: ONNX initializers in coordinate form.
+"""Store ONNX initializers without their zeros, in coordinate form.
 
 requires: an ``.onnx`` file with weights that are mostly exact zeros.
 ensures:  the same model in fewer bytes. ONNX Runtime makes these weights dense again when it loads the file, so the
-          model is not faster and takes no less memory; a CSR bundle is what runs on sparse weights.
+          model is not faster and takes no less memory; use a CSR bundle to run on sparse weights.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FEWEST_ELEMENTS = 64
 
 @dataclass(frozen=True)
 class SparseWeights:
-    """What became of a file: names of the weights that are stored sparsely, and bytes before and after."""
+    """The result for a file: names of the sparsely stored weights, and bytes before and after."""
 
     names: tuple[str, ...]
     bytes_before: int
@@ -30,12 +30,12 @@ class SparseWeights:
 
 
 def store_sparsely_(path: str | Path) -> SparseWeights:
-    """Rewrite an ``.onnx`` file so that weights which are smaller in coordinate form are stored in it.
+    """Rewrite an ``.onnx`` file so that weights that are smaller in coordinate form are stored in it.
 
-    A nonzero takes its value and an eight-byte index, so float32 weights gain from less than a third of nonzeros on.
+    A nonzero takes its value and an eight-byte index, so float32 weights gain below a third of nonzeros.
 
     Raises:
-        InputError: the weights lie in a file beside the model.
+        InputError: the weights are in a file beside the model.
 
     Source: ``SparseTensorProto`` in the ONNX specification.
 
@@ -71,7 +71,7 @@ def store_sparsely_(path: str | Path) -> SparseWeights:
 
 
 def _coordinates(tensor: onnx.TensorProto) -> onnx.SparseTensorProto | None:
-    """The tensor in coordinate form with indices into its flattened elements, if that takes fewer bytes."""
+    """Return the tensor in coordinate form with indices into its flattened elements, if that takes fewer bytes."""
     dense = numpy_helper.to_array(tensor)
     if dense.size < _FEWEST_ELEMENTS or dense.dtype.kind != "f":
         return None

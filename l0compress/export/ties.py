@@ -1,7 +1,7 @@
-"""Sizes that the inputs of a captured graph share, said again where the graph is traced anew.
+"""Sizes that the inputs of a captured graph share, stated again when the graph is traced again.
 
-``torch.export`` gives every free size a symbol of its own, and finds out on the way which ones are the same. What it
-has computed until then speaks of two sizes, and it may conclude what holds for the example alone. A captured graph
+``torch.export`` gives every free size its own symbol, and finds out on the way which ones are the same. Whatever it
+has computed until then refers to two sizes, and it may conclude what holds for the example alone. A captured graph
 knows from the start.
 """
 
@@ -20,7 +20,7 @@ from l0compress.graph.nodes.network import GraphNetwork
 
 
 def tie_sizes_(network: GraphNetwork, graph: CapturedGraph) -> None:
-    """Let a network of the graph check, before all else, that sizes are equal which are one in the graph.
+    """Make a network of the graph check first that sizes are equal that are one size in the graph.
 
     Examples:
         >>> import l0compress as l0

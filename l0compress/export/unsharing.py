@@ -1,9 +1,9 @@
-"""A weight that several nodes read in different ways becomes one weight for each way.
+"""Split a weight that several nodes read in different ways into one weight for each way.
 
-ONNX Runtime's quantizer takes every weight to have one reader: it transposes the weight of a ``Gemm`` in place, and
-rounds with one scale an output of whichever node it meets first. Where others read the same weight, by tied embeddings
-or a layer that is called twice, they would get what was made for another. A bias is rounded by the scale of the input
-that its node has, so that one node alone may read it; ONNX Runtime gives every node its own only since 1.21.
+ONNX Runtime's quantizer assumes that every weight has one reader: it transposes the weight of a ``Gemm`` in place, and
+rounds with one scale per output of whichever node it meets first. If others read the same weight, through tied
+embeddings or a layer that is called twice, they would get what was made for another. A bias is rounded by the scale of
+its node's input, so only one node may read it; ONNX Runtime gives every node its own only since 1.21.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from l0compress.export.partition.flow import attributes_of
 
-# Readers that have a scale an output: of the products one, wherever the weight has its outputs as columns.
+# Readers with a scale per output: one for products, wherever the weight has its outputs as columns.
 _PRODUCT, _TRANSPOSED, _REST = "product", "transposed", "rest"
 _WITH_SCALES = ("Conv", "ConvTranspose")
 _WITH_BIAS = ("Gemm", *_WITH_SCALES)
@@ -27,9 +27,9 @@ Reader = tuple[onnx.NodeProto, int]
 
 
 def unshared(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The model with a copy of a weight for each way in which it is read; None where it can be quantized as it is.
+    """Return the model with a copy of a weight for each way in which it is read; None if it can be quantized as it is.
 
-    Products keep sharing one copy, which is transposed where ``Gemm`` would transpose it. Weights have to be in memory.
+    Products keep sharing one copy, which is transposed if ``Gemm`` would transpose it. Weights must be in memory.
 
     Example:
         >>> from onnx import helper
@@ -53,7 +53,7 @@ def unshared(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _readers(graph: onnx.GraphProto) -> dict[str, list[Reader]]:
-    """Who reads each value, within the graphs of nodes too."""
+    """Return the readers of each value, including those in graphs within nodes."""
     readers: dict[str, list[Reader]] = {}
     for node in _nodes(graph):
         for position, name in enumerate(node.input):
@@ -70,7 +70,7 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 
 
 def _roles(readers: Iterable[Reader]) -> dict[str, list[Reader]]:
-    """Readers by the way in which they read a weight; those of one way may share it."""
+    """Group readers by the way in which they read a weight; those of one group may share it."""
     roles: dict[str, list[Reader]] = {}
     for number, (node, position) in enumerate(readers):
         roles.setdefault(_role(node, position, number), []).append((node, position))
@@ -93,7 +93,7 @@ def _role(node: onnx.NodeProto, position: int, number: int) -> str:
 
 
 def _part_(graph: onnx.GraphProto, tensor: onnx.TensorProto, roles: dict[str, list[Reader]]) -> None:
-    """Give each way of reading its own copy; the first that reads the weight as it is keeps it."""
+    """Give each way of reading its own copy; the first one that reads the weight as it is keeps it."""
     outputs = {value.name for value in graph.output}
     keeps = next((role for role in (_REST, *roles) if role in roles and role != _TRANSPOSED), None)
     taken = {entry.name for entry in graph.initializer}.union(*(node.output for node in _nodes(graph)))

@@ -8,7 +8,7 @@ from l0compress_runtime.manifest import DENSE, Manifest
 
 
 def whys(manifest: Manifest, reasons: Mapping[str, str]) -> dict[str, str]:
-    """For each sparse constant how it runs, and why; ``reasons`` are of those that may not run sparse at all."""
+    """Return how each sparse constant runs, and why; ``reasons`` are those of constants that cannot run sparse."""
     said = {name: f"dense: {reason}" for name, reason in reasons.items()}
     timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
     for key, layer in manifest.layers.items():

@@ -1,8 +1,8 @@
-"""Gates in a network: every read of a gated channel is multiplied by its gates' value, and so is every gated weight.
+"""Attach gates to a network: every read of a gated channel, and every gated weight, is multiplied by its gate's value.
 
 requires: a :class:`Groups`, that is a graph, its closed removals (moves) and where channels are read.
-ensures:  a trainable module with one gate a move, shared by all readers of its channels, and where single weights are
-          gated one gate an element; with gates of 0 and 1 it computes what the masked dense model computes.
+ensures:  a trainable module with one gate per move, shared by all readers of its channels, and, where single weights
+          are gated, one gate per element; with gates of 0 and 1 it computes what the masked dense model computes.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def gate(
     temperature: float = TEMPERATURE,
     stretch: Stretch = STRETCH,
 ) -> GatedNetwork:
-    """Attach hard concrete gates. ``graph`` is not changed; the gated network comes in training mode.
+    """Attach hard concrete gates. ``graph`` is not changed; the gated network is in training mode.
 
-    ``granularity`` is "structured" (a gate for what can be cut out physically, on what reads it), "weights" (a gate
-    for each element of the weights that :func:`~l0compress.graph.find_weights` finds) or "both". Gates start at
-    ``log_alpha``; those of weights above or below it by ``magnitude_slope``, see
+    ``granularity`` is "structured" (gates on what can be physically removed, at its reads), "weights" (a gate
+    on each element of the weights that :func:`~l0compress.graph.find_weights` finds) or "both". Gates start at
+    ``log_alpha``; those of weights are shifted by ``magnitude_slope``, see
     :func:`~l0compress.gates.weight_gates.starting_log_alpha`.
 
     >>> from l0compress.graph.capture import capture
@@ -58,7 +58,7 @@ def gate(
 
     Raises:
         NothingToPruneError: no channel of the graph can be removed, or it has no weights to gate.
-        InputError: an unknown granularity; ``graph`` is no captured graph, has gates already, or holds float16.
+        InputError: unknown granularity; or ``graph`` is not a captured graph, already has gates, or holds float16.
     """
     check_granularity(granularity)
     check_gateable(graph)
@@ -84,8 +84,10 @@ def gate(
 
 
 def check_gateable(graph: CapturedGraph) -> None:
-    """Raises:
-    InputError: gates cannot be attached to what is given.
+    """Check that gates can be attached to ``graph``.
+
+    Raises:
+        InputError: they cannot.
     """
     if isinstance(graph, GatedNetwork):
         raise InputError(
@@ -104,8 +106,10 @@ def check_gateable(graph: CapturedGraph) -> None:
 
 
 def check_gated(gated: object, verb: str) -> None:
-    """Raises:
-    InputError: what is given to ``verb`` is no gated network; the message says what to write.
+    """Check that what ``verb`` is called with is a gated network.
+
+    Raises:
+        InputError: it is not; the message says what to write.
     """
     if isinstance(gated, GatedNetwork):
         return
@@ -117,8 +121,10 @@ def check_gated(gated: object, verb: str) -> None:
 
 
 def check_granularity(granularity: str) -> None:
-    """Raises:
-    InputError: there is no such granularity.
+    """Check that the granularity exists.
+
+    Raises:
+        InputError: it does not.
     """
     if granularity not in GRANULARITIES:
         raise InputError(
@@ -133,10 +139,10 @@ def attach(
     *,
     start: Start | None = None,
 ) -> GatedNetwork:
-    """The graph of ``groups`` with the given gates, one a move, on its own copy of the weights.
+    """Attach the given gates, one per move, to a copy of the graph of ``groups`` with its own weights.
 
     ``weight_gates`` are gates on single weights by name; tied parameters share those of any of their names. ``start``
-    says where all of them begin, if they do not come with values of their own.
+    says where all of them began, if they do not have values of their own.
     """
     network = network_of(groups.graph.graph_module)
     nodes = {node.name: node for node in network.graph.nodes}
@@ -155,7 +161,7 @@ def attach(
 def _gate_weights_(
     network: GraphNetwork, graph: CapturedGraph, weight_gates: Mapping[str, WeightGate]
 ) -> tuple[Weight, ...]:
-    """Multiply each weight once, whatever reads it; returns the weights in the order of their gates' submodules."""
+    """Multiply each weight once, whatever reads it; return the weights in the order of their gates' submodules."""
     found = {name: weight for weight in find_weights(graph) for name in weight.names} if weight_gates else {}
     sparse = tuple(replace(found[name], name=name) for name in weight_gates)
     for position, weight in enumerate(sparse):
@@ -178,11 +184,11 @@ def _multiply_(node: fx.Node, place: Place, factors: fx.Node, position: int) -> 
 
 @dataclass(frozen=True, eq=False)
 class Compacted:
-    """What physical removal during training leaves.
+    """The result of physical removal during training.
 
-    ``parameter_keeps`` says which indices of each dimension of each old parameter stay (None = all), so that an
-    optimizer's state can be sliced along. ``kept_moves`` is int64 ``(new num_moves,)``: the old index of each new
-    move. ``gate_keeps`` says the same of :meth:`GatedNetwork.gate_parameters`.
+    ``parameter_keeps`` says which indices of each dimension of each old parameter stay (None = all), so that optimizer
+    state can be sliced accordingly. ``kept_moves`` is int64 ``(new num_moves,)``: the old index of each new
+    move. ``gate_keeps`` is the same for :meth:`GatedNetwork.gate_parameters`.
     """
 
     gated: GatedNetwork
@@ -198,27 +204,27 @@ class Compacted:
 def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
     """Physically remove the moves that are open with a probability under ``threshold``; the others keep their gates.
 
-    Every group keeps its two likeliest moves: of a single one nothing is left to decide, so it would lose its gate.
-    ``gated`` is not changed; it is returned as it is where nothing is removed.
+    Every group keeps its two most likely moves: with only one left there is nothing to decide, and it would lose its
+    gate. ``gated`` is not changed; it is returned as it is if nothing is removed.
     """
     keep = gated.groups.close(_worth_keeping(gated, threshold))
     unchanged = Compacted(gated, {}, torch.arange(len(keep)))
     if bool(keep.all()):
         return unchanged
     compacted = _carried_out(gated, KeepPlan.from_keep(gated.groups, keep))
-    # A kept move that is no choice any more in the smaller graph would silently be open for good.
+    # A kept move that is no longer a choice in the smaller graph would silently stay open for good.
     whole = torch.equal(compacted.kept_moves.sort().values, keep.nonzero().flatten())
     return compacted if whole else unchanged
 
 
 def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
-    """The removal that :func:`compact` did once, on a network that stands where that one stood.
+    """Repeat a removal made by :func:`compact`, on a network in the same state.
 
     Args:
         kept_moves: what that removal returned.
 
     Raises:
-        PlanError: it leads elsewhere, so model or program are not what they were.
+        PlanError: the result differs, so the model or the program is not the same.
     """
     keep = torch.zeros(gated.groups.num_moves, dtype=torch.bool)
     if len(kept_moves) and int(kept_moves.max()) < len(keep):
@@ -244,7 +250,7 @@ def _carried_out(gated: GatedNetwork, plan: KeepPlan) -> Compacted:
 
 
 def _cut_gates(gated: GatedNetwork, plan: KeepPlan, smaller: Groups) -> dict[str, WeightGate]:
-    """The gates of the weights that are left in the smaller graph, cut as the weights are."""
+    """Return the gates of the weights left in the smaller graph, cut as the weights are."""
     keeps, old = plan.parameter_keeps(), gated.weight_gates
     return {
         name: WeightGate(
@@ -262,8 +268,8 @@ def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:
     keep = probability >= threshold
     for group in gated.groups.groups:
         members = torch.tensor(group.moves)
-        # The first layer reads the model's input as it is; choosing among its columns at every step would cost, not
-        # save.
+        # The first layer reads the model's input directly; selecting its columns at every step would cost time, not
+        # save it.
         stay = len(members) if group.kind == "inputs" else min(2, len(members))
         keep[members[probability[members].topk(stay).indices]] = True
     return keep

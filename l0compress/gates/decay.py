@@ -1,7 +1,7 @@
-"""Weight decay: what an optimizer of your own may decay, and how it is kept from decaying gates.
+"""Weight decay: which parameters an optimizer may decay, and how gates are protected from it.
 
-Decay pulls ``log_alpha`` to 0, which is neither open nor shut, against whatever the budget wants. So no optimizer of
-this process takes a step with gates in a group that is decayed: ``AdamW(gated.parameters())`` is refused.
+Decay pulls ``log_alpha`` to 0, which is neither open nor shut, regardless of the budget. So no optimizer in
+this process takes a step with gates in a decayed group: ``AdamW(gated.parameters())`` is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _GATES: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def weight_groups(parameters: Mapping[str, nn.Parameter], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of named parameters for an optimizer; biases, norms and other vectors are not decayed.
+    """Group named parameters for an optimizer; biases, norms and other vectors are not decayed.
 
     >>> layer = nn.Linear(4, 2)
     >>> [(len(group["params"]), group["weight_decay"]) for group in weight_groups(
@@ -48,7 +48,7 @@ def _watch_optimizers_() -> None:
 
 
 def _refuse_decay(optimizer: Optimizer, *_: Any) -> None:
-    """Called before every step of every optimizer.
+    """Check a step; called before every step of every optimizer.
 
     Raises:
         InputError: the step would decay gates.

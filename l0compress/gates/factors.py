@@ -1,4 +1,4 @@
-"""The factors that reads are multiplied by: products of gates, one factor a read."""
+"""The factors that reads are multiplied by: products of gates, one factor per read."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from l0compress.graph.groups.reads import Read
 
 
 class ReadFactors(nn.Module):
-    """The factor of every read, computed from one draw of the gates: a list of tensors, in the order of ``reads``.
+    """Computes the factor of every read from one draw of the gates: a list of tensors, in the order of ``reads``.
 
-    ``dtypes`` are those of what is multiplied, read by read; factors come in them.
+    ``dtypes`` are those of the multiplied values, one per read; factors have the same dtypes.
     """
 
     def __init__(self, reads: tuple[Read, ...], gates: HardConcrete, dtypes: tuple[torch.dtype, ...]) -> None:
@@ -24,14 +24,14 @@ class ReadFactors(nn.Module):
         self.gates = gates
         self.shapes = tuple(read.shape for read in reads)
         self.dtypes = dtypes
-        # No buffers: what averages the buffers of a network (AveragedModel) would average these indices as well.
+        # Not buffers: code that averages the buffers of a network (AveragedModel) would average these indices too.
         self._moves = tuple(read.moves.clone() for read in reads)
 
     def forward(self) -> list[Tensor]:
         return self.factors(self.gates())
 
     def factors(self, z: Tensor) -> list[Tensor]:
-        """The read factors for given gate values ``z`` of shape ``(num_moves,)``."""
+        """Return the read factors for given gate values ``z`` of shape ``(num_moves,)``."""
         extended = torch.cat([z, z.new_ones(1)])
         return [
             product_of(extended, moves.to(z.device)).view(shape).to(dtype)
@@ -45,7 +45,7 @@ class ReadFactors(nn.Module):
 
 
 def converted_type(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:
-    """What a conversion of modules (``double``, ``to``, ``cuda``) makes of ``dtype``.
+    """Return what a conversion of modules (``double``, ``to``, ``cuda``) turns ``dtype`` into.
 
     >>> converted_type(torch.Tensor.double, torch.float32), converted_type(torch.Tensor.cpu, torch.float32)
     (torch.float64, torch.float32)
@@ -54,10 +54,10 @@ def converted_type(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.
 
 
 def product_of(z: Tensor, moves: Tensor) -> Tensor:
-    """``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``, both on one device.
+    """Return ``z[moves].prod(-1)`` for ``moves`` of shape ``(channels, K)``, both on one device.
 
     >>> product_of(torch.tensor([0.5, 0.25, 1.0]), torch.tensor([[0, 2], [0, 1]]))
     tensor([0.5000, 0.1250])
     """
-    # Column by column: the backward of prod() is slow where factors are exactly 0, and gates often are.
+    # Column by column: the backward of prod() is slow for factors of exactly 0, which gates often are.
     return reduce(operator.mul, (z.index_select(0, column) for column in moves.unbind(-1)))

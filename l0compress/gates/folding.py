@@ -1,4 +1,4 @@
-"""Folding: a gated network becomes a graph without gates, their values multiplied into what reads.
+"""Folding: turn a gated network into a graph without gates, with their values multiplied into the weights that read.
 
 requires: a plan of the network's own groups.
 ensures:  a dense-shaped graph that computes what the network computes with the plan's gates at their medians and the
@@ -22,18 +22,19 @@ if TYPE_CHECKING:
 
 
 def fold(gated: GatedNetwork, plan: KeepPlan) -> CapturedGraph:
-    """The network without gates, the kept gates' values multiplied into the parameters that are read.
+    """Return the network without gates, with the kept gates' values multiplied into the parameters that are read.
 
-    A kept gate counts with its median. Where a read cannot be folded into a parameter of its own, it becomes exactly
-    1, and so does every read of a channel that ``plan`` drops. Single weights that the plan's masks drop become exactly
-    0. The shapes are those of ``gated``: :func:`~l0compress.shrink` comes next, or ``gated.shrink(plan)`` does both.
+    A kept gate contributes its median. Where a read cannot be folded into a parameter of its own, the gate becomes
+    exactly 1, and so does every read of a channel that ``plan`` drops. Single weights that the plan's masks drop become
+    exactly 0. The shapes are those of ``gated``: call :func:`~l0compress.shrink` next, or ``gated.shrink(plan)`` for
+    both.
     """
     graph = gated.graph()
     return graph.with_state({**graph.state(), **folded_weights(gated, plan, graph.state())})
 
 
 def folded_weights(gated: GatedNetwork, plan: KeepPlan, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the weights in ``state`` that gates are multiplied into, with the gates in them."""
+    """Return those weights in ``state`` that gates are multiplied into, with the gates folded in."""
     folded: dict[str, Tensor] = {}
     for read in gated.groups.reads:
         if read.parameter is not None:
@@ -49,9 +50,9 @@ def folded_weights(gated: GatedNetwork, plan: KeepPlan, state: dict[str, Tensor]
 
 
 def unfit_weights(gated: GatedNetwork, plan: KeepPlan) -> dict[str, str]:
-    """The weights that ``plan`` must not be carried out on, by checksum, and what they are.
+    """Return the weights on which ``plan`` must not be carried out, by checksum, with a description of each.
 
-    What :func:`fold` returns is never among them, as it would be where training has changed nothing.
+    What :func:`fold` returns is never among them, even if training has changed nothing.
     """
     now = gated.graph().state()
     wrong = {
@@ -68,7 +69,7 @@ def _extended(median: Tensor, keep: Tensor) -> Tensor:
 
 
 def _opened(median: Tensor, keep: Tensor) -> Tensor:
-    """The values that kept gates are folded with, 1 for the others."""
-    # A kept gate whose median is 0 would fold a dead column in; its channel was kept, so it is left open instead.
+    """Return the values that kept gates are folded with, 1 for the others."""
+    # Folding a kept gate with median 0 would make a dead column; its channel was kept, so it is left open instead.
     values = median.detach().cpu()
     return torch.where(keep & (values > 0), values, torch.ones_like(values))

@@ -29,7 +29,7 @@ class Stretch(NamedTuple):
 STRETCH = Stretch(-0.1, 1.1)
 TEMPERATURE = 0.5
 OPEN_LOG_ALPHA = 2.94
-_FINE = 4  # bytes of the coarsest type that log_alpha is held in
+_FINE = 4  # bytes of the coarsest type that log_alpha is kept in
 
 
 def sample(log_alpha: Tensor, uniform: Tensor, *, temperature: float, stretch: Stretch = STRETCH) -> Tensor:
@@ -49,9 +49,9 @@ def sample(log_alpha: Tensor, uniform: Tensor, *, temperature: float, stretch: S
 
 
 def median(log_alpha: Tensor, *, temperature: float, stretch: Stretch = STRETCH) -> Tensor:
-    """The median gate, used at test time: 0 exactly where ``probability_nonzero`` is at most one half.
+    """Return the median gate, used at test time: exactly 0 if ``probability_nonzero`` is at most one half.
 
-    The paper's estimator (equation 13) leaves the temperature out and thereby disagrees with P(z != 0); the median
+    The paper's estimator (equation 13) omits the temperature and therefore disagrees with P(z != 0); the median
     is what :func:`sample` returns for ``uniform = 0.5``.
 
     >>> import torch
@@ -62,7 +62,7 @@ def median(log_alpha: Tensor, *, temperature: float, stretch: Stretch = STRETCH)
 
 
 def probability_nonzero(log_alpha: Tensor, *, temperature: float, stretch: Stretch = STRETCH) -> Tensor:
-    """P(z != 0), equation 12: ``sigmoid(log_alpha - temperature * log(-gamma / zeta))``.
+    """Return P(z != 0), equation 12: ``sigmoid(log_alpha - temperature * log(-gamma / zeta))``.
 
     >>> import torch
     >>> boundary = TEMPERATURE * math.log(0.1 / 1.1)
@@ -73,7 +73,7 @@ def probability_nonzero(log_alpha: Tensor, *, temperature: float, stretch: Stret
 
 
 def cdf(value: Tensor, log_alpha: Tensor, *, temperature: float, stretch: Stretch = STRETCH) -> Tensor:
-    """P(z <= value), with its jumps at 0 and at 1 (the stretched distribution of section 2.3).
+    """Return P(z <= value), with its jumps at 0 and at 1 (the stretched distribution of section 2.3).
 
     >>> import torch
     >>> cdf(torch.tensor([-0.01, 0.5, 1.0]), torch.tensor(0.0), temperature=0.5)
@@ -89,10 +89,10 @@ def _stretch_and_clip(concrete: Tensor, stretch: Stretch) -> Tensor:
 
 
 class Gates(nn.Module):
-    """Gates that are learned: one location each, in ``log_alpha``, which is never decayed.
+    """Learned gates: one location each, in ``log_alpha``, which is never decayed.
 
-    Converting the module to bfloat16 leaves ``log_alpha`` in float32: a step of training is smaller than what bfloat16
-    can tell apart.
+    Converting the module to bfloat16 leaves ``log_alpha`` in float32: a training step is smaller than the resolution of
+    bfloat16.
 
     >>> Gates(torch.full((3,), 2.94)).bfloat16().log_alpha.dtype
     torch.float32
@@ -106,11 +106,11 @@ class Gates(nn.Module):
         never_decay_(self)
 
     def median(self) -> Tensor:
-        """The test-time gate values."""
+        """Return the test-time gate values."""
         return median(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
 
     def probability_nonzero(self) -> Tensor:
-        """The probability that each gate is not zero."""
+        """Return the probability that each gate is not zero."""
         return probability_nonzero(self.log_alpha, temperature=self.temperature, stretch=self.stretch)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -149,13 +149,13 @@ class HardConcrete(Gates):
         super().__init__(torch.full((num_gates,), float(log_alpha)), temperature=temperature, stretch=stretch)
 
     def forward(self) -> Tensor:
-        """Gate values of shape ``(num_gates,)``: one sample in training mode, the median in evaluation mode."""
+        """Return gate values of shape ``(num_gates,)``: a sample in training mode, the median in evaluation mode."""
         if not self.training:
             return self.median()
         return self.sample(torch.rand_like(self.log_alpha))
 
     def sample(self, uniform: Tensor) -> Tensor:
-        """Gate values for given uniform noise of shape ``(num_gates,)``."""
+        """Return gate values for given uniform noise of shape ``(num_gates,)``."""
         return sample(self.log_alpha, uniform, temperature=self.temperature, stretch=self.stretch)
 
     def extra_repr(self) -> str:

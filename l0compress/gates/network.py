@@ -1,7 +1,7 @@
 """A captured network with gates in it.
 
 requires: a graph that :func:`~l0compress.gates.attach.attach` has rewritten.
-ensures:  what gates learn, what the network costs in expectation, and the network without gates, by name.
+ensures:  the gates' parameters, the expected cost of the network, and the network without gates, by name.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from l0compress.graph.nodes.network import GraphNetwork, attribute, retype_node_
 
 FACTORS = "l0_read_factors"
 WEIGHT_GATE = "l0_weight_gate_"
-MOVES = "log_alpha"  # what the gates of the moves are called among the gates
+MOVES = "log_alpha"  # the name of the moves' gates among all gates
 GATE_RATE = 0.05
 TRAINABLE = (torch.float32, torch.float64, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where gates began: see :func:`~l0compress.gates.weight_gates.starting_log_alpha`."""
+    """Where gates started: see :func:`~l0compress.gates.weight_gates.starting_log_alpha`."""
 
     log_alpha: float
     magnitude_slope: float = 0.0
 
     def is_at(self, log_alpha: Tensor, weight: Tensor | None = None) -> bool:
-        """Whether gates, those of a single ``weight`` or of moves, are where they began."""
+        """Return whether gates, those of a single ``weight`` or of moves, are where they started."""
         now = log_alpha.detach().cpu().float()
         if weight is None:
             return bool((now == torch.tensor(float(self.log_alpha))).all())
@@ -55,17 +55,17 @@ class Start:
 
 
 class GatedNetwork(nn.Module):
-    """A captured network whose channels, single weights or both carry gates; made by :func:`gate`.
+    """A captured network with gates on channels, single weights or both; made by :func:`gate`.
 
-    ``forward`` takes and returns what the user's model does. In training mode the gates are sampled, one draw a call;
-    in evaluation mode they are at their median. ``double`` and ``bfloat16`` convert it with all that its graph has
-    written down as float32; the gates stay in float32 at least.
+    ``forward`` has the signature of the user's model. In training mode the gates are sampled, one draw per call;
+    in evaluation mode they are at their median. ``double`` and ``bfloat16`` also convert the dtypes that the graph
+    has recorded as float32; the gates stay in float32 or wider.
 
     Attributes:
-        groups: the moves that the gates stand for, in order; without moves where only weights are gated.
+        groups: the moves that the gates stand for, in order; without moves if only weights are gated.
         network: the rewritten graph.
-        sparse: the weights that carry gates of their own.
-        start: where the gates began; None where they were attached with values of their own.
+        sparse: the weights that have gates of their own.
+        start: where the gates started; None if they were attached with values of their own.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class GatedNetwork(nn.Module):
 
     @property
     def gates(self) -> HardConcrete:
-        """The gates of the moves: ``gates.log_alpha`` is what is learned."""
+        """The gates of the moves: ``gates.log_alpha`` is learned."""
         return self.read_factors.gates
 
     @property
     def weight_gates(self) -> dict[str, WeightGate]:
-        """The gates of single weights by the name of the parameter; empty where only channels are gated."""
+        """The gates of single weights by parameter name; empty if only channels are gated."""
         return {
             weight.name: cast(WeightGate, self.network.get_submodule(f"{WEIGHT_GATE}{position}"))
             for position, weight in enumerate(self.sparse)
@@ -95,7 +95,7 @@ class GatedNetwork(nn.Module):
         return cast(ReadFactors, self.network.get_submodule(FACTORS))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the user's model returns.
+        """Return what the user's model returns.
 
         Raises:
             InputError: the inputs are not those that the model was captured with, up to its free sizes.
@@ -109,7 +109,7 @@ class GatedNetwork(nn.Module):
             raise refusal from error
 
     def weights(self) -> dict[str, nn.Parameter]:
-        """The network's own parameters by their original names, without the gates."""
+        """Return the network's own parameters by their original names, without the gates."""
         return {
             name: parameter
             for name, parameter in self.network.named_parameters()
@@ -117,17 +117,17 @@ class GatedNetwork(nn.Module):
         }
 
     def gate_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that gates learn: ``log_alpha`` of the moves, and of each gated parameter under its own name.
+        """Return all gate parameters: ``log_alpha`` of the moves, and each gated parameter's gates under its name.
 
-        A gated parameter that is itself called ``log_alpha`` stands under ``log_alpha.log_alpha``.
+        For a gated parameter that is itself called ``log_alpha`` the name is ``log_alpha.log_alpha``.
         """
         found = {MOVES: self.gates.log_alpha} if self.groups.num_moves else {}
         return {**found, **{gate_key(name): gate.log_alpha for name, gate in self.weight_gates.items()}}
 
     def param_groups(self, *, lr: float, gate_lr: float = GATE_RATE, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """What an optimizer of ``torch.optim`` takes: matrices, vectors (biases, norms) and gates.
+        """Return parameter groups for an optimizer of ``torch.optim``: matrices, vectors (biases, norms) and gates.
 
-        Weights have the rate ``lr``, gates ``gate_lr``; matrices alone are decayed, as in the built-in training.
+        Weights have the rate ``lr``, gates ``gate_lr``; only matrices are decayed, as in the built-in training.
 
         >>> from l0compress import capture, gate
         >>> gated = gate(capture(nn.Linear(4, 2), (torch.zeros(2, 4),)))
@@ -138,11 +138,11 @@ class GatedNetwork(nn.Module):
         return [*weights, {"params": list(self.gate_parameters().values()), "lr": gate_lr, "weight_decay": 0.0}]
 
     def gate_modules(self) -> list[Gates]:
-        """What holds the gates: one module for the moves, and one for each gated weight."""
+        """Return the modules that hold the gates: one for the moves, and one for each gated weight."""
         return [*([self.gates] if self.groups.num_moves else []), *self.weight_gates.values()]
 
     def has_moved(self) -> bool:
-        """Whether any gate is elsewhere than where :func:`gate` put it."""
+        """Return whether any gate has moved from where :func:`gate` put it."""
         if self.start is None:
             return True
         module = self.groups.graph.graph_module
@@ -152,7 +152,7 @@ class GatedNetwork(nn.Module):
         )
 
     def is_of(self, groups: Groups) -> bool:
-        """Whether ``groups`` are those of the very network that was gated here; a copy of it is the same network."""
+        """Return whether ``groups`` belong to the network that was gated here; a copy counts as the same network."""
         if groups is self.groups:
             return True
         mine, other = self.groups.graph, groups.graph
@@ -161,12 +161,12 @@ class GatedNetwork(nn.Module):
         )
 
     def shrink(self, plan: KeepPlan) -> CapturedGraph:
-        """The small trained model that is left of this network when ``plan`` is carried out.
+        """Return the small trained model that remains when ``plan`` is carried out on this network.
 
         The values of kept gates are folded into the weights, and what the plan drops is cut out.
 
         Raises:
-            PlanError: the plan is of another network.
+            PlanError: the plan belongs to another network.
         """
         if not isinstance(plan, KeepPlan):
             raise PlanError(
@@ -182,14 +182,14 @@ class GatedNetwork(nn.Module):
         return shrink(fold(self, plan), plan.decision())
 
     def expected_cost(self, unit: str) -> Tensor:
-        """Expected cost after removal, a scalar in ``unit``, one of ``UNITS``, differentiable in the gates."""
+        """Return the expected cost after removal: a scalar in ``unit`` (of ``UNITS``), differentiable in the gates."""
         probability = self.gates.probability_nonzero()
         if not self.sparse:
             return self.groups.expected_cost(probability, unit)
         return self._sparse_cost.expected(self.weight_gates, probability, unit)
 
     def smallest_cost(self, unit: str, keep: Tensor | None = None) -> int:
-        """The cost of the smallest model that hardening can reach; every gated weight keeps one element.
+        """Return the cost of the smallest model that hardening can reach; every gated weight keeps one element.
 
         ``keep``, bool ``(num_moves,)``, says which moves stay; None leaves as few as possible.
         """
@@ -199,7 +199,7 @@ class GatedNetwork(nn.Module):
         return self._sparse_cost.smallest(fewest, unit)
 
     def graph(self) -> CapturedGraph:
-        """The network without gates, with the weights as they are now (copied): what gates multiply is left out."""
+        """Return the network without gates, with a copy of the current weights: what gates multiply is left out."""
         state = {name: tensor.detach().cpu() for name, tensor in self.network.state_dict().items()}
         graph, dtype = self.groups.graph, self._weight_type()
         if dtype is not None and dtype != _floating_type(graph.state()):
@@ -227,7 +227,7 @@ class GatedNetwork(nn.Module):
         return SparseCost(self.groups, self.sparse)
 
     def __getstate__(self) -> dict[str, Any]:
-        # It follows from the rest, and holds nodes of the graph, which can be neither copied nor pickled.
+        # Derived from the rest, and holds graph nodes, which can be neither copied nor pickled.
         return {name: value for name, value in self.__dict__.items() if name != "_sparse_cost"}
 
     def __repr__(self) -> str:
@@ -246,7 +246,7 @@ class GatedNetwork(nn.Module):
 
 
 def gate_key(name: str) -> str:
-    """What the gates of a parameter are called among all gates.
+    """Return the name of a parameter's gates among all gates.
 
     >>> gate_key("0.weight"), gate_key("log_alpha")
     ('0.weight', 'log_alpha.log_alpha')
@@ -255,8 +255,10 @@ def gate_key(name: str) -> str:
 
 
 def check_trainable(dtype: torch.dtype) -> None:
-    """Raises:
-    InputError: weights of this type cannot be trained under gates.
+    """Check that weights of this type can be trained with gates.
+
+    Raises:
+        InputError: they cannot.
     """
     if dtype.is_floating_point and dtype not in TRAINABLE:
         raise InputError(

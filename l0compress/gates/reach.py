@@ -1,4 +1,4 @@
-"""What a network can be reduced to: groups lose every move that they can lose together, the worst first."""
+"""The smallest network that removal can reach: groups lose every move that they can lose together, the worst first."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from l0compress.graph.groups import Groups
 
 
 def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
-    """bool ``(num_moves,)``: what is left when everything is removed that can be, lowest score first; closed.
+    """Return bool ``(num_moves,)``: what is left after removing everything removable, lowest score first; closed.
 
-    Where groups can vanish one by one but not all together, those of lowest score do.
+    If groups can vanish one by one but not all together, those with the lowest scores do.
     """
     best, order = _best(groups, scores).tolist(), torch.argsort(scores, stable=True).tolist()
     narrow = KeepPlan.without(groups, [move for move in order if not best[move]])
@@ -21,7 +21,7 @@ def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
 
 
 def smallest_cost(groups: Groups, unit: str) -> int:
-    """The cost, in ``unit``, of the smallest model that removal can reach."""
+    """Return the cost, in ``unit``, of the smallest model that removal can reach."""
     return groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves))).get(unit)
 
 

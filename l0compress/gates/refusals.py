@@ -1,4 +1,4 @@
-"""What a gated network says to a call that it cannot carry out."""
+"""The error for a call that a gated network cannot carry out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.describe import input_text, input_texts
 
-# What PyTorch and the packing of inputs raise where they do not fit.
+# What PyTorch and the packing of inputs raise for inputs that do not fit.
 CALL_ERRORS = (RuntimeError, ValueError, TypeError)
 
 
 def refused_call(graph: CapturedGraph, args: Any, kwargs: Any, dtype: torch.dtype | None) -> InputError | None:
-    """Why inputs do not fit a network that was made from ``graph``; None where they do.
+    """Return the error for inputs that do not fit a network made from ``graph``; None if they fit.
 
-    ``dtype`` is what its floating-point weights are in now.
+    ``dtype`` is the current dtype of its floating-point weights.
     """
     given, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     wanted = [node for node in graph.nodes() if node.op == "placeholder"]

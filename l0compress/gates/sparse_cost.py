@@ -1,8 +1,8 @@
 """The expected cost of a network with gates on channels and on single weights, in the user's unit.
 
-requires: the groups of a graph (perhaps without moves) and its weights.
-ensures:  exact where gates are independent: a weight's element counts with the probability of its own gate times those
-          of the channels that it stands between, ``sum_ij p_out[i] p_in[j] p_w[ij]``.
+requires: the groups of a graph (possibly without moves) and its weights.
+ensures:  exact if gates are independent: a weight's element counts with the probability of its own gate times those
+          of the channels that it connects, ``sum_ij p_out[i] p_in[j] p_w[ij]``.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ Lines = dict[int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class SparseCost:
-    """Costs of a graph in which both channels and single weights may go.
+    """Costs of a graph in which both channels and single weights may be removed.
 
     Attributes:
         groups: what can be cut, and what that saves.
-        weights: what may hold zeros.
+        weights: the weights that may hold zeros.
     """
 
     groups: Groups
     weights: tuple[Weight, ...]
 
     def expected(self, gates: Mapping[str, WeightGate], moves: Tensor, unit: str) -> Tensor:
-        """Expected cost after removal, a scalar in the widest float of the gates' device, differentiable in them.
+        """Return the expected cost after removal: a scalar in the device's widest float, differentiable in the gates.
 
         Args:
             gates: by name of the weight.
             moves: (num_moves,): the probability that each move is kept.
-            unit: ``params``, ``macs`` or ``bytes``. ``bytes`` counts every weight as a CSR matrix, also where a dense
-                one would be smaller, so that it never has a slope of zero.
+            unit: ``params``, ``macs`` or ``bytes``. ``bytes`` counts every weight as a CSR matrix, even where a dense
+                one would be smaller, so that its slope is never zero.
         """
         if not self.groups.num_moves:
             each, constant = self._rates(unit)
@@ -54,7 +54,7 @@ class SparseCost:
         return self.of_probabilities(present, moves, unit)
 
     def of_probabilities(self, present: Mapping[str, Tensor], moves: Tensor, unit: str) -> Tensor:
-        """The same for given probabilities that the elements of each weight are not zero."""
+        """Return the same for given probabilities that the elements of each weight are not zero."""
         alive = self._alive(moves)
         total = self.groups.expected_cost(moves, unit)
         for weight in self.weights:
@@ -62,13 +62,13 @@ class SparseCost:
         return total
 
     def each(self, weight: Weight, unit: str) -> float | Tensor:
-        """What one nonzero of a weight costs in the unsliced network: a number, or one of the weight's shape."""
+        """Return what one nonzero of a weight costs in the unsliced network: a number, or a tensor of its shape."""
         if unit == "macs":
             return weight.macs_each() / self.groups.graph.batch_size
         return 1.0 if unit == "params" else float(weight.element_bytes + INDEX_BYTES)
 
     def constant(self, unit: str) -> float:
-        """What is left of the unsliced network's cost with every weight zero."""
+        """Return what is left of the unsliced network's cost with every weight zero."""
         whole = self.groups.cost_of(torch.ones(self.groups.num_moves, dtype=torch.bool)).get(unit)
         for weight in self.weights:
             if unit == "macs":
@@ -80,7 +80,7 @@ class SparseCost:
         return float(whole)
 
     def smallest(self, keep: Tensor, unit: str) -> int:
-        """The cost with the moves of ``keep``, and of every weight that is left one element alone."""
+        """Return the cost with the moves of ``keep``, and a single element of every remaining weight."""
         alive = self._alive(keep.double())
         cost = float(self.groups.expected_cost(keep.double(), unit))
         for weight in self.weights:
@@ -91,11 +91,11 @@ class SparseCost:
         return ceil(cost - 1e-6)
 
     def _alive(self, moves: Tensor) -> Tensor:
-        """The probability that each component is left."""
+        """Return the probability that each component is left."""
         return self.groups.alive_probabilities(moves)
 
     def _rates(self, unit: str) -> tuple[dict[str, float | Tensor], float]:
-        """What one nonzero of each weight costs, and what is left without any: worked out once."""
+        """Return the cost of one nonzero of each weight, and the cost without any; computed once."""
         if unit not in self._known_rates:
             each = {weight.name: self.each(weight, unit) for weight in self.weights}
             self._known_rates[unit] = (each, self.constant(unit))
@@ -163,7 +163,7 @@ class SparseCost:
 
 
 def _counted(present: Tensor | None, shape: tuple[int, ...], lines: Lines) -> Tensor:
-    """The expected number of elements, given the probability of each (None: 1) and of the index along each line."""
+    """Return the expected number of elements, given the probability of each (None: 1) and of each line's indices."""
     if present is None:
         some = next(iter(lines.values()), None)
         total = torch.ones((), dtype=torch.float64) if some is None else some.new_ones(())

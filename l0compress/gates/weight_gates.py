@@ -1,8 +1,8 @@
 """Gates on single weights: one hard concrete gate for each element of a parameter.
 
-The maths is that of :mod:`l0compress.gates.hard_concrete`. What differs is that there are as many gates as weights, so
-sampling and multiplying are one operator with a derivative in closed form. It keeps one tensor beside the product, and
-works block by block: a pass over all weights would wait for memory, and there are a dozen passes.
+The maths is that of :mod:`l0compress.gates.hard_concrete`. The difference is that there are as many gates as weights,
+so sampling and multiplying are one operator with a derivative in closed form. It keeps one tensor besides the product,
+and works block by block: a pass over all weights would be bound by memory, and there are a dozen passes.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ class WeightGate(Gates):
     """
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight`` times one sample of its gates in training mode, times their medians in evaluation mode."""
+        """Return ``weight`` times one sample of its gates in training mode, times their medians in evaluation mode."""
         if not self.training:
             return weight * self.median().to(weight.dtype)
         return _sampled(self, weight)
 
     def sample(self, weight: Tensor, noise: Tensor) -> Tensor:
-        """``weight`` times the gates that logistic ``noise`` (``log u - log(1 - u)``) draws; it is overwritten."""
+        """Return ``weight`` times the gates drawn from logistic ``noise`` (``log u - log(1 - u)``), overwriting it."""
         return _Gated.apply(weight, self.log_alpha, noise, self.temperature, self.stretch)
 
     def expected_cost(self, costs: float | Tensor) -> Tensor:
-        """``sum of costs * P(gate is not zero)``: a scalar in the device's widest float, differentiable."""
+        """Return ``sum of costs * P(gate is not zero)``: a scalar in the device's widest float, differentiable."""
         shift = self.temperature * math.log(-self.stretch.low / self.stretch.high)
         return _ExpectedCost.apply(self.log_alpha, costs, shift)
 
@@ -62,14 +62,14 @@ def _draw(gates: WeightGate, weight: Tensor) -> Tensor:
     return gates.sample(weight, logistic_like(gates.log_alpha))
 
 
-# torch.compile would unroll the blocks, and knows no table of random words.
+# torch.compile would unroll the blocks, and does not support the table of random words.
 _sampled: Callable[[WeightGate, Tensor], Tensor] = cast(Any, torch.compiler.disable)(_draw)
 
 
 def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor:
-    """Where the gates of a pretrained weight start: ``log_alpha + slope * log(|weight| / median)``.
+    """Return where the gates of a pretrained weight start: ``log_alpha + slope * log(|weight| / median)``.
 
-    The median is that of the parameter's magnitudes; smaller ones than a thousandth of it count as that.
+    The median is that of the parameter's magnitudes; magnitudes below a thousandth of it count as that.
 
     >>> starting_log_alpha(torch.tensor([1.0, -2.0, 4.0]), 3.0, 1.0)
     tensor([2.3069, 3.0000, 3.6931])
@@ -82,7 +82,7 @@ def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor
 
 
 def logistic_like(tensor: Tensor) -> Tensor:
-    """Logistic noise, ``log u - log(1 - u)``, of the tensor's shape; on a CPU ``u`` is one of 2^16 values in (0, 1).
+    """Return logistic noise ``log u - log(1 - u)`` of the tensor's shape; on CPU ``u`` is one of 2^16 values in (0, 1).
 
     >>> noise = logistic_like(torch.zeros(1000))
     >>> abs(float(noise.sigmoid().mean()) - 0.5) < 0.05
@@ -91,8 +91,8 @@ def logistic_like(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cpu":  # a GPU has logarithms to spare
         tiny = max(2.0 ** -(_NOISE_BITS + 1), torch.finfo(tensor.dtype).eps)
         return torch.rand_like(tensor, memory_format=torch.contiguous_format).clamp_(tiny, 1 - tiny).logit_()
-    # Four numbers a random word, and a table instead of logarithms: torch.rand and torch.logit would take longer than
-    # all else that a gate needs.
+    # Four numbers per random word, and a table instead of logarithms: torch.rand and torch.logit would take longer
+    # than everything else that a gate needs.
     words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64)
     numbers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint16)[: tensor.numel()]
     table = _logistic_table().to(tensor.dtype)
@@ -115,7 +115,7 @@ class _Gated(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, log_alpha: Tensor, noise: Tensor, temperature: float, stretch: Stretch
     ) -> Tensor:
-        # The weight's type is what its readers take, however finely its gates are held.
+        # The product has the weight's type, which its readers take, even if its gates are kept in a wider one.
         product = torch.empty_like(noise, dtype=weight.dtype)
         for z, location, value, result in _blocks(noise, log_alpha, weight, product):
             z.add_(location).mul_(1 / temperature).sigmoid_()
@@ -138,7 +138,7 @@ class _Gated(torch.autograd.Function):
         scale, middle, half = 1 / ((high - low) * ctx.temperature), (low + high) / 2, (high - low) / 2
         of_weight = torch.empty_like(z, dtype=gradients[0].dtype)
         # With s = (z - low) / (high - low), dz/dlog_alpha is (high - low) s (1 - s) / temperature inside (0, 1). It
-        # takes the place of z.
+        # overwrites z.
         for slope, value, gradient, result in _blocks(z, weight, gradients[0], of_weight):
             torch.mul(gradient, slope, out=result)
             reached = torch.ops.aten.hardtanh_backward(gradient * value, slope, 0.0, 1.0)
@@ -147,7 +147,7 @@ class _Gated(torch.autograd.Function):
 
 
 class _ExpectedCost(torch.autograd.Function):
-    """Equation 12 summed; the probabilities are computed a second time rather than kept."""
+    """Equation 12 summed; the probabilities are recomputed in the backward pass rather than kept."""
 
     @staticmethod
     def forward(ctx: Any, log_alpha: Tensor, costs: float | Tensor, shift: float) -> Tensor:
@@ -179,7 +179,7 @@ class _ExpectedCost(torch.autograd.Function):
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Flat parts of tensors of one shape that fit a processor's cache together; those written to are contiguous."""
+    """Yield flat parts of tensors of one shape that together fit in a processor's cache; outputs are contiguous."""
     flat = tuple(tensor.reshape(-1) for tensor in tensors)
     if flat[0].device.type != "cpu":  # a GPU has no such cache, and each part would be a launch
         yield flat

@@ -1,11 +1,11 @@
-"""Zip archives from strangers: the directory is checked before a member is read.
+"""Untrusted zip archives: the directory is checked before a member is read.
 
 requires: the bytes of an archive.
-ensures:  what :func:`open_archive` returns has no member that is there twice, leaves its folder, is encrypted, or
+ensures:  what :func:`open_archive` returns has no member that is duplicated, leaves its folder, is encrypted, or
           grows far beyond the size of the file.
 
-These are not the rules of :mod:`l0compress_runtime.archive`: archives of torch and numpy may name and pack their
-members in any honest way, while a bundle holds what our own writer makes and nothing else.
+These rules differ from those of :mod:`l0compress_runtime.archive`: archives of torch and numpy may name and compress
+their members in any honest way, while a bundle contains only what our own writer makes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from l0compress.errors import InputError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
-# zlib cannot do better than 1032 to 1; what a compressed data set reaches is far below.
+# zlib cannot do better than 1032 to 1; compressed data sets stay far below that.
 MOST_GROWTH = 200
 FREE_BYTES = 64 * 2**20
 ENCRYPTED = 0x1
@@ -34,18 +34,18 @@ class Archive:
     error: type[InputError]
 
     def names(self) -> tuple[str, ...]:
-        """The members, in the directory's order."""
+        """Return the members, in the directory's order."""
         return tuple(self.file.namelist())
 
     def size(self, member: str) -> int:
-        """Size of a member once it is unpacked, in bytes."""
+        """Return the uncompressed size of a member in bytes."""
         return self.file.getinfo(member).file_size
 
     def read(self, member: str) -> bytes:
-        """The content of a member.
+        """Return the content of a member.
 
         Raises:
-            InputError: (the archive's own class) the member is damaged.
+            InputError: (or the archive's own error class) the member is damaged.
         """
         try:
             return self.file.read(member)
@@ -57,7 +57,7 @@ class Archive:
 
 
 def is_archive(content: bytes) -> bool:
-    """Whether bytes are meant to be a zip archive, sound or not.
+    """Return whether bytes are meant to be a zip archive, sound or not.
 
     Example:
         >>> is_archive(b"no archive")
@@ -70,7 +70,7 @@ def is_archive(content: bytes) -> bool:
 
 
 def open_archive(content: bytes, name: str, *, error: type[InputError] = InputError) -> Archive:
-    """Open a zip archive whose directory holds no surprise.
+    """Open a zip archive after checking its directory.
 
     Args:
         content: the bytes of the file.
@@ -78,7 +78,7 @@ def open_archive(content: bytes, name: str, *, error: type[InputError] = InputEr
         error: the class to raise.
 
     Raises:
-        InputError: (or ``error``) no zip archive, or one that no honest writer makes; the message names the member.
+        InputError: (or ``error``) not a zip archive, or one that no honest writer makes; the message names the member.
 
     Example:
         >>> buffer = io.BytesIO()
@@ -117,7 +117,7 @@ def _fault(archive: zipfile.ZipFile, num_bytes: int) -> str | None:
         if member.flag_bits & ENCRYPTED:
             return f"its part {member.filename!r} is encrypted"
         seen.add(member.filename.casefold())
-    # Members that overlap make one byte of the file count many times, so packed sizes are added up as well.
+    # Overlapping members make one byte of the file count many times, so compressed sizes are added up as well.
     packed, unpacked = sum(m.compress_size for m in members), sum(m.file_size for m in members)
     if packed > num_bytes:
         return f"its parts add up to {packed:,} bytes in a file of {num_bytes:,}"

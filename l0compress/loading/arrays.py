@@ -27,10 +27,10 @@ _HEADERS: dict[tuple[int, int], Callable] = {
 
 
 def load_arrays(path: Path, *, seed: int = 0, shares: tuple[float, float, float] = SHARES) -> Data:
-    """Read arrays as data; see :func:`l0compress.loading.load_data` for what they are called.
+    """Read arrays as data; see :func:`l0compress.loading.load_data` for their names.
 
     Raises:
-        DataError: a file is missing, damaged, or holds no numbers.
+        DataError: a file is missing or damaged, or does not hold numbers.
     """
     arrays, name = _read(path), str(path)
     if "x" in arrays:
@@ -59,7 +59,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_npy(content: bytes, name: str) -> np.ndarray:
-    """An array from the bytes of an ``.npy`` file, whose header is held against what the file has.
+    """Read an array from the bytes of an ``.npy`` file, whose header is checked against the file's size.
 
     Args:
         content: the file.
@@ -121,7 +121,7 @@ def _as_tensor(array: np.ndarray, key: str, name: str) -> Tensor:
 
 
 def named_split(inputs: tuple[Tensor, ...], targets: Tensor | None, key: str, name: str) -> Split:
-    """A split whose errors name the file and the array."""
+    """Return a split whose errors name the file and the array."""
     try:
         return Split(inputs, targets)
     except DataError as reason:

@@ -1,4 +1,4 @@
-"""Are the classes where they have to be? What is odd about labelled data is said before anything is trained on them."""
+"""Checks of class labels: anything odd about labelled data is reported before training."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from l0compress.errors import DataError
 
 IGNORED_LABEL = -100
 FIRST_BATCHES = 4
-# A shuffled stream may begin with one class alone by chance; rarer than this it is no chance.
+# A shuffled stream may begin with a single class by chance; below this probability it is not chance.
 _CHANCE = 1e-3
 _MOST_NAMED = 5
 
 
 def class_warnings(data: Data) -> tuple[str, ...]:
-    """What is odd about the classes of labelled data, one sentence each; nothing where labels are no classes or unread.
+    """Return what is odd about the classes of data, one sentence each; nothing if labels are not classes or unread.
 
     Example:
         >>> from l0compress.data import Split
@@ -80,7 +80,7 @@ def _without(classes: Tensor, others: Tensor) -> list[int]:
 
 
 def _named(classes: list[int]) -> str:
-    """As in a sentence.
+    """Name classes as in a sentence.
 
     >>> _named([3]), _named([3, 7]), _named(list(range(9)))
     ('class 3', 'classes 3 and 7', '9 classes (0, 1, 2, 3, 4, ...)')
@@ -92,7 +92,7 @@ def _named(classes: list[int]) -> str:
 
 
 def _unshuffled(train: object) -> Iterable[str]:
-    """Parts in memory and data sets are shuffled here; a stream comes as its source has it."""
+    """Yield a warning for a sorted stream; parts in memory and data sets are shuffled here, a stream is not."""
     if not isinstance(train, StreamSplit):
         return
     first = _first_labels(train)
@@ -100,7 +100,7 @@ def _unshuffled(train: object) -> Iterable[str]:
         return
     begins = torch.cat(first).cpu()
     known = train.known_labels()
-    # Of a stream whose other classes are unknown, half of the samples may be of this one.
+    # In a stream whose other classes are unknown, half of the samples may be of this one.
     share = 0.5 if known is None else float((known.cpu() == begins[0]).double().mean())
     if bool((begins == begins[0]).all()) and share < 1 and share ** len(begins) < _CHANCE:
         yield (
@@ -120,5 +120,5 @@ def _first_labels(train: StreamSplit) -> list[Tensor]:
 
 
 def _is_ordered(loader: DataLoader) -> bool:
-    """Whether it comes in the order of its data set, so that looking at its beginning moves no random state."""
+    """Return whether it comes in the order of its data set, so that reading its beginning changes no random state."""
     return type(loader.sampler) is SequentialSampler and loader.generator is None

@@ -1,4 +1,4 @@
-"""The containers that a ``.pt2`` archive takes and hands on: torch rebuilds only kinds that somebody registered."""
+"""The containers that a ``.pt2`` archive takes and returns: torch rebuilds only registered kinds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch.utils._pytree as pytree
 
-# What models of Hugging Face hand on; importing it registers its kinds. An archive has no other import to wish for.
+# What Hugging Face models return; importing it registers its kinds. An archive gets no other import.
 OUTPUTS_OF_TRANSFORMERS = "transformers.modeling_outputs"
 
 
 def unknown_containers(program: Any) -> list[str]:
-    """Kinds of containers in the JSON of a program that nothing here has registered, by name.
+    """Return the names of unregistered kinds of containers in the JSON of a program.
 
     Example:
         >>> spec = '[1, {"type": "shop.Basket", "context": "null", "children_spec": []}]'
@@ -34,7 +34,7 @@ def _registered() -> set[str]:
 
 
 def _kinds_in(value: Any) -> Iterator[str]:
-    """Specs are JSON within the JSON, under these two keys."""
+    """Yield kinds of containers; specs are JSON within the JSON, under these two keys."""
     if isinstance(value, list):
         for item in value:
             yield from _kinds_in(item)

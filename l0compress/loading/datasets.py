@@ -1,4 +1,4 @@
-"""Data by name: one function that looks at the name and calls the reader of that kind."""
+"""Load data by name: one function looks at the name and calls the reader for that kind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KIND_NAMES = {
     "digits": "the digits", "function": "a function of yours", "arrays": "arrays", "table": "a table",
     "text": "sentences", "images": "a folder of images",
 }  # fmt: skip
-# What is said of how one kind of data alone is read.
+# Options that apply to one kind of data only.
 _OPTIONS = {
     "table": ("target_column",),
     "text": ("tokenizer", "max_length"),
@@ -44,17 +44,17 @@ class DataSource:
 
     Attributes:
         name: as :func:`load_data` takes it.
-        seed: of every split that is made. Keep it the same over runs, or samples that a model was trained on come into
+        seed: of every split. Keep it the same across runs, or samples that a model was trained on end up in
             the test part of the next run.
-        shares: of the training, validation and test part, where data come in one piece.
-        target_column: of a table.
+        shares: of the training, validation and test part, if the data are a single set.
+        target_column: for a table.
         tokenizer: the folder of a tokenizer, for text.
-        max_length: tokens a sentence; by default the longest in the training part, at most 128.
-        image_size: height and width that images are brought to; by default they must be alike.
-        normalize: mean and deviation of each channel of images.
-        with_labels: False leaves the labels out, so that the dense model alone is the teacher.
-        workers: threads that decode images, or processes where a folder does not fit in memory.
-        batch_size: samples a batch of a folder that does not fit in memory.
+        max_length: tokens per sentence; by default the longest in the training part, at most 128.
+        image_size: height and width that images are brought to; by default they must all have the same size.
+        normalize: mean and standard deviation of each channel of images.
+        with_labels: False ignores the labels, so that the dense model is the only teacher.
+        workers: threads that decode images, or processes for a folder that does not fit in memory.
+        batch_size: samples per batch for a folder that does not fit in memory.
     """
 
     name: str
@@ -82,19 +82,19 @@ def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
     """Load data by name.
 
     - ``digits``: 1,797 handwritten digits, ``(n, 1, 8, 8)`` float32 in [0, 1], split 60/20/20; see :func:`digits`.
-    - ``FILE.npz`` or a folder of ``.npy`` files: ``x_train y_train`` and, where there are such parts, ``x_val y_val``
+    - ``FILE.npz`` or a folder of ``.npy`` files: ``x_train y_train`` and optionally ``x_val y_val``
       and ``x_test y_test``; or ``x y``, split 60/20/20. uint8 is divided by 255. Without a validation part, a twelfth
       of the training part, at most 5,000 samples, becomes one. Labels (``y``) may be absent. ``FILE.npy`` is ``x``.
-    - a folder of images: a folder a class, under ``train``, ``val``, ``test`` where there are such.
+    - a folder of images: one folder per class, under ``train``, ``val``, ``test`` if these exist.
     - ``FILE.csv`` with a target column.
     - ``FILE.tsv``, ``FILE.txt``, or a folder with ``train.tsv`` and the like: sentences, with a tokenizer.
     - ``package.module:function``: a function that returns :class:`~l0compress.data.Data`, or what
-      :func:`~l0compress.loading.parts.as_data` takes: a dict with ``train``, ``val`` and perhaps ``test``, each
+      :func:`~l0compress.loading.parts.as_data` takes: a dict with ``train``, ``val`` and optionally ``test``, each
       ``(x, y)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``; or one of them alone.
 
     Args:
-        source: the name, or a :class:`DataSource` with more to say.
-        seed: the seed of every split made here, where ``source`` is a name.
+        source: the name, or a :class:`DataSource` with further options.
+        seed: the seed of every split made here, if ``source`` is a name.
 
     Example:
         >>> data = load_data("digits")
@@ -108,14 +108,14 @@ def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
 
 
 def kind_of(name: str, *, target_column: str | None = None) -> str:
-    """What kind of data a name stands for, one of the keys of :data:`KIND_NAMES`.
+    """Return the kind of data that a name stands for, one of the keys of :data:`KIND_NAMES`.
 
     Example:
         >>> kind_of("digits"), kind_of("package.module:function")
         ('digits', 'function')
 
     Raises:
-        DataError: there is no such file, or it is nothing that can be read.
+        DataError: there is no such file, or it is of a kind that cannot be read.
     """
     if name == "digits":
         return "digits"
@@ -138,7 +138,7 @@ def kind_of(name: str, *, target_column: str | None = None) -> str:
 
 
 def checked_kind(source: DataSource) -> str:
-    """The kind of data, once all that was said of how to read them is known to apply to it.
+    """Return the kind of data, after checking that all given options apply to it.
 
     Raises:
         DataError: there are no such data; or an option is for another kind, and the message names its flag.
@@ -184,7 +184,7 @@ def _unlabelled(data: Data) -> Data:
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """Handwritten digits that come with the package: images ``(1797, 1, 8, 8)`` float32 in [0, 1], and int64 labels.
+    """Return the included handwritten digits: images ``(1797, 1, 8, 8)`` float32 in [0, 1], and int64 labels.
 
     Source: Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998,
     https://doi.org/10.24432/C50P49, CC BY 4.0; the test part, as scikit-learn has it.

@@ -1,9 +1,9 @@
-"""Archives of ``torch.export.save``: vetted part by part, and packed anew before torch sees them.
+"""Archives of ``torch.export.save``: vetted part by part, and repacked before torch sees them.
 
 requires: the bytes of a file.
 ensures:  torch reads an archive that holds the vetted parts and nothing else, so that two readers of one damaged or
-          hostile zip cannot see two different things. What it reads is on the CPU, whatever device the archive was made
-          on.
+          hostile zip cannot see two different things. Everything read is on the CPU, whatever device the archive was
+          made on.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from l0compress.loading.weights import READ_ERRORS, load_tensors
 
 PROGRAM = "models/model.json"
 SAMPLE_INPUTS = "data/sample_inputs/model.pt"
-# Where the meta of a program's graph notes the batch dimensions of its inputs, leaf by leaf, if they are not what they
-# would be taken for; and the file of an archive that keeps them.
+# The key in the meta of a program's graph for the batch dimensions of its inputs, leaf by leaf, if they differ from
+# the default; and the file of an archive that keeps them.
 BATCH_DIMS, BATCH_DIMS_FILE = "l0compress.batch_dims", "batch_dims.json"
 FORMAT_FILES = ("archive_format", "archive_version", "byteorder", ".data/version")
 PAYLOADS = ("weights", "constants")
@@ -42,7 +42,7 @@ ROOT = "model"
 
 
 def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram:
-    """Load an archive of ``torch.export.save``; one with parts that could run code only where it is trusted.
+    """Load an archive of ``torch.export.save``; one with parts that could run code only if it is trusted.
 
     Raises:
         ModelError: the file is missing, unreadable, or has such parts and is not trusted.
@@ -64,7 +64,7 @@ def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram
 
 
 def batch_dims_file(program: ExportedProgram) -> dict[str, str]:
-    """What to save beside a program whose batch dimensions are not what they would be taken for."""
+    """Return the extra file to save with a program whose batch dimensions differ from the default."""
     noted = program.graph_module.meta.get(BATCH_DIMS)
     return {} if noted is None else {BATCH_DIMS_FILE: json.dumps(noted)}
 
@@ -84,7 +84,7 @@ def _batch_dims(content: bytes, path: Path) -> dict[str, tuple[int | None, ...]]
 
 
 def _check_calls(program: ExportedProgram) -> None:
-    # torch looks at the description of inputs no sooner than it is wanted.
+    # torch does not look at the description of inputs until it is needed.
     spec = program.call_spec.in_spec
     if spec is None:
         raise ValueError("it does not say what it is called with")
@@ -93,7 +93,7 @@ def _check_calls(program: ExportedProgram) -> None:
 
 @contextmanager
 def _quiet_torch_export() -> Iterator[None]:
-    # torch.export.load logs a traceback of the very error that it then raises.
+    # torch.export.load logs a traceback of the same error that it then raises.
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -103,7 +103,7 @@ def _quiet_torch_export() -> Iterator[None]:
 
 
 def _vetted(content: bytes, path: Path) -> bytes:
-    """The archive packed anew from its vetted parts.
+    """Return the archive repacked from its vetted parts.
 
     Raises:
         ModelError: a part is missing or damaged, or could run code.
@@ -161,7 +161,7 @@ def _payloads(archive: Archive, entries: dict[str, str], kind: str, path: Path) 
 
 
 def _check_size(name: str, meta: dict[str, Any], num_bytes: int, path: Path) -> None:
-    # The smallest elements have one byte, so this never refuses what fits.
+    # The smallest elements have one byte, so this never refuses anything that fits.
     shape = [size["as_int"] for size in meta["sizes"]]
     if math.prod(shape) > max(num_bytes, FREE_BYTES) or min(shape, default=0) < 0:
         raise ModelError(
@@ -179,7 +179,7 @@ def _sample_inputs(archive: Archive, entries: dict[str, str], path: Path) -> byt
     saved = io.BytesIO()
     try:
         inputs = load_tensors(content, f"the example inputs of model {str(path)!r}")
-        torch.save(inputs, saved)  # on the CPU now, wherever they were
+        torch.save(inputs, saved)  # on the CPU now, wherever they were before
     except (pickle.PickleError, *READ_ERRORS):
         _refuse(path, SAMPLE_INPUTS)
     return saved.getvalue()

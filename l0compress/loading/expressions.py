@@ -30,7 +30,7 @@ _ARITHMETIC = (
 
 
 def is_arithmetic(text: str) -> bool:
-    """Whether a text is plain arithmetic over symbols, as ``torch.export`` writes symbolic sizes.
+    """Return whether a text is plain arithmetic over symbols, as ``torch.export`` writes symbolic sizes.
 
     Example:
         >>> is_arithmetic("2*Max(1, s77) + Symbol('u0', integer=True)//4")
@@ -60,7 +60,7 @@ def _is_fine(node: ast.AST) -> bool:
 
 
 def _is_power(base: ast.AST, exponent: ast.AST) -> bool:
-    """A small power of what holds no other power: a few of them one in the other would be a number without end."""
+    """Return whether it is a small power of something without powers: nested powers make astronomical numbers."""
     if isinstance(exponent, ast.Call) and isinstance(exponent.func, ast.Name) and exponent.func.id == "Integer":
         exponent = exponent.args[0] if len(exponent.args) == 1 and not exponent.keywords else exponent
     value = exponent.value if isinstance(exponent, ast.Constant) else None

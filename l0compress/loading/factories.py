@@ -17,14 +17,14 @@ COUNTER = "num_batches_tracked"
 
 
 def parse_factory_args(text: str | None) -> dict[str, Any]:
-    """Keyword arguments of a factory from the command line: a JSON object.
+    """Parse a factory's keyword arguments from the command line: a JSON object.
 
     Example:
         >>> parse_factory_args('{"width": 64, "act": "relu"}'), parse_factory_args(None)
         ({'width': 64, 'act': 'relu'}, {})
 
     Raises:
-        ModelError: the text is no JSON object whose keys can be keywords.
+        ModelError: the text is not a JSON object whose keys can be keywords.
     """
     if text is None:
         return {}
@@ -44,10 +44,11 @@ def parse_factory_args(text: str | None) -> dict[str, Any]:
 
 
 def build(factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path) -> nn.Module:
-    """The module that a factory builds, in evaluation mode, with the weights of a file.
+    """Return the module that a factory builds, in evaluation mode, with the weights of a file.
 
     Raises:
-        ModelError: the factory fails or returns no module, or the weights do not fit; the message names the first few.
+        ModelError: the factory fails or does not return a module, or the weights do not fit; the message names the
+            first few.
     """
     module = call_reference(factory, flag="--factory", error=ModelError, arguments=arguments)
     if not isinstance(module, nn.Module):
@@ -59,7 +60,7 @@ def build(factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tens
 
 
 def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, path: Path) -> nn.Module:
-    """Load weights into a module, by the module's names or by those without a first part that all of them share.
+    """Load weights into a module, by the module's names or by names without a first part that they all share.
 
     Raises:
         ModelError: names or shapes differ.
@@ -79,7 +80,7 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, path: Path
 
 
 def _renamed(weights: Mapping[str, Tensor], wanted: set[str]) -> Mapping[str, Tensor]:
-    # A LightningModule keeps the network as an attribute, which stands in front of every name.
+    # A LightningModule keeps the network as an attribute, whose name precedes every other.
     first = next(iter(weights)).partition(".")[0] + "."
     if set(weights) == wanted or not all(name.startswith(first) for name in weights):
         return weights

@@ -1,4 +1,4 @@
-"""Does the data fit the model? Shapes are adapted where only one reading is possible, and checked otherwise."""
+"""Fit data to the model: shapes are adapted if only one reading is possible, and checked otherwise."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from l0compress.loading.models import Model
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 PROBE_SAMPLES = 3
-# Samples of a stream that are read for their labels before anything is computed.
+# Samples of a stream whose labels are read before anything is computed.
 MOST_LABELS = 16_384
 _BATCH = 64
 
 
 def fit_data(data: Data, model: Model) -> Data:
-    """Give the data the shapes and the floating type that the model takes.
+    """Give the data the shapes and the floating-point type that the model takes.
 
-    A single input may miss the channel axis of size one, may have to be flattened, or may have a name that the model
-    does not know. Anything else has to fit as it is.
+    A single input may lack the channel axis of size one, may have to be flattened, or may have a name that the model
+    does not know. Anything else must fit as it is.
 
     Raises:
         DataError: the model cannot run on the data; the message names both shapes.
@@ -42,10 +42,10 @@ def fit_data(data: Data, model: Model) -> Data:
 
 
 def check_values(data: Data) -> None:
-    """Refuse data with values that are not finite, in its in-memory parts.
+    """Refuse data with non-finite values, in its in-memory parts.
 
     Raises:
-        DataError: names the part, the input and the first sample.
+        DataError: a value is not finite; the message names the part, the input and the first sample.
     """
     for part, split in data.parts().items():
         if isinstance(split, Split):
@@ -59,9 +59,9 @@ def check_values(data: Data) -> None:
 def check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> None:
     """Refuse class labels outside ``0 ... num_classes - 1`` (``-100`` is ignored).
 
-    Parts whose labels are known are looked through whole. Of others the first :data:`MOST_LABELS` samples are read
-    once; what comes later is checked when it is used. ``one_score``: the model returns one number for the classes 0
-    and 1, which floating-point labels may name as well.
+    Parts whose labels are known are checked completely. Of others the first :data:`MOST_LABELS` samples are read
+    once; later ones are checked when they are used. ``one_score``: the model returns one number for the classes 0
+    and 1, for which floating-point labels are also allowed.
 
     Example:
         >>> import torch
@@ -73,7 +73,8 @@ def check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> No
         so labels are 0 to 2. Nothing was changed. Give labels of the model's classes; -100 leaves a sample out.
 
     Raises:
-        DataError: names the part, the sample and its label; or says that the labels are no integers.
+        DataError: a label is out of range; the message names the part, the sample and its label. Or the labels are not
+            integers.
     """
     for part, split in data.parts().items():
         seen = 0
@@ -119,7 +120,7 @@ def _check_range(labels: Tensor, num_classes: int, part: str, *, before: int, so
 def _check_finite(tensor: Tensor, part: str, name: str) -> None:
     if not tensor.is_floating_point():
         return
-    # The sum of a tensor is finite only if all its values are (up to overflow, which the second look rules out).
+    # The sum of a tensor is finite only if all its values are (up to overflow, which the second check rules out).
     if torch.isfinite(tensor.sum()):
         return
     if tensor.ndim == 0:
@@ -141,7 +142,7 @@ def _cast(inputs: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _readings(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """The sample shapes that a sample of this shape can be read as: as it is, with a channel axis, flat."""
+    """Yield the sample shapes that a sample of this shape can be read as: as it is, with a channel axis, flat."""
     yield shape
     yield (1, *shape)
     if len(shape) > 1:
@@ -177,7 +178,7 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
 
 
 def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Batch:
-    """A batch of one input with samples of another shape, given by position, or by that name."""
+    """Return a batch of one input with samples of another shape, given by position, or by that name."""
     (tensor,) = batch.leaves()
     shaped = tensor.reshape(len(tensor), *shape)
     named = ((shaped,), {}) if name is None else ((), {name: shaped})
@@ -185,7 +186,7 @@ def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Ba
 
 
 def _type_message(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> str | None:
-    """What to say where decimal numbers would do, and whole ones do not."""
+    """Return a message if floats would work where integers do not."""
     tensors = [(name, leaf) for name, leaf in batch.inputs().items() if isinstance(leaf, Tensor)]
     whole = {name: tensor.dtype for name, tensor in tensors if not tensor.is_floating_point()}
     if not whole or not fits(batch.each(torch.Tensor.float)):
@@ -235,7 +236,7 @@ def _fit_module(data: Data, module: nn.Module) -> Data:
 
 
 def _failure(module: nn.Module, batch: Batch) -> str | None:
-    """Why the module cannot run on the batch and answer once a sample, or None."""
+    """Return why the module cannot run on the batch and return one answer per sample, or None."""
     modes = [(part, part.training) for part in module.modules()]
     try:
         with torch.no_grad():
@@ -246,7 +247,7 @@ def _failure(module: nn.Module, batch: Batch) -> str | None:
         for part, training in modes:
             part.training = training
     leaves = [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    # A model that wants the batch in another dimension may hand it on there.
+    # A model that takes the batch in another dimension may return it there.
     sizes = leaves[0].shape if leaves and any(batch.batch_dims) else leaves[0].shape[:1] if leaves else ()
     if len(batch) not in sizes:
         return f"its first output has shape {tuple(leaves[0].shape) if leaves else ()} for {len(batch)} samples"
@@ -254,7 +255,7 @@ def _failure(module: nn.Module, batch: Batch) -> str | None:
 
 
 def _raised(module: nn.Module, batch: Batch) -> str | None:
-    """What the module raises on the batch, or None."""
+    """Return what the module raises on the batch, or None."""
     try:
         with torch.no_grad():
             batch.run(module)

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face ``transformers``: config, weights, and no code of the folder's own."""
+"""Hugging Face ``transformers`` folders: config and weights, but none of the folder's own code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMED = 3
 def load_folder(folder: Path) -> nn.Module:
     """Build the model that ``config.json`` describes, head included, and fill it with the folder's weights.
 
-    The class is the first of ``architectures`` in the config and has to be one of ``transformers`` itself: code in the
+    The class is the first of ``architectures`` in the config and must be one of ``transformers`` itself: code in the
     folder (``auto_map``) is never run. Weights are read from ``model.safetensors`` or its shards, or with
     ``weights_only`` from ``pytorch_model.bin``.
 
@@ -43,7 +43,7 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
             f"transformers {transformers.__version__}. Nothing was loaded; code in the folder is never run. Name one "
             "in 'architectures', such as BertForSequenceClassification, or load the weights with --factory."
         )
-    # The weights are read here, by readers that run no code, and handed over by name.
+    # The weights are read here, by readers that run no code, and passed on by name.
     weights = _weights(folder)
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -65,7 +65,7 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
 
 def _settings(transformers: Any, folder: Path) -> Any:
     settings = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    # A cache of keys and values is state between calls, which a graph has not.
+    # A key-value cache is state between calls, which a graph does not have.
     settings.use_cache = False
     return settings
 
@@ -121,7 +121,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _check(report: dict[str, Any], folder: Path, architecture: str) -> None:
-    """A head that is made up of noise is not the model that the user has."""
+    """Refuse missing weights: a randomly initialised head is not the model that the user has."""
     missing, wrong = sorted(report.get("missing_keys") or ()), list(report.get("mismatched_keys") or ())
     if missing or wrong:
         names = [*missing, *[str(item[0]) for item in wrong]]

@@ -1,4 +1,4 @@
-"""Folders of images: one folder a class, under ``train``, ``val`` and ``test`` where there are such folders."""
+"""Folders of images: one folder per class, under ``train``, ``val`` and ``test`` if such folders exist."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class ImageFormat:
     """How files become tensors.
 
     Attributes:
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (greyscale) or 3 (RGB).
         size: height and width in pixels.
-        resize: scale the shorter side to ``size`` and cut out the middle; otherwise another size is an error.
-        normalize: mean and standard deviation of each channel, of values in [0, 1]; None leaves the values.
+        resize: scale the shorter side to ``size`` and crop the centre; otherwise another size is an error.
+        normalize: mean and standard deviation of each channel, for values in [0, 1]; None leaves the values.
     """
 
     channels: int
@@ -46,7 +46,7 @@ class ImageFormat:
     normalize: Statistics | None
 
     def described(self, classes: Sequence[str]) -> dict[str, Any]:
-        """As plain values: what a deployment has to repeat."""
+        """Return it as plain values: what a deployment has to repeat."""
         mean, std = self.normalize or ((0.0,) * self.channels, (1.0,) * self.channels)
         return {
             "kind": "images", "channels": self.channels, "size": list(self.size), "resize": self.resize,
@@ -55,7 +55,7 @@ class ImageFormat:
 
 
 def parse_normalize(text: str) -> Statistics:
-    """``imagenet``, or means and deviations such as ``0.5,0.5,0.5/0.2,0.2,0.2``.
+    """Parse ``imagenet``, or means and standard deviations such as ``0.5,0.5,0.5/0.2,0.2,0.2``.
 
     Example:
         >>> parse_normalize("0.13/0.31")
@@ -83,7 +83,7 @@ def _normalize_message(text: str) -> str:
 
 
 class ImageFiles(Dataset):
-    """Images that are decoded when they are asked for: for folders that do not fit in memory."""
+    """Images decoded on request: for folders that do not fit in memory."""
 
     def __init__(self, files: Sequence[Path], labels: Sequence[int], form: ImageFormat) -> None:
         self._files, self._labels, self._form = files, labels, form
@@ -97,7 +97,7 @@ class ImageFiles(Dataset):
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """What the caller asked for; see :class:`l0compress.loading.DataSource`."""
+    """The caller's options; see :class:`l0compress.loading.DataSource`."""
 
     seed: int = 0
     shares: tuple[float, float, float] = SHARES
@@ -187,7 +187,7 @@ def _opened(file: Path) -> Any:
     pillow = import_extra("PIL.Image", extra="images", purpose="An image folder", error=DataError)
     try:
         with warnings.catch_warnings():
-            # A small file may claim a picture of many gigabytes.
+            # A small file may claim an image of many gigabytes.
             warnings.simplefilter("error", pillow.DecompressionBombWarning)
             return pillow.open(io.BytesIO(file.read_bytes()), formats=FORMATS)
     except (*FOREIGN_ERRORS, pillow.DecompressionBombWarning, pillow.DecompressionBombError) as reason:
@@ -197,7 +197,7 @@ def _opened(file: Path) -> Any:
 
 
 def _decoded(file: Path, form: ImageFormat) -> Tensor:
-    """Pixels as uint8, ``(channels, height, width)``."""
+    """Return the pixels as uint8, ``(channels, height, width)``."""
     image = _opened(file)
     height, width = form.size
     try:

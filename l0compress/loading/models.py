@@ -1,4 +1,4 @@
-"""Model files of every kind that is read: one function that looks at the name and calls the reader of that kind."""
+"""Load model files of every supported kind: one function looks at the name and calls the reader for that kind."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def load_model(
     Args:
         path: a ``.pt2`` archive of ``torch.export.save``; weights (``.pt``, ``.pth``, ``.th``, ``.ckpt``, ``.bin``,
             ``.safetensors``), bare or in a checkpoint; an ``.onnx`` file; a folder of Hugging Face ``transformers``;
-            or, where it is trusted, a pickled module or a TorchScript archive (``.jit``, or one of the weights' names).
-        factory: ``package.module:function`` that builds the module which the weights belong to.
+            or, if trusted, a pickled module or a TorchScript archive (``.jit``, or one of the suffixes of weights).
+        factory: ``package.module:function`` that builds the module that the weights belong to.
         factory_args: keyword arguments of the factory.
         trust_pickle: allow the file to be unpickled, which runs any code that is in it.
 
@@ -117,7 +117,7 @@ def _from_weights(path: Path, factory: str | None, factory_args: Mapping[str, An
 
 
 def _module_within(content: Any) -> nn.Module | None:
-    # A trusted checkpoint may hold the module itself, where others hold its weights.
+    # A trusted checkpoint may hold the module itself where others hold its weights.
     found = content.get("model") if isinstance(content, Mapping) else None
     return found if isinstance(found, nn.Module) else None
 

@@ -1,7 +1,7 @@
 """ONNX files as input: models of other frameworks, as modules of PyTorch operators.
 
-requires: an ``.onnx`` file, with external data beside it or without.
-ensures:  a module whose weights are parameters; its outputs are those of the file that a gradient can flow through.
+requires: an ``.onnx`` file, with or without external data beside it.
+ensures:  a module whose weights are parameters; its outputs are those of the file that gradients can flow through.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ LARGEST_FILE = 2**31
 
 
 def load_onnx(path: Path) -> nn.Module:
-    """Make a module of an ONNX file, in evaluation mode.
+    """Load an ONNX file as a module in evaluation mode.
 
-    Integer outputs, such as the label beside the probabilities of a classifier, are left out with what computes them.
-    Half precision is read as float32, which it has to be trained in.
+    Integer outputs, such as the label beside the probabilities of a classifier, are dropped together with what computes
+    them. Half precision is read as float32, which training requires.
 
     Returns:
         A module that takes the inputs of the file by position or by name, and returns a tensor, or a tuple of several.
 
     Raises:
-        ModelError: the file is damaged or malformed, names files outside its folder, or has a node that is not read.
+        ModelError: the file is damaged or malformed, names files outside its folder, or has an unsupported node.
     """
     model = _read(path)
     opset = _opset(model, path)
@@ -70,7 +70,7 @@ def _opset(model: onnx.ModelProto, path: Path) -> int:
 
 
 def _differentiable(model: onnx.ModelProto, path: Path) -> list[str]:
-    """The names of the floating-point outputs."""
+    """Return the names of the floating-point outputs."""
     outputs = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATING]
     if not outputs:
         raise ModelError(

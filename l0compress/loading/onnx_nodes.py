@@ -1,7 +1,7 @@
 """From the protobuf messages of an ONNX file to plain values.
 
-requires: a model that was checked, with its external data loaded.
-ensures:  the nodes that the floating-point outputs need, and the tensors of the file as PyTorch's.
+requires: a checked model, with its external data loaded.
+ensures:  the nodes that the floating-point outputs need, and the tensors of the file as PyTorch tensors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from l0compress.loading.onnx.parsed import Graph, Node
 
 _TYPE = onnx.TensorProto
 FLOATING = frozenset({_TYPE.FLOAT, _TYPE.DOUBLE, _TYPE.FLOAT16, _TYPE.BFLOAT16})
-# Half precision is trained as float32, and PyTorch computes little with unsigned integers.
+# Half precision is trained as float32, and PyTorch supports few operators on unsigned integers.
 _DTYPES = {
     _TYPE.FLOAT: torch.float32, _TYPE.FLOAT16: torch.float32, _TYPE.BFLOAT16: torch.float32,
     _TYPE.DOUBLE: torch.float64, _TYPE.BOOL: torch.bool, _TYPE.UINT8: torch.uint8, _TYPE.INT8: torch.int8,
@@ -29,11 +29,11 @@ _DTYPES = {
 
 
 class ContentError(ValueError):
-    """What a file holds that no module can be made of."""
+    """Content of a file from which no module can be built."""
 
 
 def needed(graph: onnx.GraphProto, outputs: Iterable[str]) -> list[onnx.NodeProto]:
-    """The nodes that the named values are computed by, in order."""
+    """Return the nodes that compute the named values, in order."""
     wanted, nodes = set(outputs), []
     for node in reversed(graph.node):
         if wanted & set(node.output):
@@ -55,10 +55,10 @@ def _branches(node: onnx.NodeProto) -> dict[str, onnx.GraphProto]:
 
 
 def parse(graph: onnx.GraphProto, outputs: Iterable[str]) -> Graph:
-    """A graph as plain values, as far as the named outputs need it.
+    """Parse a graph into plain values, as far as the named outputs need it.
 
     Raises:
-        ContentError: it holds sparse, complex, quantized or textual tensors, or takes anything but tensors.
+        ContentError: it holds sparse, complex, quantized or string tensors, or has inputs that are not tensors.
     """
     names = tuple(outputs)
     nodes = needed(graph, names)
@@ -128,7 +128,7 @@ def _attribute(given: onnx.AttributeProto, node: onnx.NodeProto) -> Any:
 
 
 def dtype_of(number: int) -> torch.dtype:
-    """The type in PyTorch that stands for one of ONNX.
+    """Return the PyTorch dtype that stands for an ONNX type.
 
     Raises:
         ContentError: there is none.
@@ -143,10 +143,10 @@ def dtype_of(number: int) -> torch.dtype:
 
 
 def tensor_of(tensor: onnx.TensorProto) -> Tensor:
-    """A tensor of the file; half precision becomes float32.
+    """Return a tensor of the file; half precision becomes float32.
 
     Raises:
-        ContentError: its type is none that PyTorch computes with.
+        ContentError: PyTorch does not compute with its type.
     """
     dtype = dtype_of(tensor.data_type)
     array = onnx.numpy_helper.to_array(tensor)

@@ -1,4 +1,4 @@
-"""Data as people hold them in Python: arrays, tensors, data sets, loaders and lists, alone or by part."""
+"""Data in the forms that people have in Python: arrays, tensors, data sets, loaders and lists, alone or by part."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STREAM_BATCH = 64
 
 @runtime_checkable
 class Indexed(Protocol):
-    """What has samples by position: a map-style ``Dataset``, or one of Hugging Face."""
+    """Anything with samples by position: a map-style ``Dataset``, or one of Hugging Face."""
 
     def __len__(self) -> int: ...
 
@@ -32,15 +32,15 @@ class Indexed(Protocol):
 
 @runtime_checkable
 class ArrayLike(Protocol):
-    """What NumPy can read: a data frame, a series."""
+    """Anything that NumPy can read: a data frame, a series."""
 
     def __array__(self) -> np.ndarray: ...
 
 
 def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) -> Data:
-    """Read data of Python as :class:`~l0compress.data.Data`.
+    """Convert data in Python to :class:`~l0compress.data.Data`.
 
-    What comes in one piece, ``(x, y)``, a ``Dataset`` or a dict of arrays, is split in three; of a training part or a
+    A single set, ``(x, y)``, a ``Dataset`` or a dict of arrays, is split in three; from a training part or a
     ``DataLoader`` alone a twelfth becomes the validation part.
 
     Args:
@@ -49,8 +49,8 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
             inputs, and each of those again, ``((x, (h, c)), y)``; a dict of arrays; a ``Dataset``; a ``DataLoader``; or
             a list of samples or of batches.
         name: what messages call it.
-        seed: of every split that is made.
-        shares: of the parts of what comes in one piece.
+        seed: of every split.
+        shares: of the parts of a single set.
 
     Example:
         >>> x, y = np.zeros((50, 3)), np.arange(50) % 2
@@ -58,7 +58,7 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
         {'train': 30, 'val': 10, 'test': 10}
 
     Raises:
-        DataError: it is nothing of these, or cannot be split; the message says what to write.
+        DataError: it is none of these, or cannot be split; the message says what to write.
     """
     if isinstance(value, Data):
         check_shares(shares, name)
@@ -79,7 +79,7 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
 
 
 def _of_parts(value: Mapping[Any, Any]) -> bool:
-    """Whether a dict has parts, and not the inputs and labels of one."""
+    """Return whether a dict has parts, rather than the inputs and labels of one."""
     return not value or any(part in PART_NAMES for part in value)
 
 
@@ -107,10 +107,10 @@ def _not_data(value: Any, name: str) -> str:
 
 
 def _read(content: Any, what: str) -> AnySplit:
-    """A part; ``what`` is what messages call it.
+    """Read a part; ``what`` is its name in messages.
 
     Raises:
-        DataError: it is none, or reading its samples fails.
+        DataError: it is not a part, or reading its samples fails.
     """
     try:
         return as_split(content)
@@ -124,7 +124,7 @@ def _read(content: Any, what: str) -> AnySplit:
 
 
 def as_split(content: Any) -> AnySplit:
-    """One part of the data; see :func:`as_data` for what it may be.
+    """Convert one part of the data; see :func:`as_data` for what it may be.
 
     Example:
         >>> [type(as_split(content)).__name__ for content in ((np.zeros((2, 3)), [0, 1]), DataLoader([1.0, 2.0]))]
@@ -190,7 +190,7 @@ def _items(value: Any) -> list[Any]:
 
 
 def _is_sample(item: Any) -> bool:
-    """Whether its target is a single one, and it is no batch."""
+    """Return whether it is a sample, with a single target, rather than a batch."""
     if not isinstance(item, tuple | list | Mapping):
         return False
     targets = parts_of(item)[2]
@@ -198,13 +198,13 @@ def _is_sample(item: Any) -> bool:
 
 
 def _is_batch(targets: Any) -> bool:
-    """Whether what may be targets is a second batch, or a second sample."""
+    """Return whether these are a second batch, or a second sample, rather than targets."""
     holds_arrays = isinstance(targets, list) and any(map(is_array, targets))
     return isinstance(targets, tuple | dict) or holds_arrays
 
 
 def _is_input(value: Any) -> bool:
-    """Whether it is an input by itself, and no row of one."""
+    """Return whether it is an input by itself, rather than a row of one."""
     return is_array(value) or is_nested(value) or is_number(value)
 
 

@@ -1,8 +1,8 @@
-"""The graph inside a ``.pt2`` archive, as JSON: everything in it that torch would look up, evaluate or print as code.
+"""Vet the graph inside a ``.pt2`` archive, as JSON: everything that torch would look up, evaluate or print as code.
 
 torch resolves operators by walking attributes of the ``torch`` module, evaluates symbolic sizes and guards as Python,
-imports what containers name, and writes the names of values into Python source that it then runs. So every text in the
-JSON is held to what honest programs contain. Seen in torch 2.13: ``torch/_export/serde/serialize.py``,
+imports what containers name, and writes the names of values into Python source that it then runs. So every string in
+the JSON is limited to what honest programs contain. Seen in torch 2.13: ``torch/_export/serde/serialize.py``,
 ``torch/export/_unlift.py``, ``torch/utils/_pytree.py``, ``torch/fx/graph.py``.
 """
 
@@ -31,7 +31,7 @@ REGIONS = frozenset(
         "while_loop", "wrap", "wrap_activation_checkpoint", "wrap_with_autocast", "wrap_with_set_grad_enabled",
     }
 )  # fmt: skip
-# Operators that are no functions of their arguments: they read files, talk to other processes, or keep time.
+# Operators that are not functions of their arguments: they read files, talk to other processes, or keep time.
 FORBIDDEN_NAMESPACES = frozenset(
     {"c10d", "_c10d_functional", "_c10d_functional_autograd", "debugprims", "debug_mode_ops", "inductor", "_test",
      "inductor_prims", "profiler", "rngprims", "static_runtime", "symm_mem", "_dtensor", "prim", "rpc",
@@ -58,7 +58,7 @@ _DEVICES = ("device", "as_device")
 
 
 def fault_of_program(program: Any) -> str | None:
-    """What in the JSON of a program could run code, or None.
+    """Return what in the JSON of a program could run code, or None.
 
     Example:
         >>> fault_of_program({"target": "torch.ops.aten.relu.default", "name": "relu"})
@@ -71,7 +71,7 @@ def fault_of_program(program: Any) -> str | None:
 
 
 def without_notes(program: Any) -> Any:
-    """The same program without guards and without notes on its source, but for the lines that it was made from."""
+    """Return the same program without guards and source annotations, except the lines that it was made from."""
     if isinstance(program, dict):
         kept = {key: without_notes(value) for key, value in program.items() if key not in ("metadata", "guards_code")}
         if "metadata" in program:
@@ -84,7 +84,7 @@ def without_notes(program: Any) -> Any:
 
 
 def on_cpu(program: Any) -> Any:
-    """The same program, or table of weights, with everything on the CPU, whatever device it was made on.
+    """Return the same program, or table of weights, with everything on the CPU, whatever device it was made on.
 
     >>> on_cpu({"tensor_meta": {"device": {"type": "cuda", "index": 0}, "layout": 7}})
     {'tensor_meta': {'device': {'type': 'cpu', 'index': None}, 'layout': 7}}
@@ -136,7 +136,7 @@ def _text_faults(text: str, key: str) -> Iterator[str]:
 
 
 def _tree_faults(text: str) -> Iterator[str]:
-    """A description of nested containers: JSON within the JSON, whose contexts are JSON again."""
+    """Yield faults of a description of nested containers: JSON within the JSON, whose contexts are JSON again."""
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):
@@ -178,7 +178,7 @@ def _size_faults(sizes: list[Any]) -> Iterator[str]:
 
 
 def is_safe_operator(target: str) -> bool:
-    """Whether the name of an operator is that of a function of its arguments alone, known to this process.
+    """Return whether an operator name is that of a pure function of its arguments, known to this process.
 
     Example:
         >>> is_safe_operator("torch.ops.aten.add.Tensor"), is_safe_operator("_operator.mul")

@@ -12,7 +12,7 @@ from typing import Any
 
 from l0compress.errors import InputError
 
-# What code that is not ours may raise when it is imported, called or asked to read a broken file.
+# What foreign code may raise when it is imported, called or asked to read a broken file.
 FOREIGN_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -31,7 +31,7 @@ FOREIGN_ERRORS = (
 
 
 def first_line(error: BaseException) -> str:
-    """The first non-empty line of an error's message, with its type: what fits into our own message.
+    """Return the first non-empty line of an error's message, with its type, to fit into our own message.
 
     Example:
         >>> first_line(ValueError("bad value\\nlong explanation"))
@@ -42,7 +42,7 @@ def first_line(error: BaseException) -> str:
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text has the form ``package.module:function``.
+    """Return whether a text has the form ``package.module:function``.
 
     Example:
         >>> is_reference("nets.lenet:build"), is_reference("digits.npz"), is_reference("C:/data.npz")
@@ -124,8 +124,8 @@ def import_extra(module: str, *, extra: str, purpose: str, error: type[InputErro
 
     Args:
         module: its name in Python.
-        extra: the extra of this package that brings it.
-        purpose: what it is wanted for, as the subject of a sentence.
+        extra: the extra of this package that installs it.
+        purpose: what needs it, as the subject of a sentence.
         error: the class to raise.
 
     Example:
@@ -149,10 +149,10 @@ def import_extra(module: str, *, extra: str, purpose: str, error: type[InputErro
 
 @contextmanager
 def without_broken(module: str) -> Iterator[None]:
-    """While the body runs, an installed library that fails on import counts as not installed.
+    """Treat an installed library that fails on import as not installed while the body runs.
 
-    Libraries look for optional companions, and fail as a whole where one is there that was compiled for another version
-    of torch, as torchvision often is.
+    Libraries look for optional companions, and fail as a whole if one is installed that was compiled for another
+    version of torch, as torchvision often is.
     """
     if module in sys.modules or _imports(module):
         yield

@@ -1,6 +1,6 @@
-"""Parts of a data set: named ones as they are, missing ones split off by a seed.
+"""Parts of a data set: named ones are kept, missing ones are split off with a seed.
 
-Where there are class labels, every part gets its share of each class.
+If there are class labels, splits are stratified.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Whole: TypeAlias = Split | DatasetSplit
 
 
 def parse_shares(text: str) -> Shares:
-    """Shares of the training, validation and test part, as ``0.6,0.2,0.2``.
+    """Parse shares of the training, validation and test part, such as ``0.6,0.2,0.2``.
 
     Example:
         >>> parse_shares("0.8,0.1,0.1")
         (0.8, 0.1, 0.1)
 
     Raises:
-        DataError: not three shares that add up to one, training and validation above zero.
+        DataError: not three shares that add up to one, or training or validation is not above zero.
     """
     try:
         train, val, test = (float(part) for part in text.split(","))
@@ -56,7 +56,7 @@ def _shares_message(text: str) -> str:
 
 
 def check_shares(shares: Shares, name: str) -> None:
-    """Refuse shares of what has parts already.
+    """Refuse shares for data that already have parts.
 
     Raises:
         DataError: they are not the default.
@@ -71,10 +71,10 @@ def check_shares(shares: Shares, name: str) -> None:
 def with_val(
     splits: Mapping[str, AnySplit], name: str, seed: int, preprocessing: Mapping[str, Any] | None = None
 ) -> Data:
-    """Data of the parts that there are; without ``val``, a twelfth of ``train`` (at most 5,000) becomes it.
+    """Return data of the given parts; without ``val``, a twelfth of ``train`` (at most 5,000) becomes it.
 
     Raises:
-        DataError: the training part is a stream of which no samples can be taken out, or too small to be split.
+        DataError: the training part is a stream that no samples can be split off from, or is too small to be split.
     """
     test = splits.get("test")
     if "val" in splits:
@@ -98,7 +98,7 @@ def with_val(
 
 
 def _split_loader(train: StreamSplit, num_val: int, seed: int, test: AnySplit | None) -> Data:
-    """As the loader comes, its batches, workers and order, but for the samples that it no longer has."""
+    """Split a loader, keeping its batches, workers and order, except for the samples that it no longer has."""
     loader: Any = train.source
     order = stratified_order(len(loader.dataset), seed, dataset_labels(loader.dataset))
     rest, taken = order[num_val:].sort().values, order[:num_val].sort().values
@@ -107,7 +107,7 @@ def _split_loader(train: StreamSplit, num_val: int, seed: int, test: AnySplit | 
 
 
 def split_whole(whole: Whole, name: str, seed: int, shares: Shares = SHARES) -> Data:
-    """Data of one piece, split in three at random.
+    """Split a single set of data in three at random.
 
     Raises:
         DataError: there are too few samples.
@@ -118,10 +118,10 @@ def split_whole(whole: Whole, name: str, seed: int, shares: Shares = SHARES) -> 
 
 
 def shuffled_parts(count: int, name: str, seed: int, shares: Shares, labels: Tensor | None = None) -> dict[str, Tensor]:
-    """Which samples come into which part; without ``test`` where its share is zero.
+    """Return which samples go into which part; without ``test`` if its share is zero.
 
     Args:
-        count: samples in all.
+        count: number of samples.
         name: what messages call the data.
         seed: of the split.
         shares: of training, validation and test part.
@@ -144,10 +144,10 @@ def shuffled_parts(count: int, name: str, seed: int, shares: Shares, labels: Ten
 
 
 def stratified_order(count: int, seed: int, labels: Tensor | None = None) -> Tensor:
-    """A random order, int64 ``(count,)``, any stretch of which has its share of every class, to within a sample or two.
+    """Return a random order, int64 ``(count,)``; any stretch has its share of every class, to within a sample or two.
 
-    In it the k-th of a class's n samples stands where (2k + 1) / 2n of all samples are. Classes of a single sample
-    stand in the middle. Without labels it is a plain permutation.
+    The k-th of a class's n samples is placed at (2k + 1) / 2n of all samples. Classes with a single sample
+    go in the middle. Without labels it is a plain permutation.
 
     >>> labels = torch.tensor([0] * 4 + [1] * 8)
     >>> [labels[piece].bincount().tolist() for piece in stratified_order(12, 0, labels).split(6)]
@@ -166,7 +166,7 @@ def stratified_order(count: int, seed: int, labels: Tensor | None = None) -> Ten
 
 
 def part(split: Whole, index: Tensor) -> Whole:
-    """The samples at ``index``, in the split's order."""
+    """Return the samples at ``index``, in the split's order."""
     ordered = index.sort().values
     if isinstance(split, DatasetSplit):
         return split.part(ordered)

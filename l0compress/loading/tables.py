@@ -1,7 +1,7 @@
-"""Tables (CSV, TSV) with a target column: missing values filled, numbers scaled, categories made columns.
+"""Tables (CSV, TSV) with a target column: missing values filled, numbers scaled, categories one-hot encoded.
 
-scikit-learn fits how, on the training rows alone; what it found is written down as plain values, and those are what the
-data are made with. :func:`transform` repeats it anywhere, with NumPy alone.
+scikit-learn fits the preprocessing on the training rows only; its results are recorded as plain values, and the data
+are transformed with those. :func:`transform` repeats it anywhere, with NumPy alone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Columns = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class TableOptions:
-    """What the caller asked for; see :class:`l0compress.loading.DataSource`."""
+    """The caller's options; see :class:`l0compress.loading.DataSource`."""
 
     target: str | None
     seed: int = 0
@@ -40,7 +40,7 @@ class TableOptions:
 def load_table(path: Path, options: TableOptions) -> Data:
     """Read a table as data: ``(rows, features)`` float32, and classes or values by the type of the target column.
 
-    Text, whole numbers and yes/no make classes, in sorted order; decimal numbers are values to predict.
+    Text, integers and yes/no make classes, in sorted order; decimal numbers are values to predict.
 
     Raises:
         DataError: the file is damaged, the column is missing, or a value cannot be used; the message names its line.
@@ -62,10 +62,10 @@ def load_table(path: Path, options: TableOptions) -> Data:
 
 
 def transform(columns: Columns, features: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Columns as the model's inputs, ``(rows, features)`` float32: what a deployment repeats.
+    """Transform columns to the model's inputs, ``(rows, features)`` float32: what a deployment repeats.
 
     Args:
-        columns: by name, float64 with NaN or objects with None where a value is missing.
+        columns: by name, float64 with NaN or objects with None for missing values.
         features: ``features`` of a run's ``preprocessing.json``.
 
     Example:

@@ -1,4 +1,4 @@
-"""Budgets as they are written: ``macs=0.5``, ``params=26500``, ``bytes=1MB``, ``int8-bytes=0.25``."""
+"""Budgets as text: ``macs=0.5``, ``params=26500``, ``bytes=1MB``, ``int8-bytes=0.25``."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Target:
     is_fraction: bool
 
     def __str__(self) -> str:
-        """As it is written on the command line."""
+        """Return the target as written on the command line."""
         return f"{self.unit}={self.value}"
 
     def limit(self, dense: int) -> int:
-        """The largest cost allowed, given the dense model's cost in the same unit.
+        """Return the largest cost allowed, given the dense model's cost in the same unit.
 
         Example:
             >>> Target("macs", 0.5, True).limit(1001)
@@ -39,9 +39,9 @@ class Target:
 
 
 def parse_target(text: str) -> Target:
-    """Read a target such as ``macs=0.5`` (a fraction of dense), ``params=26500`` or ``bytes=1.5MB`` (absolute).
+    """Parse a target such as ``macs=0.5`` (a fraction of dense), ``params=26500`` or ``bytes=1.5MB`` (absolute).
 
-    Suffixes k, M and G are decimal; bytes also take B, kB, MB and GB. ``int8-bytes`` is ``int8_bytes``.
+    Suffixes k, M and G are decimal; bytes also take B, kB, MB and GB. ``int8-bytes`` means ``int8_bytes``.
 
     Example:
         >>> parse_target("macs=0.25")
@@ -73,9 +73,9 @@ def parse_target(text: str) -> Target:
 
 
 def make_target(target: Mapping[str, float] | str) -> Target:
-    """Check a target given as ``{unit: number}``: a float in (0, 1) is a fraction, a whole number is a count.
+    """Check a target given as ``{unit: number}``: a float in (0, 1) is a fraction, an integer is a count.
 
-    Text is read as on the command line.
+    Text is parsed as on the command line.
 
     Example:
         >>> make_target({"params": 26_500})

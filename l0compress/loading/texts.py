@@ -1,4 +1,4 @@
-"""Sentences with labels, and the tokenizer that makes numbers of them."""
+"""Sentences with labels, and the tokenizer that encodes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST = 128
 
 @dataclass(frozen=True)
 class TextOptions:
-    """What the caller asked for; see :class:`l0compress.loading.DataSource`."""
+    """The caller's options; see :class:`l0compress.loading.DataSource`."""
 
     tokenizer: Path | None
     seed: int = 0
@@ -31,14 +31,14 @@ class TextOptions:
 
 @dataclass(frozen=True)
 class Sentences:
-    """Texts and the labels that stand beside them, as they are written."""
+    """Texts and their labels, as written."""
 
     texts: tuple[str, ...]
     labels: tuple[str, ...]
 
 
 def part_files(folder: Path) -> dict[str, Path]:
-    """The files of a folder that are named after a part: ``train.tsv``, ``dev.txt``, ``stsa.binary.test``."""
+    """Return the files of a folder that are named after a part: ``train.tsv``, ``dev.txt``, ``stsa.binary.test``."""
     found = {}
     for file in sorted(folder.iterdir()):
         parts = [PART_NAMES[piece] for piece in file.name.lower().split(".") if piece in PART_NAMES]
@@ -48,12 +48,12 @@ def part_files(folder: Path) -> dict[str, Path]:
 
 
 def load_texts(path: Path, options: TextOptions) -> Data:
-    """Read sentences as data with the inputs of a tokenizer, ``(n, length)`` int64 each, and class labels.
+    """Read sentences as data with a tokenizer's inputs, ``(n, length)`` int64 each, and class labels.
 
-    A line is a label and a sentence, or the fields that a header line with ``sentence`` and ``label`` names.
+    A line is a label and a sentence, or the fields named ``sentence`` and ``label`` in a header line.
 
     Raises:
-        DataError: there is no tokenizer, or a line has no label; the message names it.
+        DataError: there is no tokenizer, or a line has no label; the message names the line.
     """
     if options.tokenizer is None:
         raise DataError(

@@ -1,4 +1,4 @@
-"""TorchScript archives. They hold code and pickles, so they are read only where they are trusted."""
+"""TorchScript archives: they contain code and pickles, so they are read only if trusted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
         )
     try:
         with warnings.catch_warnings():
-            # That the format is deprecated is no news to someone who has a file of it.
+            # The deprecation warning is of no use to someone who has a file in this format.
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(str(path), map_location="cpu").eval()
     except FOREIGN_ERRORS as reason:
@@ -43,14 +43,14 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
 
 
 def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module:
-    """A script module as one of plain operators, which ``torch.export`` can capture.
+    """Convert a script module to one of plain operators, which ``torch.export`` can capture.
 
-    The converter is torch's own, and the one that ``torch.export`` names for script modules.
+    The converter is torch's own, the one that ``torch.export`` recommends for script modules.
 
     Raises:
         CaptureError: the converter lacks something that the script uses.
     """
-    # Half a second to import, and wanted by few.
+    # Takes half a second to import, and few need it.
     from torch._export.converter import TS2EPConverter
 
     try:
@@ -66,7 +66,7 @@ def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[s
 
 
 def _restore_parameter_(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    # Frozen archives lose the difference between parameters and buffers; the converter takes both for buffers.
+    # Frozen archives lose the difference between parameters and buffers; the converter treats both as buffers.
     path, _, last = name.rpartition(".")
     try:
         owner = module.get_submodule(path)

@@ -1,4 +1,4 @@
-"""Files of weights: read without running anything that is in them, and unwrapped from what training scripts add."""
+"""Files of weights: read without running anything in them, and stripped of what training scripts add."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from l0compress.loading.references import FOREIGN_ERRORS, first_line
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin")
 WEIGHT_SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 WRAPPING_KEYS = ("state_dict", "model_state_dict", "model", "module", "net", "weights")
-# DataParallel and DistributedDataParallel, torch.compile, averaged copies; several may stand in a row.
+# DataParallel and DistributedDataParallel, torch.compile, averaged copies; several may occur in a row.
 PREFIXES = ("module.", "_orig_mod.", "_forward_module.")
 COUNTERS = ("n_averaged",)
 READ_ERRORS = (*FOREIGN_ERRORS, pickle.UnpicklingError, zipfile.BadZipFile, SafetensorError, struct.error)
@@ -32,9 +32,9 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_weights(path: Path, *, trust_pickle: bool = False) -> Any:
-    """What a file of weights holds: for ``.safetensors`` a dict of tensors, otherwise whatever was saved.
+    """Return the content of a file of weights: for ``.safetensors`` a dict of tensors, otherwise whatever was saved.
 
-    Without ``trust_pickle`` nothing but tensors and plain containers is made; no code of the file runs.
+    Without ``trust_pickle`` only tensors and plain containers are built; no code from the file runs.
 
     Raises:
         ModelError: the file is damaged, or holds objects and is not trusted.
@@ -65,7 +65,7 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> Any:
 
 
 def load_tensors(content: bytes, name: str) -> Any:
-    """``torch.load(weights_only=True)`` of bytes whose archive, where they are one, has been looked at before.
+    """Run ``torch.load(weights_only=True)`` on bytes; if they are an archive, it is checked first.
 
     Raises:
         ModelError: the archive is malformed, or a tensor in it is far larger than the file.
@@ -100,7 +100,7 @@ def _tensors(value: Any) -> list[tuple[str, Tensor]]:
 
 def _torch_load(content: bytes, *, weights_only: bool) -> Any:
     with warnings.catch_warnings():
-        # Other writers choose another pickle protocol, about which torch.load warns and which it then reads.
+        # Other writers use another pickle protocol, which torch.load warns about and then reads.
         warnings.filterwarnings("ignore", message="Detected pickle protocol", category=UserWarning)
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=weights_only)
 
@@ -111,9 +111,9 @@ def _looks_pickled(content: bytes) -> bool:
 
 
 def unwrap(content: Any) -> dict[str, Tensor] | None:
-    """The weights in what a training script saved, under the module's own names; None where there are none.
+    """Return the weights in what a training script saved, under the module's own names; None if there are none.
 
-    The weights may lie under a key such as ``state_dict``, and wrappers may have put their names in front.
+    The weights may be stored under a key such as ``state_dict``, and wrappers may have added prefixes to their names.
 
     Example:
         >>> sorted(unwrap({"model": {"module._orig_mod.fc.weight": torch.zeros(2)}, "epoch": 3}))

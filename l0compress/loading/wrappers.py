@@ -1,4 +1,4 @@
-"""Modules that only run another: what is behind them, under its own names."""
+"""Unwrap modules that only run another one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module behind ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` and averaged copies.
+    """Return the module behind ``DataParallel``, ``DistributedDataParallel``, ``torch.compile`` and averaged copies.
 
     Examples:
         >>> import torch

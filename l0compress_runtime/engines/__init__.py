@@ -1,4 +1,4 @@
-"""Engines: several ways to run one sparse layer, behind one interface, so that a measurement can choose."""
+"""Engines: several ways to run one sparse layer, behind one interface, so that measurements can choose."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ from l0compress_runtime.engines.torch_engine import TorchEngine
 from l0compress_runtime.errors import InputError
 from l0compress_runtime.layers import Layer
 
-# From an array to an array; of a recurrent layer from several to a tuple.
+# From an array to an array; for a recurrent layer from several to a tuple.
 Kernel = Callable[..., Any]
 
 
 class Engine(Protocol):
     """A way to run sparse layers.
 
-    requires: a layer that ``supports`` says yes to, and input in the shape and dtype that the layer names.
+    requires: a layer that ``supports`` accepts, and input in the layer's shape and dtype.
     ensures:  a kernel may be called from several threads at once, gives the same bits for the same input every time,
-              keeps no reference to its input and returns an array that is the caller's own.
+              keeps no reference to its input and returns an array that the caller owns.
     """
 
     @property
     def name(self) -> str:
-        """What the engine is called in a manifest and in options."""
+        """The engine's name in a manifest and in options."""
         ...
 
     def available(self) -> bool:
-        """Whether the packages that it needs are installed; nothing is imported to find out."""
+        """Return whether the packages that it needs are installed, without importing anything."""
         ...
 
     def supports(self, layer: Layer) -> bool:
-        """Whether it can run the layer."""
+        """Return whether it can run the layer."""
         ...
 
     def compile(self, layer: Layer, *, threads: int) -> Kernel:
-        """A function from the layer's input to its output that uses at most so many threads.
+        """Return a function from the layer's input to its output that uses at most this many threads.
 
-        Linear takes float32 (..., in) and gives (..., out); a convolution (n, channels, *spatial); an embedding takes
-        integers of any shape and gives one dimension more. A recurrent layer takes (length, batch, in) and the states
-        that it begins with, (directions, batch, hidden) or None for zeros, and gives all hidden states, (length,
-        directions, batch, hidden), the last of them, and an LSTM's last cell state. The kernel raises InputError for
-        anything else.
+        Linear takes float32 (..., in) and returns (..., out); a convolution takes (n, channels, *spatial); an embedding
+        takes integers of any shape and adds one dimension. A recurrent layer takes (length, batch, in) and its initial
+        states, (directions, batch, hidden) or None for zeros, and returns all hidden states, (length, directions,
+        batch, hidden), the last of them, and an LSTM's last cell state. The kernel raises InputError for anything else.
         """
         ...
 
@@ -52,10 +51,10 @@ ENGINES: tuple[Engine, ...] = (ScipyEngine(), NumbaEngine(), TorchEngine())
 
 
 def find(names: Sequence[str] | str | None = None) -> tuple[Engine, ...]:
-    """The engines of these names, or of this one, or all that are available here, the default first.
+    """Return the engines of these names, or of this one, or all that are available here, the default first.
 
     Raises:
-        InputError: no engine is called so, or what it needs is not installed.
+        InputError: there is no engine of that name, or it is not installed.
 
     Example:
         >>> [engine.name for engine in find(["scipy"])]

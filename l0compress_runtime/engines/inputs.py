@@ -1,4 +1,4 @@
-"""What every kernel asks of its input before it touches memory."""
+"""Checks that every kernel makes of its input before it touches memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FLOAT32 = np.dtype(np.float32)
 
 
 def linear_input(layer: SparseLinear, x: Array) -> Array:
-    """x as contiguous rows of shape (n, in)."""
+    """Return x as contiguous rows of shape (n, in)."""
     columns = layer.shape[1]
     if x.dtype != _FLOAT32 or x.ndim < 1 or x.shape[-1] != columns:
         raise InputError(
@@ -29,7 +29,7 @@ def linear_input(layer: SparseLinear, x: Array) -> Array:
 
 
 def conv_input(layer: SparseConv, x: Array) -> Array:
-    """x as a contiguous array of shape (n, channels, *spatial)."""
+    """Return x as a contiguous array of shape (n, channels, *spatial)."""
     dims = len(layer.kernel)
     if x.dtype != _FLOAT32 or x.ndim != dims + 2 or x.shape[1] != layer.channels:
         raise InputError(
@@ -40,7 +40,7 @@ def conv_input(layer: SparseConv, x: Array) -> Array:
 
 
 def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
-    """The rows asked for, flat, from 0 to the last."""
+    """Return the requested rows, flat, from 0 to the last."""
     rows, _ = matrix_shape(layer.weight)
     if x.dtype.kind not in "iu" or (x.size and not (-rows <= x.min() and x.max() < rows)):
         raise InputError(
@@ -53,7 +53,7 @@ def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
 
 
 def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None, ...]) -> tuple[Array, list[Array]]:
-    """x as contiguous (length, batch, in), and copies of the states (directions, batch, hidden), zeros for None."""
+    """Return x as contiguous (length, batch, in), and copied states (directions, batch, hidden), zeros for None."""
     if x.dtype != _FLOAT32 or x.ndim != 3 or x.shape[2] != layer.columns:
         raise InputError(
             f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}) and was given {x.dtype} "
@@ -77,5 +77,5 @@ def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None
 
 
 def _plain(x: Array) -> Array:
-    """x as a contiguous, aligned and writeable array: compiled loops would be compiled anew for every other kind."""
+    """Return x as a contiguous, aligned and writeable array: compiled loops would be recompiled for any other kind."""
     return x if x.flags.carray else np.require(x, requirements=("C", "A", "W"))

@@ -1,4 +1,4 @@
-"""Convolutions of the numba engine: where each nonzero reads, worked out once for each size of image."""
+"""Convolutions of the numba engine: where each nonzero reads, computed once for each image size."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from l0compress_runtime.layers import SparseConv, matrix_shape
 Array = NDArray[Any]
 Pair = tuple[int, int]
 
-# Fewer places than these are better computed as one line, some of it in vain, than shared or cut into whole tiles.
+# Fewer positions than these are better computed as one line, partly wasted, than shared or cut into whole tiles.
 FEW_PLACES = 256
 
-# Sizes of image whose plans are kept; one has an offset a nonzero.
+# Image sizes whose plans are kept; each plan has one offset per nonzero.
 KEPT_PLANS = 16
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution in two dimensions; one in one dimension has images of height 1."""
+    """A two-dimensional convolution; a one-dimensional one has images of height 1."""
 
     kernel: Pair
     stride: Pair
@@ -41,7 +41,7 @@ class Geometry:
 
     @staticmethod
     def of(layer: SparseConv, spatial: tuple[int, ...]) -> Geometry:
-        """The geometry of a layer for an image of this size."""
+        """Return the geometry of a layer for an image of this size."""
 
         def pair(values: tuple[int, ...], missing: int) -> Pair:
             return (missing, values[0]) if len(values) == 1 else (values[0], values[1])
@@ -56,7 +56,7 @@ class Geometry:
         )
 
     def phases(self) -> list[Pair]:
-        """First rows and columns of the phases of the stride that some position of the kernel reads."""
+        """Return the first rows and columns of the phases of the stride that some kernel position reads."""
         rows, columns = (
             sorted({at * dilation % stride for at in range(kernel)})
             for kernel, dilation, stride in zip(self.kernel, self.dilation, self.stride, strict=True)
@@ -64,7 +64,7 @@ class Geometry:
         return list(product(rows, columns))
 
     def reach(self) -> Pair:
-        """How many rows and columns of its phase the last position of the kernel is from the first."""
+        """Return how many rows and columns of its phase the last kernel position is from the first."""
         down, across = (
             (kernel - 1) * dilation // stride
             for kernel, dilation, stride in zip(self.kernel, self.dilation, self.stride, strict=True)
@@ -76,25 +76,25 @@ class Geometry:
 class Plan:
     """How images of one size are convolved: by bands through a packed copy, or in place by spans if window is None."""
 
-    image: tuple[int, ...]  # as the kernel takes it; places of which each is read alone are one line
+    image: tuple[int, ...]  # as the kernel takes it; positions that are each read alone form one line
     size: tuple[int, ...]  # of the output, likewise
     weights: tuple[Any, ...]
     window: tuple[Any, ...] | None
     span: int
-    units: int  # bands or spans an image
+    units: int  # bands or spans per image
     packed: int  # floats of scratch memory
     sums: int
 
 
 @dataclass(frozen=True, eq=False)
 class Planner:
-    """Works out how images of one size are convolved; a kernel keeps what it says, and is not kept by it."""
+    """Plans how images of one size are convolved; a kernel keeps its plans, but they do not keep the kernel."""
 
     layer: SparseConv
     kernels: ModuleType
 
     def plan(self, spatial: tuple[int, ...], threads: int) -> Plan:
-        """The plan for images of this size, each of which so many threads share."""
+        """Return the plan for images of this size, each of which is shared by this many threads."""
         layer, geometry = self.layer, Geometry.of(self.layer, spatial)
         places = prod(geometry.size)
         threads = threads if places >= threads * FEW_PLACES else 1
@@ -135,12 +135,12 @@ class Planner:
             np.array(phases), rows, pitch, geometry.stride, geometry.before, (band, columns), bands
         )
         widest = self.kernels.WIDEST
-        packed = images * rows * pitch + widest  # a last tile reads a little beyond the last place
+        packed = images * rows * pitch + widest  # a last tile reads slightly beyond the last position
         sums = band * pitch + widest
         return Plan(geometry.image, geometry.size, self.weights(offset), tuple(window), 0, prod(bands), packed, sums)
 
     def weights(self, offset: Any) -> Any:
-        """The weight with an offset into an image in place of each index."""
+        """Return the weight with an offset into an image in place of each index."""
         layer = self.layer
         kernel_rows, kernel_columns = (1, *layer.kernel)[-2:]
         rows, columns = matrix_shape(layer.weight)
@@ -161,7 +161,7 @@ class Planner:
 
 @dataclass(frozen=True)
 class _Way:
-    """How a batch of images is convolved: what depends on its shape, worked out once."""
+    """How a batch of images is convolved: what depends on its shape, computed once."""
 
     plan: Plan
     threads: int
@@ -170,11 +170,11 @@ class _Way:
 
 
 def _way(layer: SparseConv, most_threads: int, plan: Callable[..., Plan], shape: tuple[int, ...]) -> _Way:
-    """The way of a batch of this shape, through the plan that ``plan`` gives for its images."""
+    """Return how to convolve a batch of this shape, with the plan that ``plan`` returns for its images."""
     images, spatial = shape[0], shape[2:]
     rows, _ = matrix_shape(layer.weight)
     size = layer.output_size(spatial)
-    # About a fortieth of a nanosecond for a nonzero and a place.
+    # About a fortieth of a nanosecond per nonzero and position.
     work = layer.weight.nnz * images * prod(size) // 40
     threads = min(most_threads, 1 + work // WORTH_A_THREAD)
     found = plan(spatial, -(-threads // max(images, 1)))

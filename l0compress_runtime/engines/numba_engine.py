@@ -1,8 +1,8 @@
-"""The fastest engine: compiled loops, nothing copied but what a thread is about to read.
+"""The fastest engine: compiled loops that copy only what a thread is about to read.
 
 A product with a batch lays samples side by side, as wide as a vector register; a convolution reads shifted rows of a
-padded image, one nonzero after the other, and needs no im2col matrix. Threads get parts of the batch or of the image
-where there are enough, else rows of the weight with as many nonzeros each.
+padded image, one nonzero after another, and needs no im2col matrix. Threads get parts of the batch or of the image
+if there are enough, otherwise rows of the weight with equal numbers of nonzeros.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from l0compress_runtime.layers import Layer, SparseConv, SparseEmbedding, Sparse
 
 Array = NDArray[Any]
 
-# Sizes of batch whose plans are kept.
+# Batch sizes whose plans are kept.
 KEPT_PLANS = 64
 
 
@@ -40,15 +40,15 @@ class NumbaEngine:
     name: str = "numba"
 
     def available(self) -> bool:
-        """Whether numba is installed."""
+        """Return whether numba is installed."""
         return find_spec("numba") is not None
 
     def supports(self, layer: Layer) -> bool:
-        """True: there is a loop for every layer."""
+        """Return True: there is a loop for every layer."""
         return isinstance(layer, Layer)
 
     def compile(self, layer: Layer, *, threads: int) -> Callable[..., Any]:
-        """See :class:`l0compress_runtime.engines.Engine`.
+        """Compile a layer; see :class:`l0compress_runtime.engines.Engine`.
 
         Raises:
             InputError: numba cannot be imported.
@@ -76,7 +76,7 @@ def _kernels(name: str = "numba_kernels") -> ModuleType:
 
 
 def _weights(layer: SparseLinear | SparseEmbedding, kernels: ModuleType) -> Any:
-    """The fields of Weights for a layer, column numbers in two bytes where they fit."""
+    """Return the fields of Weights for a layer, with column indices in two bytes where they fit."""
     weight = layer.weight
     rows, columns = matrix_shape(weight)
     weights = kernels.Weights(
@@ -92,12 +92,12 @@ def _weights(layer: SparseLinear | SparseEmbedding, kernels: ModuleType) -> Any:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a batch of one size is multiplied: by which parts, and with how much scratch memory a part."""
+    """How a batch of one size is multiplied: the parts, and the scratch memory per part."""
 
     threads: int
     parts: tuple[tuple[int, int, int, int], ...]
     memory: tuple[int, int]
-    packs_all: bool  # A part packs the whole batch: parts that one thread runs can share it.
+    packs_all: bool  # A part packs the whole batch: parts run by one thread can share it.
 
 
 class _Linear:
@@ -107,7 +107,7 @@ class _Linear:
         self._layer, self._threads, self._kernels = layer, threads, kernels
         self._rows = layer.shape[0]
         self._weights = _weights(layer, kernels)
-        # Nothing here refers to itself: a bundle that is let go is gone, and waits for no collector of cycles.
+        # No reference cycles: a released bundle is freed at once, without waiting for the garbage collector.
         self._plan = lru_cache(maxsize=KEPT_PLANS)(partial(_planned, layer, kernels, threads))
         for samples in (1, 2):
             self(np.zeros((samples, layer.shape[1]), np.float32))
@@ -127,7 +127,7 @@ class _Linear:
         self._kernels.vector_product(self._weights, x, part, y)
 
     def _batch(self, plan: _Plan, packed_by: set[int], x: Array, y: Array, part: Any) -> None:
-        """``packed_by``: the threads whose scratch memory holds all samples; parts of the same call share it."""
+        """Multiply a part; ``packed_by``: threads whose scratch holds all samples, shared by parts of the same call."""
         memory, thread = scratch(*plan.memory), get_ident()
         self._kernels.batch_product(self._weights, x, part, thread in packed_by, memory, y)
         if plan.packs_all:

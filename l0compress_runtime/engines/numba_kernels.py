@@ -1,11 +1,11 @@
 """The compiled loops of the numba engine. Importing this module imports numba; calling a kernel compiles it once.
 
-Compiled code is kept on disk, beside this file or in the user's cache folder, for as long as this file does not change:
-who edits numba_simd or numba_vector_math touches it as well. Every kernel lets go of the interpreter's lock. None looks
-at indices: layers are checked when they are made, inputs before a kernel is called.
+Compiled code is cached on disk, next to this file or in the user's cache folder, for as long as this file does not
+change: if you edit numba_simd or numba_vector_math, touch it as well. Every kernel releases the interpreter's lock.
+None checks indices: layers are checked on construction, inputs before a kernel is called.
 
-What an engine passes is plain: numba looks at a named tuple for a microsecond in every call, and at a plain one for a
-tenth of that. A kernel gives the names back. A *part* is what one thread computes: a range of the batch and a range of
+Engines pass plain tuples: numba spends a microsecond per call on a named tuple, and a tenth of that on a plain
+one. A kernel restores the names. A *part* is what one thread computes: a range of the batch and a range of
 the rows of the weight, (begin, end, first row, last row).
 """
 
@@ -40,7 +40,7 @@ _transpose_16 = make_transpose(16)
 
 
 class Weights(NamedTuple):
-    """A layer's weight: CSR with a factor and a bias a row, and the number of its activation."""
+    """A layer's weight: CSR with a factor and a bias per row, and the number of its activation."""
 
     values: np.ndarray
     indices: np.ndarray
@@ -67,7 +67,7 @@ class Window(NamedTuple):
 
 @inlined
 def tile_width(left: int, widest: int) -> int:
-    """The width of the next tile when so many outputs are left: as few as possible are computed in vain."""
+    """Return the width of the next tile for this many remaining outputs, wasting as few as possible."""
     width = 4
     while width < widest and left > (width if width < 32 else 48):
         width *= 2
@@ -76,7 +76,7 @@ def tile_width(left: int, widest: int) -> int:
 
 @compiled
 def vector_product(weights, x, part, y):
-    """y[i, row] for a few samples, one at a time."""
+    """Compute y[i, row] for a few samples, one at a time."""
     held, (begin, end, first, last) = Weights(*weights), part
     for i in range(begin, end):
         sample, line = x[i], y[i, first:last]
@@ -87,7 +87,7 @@ def vector_product(weights, x, part, y):
 
 @compiled
 def pack_(x, begin, count, width, packed):
-    """packed[j * width + i] = x[begin + i, j]; a batch that has ended repeats its last sample."""
+    """Set packed[j * width + i] = x[begin + i, j]; past the end of the batch its last sample is repeated."""
     columns = x.shape[1]
     source, at, last = x.reshape(-1), begin * columns, count - 1
     if columns < min(width, LANES):
@@ -109,7 +109,7 @@ def pack_(x, begin, count, width, packed):
 
 @compiled
 def unpack_(sums, width, y, begin, count, span):
-    """y[begin + i, row + r] = sums[r * width + i] for r below size, where span is (row, size)."""
+    """Set y[begin + i, row + r] = sums[r * width + i] for r below size, where span is (row, size)."""
     (row, size), rows = span, y.shape[1]
     target, at, last = y.reshape(-1), begin * rows + row, count - 1
     if size < min(width, LANES):
@@ -130,7 +130,7 @@ def unpack_(sums, width, y, begin, count, span):
 
 @compiled
 def batch_sums(weights, first, last, width, packed, sums):
-    """Rows first to last for ``width`` samples that lie side by side in packed, row after row into sums."""
+    """Sum rows first to last for ``width`` samples that lie side by side in packed, row by row into sums."""
     at = 0
     for row in range(first, last):
         if width == 64:
@@ -150,9 +150,9 @@ def batch_sums(weights, first, last, width, packed, sums):
 
 @compiled
 def batch_product(weights, x, part, kept, memory, y):
-    """y = activation(x @ W.T * scale + bias) in the part's rectangle.
+    """Compute y = activation(x @ W.T * scale + bias) in the part's rectangle.
 
-    memory is for what is packed and for sums; kept says that the part's samples are packed there already.
+    memory is scratch for packed samples and sums; kept says that the part's samples are already packed there.
     """
     held, (begin, end, row, last_row) = Weights(*weights), part
     packed, sums = memory
@@ -171,10 +171,10 @@ def batch_product(weights, x, part, kept, memory, y):
 
 @compiled
 def pointwise(weights, x, part, span, sums, y):
-    """A convolution that reads every place once: x (n, channels, places), y (n, rows, places).
+    """Convolve with a kernel that reads every position once: x (n, channels, places), y (n, rows, places).
 
-    A part counts spans of places, image after image. An image has at least four places; what is left of a span after
-    whole tiles is computed by a tile that begins earlier, and only its new places are kept.
+    A part counts spans of places, image by image. An image has at least four places; what is left of a span after
+    whole tiles is computed by a tile that starts earlier, and only its new places are kept.
     """
     held, (first_unit, last_unit, first, last) = Weights(*weights), part
     channels, places, rows = x.shape[1], x.shape[2], y.shape[1]
@@ -198,7 +198,7 @@ def pointwise(weights, x, part, span, sums, y):
 
 @compiled
 def fill_(image, window, top, left, packed):
-    """The part of the padded image, phase by phase, that a band of output from (top, left) on reads."""
+    """Fill packed with the part of the padded image, phase by phase, read by a band of output from (top, left) on."""
     channels, height, width = image.shape
     down, across = window.stride
     pitch, phases = window.pitch, window.phases
@@ -224,9 +224,9 @@ def fill_(image, window, top, left, packed):
 
 @compiled
 def convolve(weights, x, part, window, memory, y):
-    """y (n, rows, height, width) from x (n, channels, height, width); a part counts bands, image after image.
+    """Compute y (n, rows, height, width) from x (n, channels, height, width); a part counts bands, image by image.
 
-    memory is for what is packed and for sums.
+    memory is scratch for the packed image and sums.
     """
     held, how, (first_unit, last_unit, first, last) = Weights(*weights), Window(*window), part
     packed, sums = memory
@@ -250,7 +250,7 @@ def convolve(weights, x, part, window, memory, y):
 
 @compiled
 def gather(weights, rows, out):
-    """out[i] = row rows[i] of the weight, dense."""
+    """Set out[i] = row rows[i] of the weight, dense."""
     held = Weights(*weights)
     for i in range(len(rows)):
         line = out[i]

@@ -18,19 +18,19 @@ from l0compress_runtime.recurrence import OneDirection, directions_of
 
 Array = NDArray[Any]
 
-# A step of a part that is shorter than a vector is computed in vain for the rest of it.
+# In a part shorter than a vector, each step computes the rest of the vector in vain.
 FEWEST_SAMPLES = 16
 
 
 class NumbaRecurrent:
-    """The kernel of a recurrent layer. Threads share the directions and, where there are enough of them, the samples.
+    """The kernel of a recurrent layer. Threads share the directions and, if there are enough of them, the samples.
 
     Args:
         layer: the layer.
         threads: the most threads that a call uses.
         kernels: the module of compiled loops.
-        compiled: what makes a kernel of each direction's product with the input.
-        weights: what makes a weight that the compiled loops take.
+        compiled: builds a kernel of each direction's product with the input.
+        weights: builds a weight in the form that the compiled loops take.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class NumbaRecurrent:
         x, last = recurrent_input(self._layer, x, states)
         length, batch, _ = x.shape
         y = np.empty((length, self._layer.directions, batch, self._layer.hidden), np.float32)
-        # A cell without a state of its own has the memory of one for what it computes meanwhile.
+        # A cell without a cell state uses the memory of one for intermediate results.
         both = (last[0], last[-1] if len(last) > 1 else np.zeros_like(last[0]))
         projected = [project(x) for project in self._projects]
-        # As for a product, for each of the steps.
+        # As for a product, for each step.
         work = self._layer.recurrent.nnz * length * max(batch, 8) // 32
         threads = min(self._threads, 1 + work // WORTH_A_THREAD)
         parts = [

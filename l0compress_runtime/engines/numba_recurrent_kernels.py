@@ -1,6 +1,6 @@
-"""The compiled loop over the steps of a sequence. The notes at the head of numba_kernels hold here as well.
+"""The compiled loop over the steps of a sequence. The notes at the head of numba_kernels apply here as well.
 
-Samples lie side by side, ``width`` of them, or there is a single one: unit j of sample i is at ``j * width + i``. A
+Samples lie side by side, ``width`` of them, or there is just one: unit j of sample i is at ``j * width + i``. A
 gate is then a line of numbers like the state, and everything but the products goes line by line.
 """
 
@@ -16,7 +16,7 @@ from l0compress_runtime.layers import GATES
 CELLS = {cell: number for number, cell in enumerate(GATES)}
 
 _LSTM, _GRU, _GRU_RESET_AFTER, _RNN_TANH, _ = range(5)
-# With plain numbers as arguments numba would compile what is called once for each of them.
+# With literal numbers as arguments numba would compile the callee once for each of them.
 _ZERO = np.int64(0)
 _SIGMOID, _TANH, _RELU = (np.int64(NUMBERS[name]) for name in ("sigmoid", "tanh", "relu"))
 
@@ -35,7 +35,7 @@ def enter_(x, begin, count, width, packed):
 
 @compiled
 def leave_(packed, width, y, begin, count):
-    """The way back."""
+    """Undo :func:`enter_`."""
     if width == 1:
         _copy(packed, 0, y.reshape(-1), begin * y.shape[1], y.shape[1])
     else:
@@ -44,7 +44,7 @@ def leave_(packed, width, y, begin, count):
 
 @compiled
 def sums_(weights, first, last, width, state, sums):
-    """Rows first to last of the product with the state."""
+    """Compute rows first to last of the product with the state."""
     if width > 1:
         batch_sums(weights, first, last, width, state, sums)
         return
@@ -61,7 +61,7 @@ def add_(addend, total):
 
 @compiled
 def lstm_(sums, hidden, carried):
-    """The next states from the sums of the gates."""
+    """Compute the next states from the sums of the gates."""
     size = hidden.size
     activate_(sums[: 3 * size], _SIGMOID)
     activate_(sums[3 * size :], _TANH)
@@ -76,7 +76,7 @@ def lstm_(sums, hidden, carried):
 
 @compiled
 def gates_(from_input, sums, hidden, reset):
-    """Update and reset of a GRU from their sums; reset becomes the state times it."""
+    """Compute the update and reset gates of a GRU from their sums; reset becomes the state times it."""
     size = hidden.size
     gates = sums[: 2 * size]
     add_(from_input[: 2 * size], gates)
@@ -87,7 +87,7 @@ def gates_(from_input, sums, hidden, reset):
 
 @compiled
 def update_(sums, hidden):
-    """The next state of a GRU from its update gate and the sums of the new state."""
+    """Compute the next state of a GRU from its update gate and the sums of the new state."""
     size = hidden.size
     update, new = sums[:size], sums[2 * size :]
     activate_(new, _TANH)
@@ -97,14 +97,14 @@ def update_(sums, hidden):
 
 @compiled
 def reset_after_(from_input, sums, size):
-    """Reset the product of the state, and add the input's."""
+    """Reset the state's product, and add the input's."""
     for k in range(2 * size, 3 * size):
         sums[k] = sums[k] * sums[k - size] + from_input[k]
 
 
 @inlined
 def step_(weights, cell, width, lines):
-    """One step. lines: the product of the input, the sums, the hidden state, and the cell state or what was reset."""
+    """Run one step. lines: the input's product, the sums, the hidden state, and the cell state or what was reset."""
     from_input, sums, hidden, carried = lines
     rows = weights.starts.size - 1
     if cell == _GRU:
@@ -132,15 +132,15 @@ def step_(weights, cell, width, lines):
 
 @compiled
 def recur(weights, cell, part, x, memory, states, y):
-    """All steps of one direction, for a range of the batch.
+    """Run all steps of one direction, for a range of the batch.
 
     Args:
         weights: of the recurrent product.
         cell: one of CELLS.
-        part: the range, the direction's place in the states and in y, and whether it begins at the end.
-        x: (length, batch, rows), the product of the input.
-        memory: scratch for two states, as wide as tiles may be, and twice for all rows.
-        states: hidden and cell state, (directions, batch, hidden) each; the last ones take the place of the first.
+        part: the range, the direction's index in the states and in y, and whether it starts at the end.
+        x: (length, batch, rows), the input's product.
+        memory: scratch for two states, as wide as the widest tile, and twice for all rows.
+        states: hidden and cell state, (directions, batch, hidden) each; overwritten with the last ones.
         y: (length, directions, batch, hidden), every hidden state.
     """
     held, (begin, end, side, backward) = Weights(*weights), part

@@ -1,14 +1,14 @@
-"""The inner loops of the numba engine, written in vectors: a compiler left alone keeps the sums in memory.
+"""The inner loops of the numba engine as explicit vector code: left to itself, the compiler keeps the sums in memory.
 
 A tile is one row of the weight summed for ``width`` neighbouring outputs, all of them in registers::
 
     out[at + t] = scale[row] * (sum over the row's k of values[k] * source[base + indices[k] * step + t]) + bias[row]
 
-A product with a batch (the batch side by side, step = width) and a convolution without im2col (indices are offsets into
+A product with a batch (samples side by side, step = width) and a convolution without im2col (indices are offsets into
 a padded image, step = 1) are both this sum. ``dot`` is the sum for a single output, with step = 1; it returns it. All
-take a layer's weights whole (numba_kernels.Weights): numba counts an array as used and as let go again where it is
-handed on or taken out of a tuple, and for all of them that takes longer than a short row.
-``transpose`` turns a square of ``width`` by ``width`` numbers.
+take a layer's weights whole (numba_kernels.Weights): numba updates an array's reference count whenever it is
+passed on or taken out of a tuple, and for all of the arrays that takes longer than a short row.
+``transpose`` transposes a square of ``width`` by ``width`` numbers.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ DOT_LANES = 8
 Value = Any
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-# A product may be fused with the sum where the machine can; nothing else is reordered.
+# A product may be fused with the sum if the machine can; nothing else is reordered.
 _FUSED = ("contract",)
 
 
 def make_tile(width: int) -> Any:
-    """The intrinsic ``tile`` of one width, for samples that lie side by side (step = width)."""
+    """Make the intrinsic ``tile`` of one width, for samples that lie side by side (step = width)."""
 
     @intrinsic
     def tile(_typing, weights, row, source, out, at):
@@ -52,13 +52,13 @@ def make_tile(width: int) -> Any:
 
 
 def make_line(*, beyond: bool) -> Any:
-    """The intrinsic ``line``: tiles one after the other, for ``size`` places of an image (step = 1).
+    """Make the intrinsic ``line``: tiles one after another, for ``size`` positions of an image (step = 1).
 
-    ``beyond``: whether the last tile may be wider than what is left, so that fewer are wanted. Without it, what is left
+    ``beyond``: whether the last tile may be wider than what is left, so that fewer are needed. Without it, what is left
     of size after a multiple of four is not computed.
     """
     *narrower, widest = WIDTHS
-    # What is left goes to one tile of 64 if it is more than the 48 that one of 32 and one of 16 take.
+    # The rest goes to one tile of 64 if it exceeds the 48 that one of 32 and one of 16 take.
     slack = 15 if beyond else 0
 
     @intrinsic
@@ -91,7 +91,7 @@ def make_line(*, beyond: bool) -> Any:
 
 
 def make_dot(vectors: int) -> Any:
-    """The intrinsic ``dot``, ``vectors`` times eight nonzeros at once."""
+    """Make the intrinsic ``dot``, ``vectors`` times eight nonzeros at once."""
     vector = ir.VectorType(_F32, DOT_LANES)
 
     @intrinsic
@@ -137,13 +137,13 @@ def make_dot(vectors: int) -> Any:
 
 
 def make_transpose(width: int) -> Any:
-    """The intrinsic ``transpose`` of squares of one width, a power of two.
+    """Make the intrinsic ``transpose`` of squares of one width, a power of two.
 
     Line i is read at ``at + min(i, last) * pitch`` and column j written at ``out_at + min(j, out_last) * out_pitch``: a
-    batch that is short repeats its last sample, and on the way back the repetitions fall on the sample itself.
+    short batch repeats its last sample, and on the way back the repetitions overwrite that sample itself.
     """
     vector = ir.VectorType(_F32, width)
-    # Interleaving the first half of the lines with the second, as often as the width has bits, transposes.
+    # Interleaving the first half of the lines with the second, log2(width) times, transposes.
     halves = [[lane // 2 + lane % 2 * width + half * (width // 2) for lane in range(width)] for half in (0, 1)]
 
     @intrinsic
@@ -172,7 +172,7 @@ def make_transpose(width: int) -> Any:
 
 
 def make_copy() -> Any:
-    """The intrinsic ``copy``: ``out[out_at + i] = source[at + i]`` for i below count, without looking at bounds."""
+    """Make the intrinsic ``copy``: ``out[out_at + i] = source[at + i]`` for i below count, without bounds checks."""
 
     @intrinsic
     def copy(_typing, source, at, out, out_at, count):
@@ -203,7 +203,7 @@ class _Row:
 
 
 def _row(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> _Row:
-    """The row that the second argument counts of the weights that are the first."""
+    """Return the row given by the second argument, of the weights given by the first."""
     fields = [
         context.make_array(kind)(context, builder, builder.extract_value(args[0], at)).data
         for at, kind in enumerate(signature.args[0].types[:5])
@@ -215,9 +215,9 @@ def _row(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> _
 
 
 def _tile(builder: Any, entries: _Row, where: tuple[Value, Value], width: int, step: int) -> None:
-    """Sum the row for ``width`` outputs; where: what is read for the first, and where it goes.
+    """Sum the row for ``width`` outputs; where: what is read for the first, and where it is written.
 
-    Two or four nonzeros at a time are summed apart, to hide the latency of the adder.
+    Two or four nonzeros at a time are accumulated separately, to hide the latency of the adder.
     """
     origin, target = where
     vector = ir.VectorType(_F32, min(width, LANES))
@@ -239,7 +239,7 @@ def _tile(builder: Any, entries: _Row, where: tuple[Value, Value], width: int, s
 
 
 def _index(builder: Any, entries: _Row, k: Value) -> Value:
-    """The k-th index, as wide as an address."""
+    """Return the k-th index, as wide as an address."""
     value = builder.load(builder.gep(entries.indices, [k]))
     if value.type == _I64:
         return value
@@ -260,7 +260,7 @@ def _variable(builder: Any, kind: Any) -> Value:
 
 
 def _for_each(builder: Any, bounds: Sequence[Value], unroll: int, body: Callable[[Value, int], None]) -> None:
-    """Call body with every index between the bounds, ``unroll`` of them in one turn of the loop."""
+    """Call body with every index between the bounds, ``unroll`` of them per loop iteration."""
     start, stop = bounds
     whole = _multiple(builder, start, stop, unroll)
     with cgutils.for_range_slice(builder, start, whole, ir.Constant(_I64, unroll)) as (k, _):
@@ -272,7 +272,7 @@ def _for_each(builder: Any, bounds: Sequence[Value], unroll: int, body: Callable
 
 
 def _multiple(builder: Any, start: Value, stop: Value, size: int) -> Value:
-    """Where the last whole turn of ``size`` ends."""
+    """Return where the last whole iteration of ``size`` ends."""
     return builder.sub(stop, builder.srem(builder.sub(stop, start), ir.Constant(_I64, size)))
 
 
@@ -281,7 +281,7 @@ def _as_float(builder: Any, value: Value, kind: Any) -> Value:
 
 
 def _gathered(builder: Any, read_at: Callable[[Value], Value], first: Value, vector: Any) -> Value:
-    """What ``read_at`` gives for neighbouring numbers; the processor's own gather is slower."""
+    """Collect what ``read_at`` returns for consecutive numbers; the processor's own gather is slower."""
     gathered = ir.Constant(vector, ir.Undefined)
     for lane in range(vector.count):
         x = read_at(builder.add(first, ir.Constant(_I64, lane)))

@@ -1,6 +1,6 @@
-"""Activations in plain float32 arithmetic without branches, so that the compiler turns them into vectors.
+"""Activations in plain float32 arithmetic without branches, so that the compiler can vectorise them.
 
-A number that is not a number stays so. Beside the exact values in float64 the error is below 4e-7, absolute where the
+NaN stays NaN. Compared with exact values in float64 the error is below 4e-7, absolute where the
 value is below 1 and relative above.
 """
 
@@ -18,9 +18,9 @@ NUMBERS: dict[str | None, int] = {name: number for number, name in enumerate((No
 
 _NONE, _RELU, _GELU, _GELU_TANH, _SILU, _SIGMOID, _TANH = range(7)
 
-# Constants have to be float32, or all arithmetic with them would be in float64.
+# Constants must be float32, or all arithmetic with them would be in float64.
 _ZERO, _HALF, _ONE, _TWO = (np.float32(value) for value in (0, 0.5, 1, 2))
-# Above 88.7 the power is infinite, as it should be; below the lowest it is held above zero and normal.
+# Above 88.7 the power is infinite, as it should be; below the lowest it is kept above zero and normal.
 _LOWEST, _HIGHEST = np.float32(-87), np.float32(88.9)
 _LOG2_E = np.float32(1 / np.log(2))
 # The logarithm of 2 in two parts: the first has so few digits that its multiples are exact.
@@ -47,13 +47,13 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = (
     )
 )
 
-# Division by zero gives infinity: a check for it in the loop would keep it from becoming vectors.
+# Division by zero gives infinity: a check for it would keep the loop from being vectorised.
 inlined = numba.njit(nogil=True, inline="always", error_model="numpy")
 
 
 @inlined
 def _power_parts(x):
-    """exp(x) = scale * (1 + small): a power of two, and what is left of it."""
+    """Return exp(x) = scale * (1 + small) in two parts: a power of two, and the rest."""
     x = _LOWEST if x < _LOWEST else x
     x = _HIGHEST if x > _HIGHEST else x
     whole = np.floor(x * _LOG2_E + _HALF)
@@ -97,7 +97,7 @@ def _gelu_tanh(x):
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """The function as machine code that runs without the interpreter's lock, kept on disk where that can be written."""
+    """Compile the function to machine code that runs without the interpreter's lock, cached on disk if possible."""
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:

@@ -1,8 +1,8 @@
-"""The default engine: scipy's sparse products, in the format that suits the batch, shared by threads.
+"""The default engine: scipy's sparse products, in the format that suits the batch, split across threads.
 
-scipy releases the interpreter's lock within a product, so that threads run side by side. For one sample CSR is best.
-For several it is CSC: CSR adds into the same short row again and again and waits for each sum, CSC adds into another
-row each time. It wants few enough rows to write to, and columns of the batch, that they stay in the cache.
+scipy releases the interpreter's lock within a product, so threads run in parallel. CSR is best for one sample. For
+several it is CSC: CSR adds into the same short row again and again and waits for each sum, CSC adds into a different
+row each time. CSC needs few enough rows to write to, and batch columns, for them to stay in the cache.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from l0compress_runtime.reference import activated
 
 Array = NDArray[Any]
 
-# Samples of a chunk, and rows of a block: 256 KiB of sums, which stay in a cache of the second level.
+# Samples per chunk, and rows per block: 256 KiB of sums, which stay in a second-level cache.
 CHUNK = 64
 BLOCK_ROWS = 1024
 
-# Samples that are laid side by side at a time: rows that are a power of two apart push each other out of the cache.
+# Samples transposed at a time: rows that are a power of two apart evict each other from the cache.
 PACKED_AT_ONCE = 8
 
 
@@ -49,15 +49,15 @@ class ScipyEngine:
     name: str = "scipy"
 
     def available(self) -> bool:
-        """True: scipy is what the layers are made of."""
+        """Return True: the layers are made of scipy's matrices."""
         return True
 
     def supports(self, layer: Layer) -> bool:
-        """True: every layer has a form in scipy."""
+        """Return True: every layer has a form in scipy."""
         return isinstance(layer, Layer)
 
     def compile(self, layer: Layer, *, threads: int) -> Callable[..., Any]:
-        """See :class:`l0compress_runtime.engines.Engine`."""
+        """Compile a layer; see :class:`l0compress_runtime.engines.Engine`."""
         if isinstance(layer, SparseConv):
             return _Conv(layer, threads)
         if isinstance(layer, SparseEmbedding):
@@ -69,7 +69,7 @@ class ScipyEngine:
 
 @dataclass(frozen=True)
 class _Block:
-    """Neighbouring rows of a layer's weight with what is done to their sums."""
+    """Neighbouring rows of a layer's weight with the epilogue of their sums."""
 
     weight: Any
     begin: int
@@ -78,7 +78,7 @@ class _Block:
     activation: str | None
 
     def __call__(self, x: Array) -> Array:
-        """activation(W @ x + bias) for x of shape (columns,) or (columns, n)."""
+        """Return activation(W @ x + bias) for x of shape (columns,) or (columns, n)."""
         sums = self.weight @ x
         if self.bias is not None:
             bias = self.bias[self.begin : self.end]
@@ -112,7 +112,7 @@ class _Linear:
         return y.reshape(*x.shape[:-1], y.shape[1])
 
     def _share_rows(self, samples: Array, y: Array) -> None:
-        """Too few samples for several threads: each takes some of the rows."""
+        """Split the rows across threads, for too few samples to split."""
         threads, whole = self._threads(len(samples)), (0, len(samples))
         columns = np.empty(samples.shape[::-1], np.float32)
         ranges = split_evenly(len(samples), threads, PACKED_AT_ONCE)
@@ -158,14 +158,14 @@ def _multiply(columns: Array, chunk: tuple[int, int], blocks: list[_Block], y: A
 
 
 def _pack(x: Array, part: tuple[int, int], columns: Array) -> None:
-    """columns[j, i] = x[i, j] for the samples of a part."""
+    """Set columns[j, i] = x[i, j] for the samples of a part."""
     for begin in range(*part, PACKED_AT_ONCE):
         end = min(begin + PACKED_AT_ONCE, part[1])
         columns[:, begin:end] = x[begin:end].T
 
 
 class _Conv:
-    """The kernel of a convolution: a product with what each position of the kernel reads (im2col), image by image."""
+    """The kernel of a convolution: a product with what each kernel position reads (im2col), image by image."""
 
     def __init__(self, layer: SparseConv, threads: int) -> None:
         self._layer, self._threads = layer, threads
@@ -197,7 +197,7 @@ class _Conv:
 
 
 def _im2col(layer: SparseConv, image: Array, sizes: tuple[int, ...]) -> Array:
-    """(channels * prod(kernel), prod(sizes)): for each position of the kernel what it reads for each output."""
+    """Return (channels * prod(kernel), prod(sizes)): for each kernel position what it reads for each output."""
     if prod(layer.kernel) == 1 and sizes == image.shape[1:] and not np.any(layer.padding):
         return image.reshape(len(image), prod(sizes))
     padded = np.pad(image, ((0, 0), *layer.padding))
@@ -213,7 +213,7 @@ def _im2col(layer: SparseConv, image: Array, sizes: tuple[int, ...]) -> Array:
 
 
 def _ungrouped(weight: sparse.csr_array, layer: SparseConv) -> sparse.csr_array:
-    """The weight of the same convolution with one group: indices moved to where their group's channels are."""
+    """Return the weight of the same convolution with one group: indices moved to their group's channels."""
     if layer.groups == 1:
         return weight
     rows, width = matrix_shape(weight)

@@ -23,7 +23,7 @@ class ScipyRecurrent:
 
     Args:
         layer: the layer.
-        compiled: what makes a kernel of each direction's product with the input.
+        compiled: builds a kernel of each direction's product with the input.
     """
 
     def __init__(self, layer: SparseRecurrent, compiled: Callable[[Any], Project]) -> None:
@@ -42,7 +42,7 @@ class ScipyRecurrent:
 
 
 class _Loop:
-    """The steps of one direction. States are columns, one a sample, as a sparse product wants them."""
+    """The steps of one direction. States are columns, one per sample, as a sparse product needs them."""
 
     def __init__(self, cell: str, direction: OneDirection) -> None:
         self._cell, self._backward = cell, direction.backward
@@ -51,7 +51,7 @@ class _Loop:
         self._bias = None if bias is None else bias[:, None]
 
     def __call__(self, projected: Array, states: Sequence[Array], y: Array) -> None:
-        """Run over ``projected`` (length, batch, rows); fills y and overwrites the states with the last ones."""
+        """Run over ``projected`` (length, batch, rows); fill y and overwrite the states with the last ones."""
         steps = {"lstm": self._lstm, "gru": self._gru, "gru_reset_after": self._gru_reset_after}
         step = steps.get(self._cell, self._rnn)
         now = [np.ascontiguousarray(state.T) for state in states]
@@ -73,7 +73,7 @@ class _Loop:
         return self._csr[:rows], self._csr[rows:]
 
     def _sums(self, hidden: Array) -> Array:
-        """The state's product, as a fresh array; in CSC where there are several samples, see the engine."""
+        """Return the state's product, as a new array; in CSC for several samples, see the engine."""
         sums = (self._csr if hidden.shape[1] == 1 else self._csc) @ hidden
         if self._bias is not None:
             sums += self._bias
@@ -125,7 +125,7 @@ class _Loop:
 
 
 def _update_(hidden: Array, update: Array, new: Array) -> None:
-    """hidden = (1 - update) * tanh(new) + update * hidden, with new overwritten."""
+    """Set hidden = (1 - update) * tanh(new) + update * hidden, overwriting new."""
     np.tanh(new, out=new)
     hidden -= new
     hidden *= update

@@ -1,7 +1,7 @@
-"""Threads that work for all kernels of a process; the caller's own thread does its share.
+"""Threads that work for all kernels of a process; the calling thread does its share.
 
 A kernel runs for some ten microseconds, and an executor of ``concurrent.futures`` takes as long to hand over a part and
-to hand back that it is done. So this is a queue and a lock.
+to report that it is done. So this is a queue and a lock.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Parts that a thread gets where they cost nothing to make: the last of them evens out what others lagged behind.
+# Parts per thread where splitting is free: the last of them even out differences between threads.
 PARTS_A_THREAD = 2
 
-# Nanoseconds of work that are worth handing to another thread: that may take twenty thousand to wake up, and who waits
-# for it as long again. A layer that is timed alone gains from half as much, for then the other has hardly slept.
+# Nanoseconds of work worth handing to another thread: it may take twenty thousand to wake up, and whoever waits for it
+# as long again. A layer timed alone gains from half as much, because then the other thread has hardly slept.
 WORTH_A_THREAD = 60_000
 
 
 class _Job:
-    """Parts that several threads take one after the other; who finishes the last of them opens the lock."""
+    """Parts that several threads take one after another; whoever finishes the last one releases the lock."""
 
     def __init__(self, parts: Sequence[Callable[[], None]]) -> None:
         self._todo = deque(parts)
@@ -50,14 +50,14 @@ class _Job:
                 self._done.release()
 
     def wait(self) -> None:
-        """Until every part has been run, and by whom does not matter."""
+        """Wait until every part has been run, no matter by whom."""
         self._done.acquire()
         for error in self.errors:
             raise error
 
 
 class _Workers:
-    """Threads that wait for jobs; as many as were ever wanted at once, at most one a core."""
+    """Threads that wait for jobs: as many as were ever wanted at once, at most one per core."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job] = SimpleQueue()
@@ -65,11 +65,11 @@ class _Workers:
         self._count = 0
 
     def call(self, job: _Job, wanted: int) -> None:
-        """Offer a job to so many of them. Who comes late finds nothing to do; if nobody comes, the caller does all."""
+        """Offer a job to this many threads. Latecomers find nothing to do; if nobody comes, the caller does all."""
         wanted = min(wanted, os.cpu_count() or 1)
         if self._count < wanted:
             self._start(wanted)
-        # Where offers pile up all of them are busy, and more would only be waited for.
+        # If offers pile up all threads are busy, and more offers would only have to be waited for.
         for _ in range(min(wanted, 2 * self._count - self._jobs.qsize())):
             self._jobs.put(job)
 
@@ -100,9 +100,9 @@ os.register_at_fork(after_in_child=_forget_workers)
 
 
 def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
-    """Run every part, in any order, in so many threads at most, this one among them; return when none runs any more.
+    """Run every part, in any order, on at most this many threads, including this one; return when all are done.
 
-    Who is done takes the next: a thread that the machine is slow to wake then costs little. Raises what a part raises.
+    A thread that finishes takes the next part, so one that is slow to wake costs little. Raises what a part raises.
     """
     if threads < 2 or len(parts) < 2:
         for part in parts:
@@ -115,7 +115,7 @@ def run_parts(parts: Sequence[Callable[[], None]], *, threads: int) -> None:
 
 
 def split_rows(row_starts: NDArray[Any], parts: int) -> list[tuple[int, int]]:
-    """Ranges of rows with about as many nonzeros each; none is empty, so there may be fewer than asked for.
+    """Return ranges of rows with about equal numbers of nonzeros; none is empty, so there may be fewer than asked for.
 
     Example:
         >>> split_rows(np.array([0, 10, 11, 12, 25]), 2)
@@ -130,7 +130,7 @@ def split_rows(row_starts: NDArray[Any], parts: int) -> list[tuple[int, int]]:
 
 
 def split_evenly(size: int, parts: int, multiple: int) -> list[tuple[int, int]]:
-    """Ranges that cover 0 to size, equal but for the last, each a multiple long; fewer than asked for if too short.
+    """Return ranges that cover 0 to size, equal except the last, each a multiple long; fewer if size is too short.
 
     Example:
         >>> split_evenly(70, 2, 16)

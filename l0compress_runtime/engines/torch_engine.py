@@ -1,4 +1,4 @@
-"""MKL's sparse product, by way of torch's CSR tensors, for where torch is installed anyway.
+"""MKL's sparse product, through torch's CSR tensors, for machines where torch is installed anyway.
 
 The only module of the runtime that imports torch, and only once a layer is compiled with it.
 """
@@ -28,8 +28,8 @@ Array = NDArray[Any]
 
 _set_threads = threading.Lock()
 
-# The process that first ran several threads of torch. One that is forked from it would wait for them for ever: OpenMP
-# believes that they are still there.
+# The process that first ran several threads of torch. A process forked from it would wait for them forever: OpenMP
+# believes that they still exist.
 _process_of_threads: int | None = None
 
 
@@ -40,15 +40,15 @@ class TorchEngine:
     name: str = "torch"
 
     def available(self) -> bool:
-        """Whether torch is installed."""
+        """Return whether torch is installed."""
         return find_spec("torch") is not None
 
     def supports(self, layer: Layer) -> bool:
-        """Linear layers with at least one nonzero."""
+        """Return True for linear layers with at least one nonzero."""
         return isinstance(layer, SparseLinear) and layer.weight.nnz > 0
 
     def compile(self, layer: Layer, *, threads: int) -> Callable[[Array], Array]:
-        """See :class:`l0compress_runtime.engines.Engine`.
+        """Compile a layer; see :class:`l0compress_runtime.engines.Engine`.
 
         Raises:
             InputError: the layer is not a linear one with nonzeros, or torch cannot be imported.
@@ -76,7 +76,7 @@ def _csr_tensor(torch: ModuleType, layer: SparseLinear) -> Any:
     weight = float_weight(layer)
     parts = (weight.indptr.astype(np.int32), weight.indices.astype(np.int32), weight.data)
     with warnings.catch_warnings():
-        # That the format is in beta is no news to who chose this engine by measurement.
+        # The warning that the format is in beta is of no use to someone who chose this engine by measurement.
         warnings.simplefilter("ignore")
         return torch.sparse_csr_tensor(*map(torch.from_numpy, parts), size=layer.shape)
 
@@ -86,7 +86,7 @@ def _linear(layer: SparseLinear, tensors: tuple[Any, Any], threads: int, torch: 
     if threads > 1:
         _check_process()
     samples = linear_input(layer, x)
-    if min(samples.strides) < 0:  # of a single row or column, which is contiguous all the same; torch takes none
+    if min(samples.strides) < 0:  # of a single row or column, still contiguous; torch accepts no negative strides
         samples = samples.copy()
     with torch.inference_mode(), _threads(torch, threads):
         batch = torch.from_numpy(samples)
@@ -127,7 +127,7 @@ def _activated(torch: ModuleType, activation: str | None, sums: Any) -> Any:
 
 @contextmanager
 def _threads(torch: ModuleType, count: int) -> Iterator[None]:
-    """Torch's number of threads belongs to the process: where another is wanted, one caller at a time has it."""
+    """Set torch's process-wide number of threads; if it must differ, one caller at a time has it."""
     before = torch.get_num_threads()
     if before == count:
         yield

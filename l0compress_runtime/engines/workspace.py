@@ -1,4 +1,4 @@
-"""Scratch memory of the calling thread, kept between calls: fresh pages would cost more than what is done in them."""
+"""Scratch memory of the calling thread, kept between calls: fresh pages would cost more than the work done in them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# What one thread packs at a time should stay in its cache of the second level.
+# What one thread packs at a time should stay in its second-level cache.
 PACKED_FLOATS = 1 << 17
 
 # A vector that straddles two cache lines takes twice as long to load.
 _LINE = 16
 
-# So many ways to divide the memory are kept, so that they need not be made again.
+# The number of ways to divide the memory that are kept for reuse.
 _KEPT = 64
 
 
 class _Workspace(threading.local):
-    """What one thread has: the memory, and the arrays that it was divided into by their sizes."""
+    """The state of one thread: the memory, and the arrays that it was divided into, by their sizes."""
 
     def __init__(self) -> None:
         self.memory: NDArray[Any] = np.empty(0, np.float32)
@@ -30,9 +30,9 @@ _workspace = _Workspace()
 
 
 def scratch(*sizes: int) -> tuple[NDArray[Any], ...]:
-    """Uninitialised float32 arrays of these sizes, each at the start of a cache line.
+    """Return uninitialised float32 arrays of these sizes, each at the start of a cache line.
 
-    They belong to the calling thread and are valid until it asks again.
+    They belong to the calling thread and are valid until it calls this again.
 
     Example:
         >>> [part.size for part in scratch(3, 5)]

@@ -1,1 +1,1 @@
-"""An ONNX graph taken apart: products with sparse constants on one side, maximal dense graphs on the other."""
+"""Partition an ONNX graph: products with sparse constants on one side, maximal dense graphs on the other."""

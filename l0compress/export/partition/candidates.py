@@ -1,4 +1,4 @@
-"""A product with a constant that may run sparse, and what was found of them in a graph."""
+"""Products with a constant that may run sparse, and what was found of them in a graph."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class Candidate:
 
     Attributes:
         kind: ``linear``, ``conv``, ``embedding`` or ``recurrent``.
-        name: what the layer is called in the user's model, as far as the graph tells.
-        nodes: the nodes that it stands for.
-        inputs: the values that it reads: one, but for the states of a recurrent node.
-        outputs: the values that it makes: one, but for those of a recurrent node.
+        name: the layer's name in the user's model, as far as the graph tells.
+        nodes: the nodes that it replaces.
+        inputs: the values that it reads: one, plus the states of a recurrent node.
+        outputs: the values that it produces: one, or those of a recurrent node.
         weight: its constant.
         transposed: the outputs of the layer are the columns of the constant, not its rows.
-        bias: a constant of one value an output, or None.
+        bias: a constant of one value per output, or None.
         activation: what is applied last, or None.
-        zeros: share of exact zeros in the weight, of a recurrent node in both weights together.
-        window: of a convolution: kernel, stride, padding, dilation and groups.
-        recurrence: of a recurrent node, with its second weight by its name in the graph.
-        flat_from: the dimensions of the input from this one on are taken as one; None leaves it as it is.
+        zeros: share of exact zeros in the weight, for a recurrent node in both weights together.
+        window: for a convolution: kernel, stride, padding, dilation and groups.
+        recurrence: for a recurrent node, with its second weight by its name in the graph.
+        flat_from: the dimension from which the input is flattened; None leaves it as it is.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Candidate:
     flat_from: int | None = None
 
     def scale_axes(self) -> dict[str, int]:
-        """For each of its constants that may be stored with a scale an output, the dimension of the outputs."""
+        """Return, for each of its constants that may be stored with a scale per output, the output dimension."""
         if self.recurrence is not None:
             return {self.weight: 1, self.recurrence.weight: 1}
         return {self.weight: int(self.transposed)}
@@ -61,11 +61,11 @@ class Window:
 
 @dataclass(frozen=True)
 class Found:
-    """What :func:`find_candidates` found: candidates, and for sparse constants that are none, the reason."""
+    """The result of :func:`find_candidates`: candidates, and the reasons for sparse constants that are not."""
 
     candidates: tuple[Candidate, ...]
     reasons: dict[str, str] = field(default_factory=dict)
 
     def refused(self, reason: str) -> Found:
-        """No candidates, for this reason."""
+        """Return a result without candidates, for this reason."""
         return Found((), self.reasons | {candidate.name: reason for candidate in self.candidates})

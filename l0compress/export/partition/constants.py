@@ -1,7 +1,7 @@
-"""What hangs on constants alone becomes a constant, so that weights are found that the exporter only rearranges.
+"""Fold everything that depends only on constants, so that weights are found that the exporter only rearranges.
 
-The weights of recurrent layers reach their node in ONNX's order of gates, by Split and Concat of the user's. What a
-constant was made from is noted in it, for it is the user's name of a layer.
+The weights of recurrent layers reach their node in ONNX's order of gates, through Split and Concat of the user's. A
+folded constant records what it was made from, because that has the user's name of a layer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 from l0compress.export.partition.flow import Flow, flow_of, has_inner_graph
 from l0compress_runtime.sessions import open_session
 
-# A constant that is far larger than what it is made from is better made anew.
+# A constant that is far larger than what it is made from is better computed again.
 MOST_GROWTH = 2
 FEWEST_ELEMENTS = 4096
 _RANDOM = (
@@ -25,15 +25,15 @@ _RANDOM = (
     "Bernoulli",
     "Dropout",
 )
-# An initializer is a tensor; lists of tensors, and tensors that may be absent, have no place in one.
+# An initializer is a tensor; it cannot hold lists of tensors, or optional tensors.
 _MAKES_NO_TENSOR = ("SequenceEmpty", "SequenceConstruct", "SplitToSequence", "SequenceMap", "Optional")
 _TENSOR_OF_SEQUENCE = ("SequenceAt", "SequenceLength", "ConcatFromSequence", "OptionalHasElement")
 
 
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every node evaluated that reads constants alone, and without constants that nothing reads.
+    """Return the model with every node evaluated that reads only constants, and without unread constants.
 
-    Constants of nodes (``Constant``) become initializers. The model that is given stays as it is.
+    Constants of nodes (``Constant``) become initializers. The given model is not changed.
     """
     flow = flow_of(model)
     folded = _foldable(flow)
@@ -51,7 +51,7 @@ def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def without_unread(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the initializers, and their descriptions, that no node reads."""
+    """Return the model without the initializers, and their descriptions, that no node reads."""
     flow = flow_of(model)
     kept = [tensor for tensor in model.graph.initializer if tensor.name in flow.readers or tensor.name in flow.outputs]
     names = {name for node in flow.nodes for name in node.output}
@@ -74,7 +74,7 @@ def _foldable(flow: Flow) -> set[int]:
 
 
 def _within_tensors(flow: Flow, found: set[int]) -> set[int]:
-    """Without nodes that hand on what is no tensor to nodes that stay."""
+    """Leave out nodes that pass something other than a tensor to nodes that stay."""
     makers: list[int] = []
     others: set[str] = set()
     for index in sorted(found):
@@ -91,7 +91,7 @@ def _within_tensors(flow: Flow, found: set[int]) -> set[int]:
 
 
 def _evaluated(flow: Flow, folded: set[int]) -> dict[str, onnx.TensorProto]:
-    """The values that nodes beyond the folded ones read."""
+    """Return the values that nodes outside the folded ones read."""
     if not folded:
         return {}
     wanted = [
@@ -122,15 +122,15 @@ def _evaluated(flow: Flow, folded: set[int]) -> dict[str, onnx.TensorProto]:
 
 
 def parameter_of(flow: Flow, name: str) -> str:
-    """The name of the largest constant that this one was made from, or its own.
+    """Return the name of the largest constant that this one was made from, or its own.
 
-    The first by the alphabet where several are as large: ``weight_ih_l0`` comes before ``weight_ih_l0_reverse``.
+    If several are equally large, the first alphabetically: ``weight_ih_l0`` comes before ``weight_ih_l0_reverse``.
     """
     return flow.constants[name].doc_string or name
 
 
 def _sources(flow: Flow, name: str) -> set[str]:
-    """The constants that a value is made from."""
+    """Return the constants that a value is made from."""
     sources, waiting = set(), [name]
     while waiting:
         current = waiting.pop()
@@ -149,7 +149,7 @@ def _grows(flow: Flow, name: str, tensor: onnx.TensorProto) -> bool:
 
 
 def _makers_of(flow: Flow, names: set[str]) -> set[int]:
-    """The nodes that these values hang on."""
+    """Return the nodes that these values depend on."""
     found, waiting = set(), list(names)
     while waiting:
         maker = flow.makers.get(waiting.pop())

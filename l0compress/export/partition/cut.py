@@ -1,6 +1,6 @@
-"""Cut a graph at chosen products: the rest falls into as few dense graphs as possible, in an order that works.
+"""Cut a graph at chosen products: the rest falls into as few dense graphs as possible, in a valid order.
 
-A node's *stage* is how many products lie on the longest way from the inputs to it. Dense nodes of one stage form one
+A node's *stage* is the number of products on the longest path from the inputs to it. Dense nodes of one stage form one
 segment; the products of a stage run after it, and depend neither on each other nor on later stages.
 """
 
@@ -27,9 +27,9 @@ class Cut:
     """A dense graph.
 
     Attributes:
-        model: ONNX without the constants that are named beside it.
+        model: ONNX without the constants listed below.
         inputs: the values that it reads.
-        outputs: the values that it makes.
+        outputs: the values that it produces.
         constants: names of the constants that it lacks.
     """
 
@@ -47,7 +47,7 @@ class Types:
 
 
 def types_of(model: onnx.ModelProto, examples: Sequence[dict[str, NDArray[np.generic]]]) -> Types:
-    """Describe values by what they were in several runs: a size that was always the same is what shape inference says.
+    """Describe values from several runs: for a size that was always the same, use what shape inference says.
 
     Args:
         model: the whole graph.
@@ -65,7 +65,7 @@ def types_of(model: onnx.ModelProto, examples: Sequence[dict[str, NDArray[np.gen
 
 
 def cut(flow: Flow, types: Types, chosen: Sequence[Candidate]) -> list[Cut | Candidate]:
-    """The graph as a sequence of dense graphs and of the chosen candidates.
+    """Return the graph as a sequence of dense graphs and of the chosen candidates.
 
     With nothing chosen that is one dense graph: the model itself.
     """
@@ -81,7 +81,7 @@ def cut(flow: Flow, types: Types, chosen: Sequence[Candidate]) -> list[Cut | Can
 
 
 def segment(flow: Flow, types: Types, nodes: Sequence[int]) -> Cut:
-    """Some nodes as a graph of their own."""
+    """Return some nodes as a separate graph."""
     inputs, outputs = _ends(flow, nodes)
     read = dict.fromkeys(name for index in nodes for name in flow.reads[index] if name in flow.constants)
     read.update(dict.fromkeys(name for name in outputs if name in flow.constants))
@@ -111,7 +111,7 @@ def _described(flow: Flow, types: Types, name: str) -> onnx.ValueInfoProto:
 
 
 def _stages(flow: Flow, chosen: Sequence[Candidate]) -> list[int]:
-    """The stage of every node."""
+    """Return the stage of every node."""
     owner = {node: position for position, candidate in enumerate(chosen) for node in candidate.nodes}
     stages = [0] * len(flow.nodes)
     for index in _order(flow, chosen, owner):
@@ -128,10 +128,10 @@ def _stages(flow: Flow, chosen: Sequence[Candidate]) -> list[int]:
 
 
 def _order(flow: Flow, chosen: Sequence[Candidate], owner: dict[int, int]) -> list[int]:
-    """Nodes in an order in which everything that a candidate reads comes before the candidate.
+    """Return nodes in an order in which everything that a candidate reads comes before the candidate.
 
-    The nodes of a candidate stand for one; its last node tells its place, since what lies between reads the candidate
-    at most through that one.
+    The nodes of a candidate count as one; its last node determines its place, since what lies between reads the
+    candidate at most through that one.
     """
     return [index for index in range(len(flow.nodes)) if index not in owner or index == chosen[owner[index]].nodes[-1]]
 
@@ -158,7 +158,7 @@ def _is_outside(tensor: onnx.TensorProto) -> bool:
 
 
 def _dims(known: onnx.ValueInfoProto | None, shapes: list[tuple[int, ...]]) -> list[int | str | None]:
-    """Sizes that are known to be fixed stay so; everything else gets its name, or none."""
+    """Keep sizes that are known to be fixed; everything else gets its name, or none."""
     inferred = list(known.type.tensor_type.shape.dim) if known is not None else []
     if len(inferred) != len(shapes[0]):
         return [None] * len(shapes[0])

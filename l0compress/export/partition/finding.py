@@ -1,4 +1,4 @@
-"""Find the products of a graph that may run sparse, with what before and after them becomes part of them."""
+"""Find the products of a graph that may run sparse, with the nodes before and after that become part of them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _with_activation(flow: Flow, candidate: Candidate, activations: tuple[str, .
 
 
 def _flattening(flow: Flow, candidate: Candidate) -> Candidate:
-    """With the flattening of its input, which would otherwise be a dense graph of its own."""
+    """Include the flattening of its input, which would otherwise be a dense graph of its own."""
     maker = flow.makers.get(candidate.inputs[0])
     if candidate.kind != "linear" or maker is None or flow.only_reader(candidate.inputs[0]) is None:
         return candidate
@@ -62,7 +62,7 @@ def _flattening(flow: Flow, candidate: Candidate) -> Candidate:
 
 
 def _activation(flow: Flow, value: str) -> tuple[str, tuple[int, ...]] | None:
-    """The activation that alone reads a value, and its nodes."""
+    """Return the activation that is the only reader of a value, and its nodes."""
     reader = flow.only_reader(value)
     if reader is not None:
         node = flow.nodes[reader]

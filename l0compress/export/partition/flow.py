@@ -1,4 +1,4 @@
-"""An ONNX graph as data flow: who makes a value, who reads it, and which values are constants."""
+"""An ONNX graph as data flow: who produces a value, who reads it, and which values are constants."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from onnx import helper, numpy_helper
 
 @dataclass(frozen=True, eq=False)
 class Flow:
-    """A graph with its values looked up.
+    """A graph with lookup tables for its values.
 
     Attributes:
         model: the graph.
         nodes: its nodes, in order.
-        reads: for each node the values that it reads, those of its inner graphs (If, Loop, Scan) included.
-        makers: the node that makes a value, by the value's name.
+        reads: for each node the values that it reads, including those of its inner graphs (If, Loop, Scan).
+        makers: the node that produces a value, by the value's name.
         readers: the nodes that read a value, by the value's name.
         constants: initializers by name.
         outputs: names of the graph's outputs.
@@ -37,17 +37,17 @@ class Flow:
     shapes: dict[str, tuple[int | str | None, ...]]
 
     def array(self, name: str) -> NDArray[np.generic]:
-        """A constant's values."""
+        """Return a constant's values."""
         return numpy_helper.to_array(self.constants[name])
 
     def only_reader(self, name: str) -> int | None:
-        """The node that alone reads a value, which is no output of the graph; None where there is no such node."""
+        """Return the only node that reads a value that is not a graph output; None if there is no such node."""
         readers = self.readers.get(name, ())
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
 
 def flow_of(model: onnx.ModelProto) -> Flow:
-    """Look up the values of a model.
+    """Build the lookup tables of a model.
 
     Example:
         >>> from onnx import helper, TensorProto
@@ -72,7 +72,7 @@ def flow_of(model: onnx.ModelProto) -> Flow:
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
-    """The attributes of a node that it was given, by name.
+    """Return the attributes that a node was given, by name.
 
     Example:
         >>> from onnx import helper
@@ -83,7 +83,7 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def has_inner_graph(node: onnx.NodeProto) -> bool:
-    """Whether a node has graphs of its own."""
+    """Return whether a node has graphs of its own."""
     return any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute)
 
 
@@ -104,7 +104,7 @@ def _reads(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _captured(graph: onnx.GraphProto) -> Iterator[str]:
-    """What an inner graph reads from outside."""
+    """Yield what an inner graph reads from outside."""
     own = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         yield from (name for name in _reads(node) if name not in own)

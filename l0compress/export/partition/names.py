@@ -1,4 +1,4 @@
-"""What layers and constants are called when they are spoken of: as in the user's model, as far as the graph tells."""
+"""Names of layers and constants for reports: as in the user's model, as far as the graph tells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from l0compress.export.partition.flow import Flow
 
 
 def layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:
-    """A layer's name: the user's where a parameter still bears it, or else that of the value that it makes."""
+    """Return a layer's name: the user's if a parameter still has it, or else that of the value that it produces."""
     for name in (weight, bias):
         parameter = "" if name is None else parameter_of(flow, name)
         if "." in parameter:
@@ -20,7 +20,7 @@ def layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:
 
 
 def recurrent_name(parameters: list[str], node: onnx.NodeProto) -> str | None:
-    """``lstm.l1`` for ``lstm.weight_ih_l1``: PyTorch's modules have several layers, of which each is a node."""
+    """Return ``lstm.l1`` for ``lstm.weight_ih_l1``: PyTorch's modules have several layers, each of which is a node."""
     for parameter in parameters:
         found = re.fullmatch(r"(?:(.+)\.)?(?:weight|bias)_[ih]h_(l\d+)(?:_reverse)?", parameter)
         if found is not None:
@@ -29,6 +29,6 @@ def recurrent_name(parameters: list[str], node: onnx.NodeProto) -> str | None:
 
 
 def spoken(flow: Flow, name: str, node: onnx.NodeProto) -> str:
-    """What to call a constant that stays dense: the user's parameter, or what the node makes."""
+    """Return the name of a constant that stays dense: the user's parameter, or the node's output."""
     parameter = parameter_of(flow, name)
     return parameter if "." in parameter else next(filter(None, node.output), name)

@@ -1,4 +1,4 @@
-"""What a node has to be to run sparse, operator by operator, and why it may not."""
+"""What a node must satisfy to run sparse, operator by operator, and why it may not."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from l0compress.export.partition.flow import Flow, attributes_of
 from l0compress.export.partition.names import layer_name, recurrent_name
 from l0compress.export.partition.recurrent import RECURRENT, recurrence_of, weights_of, why_dense
 
-# Below this share of zeros no engine gains, and below this size no layer is worth a step of its own.
+# Below this share of zeros no engine gains, and below this size no layer is worth its own step.
 FEWEST_ZEROS = 0.6
 FEWEST_ELEMENTS = 256
 
@@ -32,7 +32,7 @@ class Unfit(Exception):
 
 
 def sparse_share(flow: Flow, *names: str, kinds: Collection[int] = (TensorProto.FLOAT,)) -> float | None:
-    """Share of exact zeros of constants that together have enough of them; None for everything else."""
+    """Return the share of exact zeros of constants that together have enough of them; None for everything else."""
     tensors = [flow.constants.get(name) for name in names]
     if any(tensor is None or tensor.data_type not in kinds or len(tensor.dims) < 2 for tensor in tensors):
         return None
@@ -51,7 +51,7 @@ def _check_finite(flow: Flow, *names: str) -> None:
 
 
 def product(flow: Flow, index: int, weight: str, zeros: float) -> Candidate:
-    """The node of this index, which reads a weight with this share of zeros, as a candidate.
+    """Return the node at this index, which reads a weight with this share of zeros, as a candidate.
 
     Raises:
         Unfit: it cannot run sparse.
@@ -169,7 +169,7 @@ def _outputs(flow: Flow, weight: str, transposed: bool) -> int:
 
 
 def _is_vector(flow: Flow, name: str, size: int) -> bool:
-    """Whether a value is a constant with one finite number for each of ``size`` outputs."""
+    """Return whether a value is a constant with one finite number for each of ``size`` outputs."""
     tensor = flow.constants.get(name)
     if tensor is None or tensor.data_type != TensorProto.FLOAT or not tensor.dims:
         return False
@@ -177,6 +177,6 @@ def _is_vector(flow: Flow, name: str, size: int) -> bool:
 
 
 def _adds_dimensions(flow: Flow, constant: str, value: str) -> bool:
-    """Whether a constant has, or may have, more dimensions than a value, which gets them with the constant."""
+    """Return whether a constant has, or may have, more dimensions than a value, and so adds them to it."""
     rank = len(flow.constants[constant].dims)
     return rank > 1 and rank > len(flow.shapes.get(value, ()))

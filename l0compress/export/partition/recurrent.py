@@ -1,4 +1,4 @@
-"""Recurrent nodes as sparse layers: which of them may be one, and what of them are zeros that nothing has to make.
+"""Recurrent nodes as sparse layers: which of them qualify, and which of their initial states are just zeros.
 
 Source: the ONNX operator specifications of LSTM, GRU and RNN, opsets 14 and 22.
 """
@@ -17,7 +17,7 @@ RECURRENT = ("LSTM", "GRU", "RNN")
 
 _X, _W, _R, _B, _LENGTHS, _HIDDEN, _CARRIED, _PEEPHOLES = range(8)
 _DEFAULTS = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
-# Operators whose output holds nothing but what their first input holds.
+# Operators whose output contains only elements of their first input.
 _REARRANGING = (
     "Cast",
     "Expand",
@@ -34,9 +34,9 @@ _REARRANGING = (
 
 
 def without_zero_states(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with recurrent nodes that begin with zeros because no state is given, not because zeros are made.
+    """Return the model with recurrent nodes that start from zeros by omitting the state, not by computing zeros.
 
-    The model that is given stays as it is.
+    The given model is not changed.
     """
     flow = flow_of(model)
     result = onnx.ModelProto()
@@ -55,7 +55,7 @@ def without_zero_states(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def why_dense(flow: Flow, node: onnx.NodeProto) -> str | None:
-    """Why a recurrent node whose weights are sparse constants cannot be a layer; None where it can."""
+    """Return why a recurrent node whose weights are sparse constants cannot be a layer; None if it can."""
     given = attributes_of(node)
     bias = _input(node, _B)
     if bias and (bias not in flow.constants or flow.constants[bias].data_type != TensorProto.FLOAT):
@@ -78,7 +78,7 @@ def why_dense(flow: Flow, node: onnx.NodeProto) -> str | None:
 
 
 def recurrence_of(flow: Flow, node: onnx.NodeProto) -> tuple[tuple[str, ...], tuple[str, ...], Recurrence]:
-    """Inputs, outputs and the rest of a node that may be a layer, with its constants by their names in the graph."""
+    """Return inputs, outputs and the rest of a node that may be a layer, with its constants by their graph names."""
     cell = _cell(node)
     if cell is None:
         raise ValueError(f"{node.op_type} {node.name!r} cannot be a layer")
@@ -92,12 +92,12 @@ def recurrence_of(flow: Flow, node: onnx.NodeProto) -> tuple[tuple[str, ...], tu
 
 
 def weights_of(node: onnx.NodeProto) -> tuple[str, str, str | None]:
-    """The constants of a recurrent node: what multiplies the input, what multiplies the state, and the biases."""
+    """Return the constants of a recurrent node: the input's weight, the state's weight, and the biases."""
     return _input(node, _W), _input(node, _R), _input(node, _B) or None
 
 
 def _made(flow: Flow, node: onnx.NodeProto) -> list[int]:
-    """Which of a node's outputs are read."""
+    """Return which of a node's outputs are read."""
     return [place for place, name in enumerate(node.output) if name and (name in flow.readers or name in flow.outputs)]
 
 
@@ -127,7 +127,7 @@ def _input(node: onnx.NodeProto, place: int) -> str:
 
 
 def _is_zero(flow: Flow, name: str) -> bool:
-    """Whether a value holds nothing but zeros, whatever the inputs are."""
+    """Return whether a value is all zeros, whatever the inputs are."""
     while name:
         if name in flow.constants:
             return not np.any(flow.array(name))
@@ -145,7 +145,7 @@ def _is_zero(flow: Flow, name: str) -> bool:
 
 
 def _without_dead(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without the nodes that nothing reads."""
+    """Return the model without nodes whose outputs nothing reads."""
     kept: list[onnx.NodeProto] = []
     flow, alive = flow_of(model), {value.name for value in model.graph.output}
     for node, reads in zip(reversed(flow.nodes), reversed(flow.reads), strict=True):

@@ -1,4 +1,4 @@
-"""Nodes that only give a value another shape."""
+"""Nodes that only reshape a value."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from l0compress.export.partition.flow import Flow, attributes_of
 
 
 def flattened_from(flow: Flow, index: int) -> int | None:
-    """The dimension from which on a node makes all of its input one and changes nothing else; None: it does not.
+    """Return the dimension from which a node flattens its input, changing nothing else; None if it does not.
 
     Example:
         >>> from onnx import helper, TensorProto
@@ -29,12 +29,12 @@ def flattened_from(flow: Flow, index: int) -> int | None:
     if target is None or target.data_type != TensorProto.INT64 or before is None:
         return None
     sizes = flow.array(node.input[1]).tolist()
-    # With this attribute a 0 is a size, and not what was there.
+    # With this attribute a 0 is a size, and does not copy the input's.
     return None if given.get("allowzero", 0) and 0 in sizes else _last_dimensions(before, sizes)
 
 
 def _last_dimensions(before: tuple[int | str | None, ...], target: list[int]) -> int | None:
-    """Where a shape is cut so that all behind is one; -1 in a target is what is left, 0 what was there.
+    """Return where a shape is cut so that the rest is flattened; in a target -1 is the remainder, 0 the input's size.
 
     Example:
         >>> _last_dimensions(("batch", 1, 28, 28), [-1, 784]), _last_dimensions(("batch", 1, 28, 28), [0, -1])
@@ -50,6 +50,6 @@ def _last_dimensions(before: tuple[int | str | None, ...], target: list[int]) ->
     unknown = [dim for dim in range(kept) if not (target[dim] == 0 or target[dim] == before[dim])]
     if target[-1] == -1:
         return None if unknown else kept
-    # What is left is what was there if all the others are.
+    # The remainder equals the input's size if all the others do.
     is_left = [target[dim] for dim in unknown] in ([], [-1])
     return kept if is_left and size is not None and target[-1] == size else None

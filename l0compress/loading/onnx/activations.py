@@ -46,7 +46,7 @@ def hard_sigmoid(x: Tensor, *, alpha: float = 0.2, beta: float = 0.5) -> Tensor:
 
 @operator("Shrink")
 def shrink(x: Tensor, *, bias: float = 0.0, lambd: float = 0.5) -> Tensor:
-    """Source: the reference text of ONNX, Shrink."""
+    """Shrink. Source: the reference text of ONNX, Shrink."""
     return torch.where(x < -lambd, x + bias, torch.where(x > lambd, x - bias, 0.0))
 
 
@@ -80,7 +80,7 @@ register("com.microsoft::Gelu", gelu)
 
 @operator("PRelu", weights=(1,))
 def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    """The slope broadcasts from the last dimension; one a channel is PyTorch's own."""
+    """Parametric ReLU; the slope broadcasts from the last dimension, and one per channel is PyTorch's own."""
     shared = slope.numel() == 1
     by_channel = slope.dim() == x.dim() - 1 and slope.numel() == slope.shape[0]
     if x.dim() >= 2 and (shared or (by_channel and slope.shape[0] == x.shape[1])):
@@ -100,7 +100,7 @@ def log_softmax(x: Tensor, *, axis: int = -1) -> Tensor:
 
 @operator("Softmax")
 def flat_softmax(x: Tensor, *, axis: int = 1) -> Tensor:
-    """Up to version 12 of the operators: over all dimensions from ``axis`` on."""
+    """Softmax over all dimensions from ``axis`` on, as up to version 12 of the operators."""
     if axis_of(axis, x.dim()) == x.dim() - 1:
         return torch.softmax(x, -1)
     return torch.softmax(x.flatten(axis), -1).reshape(x.shape)
@@ -108,7 +108,7 @@ def flat_softmax(x: Tensor, *, axis: int = 1) -> Tensor:
 
 @operator("LogSoftmax")
 def flat_log_softmax(x: Tensor, *, axis: int = 1) -> Tensor:
-    """Up to version 12 of the operators: over all dimensions from ``axis`` on."""
+    """Log-softmax over all dimensions from ``axis`` on, as up to version 12 of the operators."""
     if axis_of(axis, x.dim()) == x.dim() - 1:
         return torch.log_softmax(x, -1)
     return torch.log_softmax(x.flatten(axis), -1).reshape(x.shape)

@@ -29,7 +29,7 @@ def attention(
     softcap: float = 0.0,
     softmax_precision: int = 1,
 ) -> tuple[Tensor]:
-    """Over (batch, heads, length, width), or (batch, length, heads * width) where the numbers of heads are given."""
+    """Attention over (batch, heads, length, width), or (batch, length, heads * width) if head counts are given."""
     del qk_matmul_output_mode, softmax_precision
     if wanted > 1 or past_key is not None or past_value is not None or lengths is not None:
         raise Refusal("it keeps keys and values from call to call")
@@ -69,7 +69,7 @@ def rotary_embedding(
     num_heads: int = 0,
     rotary_embedding_dim: int = 0,
 ) -> Tensor:
-    """Source: the reference text of ONNX, RotaryEmbedding."""
+    """Rotary embedding. Source: the reference text of ONNX, RotaryEmbedding."""
     flat = x.dim() == 3
     heads = _heads(x, num_heads or None) if flat else x
     width = rotary_embedding_dim or heads.shape[3]

@@ -1,7 +1,7 @@
-"""A parsed ONNX graph as an ``fx.GraphModule``: one call for every node, weights as parameters under their own names.
+"""Build an ``fx.GraphModule`` from a parsed ONNX graph: one call per node, weights as parameters under their own names.
 
-What depends on constants alone is computed here, once. What depends on sizes is computed by every call, on the host, so
-that whoever captures the module sees arithmetic of sizes where the file has arithmetic of tensors.
+What depends only on constants is computed here, once. What depends on sizes is computed in every call, on the host, so
+that whoever captures the module sees size arithmetic where the file has tensor arithmetic.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ OLDEST_OPSET = 7
 
 
 def build(graph: Graph, opset: int) -> fx.GraphModule:
-    """Make a module of a graph, in evaluation mode.
+    """Build a module from a graph, in evaluation mode.
 
     Args:
         graph: the parsed file.
         opset: the version of ONNX's own operators that it uses.
 
     Raises:
-        NodeError: an operator is unknown, or does not take what the node gives it.
+        NodeError: an operator is unknown, or does not accept what the node gives it.
     """
     builder = _Builder(opset)
     values: dict[str, Value] = {"": None}
@@ -61,7 +61,7 @@ def build(graph: Graph, opset: int) -> fx.GraphModule:
 
 
 class _Builder:
-    """The graph that is being made, with the parameters and buffers that it uses."""
+    """The graph under construction, with its parameters and buffers."""
 
     def __init__(self, opset: int) -> None:
         self.opset = opset
@@ -77,7 +77,7 @@ class _Builder:
         return self.graph.placeholder(given)
 
     def add(self, graph: Graph, values: dict[str, Value]) -> None:
-        """Add the calls of a graph; ``values`` gets what they return."""
+        """Add the calls of a graph; their results are added to ``values``."""
         for name, tensor in graph.constants.items():
             values[name] = Known(tensor, name, trained=True)
         for node in graph.nodes:
@@ -93,7 +93,7 @@ class _Builder:
                     values[name] = result
 
     def returned(self, value: Value) -> fx.Node:
-        """What the module hands on: always a tensor."""
+        """Return the module's output for a value: always a tensor."""
         if isinstance(value, Flow):
             return self.graph.call_function(as_tensor, (value.node,)) if value.perhaps_host else value.node
         if value is None:
@@ -115,7 +115,7 @@ class _Builder:
         return folded if folded is not None else self._call(found, node, given, attributes)
 
     def _branch(self, node: Node, given: list[Value], values: dict[str, Value]) -> Sequence[Value]:
-        """The branch that a constant condition takes."""
+        """Add the branch that a constant condition takes."""
         (condition,) = given
         if not isinstance(condition, Known):
             raise Refusal(
@@ -128,7 +128,7 @@ class _Builder:
         return [inner[name] for name in taken.outputs]
 
     def _checked(self, found: Operator, node: Node, given: list[Value]) -> dict[str, Any]:
-        """The attributes of a node that its function takes."""
+        """Return the attributes of a node that its function takes."""
         unknown = found.unknown(list(node.attributes))
         if unknown:
             raise Refusal(f"its attribute {unknown[0]!r} is not known here")
@@ -143,14 +143,14 @@ class _Builder:
             inspect.signature(found.function).bind(*given, **attributes)
         except TypeError as reason:
             raise Refusal(f"it does not fit its operator ({reason})") from reason
-        except ValueError:  # a function of PyTorch itself, which says nothing of what it takes
+        except ValueError:  # a built-in PyTorch function, which has no signature
             return attributes
         return attributes
 
     def _folded(
         self, found: Operator, given: list[Value], attributes: dict[str, Any], node: Node
     ) -> Sequence[Value] | None:
-        """The results of arithmetic of sizes that are all known; None where there is something to be run."""
+        """Return the results of size arithmetic with known values; None if something has to be run."""
         known = [value for value in given if isinstance(value, Known)]
         sizes = all(v is None or is_size(v) or position in found.sizes for position, v in enumerate(given))
         if not (found.folds and known and sizes) or any(isinstance(value, Flow) for value in given):
@@ -197,7 +197,7 @@ class _Builder:
     def _constant(
         self, found: Operator, node: Node, given: list[Value], attributes: dict[str, Any]
     ) -> Callable[[], Any] | None:
-        """What computes a node now, where its inputs are weights or were computed of weights; None elsewhere."""
+        """Return a function that computes a node now, if its inputs are weights or computed from weights; else None."""
         if not given or any(isinstance(value, Flow) and value.constant is None for value in given):
             return None
 
@@ -212,10 +212,10 @@ class _Builder:
         return compute
 
     def _prepared(self, found: Operator, given: list[Value], attributes: dict[str, Any]) -> list[Any] | None:
-        """The arguments of an operator that wants its weights in another form."""
+        """Return the arguments of an operator that needs its weights in another form."""
         if found.prepare is None:
             return None
-        # Zeros of its own are what a layer starts from by itself; shared ones would tie the widths of layers.
+        # A layer starts from its own zeros by default; shared ones would tie the widths of layers.
         given = [None if isinstance(value, Flow) and value.zeros else value for value in given]
         made = found.prepare([value_now(value) for value in given], attributes)
         arguments: list[Any] = []
@@ -229,7 +229,7 @@ class _Builder:
         return arguments
 
     def _argument(self, found: Operator, given: list[Value], position: int, perhaps_host: bool) -> Any:
-        """One argument of a call: another call's result, a number, or a parameter."""
+        """Return one argument of a call: another call's result, a number, or a parameter."""
         value = given[position]
         if not isinstance(value, Known):
             return None if value is None else value.node

@@ -1,4 +1,4 @@
-"""Products of matrices."""
+"""Matrix products."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> Tensor:
-    """alpha * a @ b + beta * c, a linear layer where it is one."""
+    """Compute alpha * a @ b + beta * c, as a linear layer if it is one."""
     rows = a.t() if transA else a
     bias = c if c is None or beta == 1.0 else c * beta
     if transB and alpha == 1.0 and (bias is None or bias.dim() == 1):

@@ -52,7 +52,7 @@ def conv_transpose(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ) -> Tensor:
-    """What the padding takes off unevenly is cut from the result."""
+    """Transposed convolution; uneven padding is cut from the result."""
     kernel, count = _kernel(weight, kernel_shape), weight.dim() - 2
     steps, holes, more = strides or (1,) * count, dilations or (1,) * count, output_padding or (0,) * count
     function = _dimensions(_TRANSPOSED, count)
@@ -76,7 +76,7 @@ def conv_transpose(
 def _pads_for(
     x: Tensor, wanted: Any, how: tuple[Ints, Ints, Ints, Ints], *, upper: bool
 ) -> tuple[list[Any], list[Any]]:
-    """The padding that leaves the wanted sizes. Source: the reference text of ONNX, ConvTranspose."""
+    """Return the padding that gives the wanted sizes. Source: the reference text of ONNX, ConvTranspose."""
     before, after = [], []
     for size, target, width, step, hole, extra in zip(x.shape[2:], wanted, *how, strict=True):
         total = step * (size - 1) + extra + (width - 1) * hole + 1 - target

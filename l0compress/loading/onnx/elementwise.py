@@ -1,4 +1,4 @@
-"""Operators that work element by element."""
+"""Elementwise operators."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def mul(left: Any, right: Any) -> Any:
 
 @operator("Div", **PAIR)
 def div(left: Any, right: Any) -> Any:
-    """Of integers: rounded towards zero."""
+    """Divide; integers are rounded towards zero."""
     return _paired(left, right, _div_tensors, _div_numbers)
 
 
@@ -81,7 +81,7 @@ def _pow_tensors(left: Any, right: Any) -> Tensor:
 
 @operator("Mod", **PAIR)
 def mod(left: Any, right: Any, *, fmod: int = 0) -> Any:
-    """The sign is that of the divisor, or with ``fmod`` that of the dividend."""
+    """Return the remainder with the sign of the divisor, or with ``fmod`` that of the dividend."""
     if fmod:
         return _paired(left, right, torch.fmod, math.fmod)
     return _paired(left, right, torch.remainder, op.mod)
@@ -128,7 +128,7 @@ def logical_xor(left: Any, right: Any) -> Any:
 
 
 def as_bools(left: Any, right: Any) -> tuple[Any, Any]:
-    """Two truths, both tensors if one is: PyTorch's logic takes no plain ones."""
+    """Return two booleans, both tensors if one is: PyTorch's logical operators take no Python ones."""
     return (left, right) if is_host(left, right) else (as_tensor(left), as_tensor(right))
 
 
@@ -223,7 +223,7 @@ def where(condition: Any, left: Any, right: Any) -> Any:
 def clip(
     x: Tensor, lowest: Any = None, highest: Any = None, *, min: float | None = None, max: float | None = None
 ) -> Tensor:
-    """Bounds are attributes up to version 6 of the operators, and inputs later."""
+    """Clip; the bounds are attributes up to version 6 of the operators, and inputs later."""
     low = min if lowest is None else number(lowest)
     high = max if highest is None else number(highest)
     if low is None and high is None:

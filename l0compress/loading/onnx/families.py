@@ -1,4 +1,4 @@
-"""Every family of operators, imported so that it is in the table."""
+"""Imports every family of operators, so that they are in the table."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FAMILIES = (
 
 
 def find(name: str, opset: int) -> Operator | None:
-    """The operator as it is in a version of the operators, or None where it is unknown.
+    """Return the operator as of a version of the operators, or None if it is unknown.
 
     Examples:
         >>> find("Softmax", 17).since, find("Softmax", 9).since, find("NoSuchOperator", 17)

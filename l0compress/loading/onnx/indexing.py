@@ -59,7 +59,7 @@ def gather_elements(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
 
 
 def _wrapped(indices: Tensor, size: Any) -> Tensor:
-    """Negative indices count from the end."""
+    """Convert negative indices, which count from the end."""
     return torch.where(indices < 0, indices + size, indices)
 
 
@@ -68,7 +68,7 @@ def gather_nd(x: Tensor, indices: Tensor, *, batch_dims: int = 0) -> Tensor:
     picked = tuple(indices.unbind(-1))
     if not batch_dims:
         return x[picked]
-    # One range for every batch dimension, shaped to go along with the indices.
+    # One range per batch dimension, shaped to broadcast with the indices.
     rest = indices.dim() - 1
     ranges = tuple(
         torch.arange(x.shape[dim], device=x.device).reshape([-1 if other == dim else 1 for other in range(rest)])
@@ -90,7 +90,7 @@ def scatter_elements(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int =
 
 @operator("Scatter")
 def scatter(x: Tensor, indices: Tensor, updates: Tensor, *, axis: int = 0) -> Tensor:
-    """The name of ScatterElements up to version 10 of the operators."""
+    """ScatterElements under its name up to version 10 of the operators."""
     return scatter_elements(x, indices, updates, axis=axis)
 
 
@@ -117,7 +117,7 @@ def slice_(x: Any, starts: Any = None, ends: Any = None, axes: Any = None, steps
 
 @operator("Slice", folds=True)
 def attribute_slice(x: Any, *, starts: tuple[int, ...], ends: tuple[int, ...], axes: Axes = None) -> Any:
-    """Up to version 9 of the operators everything but the data is an attribute."""
+    """Slice as up to version 9 of the operators, with everything but the data as attributes."""
     return slice_(x, starts, ends, axes)
 
 
@@ -129,7 +129,7 @@ def _sliced_numbers(x: np.ndarray, dim: int, part: tuple[Any, Any, int]) -> np.n
 
 
 def _sliced(x: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
-    """A slice; one that runs backwards is a slice of the flipped tensor."""
+    """Slice one dimension; a backward slice is a slice of the flipped tensor."""
     if step < 0:
         size, step = x.shape[dim], -step
         x, start, end = x.flip(dim), _mirrored(start, size), _mirrored(end, size)
@@ -143,7 +143,7 @@ def _sliced(x: Tensor, dim: int, start: Any, end: Any, step: int) -> Tensor:
 
 
 def _mirrored(place: Any, size: Any) -> Any:
-    """Where a place lies when counted from the other side."""
+    """Return a position counted from the other end."""
     if isinstance(place, int) and place < 0:
         return _END if place <= -_END else -place - 1
     if isinstance(place, int) and place >= _END:
@@ -162,7 +162,7 @@ def pad(
     pads: tuple[int, ...] | None = None,
     value: float = 0.0,
 ) -> Tensor:
-    """Amounts are an attribute up to version 10 of the operators; negative ones crop."""
+    """Pad; the amounts are an attribute up to version 10 of the operators, and negative ones crop."""
     amounts = list(pads or ()) if given is None else numbers(given)
     dims = list(range(x.dim())) if axes is None else [axis_of(int(axis), x.dim()) for axis in numbers(axes)]
     before, after = [0] * x.dim(), [0] * x.dim()
@@ -184,7 +184,7 @@ def _is_zero(amount: Any) -> bool:
 
 
 def _padded_by_values(x: Tensor, first: int, pairs: list[Any], mode: str) -> Tensor:
-    """PyTorch pads by values the last dimensions of tensors that have two more in front."""
+    """Pad by values of the tensor; PyTorch does so on the last dimensions of tensors with two more in front."""
     count = x.dim() - first
     if count > 3:
         raise Refusal(f"it pads {count} dimensions by {mode!r} values")

@@ -1,4 +1,4 @@
-"""Shapes, and movement of data that neither mixes nor selects."""
+"""Shapes, and data movement that neither mixes nor selects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Axes = tuple[int, ...] | None
 
 
 def is_number(value: Any, wanted: int) -> bool:
-    """Whether a size is this number for certain; asking a symbolic one would fix it."""
+    """Return whether a size is known to be this number; comparing a symbolic one would fix it."""
     return not isinstance(value, SYMBOLIC) and value == wanted
 
 
@@ -49,7 +49,7 @@ def size(x: Any) -> np.ndarray:
 
 @operator("Reshape", sizes=(1,), folds=True)
 def reshape(x: Any, given: Any, *, allowzero: int = 0) -> Any:
-    """A 0 keeps the input's size, unless zeros are allowed."""
+    """Reshape; a 0 keeps the input's size, unless zeros are allowed."""
     wanted = numbers(given)
     if is_host(x):
         return host(x).reshape([int(count) for count in wanted])
@@ -60,7 +60,7 @@ def reshape(x: Any, given: Any, *, allowzero: int = 0) -> Any:
 
 @operator("Flatten")
 def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    """To two dimensions."""
+    """Flatten to two dimensions."""
     first = axis_of(axis, x.dim())
     if first == 0:
         return x.reshape(1, -1)
@@ -72,7 +72,7 @@ def flatten(x: Tensor, *, axis: int = 1) -> Tensor:
 
 @operator("Squeeze", sizes=(1,), folds=True)
 def squeeze(x: Any, given: Any = None, *, axes: Axes = None) -> Any:
-    """The axes are an attribute up to version 12 of the operators."""
+    """Squeeze; the axes are an attribute up to version 12 of the operators."""
     chosen = axes if given is None else tuple(int(axis) for axis in numbers(given))
     if is_host(x):
         return host(x).reshape(-1)[0:1].reshape(()) if chosen is None else host(np.squeeze(host(x), chosen))
@@ -85,7 +85,7 @@ def squeeze(x: Any, given: Any = None, *, axes: Axes = None) -> Any:
 
 @operator("Unsqueeze", sizes=(1,), folds=True)
 def unsqueeze(x: Any, given: Any = None, *, axes: Axes = None) -> Any:
-    """The axes are an attribute up to version 12 of the operators."""
+    """Unsqueeze; the axes are an attribute up to version 12 of the operators."""
     chosen = [int(axis) for axis in (axes or () if given is None else numbers(given))]
     rank = (host(x).ndim if is_host(x) else x.dim()) + len(chosen)
     for dim in sorted(axis_of(axis, rank) for axis in chosen):
@@ -110,7 +110,7 @@ def concat(*parts: Any, axis: int) -> Any:
 
 @operator("Split", sizes=(1,), many=True, folds=True)
 def split(x: Any, given: Any = None, *, num_outputs: int = 1, axis: int = 0, split: Axes = None) -> tuple[Any, ...]:
-    """Equal parts (the last may be smaller) where no sizes are given."""
+    """Split, into equal parts (the last may be smaller) if no sizes are given."""
     sizes = list(split or ()) if given is None else numbers(given)
     if is_host(x):
         values = host(x)
@@ -123,12 +123,12 @@ def split(x: Any, given: Any = None, *, num_outputs: int = 1, axis: int = 0, spl
 
 @operator("Expand", sizes=(1,))
 def expand(x: Tensor, given: Any) -> Tensor:
-    """Broadcast both ways: sizes of 1 on either side give way."""
+    """Broadcast in both directions: sizes of 1 on either side are expanded."""
     wanted, sizes = numbers(given), list(x.shape)
     rank = max(len(wanted), len(sizes))
     wanted, sizes = [1] * (rank - len(wanted)) + wanted, [1] * (rank - len(sizes)) + sizes
     missing = rank - x.dim()
-    # Both sizes are the same where neither is 1, and -1 says so without comparing free ones.
+    # If neither size is 1 they are equal, and -1 says so without comparing free ones.
     chosen = [
         target if is_number(own, 1) else (-1 if dim >= missing else own)
         for dim, (target, own) in enumerate(zip(wanted, sizes, strict=True))
@@ -143,7 +143,7 @@ def tile(x: Tensor, repeats: Any) -> Tensor:
 
 @operator("Cast", folds=True)
 def cast(x: Any, *, to: torch.dtype, saturate: int = 1, round_mode: str = "up") -> Any:
-    del saturate, round_mode  # of types with eight bits, which are refused
+    del saturate, round_mode  # for 8-bit types, which are refused
     if not is_host(x):
         return x.to(to)
     if to.is_floating_point:
@@ -163,7 +163,7 @@ def cast_like(x: Any, like: Any, *, saturate: int = 1, round_mode: str = "up") -
 
 @operator("ConstantOfShape", sizes=(0,), folds=True)
 def constant_of_shape(given: Any, *, value: float | int | bool = 0.0, dtype: torch.dtype = torch.float32) -> Any:
-    """Numbers on the host where they are few and integers, since those are shapes."""
+    """Fill a shape; a few integers stay on the host, since they are shapes themselves."""
     sizes = numbers(given)
     free = any(isinstance(count, SYMBOLIC) for count in sizes)
     if not free and len(sizes) == 1 and not dtype.is_floating_point and 0 <= sizes[0] <= MOST_ON_HOST:

@@ -1,4 +1,4 @@
-"""Names of a file as names in Python, and the module that holds parameters and buffers under them."""
+"""Names of a file as Python names, and the module that holds parameters and buffers under them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _TAKEN = frozenset(dir(nn.Module())) | {"self"}
 
 
 def identifier(name: str) -> str:
-    """A name that Python takes, as close to the given one as can be.
+    """Return a valid Python name as close as possible to the given one.
 
     Examples:
         >>> identifier("input.1"), identifier("class"), identifier("0"), identifier("")
@@ -24,7 +24,7 @@ def identifier(name: str) -> str:
 
 
 def path_of(name: str) -> str:
-    """A name with dots, as parameters within modules have them.
+    """Return a dotted name, like those of parameters within modules.
 
     Examples:
         >>> path_of("layer.0.weight"), path_of("onnx::MatMul_12"), path_of("forward..bias")
@@ -36,19 +36,19 @@ def path_of(name: str) -> str:
 
 
 class Attributes:
-    """Parameters and buffers of a module that is being made, each tensor of the file once."""
+    """Parameters and buffers of a module under construction, each tensor of the file once."""
 
     def __init__(self) -> None:
         self.root = nn.Module()
         self._paths: dict[tuple[str, bool], str] = {}
 
     def add(self, name: str, tensor: Tensor, *, trained: bool, shared: bool = True) -> str:
-        """Hold a tensor under its name, or one like it where that is taken; the same one twice is held once.
+        """Store a tensor under its name, or a similar one if that is taken; the same tensor is stored once.
 
         Args:
             name: in the file.
             tensor: the value.
-            trained: whether it is a parameter, not a buffer.
+            trained: whether it is a parameter rather than a buffer.
             shared: whether another use of the same name is the same tensor.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Normalisation, and the dropout beside it."""
+"""Normalisation, and dropout."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def batch_normalization(
     spatial: int = 1,
     training_mode: int = 0,
 ) -> tuple[Tensor]:
-    """ONNX's momentum is what is kept of the old statistics, PyTorch's what comes in of the new ones."""
-    del training_mode  # the state that a file was exported in; the outputs tell whether it matters
+    """Batch norm; ONNX's momentum is the weight of the old statistics, PyTorch's that of the new ones."""
+    del training_mode  # the mode that the file was exported in; the outputs tell whether it matters
     if not spatial:
         raise Refusal("it normalises every position by itself (spatial=0)")
     if wanted > 1:
         raise Refusal("it hands on its statistics, so it was exported for training")
-    # Here in evaluation mode; what is captured of it is switched between the modes as PyTorch's own is.
+    # In evaluation mode here; once captured, it switches between the modes like PyTorch's own.
     return (F.batch_norm(x, mean, variance, scale, bias, False, 1 - momentum, epsilon),)
 
 
@@ -71,7 +71,7 @@ def skip_layer_normalization(
     wanted: int = 1,
     epsilon: float = 1e-12,
 ) -> tuple[Tensor | None, ...]:
-    """The layer norm of a sum; the sum itself is the fourth output."""
+    """Layer norm of a sum; the sum itself is the fourth output."""
     joined = x + skip if bias is None else x + skip + bias
     normal = F.layer_norm(joined, list(scale.shape), scale, shift, epsilon)
     return (normal,) if wanted == 1 else (normal, None, None, joined)
@@ -124,7 +124,7 @@ def dropout(
     ratio: float = 0.5,
     seed: int = 0,
 ) -> tuple[Tensor]:
-    """Off here; what is captured of it is switched on by training, whatever the file was exported for."""
+    """Dropout, off here; once captured, training switches it on, whatever the file was exported for."""
     del training_given, seed
     if wanted > 1:
         raise Refusal("it hands on which values it dropped")

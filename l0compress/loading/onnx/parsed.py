@@ -1,4 +1,4 @@
-"""An ONNX graph as plain values: what the reader hands to the builder."""
+"""An ONNX graph as plain values: what the reader passes to the builder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One operator at work.
+    """One use of an operator.
 
     Attributes:
-        operator: its name, with the domain and two colons in front unless that is ONNX's own.
+        operator: its name, prefixed by the domain and two colons unless that is ONNX's own.
         label: how messages call the node.
-        inputs: names of values, empty where one is left out.
+        inputs: names of values, empty for omitted ones.
         outputs: names of values.
-        used: the outputs that something takes.
-        attributes: numbers, tuples, texts, tensors and dtypes by name.
+        used: the outputs that are read.
+        attributes: numbers, tuples, strings, tensors and dtypes by name.
         branches: graphs by the name of the attribute that holds them.
     """
 
@@ -38,8 +38,8 @@ class Graph:
 
     Attributes:
         constants: the tensors of the file by name.
-        inputs: names of what the graph is called with.
-        outputs: names of what it returns.
+        inputs: names of the graph's inputs.
+        outputs: names of the graph's outputs.
     """
 
     nodes: tuple[Node, ...]

@@ -30,7 +30,7 @@ def max_pool(
     storage_order: int = 0,
     strides: Ints | None = None,
 ) -> tuple[Tensor]:
-    del storage_order  # of the positions, which are refused
+    del storage_order  # of the indices output, which is refused
     if wanted > 1:
         raise Refusal("it hands on the positions of the largest values")
     count = len(kernel_shape)
@@ -82,7 +82,7 @@ def lp_pool(
     pads: Ints | None = None,
     strides: Ints | None = None,
 ) -> Tensor:
-    """The p-norm of every window, whose mean is that of the powers."""
+    """Return the p-norm of every window, from the mean of the powers."""
     mean = average_pool(
         x.abs() ** p,
         kernel_shape=kernel_shape,

@@ -11,7 +11,7 @@ from torch import Tensor
 from l0compress.loading.onnx.registry import Prepare, operator
 from l0compress.loading.onnx.values import Refusal
 
-# Blocks of rows, one a gate: where PyTorch's i, f, g, o lie in ONNX's i, o, f, c; its r, z, n in z, r, h.
+# Blocks of rows, one per gate: where PyTorch's i, f, g, o are in ONNX's i, o, f, c; its r, z, n in z, r, h.
 _ORDER = {"lstm": (0, 2, 3, 1), "gru": (1, 0, 2), "rnn": (0,)}
 _DEFAULTS = {"lstm": ("Sigmoid", "Tanh", "Tanh"), "gru": ("Sigmoid", "Tanh"), "rnn": ("Tanh",)}
 _WEIGHT, _RECURRENCE, _BIAS = 1, 2, 3
@@ -19,7 +19,7 @@ _SIDES = ("", "_reverse")
 
 
 def _prepared(cell: str) -> Prepare:
-    """What makes of W, R and B one weight a direction, with the rows in PyTorch's order."""
+    """Return a function that turns W, R and B into one weight per direction, with rows in PyTorch's order."""
 
     def prepare(inputs: Sequence[Tensor | None], attributes: dict[str, Any]) -> dict[int, list[tuple[str, Tensor]]]:
         hidden = attributes.get("hidden_size")
@@ -50,7 +50,7 @@ def _rows(weight: Tensor, cell: str, hidden: int | None) -> Tensor:
 
 
 def _check(cell: str, direction: str, activations: tuple[str, ...] | None, refused: dict[str, Any]) -> int:
-    """The number of directions.
+    """Return the number of directions.
 
     Raises:
         Refusal: PyTorch has no such layer.
@@ -67,7 +67,7 @@ def _check(cell: str, direction: str, activations: tuple[str, ...] | None, refus
 
 
 def _weights(w: Any, r: Any, b: Any) -> list[Tensor]:
-    """The list that PyTorch's operators take."""
+    """Return the list of weights that PyTorch's operators take."""
     if b is None:
         return [part for pair in zip(w, r, strict=True) for part in pair]
     return [part for d in range(len(w)) for part in (w[d], r[d], b[2 * d], b[2 * d + 1])]
@@ -76,10 +76,10 @@ def _weights(w: Any, r: Any, b: Any) -> list[Tensor]:
 def _run(
     x: Tensor, states: list[Tensor | None], weights: list[Tensor], call: Callable[..., Any], how: tuple[str, int]
 ) -> tuple[Tensor, ...]:
-    """A layer over sequences: the outputs with a dimension of directions, and the last states.
+    """Run a layer over sequences: returns the outputs with a dimension of directions, and the last states.
 
     Args:
-        how: the direction and ONNX's layout, 1 for the batch in front.
+        how: the direction and ONNX's layout, 1 for batch first.
     """
     (direction, layout), sides = how, 2 if how[0] == "bidirectional" else 1
     source = x.transpose(0, 1) if layout else x

@@ -1,4 +1,4 @@
-"""Reductions, sorting and running sums."""
+"""Reductions, sorting and cumulative sums."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REDUCTION: dict[str, Any] = {"sizes": (1,)}
 
 
 def dims_of(x: Tensor, given: Any, axes: Axes, noop: int) -> list[int]:
-    """The dimensions to reduce: all where none are given, unless that means none."""
+    """Return the dimensions to reduce: all if none are given, unless that means none."""
     chosen = list(axes or ()) if given is None else numbers(given)
     if not chosen:
         return [] if noop else list(range(x.dim()))
@@ -127,7 +127,7 @@ def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: i
 def top_k(
     x: Tensor, given: Any = None, *, k: int | None = None, axis: int = -1, largest: int = 1, sorted: int = 1
 ) -> tuple[Tensor, Tensor]:
-    """How many is an attribute up to version 9 of the operators."""
+    """Return the largest values; how many is an attribute up to version 9 of the operators."""
     count = number(k if given is None else given)
     values, positions = torch.topk(x, count, axis, bool(largest), bool(sorted))
     return values, positions

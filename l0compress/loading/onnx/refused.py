@@ -1,4 +1,4 @@
-"""Operators that are not read, each with the true reason."""
+"""Unsupported operators, each with the true reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BY_OPERATOR = {name: reason for reason, names in _REASONS.items() for name in n
 
 
 def reason_against(name: str) -> str:
-    """Why an operator is not read; ``name`` has its domain in front, as in the table of operators.
+    """Return why an operator is not supported; ``name`` includes its domain, as in the table of operators.
 
     Examples:
         >>> reason_against("Loop").partition(";")[0]

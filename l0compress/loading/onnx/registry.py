@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-# Makes of a node's weights, by position, those that PyTorch wants: by position a list of a suffix and a tensor.
+# Turns a node's weights, by position, into those that PyTorch wants: by position a list of a suffix and a tensor.
 Prepare = Callable[[Sequence[Tensor | None], dict[str, Any]], dict[int, list[tuple[str, Tensor]]]]
 
 EVERY: Collection[int] = range(1 << 16)
@@ -21,16 +21,16 @@ class Operator:
     """How one operator is computed.
 
     Attributes:
-        function: takes the inputs in order (None for those that are left out) and the attributes by name.
+        function: takes the inputs in order (None for omitted ones) and the attributes by name.
         since: the first version of the operators (opset) that it is right for.
         sizes: positions of inputs that are numbers on the host: shapes, axes, pads.
-        scalars: positions of inputs that may be numbers where another input is a tensor.
-        indices: positions of inputs that index another one; those with negative numbers are given as numbers.
+        scalars: positions of inputs that may be numbers if another input is a tensor.
+        indices: positions of inputs that index another one; those with negative numbers are passed as numbers.
         weights: positions of inputs that are trained whatever their size.
-        statistics: positions of inputs that are updated in training, not trained.
-        folds: whether it computes on the host where all its inputs are there.
-        many: whether it returns a tuple, one entry an output.
-        prepare: makes other weights of the weights in the file.
+        statistics: positions of inputs that are updated in training but not trained.
+        folds: whether it computes on the host if all its inputs are there.
+        many: whether it returns a tuple, one entry per output.
+        prepare: turns the weights in the file into other weights.
     """
 
     function: Callable[..., Any]
@@ -45,19 +45,19 @@ class Operator:
     prepare: Prepare | None = None
 
     def unknown(self, attributes: Collection[str]) -> list[str]:
-        """The attributes that the function does not take."""
+        """Return the attributes that the function does not take."""
         if not attributes:
             return []
         try:
             known = inspect.signature(self.function).parameters
-        except ValueError:  # a function of PyTorch itself, which is given no attributes
+        except ValueError:  # a built-in PyTorch function, which gets no attributes
             return list(attributes)
         return [
             name for name in attributes if name not in known or known[name].kind is not inspect.Parameter.KEYWORD_ONLY
         ]
 
     def takes(self, name: str) -> bool:
-        """Whether the function has a parameter of that name."""
+        """Return whether the function has a parameter of that name."""
         return self.many and name in inspect.signature(self.function).parameters
 
 
@@ -68,7 +68,7 @@ def register(name: str, function: Callable[..., Any], **how: Any) -> None:
     """Add an operator; ``how`` are the attributes of :class:`Operator`.
 
     Args:
-        name: the operator's name, with its domain and two colons in front unless that is ONNX's own.
+        name: the operator's name, prefixed by its domain and two colons unless that is ONNX's own.
         function: what computes it.
     """
     found = _OPERATORS.setdefault(name, [])
@@ -87,6 +87,6 @@ def operator(name: str, **how: Any) -> Callable[[Function], Function]:
 
 
 def lookup(name: str, opset: int) -> Operator | None:
-    """The operator as it is in a version of the operators, or None where it is unknown."""
+    """Return the operator as of a version of the operators, or None if it is unknown."""
     fitting = [found for found in _OPERATORS.get(name, ()) if found.since <= opset]
     return fitting[-1] if fitting else None

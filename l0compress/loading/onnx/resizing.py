@@ -32,7 +32,7 @@ def resize(
     mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Tensor:
-    del roi, extrapolation_value  # of a mode that is refused
+    del roi, extrapolation_value  # for a mode that is refused
     refused = {
         "antialias": antialias,
         "exclude_outside": exclude_outside,
@@ -51,13 +51,13 @@ def resize(
 
 @operator("Resize", since=10, sizes=(1,))
 def scaled_resize(x: Tensor, scales: Any, *, mode: str = "nearest") -> Tensor:
-    """In version 10 of the operators coordinates are only multiplied."""
+    """Resize as in version 10 of the operators, where coordinates are only multiplied."""
     return _resized(x, *_targets(x, None, numbers(scales), None), (mode, "asymmetric", "floor"))
 
 
 @operator("Upsample", sizes=(1,))
 def upsample(x: Tensor, given: Any = None, *, mode: str = "nearest", scales: tuple[float, ...] | None = None) -> Tensor:
-    """What Resize was called up to version 9 of the operators."""
+    """Resize under its name up to version 9 of the operators."""
     factors = list(scales or ()) if given is None else numbers(given)
     return _resized(x, *_targets(x, None, factors, None), (mode, "asymmetric", "floor"))
 
@@ -66,7 +66,7 @@ def upsample(x: Tensor, given: Any = None, *, mode: str = "nearest", scales: tup
 def grid_sample(
     x: Tensor, grid: Tensor, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
 ) -> Tensor:
-    """Modes are called otherwise up to version 19 of the operators."""
+    """Sample at a grid; the modes have other names up to version 19 of the operators."""
     name = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)
     return F.grid_sample(x, grid, name, padding_mode, bool(align_corners))
 
@@ -74,14 +74,14 @@ def grid_sample(
 def _targets(
     x: Tensor, sizes: list[Any] | None, scales: list[Any] | None, axes: tuple[int, ...] | None
 ) -> tuple[list[Any], list[Any]]:
-    """The size that every dimension is brought to, None where it stays, and the factor."""
+    """Return the size that every dimension is resized to, None if it stays, and the factor."""
     dims = [axis_of(axis, x.dim()) for axis in axes] if axes is not None else list(range(x.dim()))
     targets: list[Any] = [None] * x.dim()
     ratios: list[Any] = [1.0] * x.dim()
     for position, dim in enumerate(dims):
         own = x.shape[dim]
         if sizes is not None:
-            # A batch and its channels are listed with the sizes that they have.
+            # Batch and channels are listed with their current sizes.
             same = dim < 2 or (not isinstance(own, SYMBOLIC) and own == sizes[position])
             targets[dim], ratios[dim] = (None, 1.0) if same else (sizes[position], sizes[position] / own)
         elif scales is not None and not (isinstance(scales[position], (int, float)) and scales[position] == 1.0):
@@ -114,11 +114,11 @@ def _resized(x: Tensor, targets: list[Any], ratios: list[Any], how: tuple[str, s
 def _interpolation(
     x: Tensor, targets: list[Any], ratios: list[Any], how: tuple[str, str, str]
 ) -> tuple[str, bool | None] | None:
-    """PyTorch's own mode that does the same, and whether it aligns corners; None where there is none."""
+    """Return the equivalent PyTorch mode, and whether it aligns corners; None if there is none."""
     mode, coordinates, rounding = how
     if x.dim() not in _LINEAR or targets[0] is not None or targets[1] is not None:
         return None
-    # The factor has to be the one that PyTorch infers of the sizes.
+    # The factor must be the one that PyTorch infers from the sizes.
     exact = all(_is_exact(own, ratio) for own, ratio in zip(x.shape, ratios, strict=True))
     if mode == "nearest":
         growing = all(isinstance(ratio, float) and ratio.is_integer() for ratio in ratios)
@@ -146,7 +146,7 @@ def _is_exact(own: Any, ratio: Any) -> bool:
 
 
 def _places(x: Tensor, dim: int, target: Any, ratio: Any, coordinates: str) -> Tensor:
-    """Where every new position lies among the old ones. Source: the reference text of ONNX, Resize."""
+    """Return where every new position lies among the old ones. Source: the reference text of ONNX, Resize."""
     new = torch.arange(target, device=x.device, dtype=torch.float32)
     own = x.shape[dim]
     if coordinates == "asymmetric":

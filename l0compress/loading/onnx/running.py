@@ -1,4 +1,4 @@
-"""Running one node: what every call in the graph of a module calls."""
+"""Run one node: the function behind every call in the graph of a module."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(name: str, opset: int, label: str, inputs: Sequence[Any], attributes: Ma
         attributes: by name.
 
     Raises:
-        ModelError: the node asks for what is not computed here.
+        ModelError: the node requires something that is not supported.
 
     Examples:
         >>> import torch
@@ -45,7 +45,7 @@ def run(name: str, opset: int, label: str, inputs: Sequence[Any], attributes: Ma
 
 
 def _coerced(found: Operator, inputs: Sequence[Any]) -> Sequence[Any]:
-    """The inputs, with numbers made tensors where the function takes nothing else."""
+    """Return the inputs, with numbers converted to tensors if the function takes nothing else."""
     if found.folds:
         return inputs
     like = next((value for value in inputs if isinstance(value, Tensor)), None)
@@ -62,7 +62,7 @@ def _stays(found: Operator, position: int, value: Any) -> bool:
 
 
 class OnnxTracer(fx.Tracer):
-    """Keeps the calls of :func:`run` when a module is built anew of its code, as pickle does."""
+    """Keeps the calls of :func:`run` when a module is rebuilt from its code, as pickle does."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(run, as_tensor))

@@ -1,4 +1,4 @@
-"""The plain operators of ONNX's domain of classical learning, as skl2onnx writes them around neural networks."""
+"""The simple operators of ONNX's classical machine learning domain, as skl2onnx writes them around networks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def scaler(x: Tensor, *, offset: Floats = (0.0,), scale: Floats = (1.0,)) -> Ten
 
 @operator("ai.onnx.ml::Normalizer")
 def normalizer(x: Tensor, *, norm: str = "MAX") -> Tensor:
-    """Every row by its norm; rows of zeros stay zeros."""
+    """Divide every row by its norm; rows of zeros stay zeros."""
     if norm == "MAX":
         size = x.amax(-1, keepdim=True)
     else:
@@ -48,7 +48,7 @@ def linear_classifier(
     multi_class: int = 0,
     post_transform: str = "NONE",
 ) -> tuple[Any, ...]:
-    """The label, which is left out, and the scores."""
+    """Return the scores; the label is dropped."""
     del wanted, multi_class
     classes = len(classlabels_ints) or len(classlabels_strings)
     if not classes or len(coefficients) % classes or len(coefficients) // classes != x.shape[-1]:

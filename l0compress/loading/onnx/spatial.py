@@ -16,7 +16,7 @@ Ints = tuple[int, ...]
 def pads_of(
     x: Tensor, kernel: Sequence[int], strides: Ints, dilations: Ints, given: tuple[Ints | None, str]
 ) -> tuple[list[Any], list[Any]]:
-    """Padding before and after each spatial dimension.
+    """Return the padding before and after each spatial dimension.
 
     Args:
         given: ``pads`` and ``auto_pad`` of the node.
@@ -39,14 +39,14 @@ def pads_of(
 
 
 def _same(size: Any, width: int, stride: int, dilation: int) -> Any:
-    """The padding that leaves ``ceil(size / stride)`` positions."""
+    """Return the padding that leaves ``ceil(size / stride)`` positions."""
     positions = (size + stride - 1) // stride
     missing = (positions - 1) * stride + (width - 1) * dilation + 1 - size
     return missing if stride == 1 else max(missing, 0)
 
 
 def padded(x: Tensor, before: Sequence[Any], after: Sequence[Any], value: float = 0.0) -> Tensor:
-    """The tensor with its spatial dimensions padded."""
+    """Pad the spatial dimensions of a tensor."""
     amounts = [amount for pair in zip(reversed(before), reversed(after), strict=True) for amount in pair]
     return F.pad(x, amounts, value=value)
 

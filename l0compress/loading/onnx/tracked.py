@@ -1,4 +1,4 @@
-"""What the builder knows of a value of the file before the model runs."""
+"""What the builder knows of a value in the file before the model runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from l0compress.loading.onnx.parsed import Node
 from l0compress.loading.onnx.registry import Operator
 from l0compress.loading.onnx.values import MOST_ON_HOST, as_tensor
 
-# Lists of sizes and factors are no longer than that; a longer list of floating-point numbers is a weight.
+# Lists of sizes and factors are no longer than this; a longer list of floating-point numbers is a weight.
 _FEW = 8
-# Operators that move what they are given and make nothing new.
+# Operators that move their input and create nothing new.
 _KEEPS_ZEROS = frozenset(
     {"Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose",
      "Unsqueeze"}
@@ -23,7 +23,7 @@ _KEEPS_ZEROS = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """A value that is known before the model runs.
+    """A value known before the model runs.
 
     Attributes:
         tensor: the value.
@@ -37,7 +37,7 @@ class Known:
 
     @property
     def fits_host(self) -> bool:
-        """Whether it can be part of arithmetic of sizes."""
+        """Whether it can take part in size arithmetic."""
         return self.tensor.numel() <= (_FEW if self.tensor.is_floating_point() else MOST_ON_HOST)
 
     @property
@@ -56,8 +56,8 @@ class Flow:
     Attributes:
         node: the call.
         perhaps_host: whether it may be on the host, since only sizes went into it.
-        constant: computes it now, where nothing but weights went into it.
-        zeros: whether it is nothing but zeros for certain.
+        constant: computes it now, if only weights went into it.
+        zeros: whether it is certain to be all zeros.
     """
 
     node: fx.Node
@@ -81,7 +81,7 @@ def makes_zeros(found: Operator, node: Node, given: list[Value]) -> bool:
 
 
 def value_now(value: Value) -> Tensor | None:
-    """A value that is known or can be computed now."""
+    """Return a value if it is known or can be computed now."""
     if isinstance(value, Known):
         return value.tensor
     return None if value is None or value.constant is None else value.constant()
@@ -97,7 +97,7 @@ def has_negative(tensor: Tensor) -> bool:
 
 
 def is_size(value: Known | Flow | None) -> bool:
-    """Whether a value is for certain a number of sizes, not a weight."""
+    """Return whether a value is certain to be a size rather than a weight."""
     return (
         isinstance(value, Known)
         and value.fits_host
@@ -106,7 +106,7 @@ def is_size(value: Known | Flow | None) -> bool:
 
 
 def stays_on_host(found: Operator, given: list[Value]) -> bool:
-    """Whether sizes may come of a call: where a table meets sizes that are free, what comes of it is a tensor."""
+    """Return whether a call may result in sizes: if a table meets free sizes, the result is a tensor."""
     data = [value for position, value in enumerate(given) if value is not None and position not in found.sizes]
     free = any(isinstance(value, Flow) for position, value in enumerate(given) if position in found.sizes)
     known = [value for value in data if isinstance(value, Known)]

@@ -11,16 +11,16 @@ from torch import Tensor
 
 
 class Refusal(ValueError):
-    """Why a node is not computed here; who runs the node adds which one it is."""
+    """Why a node is not supported; whoever runs the node adds which one it is."""
 
 
 SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
-# More elements than that are never kept as numbers: no shape, no list of axes is so long.
+# Larger values are never kept as numbers: no shape or list of axes is that long.
 MOST_ON_HOST = 256
 
 
 def is_host(*values: Any) -> bool:
-    """Whether all of these are numbers, or arrays of numbers, and none is a tensor.
+    """Return whether all of these are numbers, or arrays of numbers, and none is a tensor.
 
     Examples:
         >>> is_host(3, (1, 2)), is_host(3, torch.zeros(2))
@@ -30,7 +30,7 @@ def is_host(*values: Any) -> bool:
 
 
 def host(value: Any) -> np.ndarray:
-    """A value as an array of Python or symbolic numbers.
+    """Return a value as an array of Python or symbolic numbers.
 
     Examples:
         >>> host((1, 2)) + host(3)
@@ -53,7 +53,7 @@ def host(value: Any) -> np.ndarray:
 
 
 def numbers(value: Any) -> list[Any]:
-    """The numbers of a value on the host, in order.
+    """Return the numbers of a value on the host, in order.
 
     Examples:
         >>> numbers(((1, 2), (3, 4))), numbers(5)
@@ -63,12 +63,12 @@ def numbers(value: Any) -> list[Any]:
 
 
 def has_symbols(value: Any) -> bool:
-    """Whether some number of a value on the host is a size that is free."""
+    """Return whether a value on the host contains a free size."""
     return any(isinstance(item, SYMBOLIC) for item in numbers(value))
 
 
 def number(value: Any) -> Any:
-    """The one number of a value on the host.
+    """Return the single number of a value on the host.
 
     Raises:
         Refusal: there is none, or more than one.
@@ -91,7 +91,7 @@ def on_host(function: Callable[..., Any], *values: Any) -> np.ndarray:
 
 
 def as_tensor(value: Any, like: Tensor | None = None) -> Tensor:
-    """A value as a tensor: int64, float32 or bool, or the type and device of ``like`` where both are floating.
+    """Return a value as a tensor: int64, float32 or bool, or with the type and device of ``like`` if both are floating.
 
     Examples:
         >>> as_tensor((1, 2)), as_tensor(0.5, like=torch.zeros(1, dtype=torch.float64)).dtype
@@ -120,7 +120,7 @@ def _dtype_of(found: list[Any]) -> torch.dtype:
 
 
 def operand(value: Any, like: Tensor) -> Any:
-    """A value as an operand of arithmetic with ``like``: a single number stays one, unless it adds dimensions."""
+    """Return a value as an operand for ``like``: a single number stays one, unless it adds dimensions."""
     if isinstance(value, Tensor):
         return value
     array = host(value)
@@ -128,14 +128,14 @@ def operand(value: Any, like: Tensor) -> Any:
 
 
 def operands(left: Any, right: Any) -> tuple[Any, Any]:
-    """Two operands, at least one of which is a tensor."""
+    """Return two operands, at least one of which is a tensor."""
     if isinstance(left, Tensor):
         return left, operand(right, left)
     return operand(left, right), right
 
 
 def axis_of(axis: int, rank: int) -> int:
-    """An axis counted from the front.
+    """Return an axis counted from the front.
 
     Examples:
         >>> axis_of(-1, 4)
