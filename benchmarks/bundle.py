@@ -32,11 +32,11 @@ from pretrained import PACKAGE, minilm_folder
 from torch import nn
 
 import l0compress as l0
-from l0compress.bench import BenchReport, bench
-from l0compress.calls import Call, named_leaves
 from l0compress.export.csr import ExportedBundle
 from l0compress.export.session import OnnxSession
-from l0compress.report import bundle_table
+from l0compress.measure.bench import BenchReport, bench
+from l0compress.measure.report import bundle_table
+from l0compress.verification.calls import Call, named_leaves
 from l0compress_runtime import load
 from l0compress_runtime.sessions import SLOW_FUSIONS
 

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from l0compress.training.harden import harden
     from l0compress.training.settings import FinetuneSettings
     from l0compress.training.sparsity import keep_zeros_
-    from l0compress.verify import verify
+    from l0compress.verification.equality import verify
 
 __version__ = "0.1.0"
 
@@ -104,7 +104,7 @@ _HOMES = {
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
     "unshrink_state": "l0compress.graph",
-    "verify": "l0compress.verify",
+    "verify": "l0compress.verification.equality",
 }
 
 __all__ = [

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0compress.calls import Call
 from l0compress.export.csr import CsrSettings, ExportedBundle, export_csr
 from l0compress.graph import CapturedGraph, capture
+from l0compress.verification.calls import Call
 
 SPARSE = CsrSettings(measure=False, threads=1)
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import l0compress as l0
-from l0compress.bench import bench
 from l0compress.data import Batch, Data, Split
 from l0compress.errors import ModelError
 from l0compress.export.bundled import BundleSession
@@ -20,6 +19,7 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2, export_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.cost import cost
+from l0compress.measure.bench import bench
 from l0compress.pipeline.compress import compress
 from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings

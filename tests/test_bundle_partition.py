@@ -15,7 +15,6 @@ from bundles import NETWORKS, SPARSE, Recurrent, mlp_graph, randomised
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from l0compress.calls import Call, checked_batch_sizes
 from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export import csr
 from l0compress.export.csr import ExportedBundle, export_csr
@@ -26,6 +25,7 @@ from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
 from l0compress.export.partition.views import flattened_from
 from l0compress.graph import capture
+from l0compress.verification.calls import Call, checked_batch_sizes
 from l0compress_runtime import load
 from l0compress_runtime.archive import Archive, FormatError
 from l0compress_runtime.coding import decode

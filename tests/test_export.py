@@ -22,7 +22,6 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.bundled import BundleSession
 from l0compress.export.csr import export_csr
@@ -32,6 +31,7 @@ from l0compress.export.pt2 import export_pt2, exported_program
 from l0compress.export.quantize import annotate_
 from l0compress.export.session import TOLERANCE_KEY, OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
+from l0compress.verification.calls import Call
 
 EXPORTERS = pytest.mark.parametrize("export, name", [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
 

@@ -13,7 +13,6 @@ import torch
 from conftest import run_cli
 from torch import Tensor, nn
 
-from l0compress.calls import Call
 from l0compress.errors import NotEqualError, RunError
 from l0compress.export.files import has_external_data, size_on_disk
 from l0compress.export.onnx import export_onnx
@@ -21,7 +20,8 @@ from l0compress.export.pt2 import export_pt2
 from l0compress.export.quantize import quantize_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, capture
-from l0compress.verify import difference, verify
+from l0compress.verification.calls import Call
+from l0compress.verification.equality import difference, verify
 
 
 def layers() -> CapturedGraph:

@@ -19,7 +19,6 @@ from onnx import numpy_helper
 from quantized_weights import Reader, integer_operands, integer_products
 from torch import nn
 
-from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, SurgeryError
 from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
@@ -29,6 +28,7 @@ from l0compress.export.unsharing import unshared
 from l0compress.graph import CapturedGraph, capture
 from l0compress.loading import load_data
 from l0compress.pipeline import quantizing
+from l0compress.verification.calls import Call
 
 
 def two_layers() -> CapturedGraph:

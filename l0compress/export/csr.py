@@ -20,14 +20,6 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.calls import (
-    Call,
-    checked_batch_sizes,
-    example_call,
-    example_calls,
-    has_free_batch,
-    sized_example,
-)
 from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundled import BundleSession
@@ -43,9 +35,15 @@ from l0compress.export.partition.recurrent import without_zero_states
 from l0compress.export.session import named_feeds
 from l0compress.export.whys import whys
 from l0compress.graph.capture import CapturedGraph
-from l0compress.report import bundle_table
-from l0compress.table import Table
-from l0compress.verify import Model, check_tolerance, verify
+from l0compress.verification.calls import (
+    Call,
+    checked_batch_sizes,
+    example_call,
+    example_calls,
+    has_free_batch,
+    sized_example,
+)
+from l0compress.verification.equality import Model, check_tolerance, verify
 from l0compress_runtime.archive import FormatError
 from l0compress_runtime.arguments import MOST_THREADS
 from l0compress_runtime.coding import FLOAT_STORAGES
@@ -108,10 +106,6 @@ class ExportedBundle(Exported):
     manifest: Manifest
     onnx_bytes: int
 
-    def tables(self) -> tuple[Table, ...]:
-        """Every layer with its timings."""
-        return (bundle_table(self.manifest),) if self.manifest.layers else ()
-
     def lines(self) -> tuple[str, ...]:
         """What was checked, in words."""
         lines = (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
@@ -162,7 +156,7 @@ def export_csr(
         graph: the model; dimensions that are free in it stay free.
         path: the file to write, by custom ``*.l0c``.
         reference: what the bundle must agree with; by default the graph itself.
-        tolerance: as in :func:`l0compress.verify.verify`; larger by default where weights are rounded for storage.
+        tolerance: as in :func:`l0compress.verify`; larger by default where weights are rounded for storage.
         batch_sizes: what the choice is made for. A run takes the choice of the nearest one. The bundle is checked at
             the largest of them too.
         settings: storage, threads, engines.

@@ -21,6 +21,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from l0compress.data.inputs import Form
 from l0compress.errors import CaptureError, InputError, L0Error, LostInCaptureWarning
 from l0compress.graph.batch import (
     BatchDims,
@@ -48,7 +49,6 @@ from l0compress.graph.placement import apart, bring_here_
 from l0compress.graph.recurrent import any_length, by_layer_
 from l0compress.graph.state_writes import detach_state_, drop_state_writes_, written_state
 from l0compress.graph.training_mode import TrainingOnly, missing_in, note_attention_dropout_, training_run
-from l0compress.inputs import Form
 from l0compress.loading.torchscript import traced
 from l0compress.loading.wrappers import unwrapped
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from l0compress.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.data import AnySplit
 from l0compress.errors import NotEqualError, SurgeryError
 from l0compress.export.bundled import SUFFIX, is_bundle
@@ -16,13 +15,14 @@ from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
-from l0compress.footprint import footprint
 from l0compress.graph.capture import CapturedGraph
+from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
+from l0compress.measure.footprint import footprint
+from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
+from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run, reading_of
-from l0compress.report import Measured, bench_table, bundle_table, comparison_table
-from l0compress.table import Table
 from l0compress.training.course import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.calls import Call, sized_example
 from l0compress.errors import InputError
 from l0compress.export.bundled import SUFFIX
 from l0compress.export.csr import BATCH_SIZES, CsrSettings, export_csr
@@ -23,7 +22,8 @@ from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import export_int8
 from l0compress.pipeline.runs import CONFIG, Run, check_not_of, open_run
 from l0compress.training.settings import FinetuneSettings
-from l0compress.verify import verify
+from l0compress.verification.calls import Call, sized_example
+from l0compress.verification.equality import verify
 
 _EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "pt2": export_pt2}
 SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}

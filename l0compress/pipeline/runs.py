@@ -27,8 +27,8 @@ from typing import Any
 
 from l0compress.errors import InputError, RunError
 from l0compress.graph.cost import Cost
+from l0compress.measure.report import Measured
 from l0compress.pipeline.manifest import MANIFEST, Manifest, read_manifest
-from l0compress.report import Measured
 from l0compress.training.reading import Reading
 
 RUNS = Path("runs")

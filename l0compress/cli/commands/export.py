@@ -30,8 +30,9 @@ def export(
                 f"--calibrate counts the samples that static int8 is calibrated on, and {why}. Nothing was written. "
                 "Say --quantize int8-static, or leave it out."
             )
-        from l0compress.export.csr import CsrSettings
+        from l0compress.export.csr import CsrSettings, ExportedBundle
         from l0compress.export.quantize import Int8
+        from l0compress.measure.report import bundle_table
         from l0compress.pipeline.exporting import ExportOptions, export_run
 
         method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
@@ -48,6 +49,6 @@ def export(
         if as_json:
             print_json(exported.to_json())
             return
-        for table in exported.tables():
-            print_table(table)
+        if isinstance(exported, ExportedBundle) and exported.manifest.layers:
+            print_table(bundle_table(exported.manifest))
         print_lines([*exported.lines(), f"wrote {exported.path} ({exported.size_bytes:,} bytes)"])
