@@ -3,7 +3,7 @@
 The whole line in one call::
 
     result = l0.compress(model, data, target={"macs": 0.5})
-    l0.export_onnx(result.small, "small.onnx")      # or export_csr(result.small, "small.l0c"): sparse, without torch
+    l0.export_onnx(result.small, "small.onnx")      # or export_bundle(result.small, "small.l0c"): sparse, without torch
 
 In a training loop of your own, verb by verb, each documented where it is defined:
 
@@ -33,10 +33,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from l0compress.old_names import PUBLIC as _OLD_NAMES
+
 if TYPE_CHECKING:
     from l0compress.data import Batch, Data, Split, StreamSplit
     from l0compress.errors import L0Error
-    from l0compress.export.csr import CsrSettings, export_csr
+    from l0compress.export.bundle import BundleSettings, export_bundle
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
     from l0compress.export.quantize import quantize_onnx
@@ -71,9 +73,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "l0compress.data",
     "Budget": "l0compress.training.budget",
+    "BundleSettings": "l0compress.export.bundle",
     "CapturedGraph": "l0compress.graph",
     "Cost": "l0compress.graph",
-    "CsrSettings": "l0compress.export.csr",
     "Data": "l0compress.data",
     "DataSource": "l0compress.loading",
     "FinetuneSettings": "l0compress.training.settings",
@@ -84,7 +86,7 @@ _HOMES = {
     "capture": "l0compress.graph",
     "compress": "l0compress.pipeline.compress",
     "cost": "l0compress.graph",
-    "export_csr": "l0compress.export.csr",
+    "export_bundle": "l0compress.export.bundle",
     "export_onnx": "l0compress.export.onnx",
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
@@ -108,9 +110,9 @@ _HOMES = {
 __all__ = [
     "Batch",
     "Budget",
+    "BundleSettings",
     "CapturedGraph",
     "Cost",
-    "CsrSettings",
     "Data",
     "DataSource",
     "FinetuneSettings",
@@ -122,7 +124,7 @@ __all__ = [
     "capture",
     "compress",
     "cost",
-    "export_csr",
+    "export_bundle",
     "export_onnx",
     "export_pt2",
     "find_groups",
@@ -145,6 +147,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    name = _OLD_NAMES.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'l0compress' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

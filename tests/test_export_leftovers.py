@@ -129,11 +129,11 @@ class TestIntegersBesideRoundedWeights:
     ("flags", "message"),
     [
         (("--batch", "1"), "Layers are timed for bundles, and the format is 'onnx'. Nothing was written. Say --format "
-         "csr, or leave out --batch and --threads."),
+         "bundle, or leave out --batch and --threads."),
         (("--threads", "1", "--format", "pt2"), "Layers are timed for bundles, and the format is 'pt2'. Nothing was "
-         "written. Say --format csr, or leave out --batch and --threads."),
+         "written. Say --format bundle, or leave out --batch and --threads."),
         (("--dtype", "int8"), "Storage and engines are chosen for bundles, and the format is 'onnx'. Nothing was "
-         "written. Say --format csr, or leave out --dtype and --engines."),
+         "written. Say --format bundle, or leave out --dtype and --engines."),
         (("--calibrate", "8"), "--calibrate counts the samples that static int8 is calibrated on, and the file is not "
          "quantized. Nothing was written. Say --quantize int8-static, or leave it out."),
         (("--calibrate", "8", "--quantize", "int8-dynamic"), "--calibrate counts the samples that static int8 is "

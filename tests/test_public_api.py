@@ -27,6 +27,11 @@ def test_no_verb_has_the_name_of_a_module_that_would_hide_it() -> None:
     assert not modules & set(l0.__all__)
 
 
+def test_old_spellings_are_the_names_of_today_and_are_listed_nowhere() -> None:
+    assert l0.export_csr is l0.export_bundle and l0.CsrSettings is l0.BundleSettings
+    assert not {"export_csr", "CsrSettings"} & {*l0.__all__, *dir(l0)}
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"^module 'l0compress' has no attribute 'compres'$"):
         _ = l0.compres

@@ -290,7 +290,11 @@ class TestExport:
     ) -> None:
         monkeypatch.setattr(quantize, "quantize_dynamic", spoiling(negated_))
         measured = printed_json("bench", finished / "run", "--batch", "1", "--threads", "1")
-        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small", "small csr"]
+        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == [
+            "dense",
+            "small",
+            "small bundle",
+        ]
         assert measured["int8_metrics"] == {}
         assert [note.split(":")[0] for note in measured["notes"]] == ["No int8 form of dense", "No int8 form of small"]
 

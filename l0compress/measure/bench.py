@@ -18,7 +18,7 @@ from torch import nn
 
 from l0compress.devices import device_of, synchronize
 from l0compress.errors import InputError, RunError
-from l0compress.export.bundled import BundleSession, Session, is_bundle
+from l0compress.export.bundle_session import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession

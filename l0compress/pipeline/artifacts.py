@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import RunError
-from l0compress.export.bundled import SUFFIX, Session, is_bundle
+from l0compress.export.bundle_session import SUFFIX, Session, is_bundle
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph

@@ -10,8 +10,8 @@ from typing import Any
 
 from l0compress.data import AnySplit
 from l0compress.errors import NotEqualError, SurgeryError
-from l0compress.export.bundled import SUFFIX, is_bundle
-from l0compress.export.csr import CsrSettings, export_csr
+from l0compress.export.bundle import BundleSettings, export_bundle
+from l0compress.export.bundle_session import SUFFIX, is_bundle
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
@@ -29,7 +29,7 @@ from l0compress_runtime.bundle import read_manifest
 from l0compress_runtime.manifest import Manifest
 
 DENSE, SMALL = "dense", "small"
-INT8, CSR = " int8", " csr"
+INT8, BUNDLE = " int8", " bundle"
 _NO_INT8 = "ONNX files alone have an int8 form; give an .onnx artifact to compare with it."
 
 
@@ -133,7 +133,7 @@ def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: 
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
     origin = origin_of(run)
-    kind = INT8 if checked.quantization else CSR if is_bundle(artifact) else ""
+    kind = INT8 if checked.quantization else BUNDLE if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
         forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
         notes = _add_int8_(forms, DENSE, origin.data.train)
@@ -153,9 +153,9 @@ def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactB
         forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
         notes += _add_int8_(forms, SMALL, train)
         path = Path(folder, f"small{SUFFIX}")
-        settings = CsrSettings(threads=threads)
-        bundle = export_csr(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
-        forms[SMALL + CSR] = bundle.path
+        settings = BundleSettings(threads=threads)
+        bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+        forms[SMALL + BUNDLE] = bundle.path
         report = _timed(forms, origin.dense, batch_sizes, threads)
         scores, reading = score_files(origin, forms), origin.objective.reading
     return ArtifactBench(report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes)

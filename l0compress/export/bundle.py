@@ -1,4 +1,6 @@
-"""Export to a bundle: sparse layers as CSR, the rest as ONNX; it needs no torch and is no slower than the dense model.
+"""Export to a bundle: sparse layers as CSR, the rest as ONNX.
+
+A bundle runs without torch and is no slower than the dense model.
 
 requires: a captured graph that exports to ONNX.
 ensures:  the bundle, loaded again, computes what the reference computes; the same graph and the same choices give the
@@ -22,7 +24,7 @@ from torch import Tensor
 
 from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
-from l0compress.export.bundled import BundleSession
+from l0compress.export.bundle_session import BundleSession
 from l0compress.export.choosing import chosen_plans
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
@@ -58,7 +60,7 @@ WITH_TORCH = ("torch",)
 
 
 @dataclass(frozen=True)
-class CsrSettings:
+class BundleSettings:
     """How a bundle is made.
 
     Attributes:
@@ -137,14 +139,14 @@ class ExportedBundle(Exported):
         }
 
 
-def export_csr(
+def export_bundle(
     graph: CapturedGraph,
     path: str | Path,
     *,
     reference: Model | None = None,
     tolerance: float | None = None,
     batch_sizes: Sequence[int] | int = BATCH_SIZES,
-    settings: CsrSettings | None = None,
+    settings: BundleSettings | None = None,
 ) -> ExportedBundle:
     """Write ``graph`` as a bundle, if the bundle computes what the reference computes.
 
@@ -174,12 +176,12 @@ def export_csr(
         >>> layer.weight.data *= keep
         >>> graph = l0.capture(layer, (torch.randn(2, 64),))
         >>> path = Path(tempfile.mkdtemp(), "model.l0c")
-        >>> exported = export_csr(graph, path, settings=CsrSettings(measure=False))
+        >>> exported = export_bundle(graph, path, settings=BundleSettings(measure=False))
         >>> exported.size_bytes < exported.onnx_bytes / 4
         True
     """
     check_tolerance(tolerance)
-    settings = settings or CsrSettings()
+    settings = settings or BundleSettings()
     sizes = checked_batch_sizes(batch_sizes)
     engines = [engine.name for engine in find(settings.engines) if settings.engines or engine.name not in WITH_TORCH]
     destination = Path(path)
@@ -289,7 +291,7 @@ def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
     return dict(zip(sizes, example_calls(graph, sizes)[1:], strict=True))
 
 
-def _about(settings: CsrSettings) -> dict[str, str]:
+def _about(settings: BundleSettings) -> dict[str, str]:
     return {
         "producer": f"l0compress {version('l0compress')}",
         "storage": settings.storage,
