@@ -12,10 +12,10 @@ CUT, PRODUCTS = "../export/partition/cut.py", "../export/partition/products.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
-RECURRENT_NODES, READING = "../export/partition/recurrent.py", f"{ALONE}/reading.py"
+RECURRENT_NODES, READING = "../export/partition/recurrent_nodes.py", f"{ALONE}/reading.py"
 KERNELS, STEPS = f"{ALONE}/engines/numba_recurrent_kernels.py", f"{ALONE}/engines/scipy_recurrent.py"
 NUMBA, NUMBA_LOOPS = f"{ALONE}/engines/numba_engine.py", "../test_engines_numba.py"
-CONSTANTS, VIEWS = "../export/partition/constants.py", "../export/partition/views.py"
+CONSTANTS, VIEWS = "../export/partition/initializers.py", "../export/partition/views.py"
 FINDING, INPUTS = "../export/partition/finding.py", f"{ALONE}/engines/inputs.py"
 ENGINES = "../test_engines.py"
 
@@ -148,7 +148,7 @@ BUNDLES = (
         ("../test_onnx_models.py", "cut_to_a_free_length"),
     ),
     Mutant(
-        "../loading/onnx/recurrent.py",
+        "../loading/onnx/rnn.py",
         '"gru": (1, 0, 2)',
         '"gru": (0, 1, 2)',
         ("../test_onnx_operators.py", "GRU"),

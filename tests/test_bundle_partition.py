@@ -19,10 +19,10 @@ from l0compress.errors import InputError, RunError, SurgeryError
 from l0compress.export import bundle as exporting
 from l0compress.export.bundle import BundleSettings, ExportedBundle, export_bundle
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.constants import fold_constants
-from l0compress.export.partition.cut import Cut, Types, cut
+from l0compress.export.partition.cut import DenseSegment, Types, cut
 from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
+from l0compress.export.partition.initializers import fold_constants
 from l0compress.export.partition.views import flattened_from
 from l0compress.graph import capture
 from l0compress.verification.calls import Call, checked_batch_sizes
@@ -170,7 +170,7 @@ class TestCut:
         for part in cut(flow, types, chosen):
             assert made.issuperset(part.inputs) and made.isdisjoint(part.outputs)
             made.update(part.outputs)
-            nodes += len(part.model.graph.node) if isinstance(part, Cut) else len(part.nodes)
+            nodes += len(part.model.graph.node) if isinstance(part, DenseSegment) else len(part.nodes)
         assert made.issuperset(flow.outputs)
         assert nodes == len(flow.nodes)
 
@@ -178,11 +178,11 @@ class TestCut:
         projections = [c for c in find_candidates(flow).candidates if c.name in ("q", "v") or c.bias is None][:4]
         projections = [c for c in projections if c.kind == "linear" and c.inputs == projections[-1].inputs]
         parts = cut(flow, types, projections)
-        assert [isinstance(part, Cut) for part in parts] == [True, *[False] * len(projections), True]
+        assert [isinstance(part, DenseSegment) for part in parts] == [True, *[False] * len(projections), True]
 
     def test_nothing_chosen_is_one_graph(self, flow, types):
         (part,) = cut(flow, types, ())
-        assert isinstance(part, Cut) and len(part.model.graph.node) == len(flow.nodes)
+        assert isinstance(part, DenseSegment) and len(part.model.graph.node) == len(flow.nodes)
 
 
 def inputs_of(flow) -> list[str]:

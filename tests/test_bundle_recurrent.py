@@ -24,10 +24,10 @@ from l0compress.errors import InputError, RunError
 from l0compress.export.bundle import BundleSettings, export_bundle
 from l0compress.export.bundle_session import TOLERANCES
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
-from l0compress.export.partition.recurrent import without_zero_states
+from l0compress.export.partition.initializers import fold_constants
+from l0compress.export.partition.recurrent_nodes import without_zero_states
 from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
 from l0compress_runtime import load

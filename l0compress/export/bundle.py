@@ -28,12 +28,12 @@ from l0compress.export.bundle_session import BundleSession
 from l0compress.export.choosing import chosen_plans
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.cut import Types, types_of
 from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import Flow, flow_of
+from l0compress.export.partition.initializers import fold_constants
 from l0compress.export.partition.products import FEWEST_ELEMENTS, FEWEST_ZEROS
-from l0compress.export.partition.recurrent import without_zero_states
+from l0compress.export.partition.recurrent_nodes import without_zero_states
 from l0compress.export.session import named_feeds
 from l0compress.export.whys import whys
 from l0compress.graph.capture import CapturedGraph

@@ -31,7 +31,7 @@ from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
 from l0compress.export.origins import note_origins_
-from l0compress.export.recurrent import TRANSLATIONS, check_translatable
+from l0compress.export.recurrent_translation import TRANSLATIONS, check_translatable
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.export.ties import tie_sizes_
 from l0compress.graph.batch import leaves_of

@@ -22,7 +22,7 @@ from l0compress.measure.report import Measured, bench_table, bundle_table, compa
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
-from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run, reading_of
+from l0compress.pipeline.runs import FinishedRun, is_run, measured, metric_name, open_run, reading_of
 from l0compress.training.course import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
@@ -49,7 +49,7 @@ class ArtifactBench:
     """
 
     report: BenchReport
-    run: Run | None = None
+    run: FinishedRun | None = None
     verification: Verification | None = None
     scores: Mapping[str, Evaluation] = field(default_factory=dict)
     reading: Reading | None = None
@@ -61,7 +61,7 @@ class ArtifactBench:
         layers = (bundle_table(self.manifest),) if self.manifest is not None and self.manifest.layers else ()
         return (bench_table(self.report) if self.run is None else self._comparison(self.run), *layers)
 
-    def _comparison(self, run: Run) -> Table:
+    def _comparison(self, run: FinishedRun) -> Table:
         table = comparison_table(
             *(self._measured(run, name) for name in self.report.file_bytes),
             metric_name=metric_name(run.result, self.reading),
@@ -76,7 +76,7 @@ class ArtifactBench:
             notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
         return Table(table.title, table.columns, table.rows, tuple(notes))
 
-    def _measured(self, run: Run, name: str) -> Measured:
+    def _measured(self, run: FinishedRun, name: str) -> Measured:
         known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)
         score = self.scores.get(name)
         return replace(
@@ -126,7 +126,7 @@ def bench_artifact(
     return ArtifactBench(report, manifest=_manifest_of(artifact))
 
 
-def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+def _against_run(artifact: Path, run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
     checked = verify_against(artifact, run)
     if artifact.suffix == ".pt2":
@@ -144,7 +144,7 @@ def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: 
     return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
 
-def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+def _every_form(run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import export_int8
-from l0compress.pipeline.runs import CONFIG, Run, check_not_of, open_run
+from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_run
 from l0compress.training.settings import FinetuneSettings
 from l0compress.verification.calls import Call, sized_example
 from l0compress.verification.equality import verify
@@ -111,7 +111,7 @@ def export_run(
     return _EXPORTERS[format](small, destination, reference=masked, inputs=_of_the_run(finished, small))
 
 
-def _of_the_run(run: Run, small: CapturedGraph) -> tuple[Call, ...]:
+def _of_the_run(run: FinishedRun, small: CapturedGraph) -> tuple[Call, ...]:
     """A batch of the sizes that the run trained on: this machine has had the memory for it."""
     asked: Any = read_config(run.folder / CONFIG).get("batch_size")
     samples = read_manifest(run.folder).about["data"]["train"]["samples"]
@@ -142,7 +142,7 @@ def _check(format: str, options: ExportOptions) -> None:
         )
 
 
-def _sparsely_stored(run: Run, path: Path) -> SparselyStored:
+def _sparsely_stored(run: FinishedRun, path: Path) -> SparselyStored:
     small, masked = captured_pt2(run.small), captured_pt2(run.masked)
     with staged(path) as staging:
         export_onnx(small, staging, reference=masked, inputs=_of_the_run(run, small))

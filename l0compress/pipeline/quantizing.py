@@ -23,7 +23,7 @@ from l0compress.loading import fit_data, load_data
 from l0compress.measure.bench import open_candidate
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.requests import request_of
-from l0compress.pipeline.runs import CONFIG, Run, reading_of
+from l0compress.pipeline.runs import CONFIG, FinishedRun, reading_of
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.losses import Objective
 from l0compress.training.outputs import logits_of, others_of, outputs_of
@@ -56,7 +56,7 @@ class Origin:
         return "val" if self.data.test is None else "test"
 
 
-def origin_of(run: Run) -> Origin:
+def origin_of(run: FinishedRun) -> Origin:
     """Read what a run was made from.
 
     Raises:
@@ -112,7 +112,7 @@ class Quantized(Exported):
         return {**super().to_json(), "quantization": self.quantization, "scores": scores}
 
 
-def export_int8(run: Run, path: Path, *, int8: Int8) -> Quantized:
+def export_int8(run: FinishedRun, path: Path, *, int8: Int8) -> Quantized:
     """Write the small model of a run as an int8 ``.onnx`` file, and score it beside the float form.
 
     The float form has to equal the run's masked dense model before it is quantized. Rounding to int8 is no equality:
