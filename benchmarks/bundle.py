@@ -32,11 +32,11 @@ from pretrained import PACKAGE, minilm_folder
 from torch import nn
 
 import l0compress as l0
-from l0compress.bench import BenchReport, bench
-from l0compress.calls import Call, named_leaves
-from l0compress.export.csr import ExportedBundle
+from l0compress.export.bundle import ExportedBundle
 from l0compress.export.session import OnnxSession
-from l0compress.report import bundle_table
+from l0compress.measure.bench import BenchReport, bench
+from l0compress.measure.report import bundle_table
+from l0compress.verification.calls import Call, named_leaves
 from l0compress_runtime import load
 from l0compress_runtime.sessions import SLOW_FUSIONS
 
@@ -120,8 +120,8 @@ def compared(
 ) -> tuple[ExportedBundle, BenchReport]:
     """Export in every form, print what they take, and return what was measured."""
     dense = l0.export_onnx(graph, folder / "dense.onnx").path
-    settings = l0.CsrSettings(threads=THREADS)
-    bundle = l0.export_csr(graph, folder / "model.l0c", batch_sizes=batch_sizes, tolerance=1e-4, settings=settings)
+    settings = l0.BundleSettings(threads=THREADS)
+    bundle = l0.export_bundle(graph, folder / "model.l0c", batch_sizes=batch_sizes, tolerance=1e-4, settings=settings)
     int8 = quantized(dense)
     print(bundle_table(bundle.manifest, title=f"{name}: layers").to_markdown() + "\n")
     candidates: dict[str, Path | OnnxSession] = {"dense": dense, "int8": int8, "bundle": bundle.path}

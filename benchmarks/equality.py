@@ -19,8 +19,8 @@ from resnet20 import WEIGHTS, ResNet20
 from torch import nn
 
 import l0compress as l0
-from l0compress.calls import BATCH_SIZES, example_calls, named_leaves
 from l0compress.export.session import OnnxSession
+from l0compress.verification.calls import BATCH_SIZES, example_calls, named_leaves
 
 DENSITIES = (0.7, 0.4, 0.15)
 COLUMNS = ("network", "density", "parameters", "float64", "float32", "ONNX Runtime", "away from dense")

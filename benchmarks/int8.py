@@ -21,7 +21,6 @@ from statistics import mean
 import torch
 from mnist import REPOSITORY, load_mnist, train_dense
 
-from l0compress.calls import Call
 from l0compress.data import Data, Split
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import quantize_onnx
@@ -29,6 +28,7 @@ from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
+from l0compress.verification.calls import Call
 
 sys.path.insert(0, str(REPOSITORY / "examples"))
 from digits_train import digits, model, train

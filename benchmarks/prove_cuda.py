@@ -31,7 +31,6 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 import l0compress as l0
-from l0compress.calls import Call, named_leaves
 from l0compress.data import Data, Split
 from l0compress.devices import synchronize, widest_float
 from l0compress.gates.attach import compact, gate
@@ -39,11 +38,12 @@ from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
-from l0compress.table import Table
+from l0compress.measure.table import Table
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.training.snapshot import Snapshot
-from l0compress.verify import difference, verify
+from l0compress.verification.calls import Call, named_leaves
+from l0compress.verification.equality import difference, verify
 
 # A check that fails in a way that nobody thought of is a row of the table, and the others go on.
 FAULTS = (Exception,)

@@ -3,7 +3,7 @@
 The whole line in one call::
 
     result = l0.compress(model, data, target={"macs": 0.5})
-    l0.export_onnx(result.small, "small.onnx")      # or export_csr(result.small, "small.l0c"): sparse, without torch
+    l0.export_onnx(result.small, "small.onnx")      # or export_bundle(result.small, "small.l0c"): sparse, without torch
 
 In a training loop of your own, verb by verb, each documented where it is defined:
 
@@ -31,14 +31,14 @@ True
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from l0compress.old_names import PUBLIC as _OLD_NAMES
 
 if TYPE_CHECKING:
     from l0compress.data import Batch, Data, Split, StreamSplit
     from l0compress.errors import L0Error
-    from l0compress.export.csr import CsrSettings, export_csr
+    from l0compress.export.bundle import BundleSettings, export_bundle
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
     from l0compress.export.quantize import quantize_onnx
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from l0compress.training.harden import harden
     from l0compress.training.settings import FinetuneSettings
     from l0compress.training.sparsity import keep_zeros_
-    from l0compress.verify import verify
+    from l0compress.verification.equality import verify
 
 __version__ = "0.1.0"
 
@@ -75,9 +75,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "l0compress.data",
     "Budget": "l0compress.training.budget",
+    "BundleSettings": "l0compress.export.bundle",
     "CapturedGraph": "l0compress.graph",
     "Cost": "l0compress.graph",
-    "CsrSettings": "l0compress.export.csr",
     "Data": "l0compress.data",
     "DataSource": "l0compress.loading",
     "FinetuneSettings": "l0compress.training.settings",
@@ -89,7 +89,7 @@ _HOMES = {
     "capture": "l0compress.graph",
     "compress": "l0compress.pipeline.compress",
     "cost": "l0compress.graph",
-    "export_csr": "l0compress.export.csr",
+    "export_bundle": "l0compress.export.bundle",
     "export_onnx": "l0compress.export.onnx",
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
@@ -108,15 +108,15 @@ _HOMES = {
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
     "unshrink_state": "l0compress.graph",
-    "verify": "l0compress.verify",
+    "verify": "l0compress.verification.equality",
 }
 
 __all__ = [
     "Batch",
     "Budget",
+    "BundleSettings",
     "CapturedGraph",
     "Cost",
-    "CsrSettings",
     "Data",
     "DataSource",
     "FinetuneSettings",
@@ -129,7 +129,7 @@ __all__ = [
     "capture",
     "compress",
     "cost",
-    "export_csr",
+    "export_bundle",
     "export_onnx",
     "export_pt2",
     "find_groups",
@@ -153,6 +153,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    name = _OLD_NAMES.get(name, name)
     if name not in _HOMES:
         raise AttributeError(f"module 'l0compress' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -162,14 +163,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Importing a submodule binds it in its package; that must not hide a verb of the same name (``verify``)."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -128,7 +128,7 @@ def load(
     """Load a bundle: one file, or a folder with the same members.
 
     Args:
-        path: what ``l0compress export --format csr`` wrote.
+        path: what ``l0compress export --format bundle`` wrote.
         threads: threads that a run uses; None leaves the choice to ONNX Runtime and gives sparse layers one.
         engine: run every sparse layer on this engine, whatever the bundle recommends, or on scipy if it does not
             support the layer.

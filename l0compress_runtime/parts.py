@@ -25,7 +25,7 @@ from l0compress_runtime.layers import (
 )
 from l0compress_runtime.manifest import DENSE, Manifest, Recurrence, SparseStep, Step
 from l0compress_runtime.protobuf import operators_of
-from l0compress_runtime.segments import Run, open_segment
+from l0compress_runtime.segments import Runner, open_segment
 
 Array = NDArray[Any]
 
@@ -49,8 +49,8 @@ class Parts:
         self.manifest = manifest
         self.threads = threads
         self.limit_bytes = limit_bytes
-        self._segments: dict[str, Run] = {}
-        self._layers: dict[tuple[SparseStep, str], tuple[str, Run]] = {}
+        self._segments: dict[str, Runner] = {}
+        self._layers: dict[tuple[SparseStep, str], tuple[str, Runner]] = {}
         self._spent: dict[tuple[str, str], int] = {}
 
     def disabling(self, optimizers: tuple[str, ...]) -> Parts:
@@ -67,8 +67,8 @@ class Parts:
         members = [self.manifest.segments[step.part].member for step in plan if step.engine is None]
         return {operator for member in members for operator in operators_of(self._member(member))}
 
-    def run_of(self, step: Step) -> Run:
-        """Return the function of one step.
+    def run_of(self, step: Step) -> Runner:
+        """The function of one step.
 
         Raises:
             FormatError: a part is damaged, is not what the manifest says, or needs more memory than allowed.
@@ -112,14 +112,14 @@ class Parts:
         layer = self.layer(name)
         return [engine.name for engine in engines if engine.supports(layer)]
 
-    def _kernel(self, name: str, engine: str) -> tuple[str, Run]:
-        # Steps that apply one layer several times, as in an unrolled loop, share its kernel.
+    def _kernel(self, name: str, engine: str) -> tuple[str, Runner]:
+        # Steps that apply one layer several times, as in a loop that was unrolled, share its kernel.
         layer = replace(self.manifest.layers[name], name="", inputs=(), outputs=(), dense="")
         if (layer, engine) not in self._layers:
             self._layers[layer, engine] = self._compiled(name, engine)
         return self._layers[layer, engine]
 
-    def _compiled(self, name: str, engine_name: str) -> tuple[str, Run]:
+    def _compiled(self, name: str, engine_name: str) -> tuple[str, Runner]:
         engine = {engine.name: engine for engine in ENGINES}[engine_name]
         layer = self.layer(name)
         if not engine.supports(layer):
@@ -132,7 +132,7 @@ class Parts:
             return engine_name, partial(_run_flattened, kernel, step.flat_from, matrix_shape(layer.weight)[1])
         return engine_name, lambda arrays: (kernel(arrays[0]),)
 
-    def _segment(self, name: str) -> Run:
+    def _segment(self, name: str) -> Runner:
         if name not in self._segments:
             segment = self.manifest.segments[name]
             tensors = {inner: self._dense(tensor) for inner, tensor in segment.tensors.items()}

@@ -15,7 +15,7 @@ from l0compress_runtime.protobuf import check_model, operators_of, with_initiali
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 Array = NDArray[Any]
-Run = Callable[[Sequence[Array]], Sequence[Array]]
+Runner = Callable[[Sequence[Array]], Sequence[Array]]
 
 # A protobuf message cannot be larger; the rest of the graph must fit in it along with its constants.
 MOST_MODEL_BYTES = 2**31 - 2**20

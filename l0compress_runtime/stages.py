@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from l0compress_runtime.errors import InputError
 from l0compress_runtime.manifest import Manifest, Step
 from l0compress_runtime.parts import Parts
-from l0compress_runtime.segments import OpenSegment, Run
+from l0compress_runtime.segments import OpenSegment, Runner
 
 Array = NDArray[Any]
 
@@ -21,7 +21,7 @@ class Stage:
     """A step with the values that it reads and produces, and those no longer needed afterwards; a layer has a name."""
 
     name: str | None
-    run: Run
+    run: Runner
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     frees: tuple[str, ...]

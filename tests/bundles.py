@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0compress.calls import Call
-from l0compress.export.csr import CsrSettings, ExportedBundle, export_csr
+from l0compress.export.bundle import BundleSettings, ExportedBundle, export_bundle
 from l0compress.graph import CapturedGraph, capture
+from l0compress.verification.calls import Call
 
-SPARSE = CsrSettings(measure=False, threads=1)
+SPARSE = BundleSettings(measure=False, threads=1)
 
 
 def randomised(model: nn.Module, zeros: float = 0.9) -> nn.Module:
@@ -42,7 +42,7 @@ def mlp_graph(zeros: float = 0.9) -> CapturedGraph:
 
 def mlp_bundle(path: Path, **options: Any) -> ExportedBundle:
     """The MLP's bundle with every product sparse."""
-    return export_csr(mlp_graph(), path, settings=CsrSettings(measure=False, threads=1, **options))
+    return export_bundle(mlp_graph(), path, settings=BundleSettings(measure=False, threads=1, **options))
 
 
 class Recurrent(nn.Module):

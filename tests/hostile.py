@@ -200,7 +200,7 @@ def main() -> int:
     options = parser.parse_args()
     from bundles import NETWORKS, SPARSE
 
-    from l0compress.export.csr import export_csr
+    from l0compress.export.bundle import export_bundle
     from l0compress.graph import capture
 
     seen: Counter[str] = Counter()
@@ -208,7 +208,7 @@ def main() -> int:
         originals = []
         for name in options.networks:
             model, call = NETWORKS[name]()
-            path = export_csr(capture(model, call.args), Path(folder, "model.l0c"), settings=SPARSE).path
+            path = export_bundle(capture(model, call.args), Path(folder, "model.l0c"), settings=SPARSE).path
             originals.append(path.read_bytes())
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         for original in originals:

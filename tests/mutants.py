@@ -1,7 +1,7 @@
 """Plant faults, one at a time, in a copy of the package, and see a test fail: ``make mutants``.
 
-``--only TEXT`` plants those alone whose file or new text contains TEXT. The exit status is 1 if a mutant survives, if
-its text is not found exactly once, or if its tests fail without it.
+``--only TEXT`` plants those alone whose place or new text contains TEXT. The exit status is 1 if a mutant survives, if
+its place is not found exactly once, or if its tests fail without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutant import Mutant
+from mutant import Fault, Mutant, NotPlantedError
 from mutant_list import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,17 +72,16 @@ def warm_up() -> None:
     torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),))
 
 
-def verdict(copy: Path, mutant: Mutant) -> str:
-    file = copy / "l0compress" / "graph" / mutant.file
-    source = file.read_text()
-    if source.count(mutant.old) != 1:
-        return f"ERROR: the text occurs {source.count(mutant.old)} times"
-    file.write_text(source.replace(mutant.old, mutant.new))
+def verdict(copy: Path, mutant: Fault | Mutant) -> str:
     try:
-        compile(file.read_text(), str(file), "exec")
-        code = outcome(copy, mutant.tests[:1], mutant.tests[1])
-    except SyntaxError as error:
+        file, faulty = mutant.planted(copy)
+        compile(faulty, str(file), "exec")
+    except (NotPlantedError, SyntaxError) as error:
         return f"ERROR: {error}"
+    source = file.read_text()
+    file.write_text(faulty)
+    try:
+        code = outcome(copy, mutant.tests[:1], mutant.tests[1])
     finally:
         file.write_text(source)
     if code in (FAILED, None):
@@ -94,9 +93,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
     only = parser.parse_args().only
-    chosen = [mutant for mutant in MUTANTS if only in f"{mutant.file} {mutant.new}"]
+    chosen = [mutant for mutant in MUTANTS if only in f"{mutant.where} {mutant.new}"]
     if not chosen:
-        parser.error(f"no mutant's file or new text contains {only!r}")
+        parser.error(f"no mutant's place or new text contains {only!r}")
     started, verdicts = time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         copy = copied(Path(folder).resolve())
@@ -104,7 +103,7 @@ def main() -> int:
         for mutant in chosen:
             verdicts.append(verdict(copy, mutant))
             first = " ".join(mutant.old.split())[:70]
-            print(f"{time.monotonic() - started:5.0f} s  {verdicts[-1]:10} {mutant.file:24} {first}", flush=True)
+            print(f"{time.monotonic() - started:5.0f} s  {verdicts[-1]:10} {mutant.where:24} {first}", flush=True)
         code = outcome(copy, sorted({mutant.tests[0] for mutant in chosen}))
         if code != PASSED:
             verdicts.append("ERROR: the tests fail without a fault")

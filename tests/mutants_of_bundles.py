@@ -2,173 +2,301 @@
 
 from __future__ import annotations
 
-from mutant import Mutant
+from mutant import Fault
 
-# What runs without torch stands beside the package, and files are named from its folder `graph`.
-ALONE = "../../l0compress_runtime"
-CODING, ARCHIVE, PARTS = f"{ALONE}/coding.py", f"{ALONE}/archive.py", f"{ALONE}/parts.py"
-ARGUMENTS = f"{ALONE}/arguments.py"
-CUT, PRODUCTS = "../export/partition/cut.py", "../export/partition/products.py"
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
-RECURRENT_NODES, READING = "../export/partition/recurrent.py", f"{ALONE}/reading.py"
-KERNELS, STEPS = f"{ALONE}/engines/numba_recurrent_kernels.py", f"{ALONE}/engines/scipy_recurrent.py"
-NUMBA, NUMBA_LOOPS = f"{ALONE}/engines/numba_engine.py", "../test_engines_numba.py"
-CONSTANTS, VIEWS = "../export/partition/constants.py", "../export/partition/views.py"
-FINDING, INPUTS = "../export/partition/finding.py", f"{ALONE}/engines/inputs.py"
-ENGINES = "../test_engines.py"
+ENGINES, NUMBA_LOOPS = "../test_engines.py", "../test_engines_numba.py"
 
 BUNDLES = (
-    Mutant(CODING, "escapes = steps // ESCAPE", "escapes = (steps + 1) // ESCAPE", (FORMAT, "gaps")),
-    Mutant(CODING, "if len(positions) and positions[-1] >= spec.size:", "if False:", (FORMAT, "Damage")),
-    Mutant(CODING, "(len(gaps) and gaps[-1] == ESCAPE)", "False", (FORMAT, "Damage")),
-    Mutant(CODING, "bits + 0x7FFF + ((bits >> 16) & 1)", "bits", (FORMAT, "bfloat16")),
-    Mutant(
-        CODING,
+    Fault("l0compress_runtime.coding:_gaps", "steps // ESCAPE", "(steps + 1) // ESCAPE", (FORMAT, "gaps")),
+    Fault(
+        "l0compress_runtime.coding:_positions",
+        "len(positions) and positions[-1] >= spec.size",
+        "False",
+        (FORMAT, "Damage"),
+    ),
+    Fault("l0compress_runtime.coding:_positions", "len(gaps) and gaps[-1] == ESCAPE", "False", (FORMAT, "Damage")),
+    Fault("l0compress_runtime.coding:_narrowed", "bits + 32767 + (bits >> 16 & 1)", "bits", (FORMAT, "bfloat16")),
+    Fault(
+        "l0compress_runtime.coding:Stored.csr",
         "self.scale is not None and self.spec.scale_axis == (1 if transposed else row_dims - 1)",
         "True",
         (FORMAT, "int8"),
     ),
-    Mutant(CODING, "not np.isfinite(values).all() and spec.nonzeros is not None", "False", (FORMAT, "finite")),
-    Mutant(
-        ARCHIVE,
-        "if len({member.filename for member in members}) != len(members):",
-        "if False:",
+    Fault(
+        "l0compress_runtime.coding:decode",
+        "values.dtype.kind == 'f' and (not np.isfinite(values).all()) and (spec.nonzeros is not None)",
+        "values.dtype.kind == 'f' and False",
+        (FORMAT, "finite"),
+    ),
+    Fault(
+        "l0compress_runtime.archive:Archive.__init__",
+        "len({member.filename for member in members}) != len(members)",
+        "False",
         (HOSTILE, "two_members"),
     ),
-    Mutant(ARCHIVE, "if not _NAME.fullmatch(name):", "if False:", (HOSTILE, "names_that")),
-    Mutant(
-        ARCHIVE,
-        'total > limit_bytes:\n            raise LimitError(f"would',
-        'False:\n            raise LimitError(f"would',
-        (HOSTILE, "limit"),
+    Fault("l0compress_runtime.archive:_check_member", "not _NAME.fullmatch(name)", "False", (HOSTILE, "names_that")),
+    Fault("l0compress_runtime.archive:Archive.__init__", "total > limit_bytes", "False", (HOSTILE, "limit")),
+    Fault(
+        "l0compress_runtime.arguments:checks_of.checked",
+        "array.dtype != dtype",
+        "array.dtype.kind != dtype.kind",
+        (RUNTIME, "do_not_fit"),
     ),
-    Mutant(ARGUMENTS, "array.dtype != dtype", "array.dtype.kind != dtype.kind", (RUNTIME, "do_not_fit")),
-    Mutant(ARGUMENTS, "not isinstance(value, bool)", "True", (RUNTIME, "Arguments")),
-    Mutant(
-        PARTS,
-        "return self._kernel(name, DEFAULT_ENGINE)",
-        "return engine_name, self._kernel(name, DEFAULT_ENGINE)[1]",
+    Fault("l0compress_runtime.arguments:whole_number", "not isinstance(value, bool)", "True", (RUNTIME, "Arguments")),
+    Fault(
+        "l0compress_runtime.parts:Parts._compiled",
+        "self._kernel(name, DEFAULT_ENGINE)",
+        "(engine_name, self._kernel(name, DEFAULT_ENGINE)[1])",
         (RUNTIME, "default_one"),
     ),
-    Mutant(f"{ALONE}/bundle.py", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
-    Mutant(ARCHIVE, "if member.flag_bits & 0x1:", "if False:", (HOSTILE, "encryption")),
-    Mutant(ARCHIVE, "or not stat.S_ISREG(file.lstat().st_mode)", "", (HOSTILE, "folder_with_a_link")),
-    Mutant(ARCHIVE, "member.file_size == 0 and ", "", (HOSTILE, "content_of_its_own")),
-    Mutant(
-        ARCHIVE, "if any(Path(parent, name).is_symlink() for name in inner):", "if False:", (HOSTILE, "that_is_a_link")
+    Fault("l0compress_runtime.bundle:_forced", "manifest.plans.get(SPLIT, plan)", "plan", (RUNTIME, "asked_for")),
+    Fault("l0compress_runtime.archive:_check_member", "member.flag_bits & 1", "False", (HOSTILE, "encryption")),
+    Fault(
+        "l0compress_runtime.archive:_files_below",
+        "not _NAME.fullmatch(name) or not stat.S_ISREG(file.lstat().st_mode)",
+        "not _NAME.fullmatch(name)",
+        (HOSTILE, "folder_with_a_link"),
     ),
-    Mutant(PARTS, "!= self.manifest.hashes.get(name)", "is None", (HOSTILE, "wrong_hash")),
-    Mutant(PARTS, "if total > self.limit_bytes:", "if False:", (HOSTILE, "more_rows")),
-    Mutant(f"{ALONE}/protobuf.py", "number == _EXTERNAL_DATA or ", "", (FORMAT, "hides")),
-    Mutant(f"{ALONE}/protobuf.py", '22: "sparse", 23: "sparse"', "", (FORMAT, "hides")),
-    Mutant(
-        f"{ALONE}/protobuf.py",
-        "not in DOMAINS:\n            raise",
-        "is None:\n            raise",
+    Fault(
+        "l0compress_runtime.archive:_is_folder",
+        "member.file_size == 0 and _FOLDER.fullmatch(member.filename) is not None",
+        "_FOLDER.fullmatch(member.filename) is not None",
+        (HOSTILE, "content_of_its_own"),
+    ),
+    Fault(
+        "l0compress_runtime.archive:_files_below",
+        "any(Path(parent, name).is_symlink() for name in inner)",
+        "False",
+        (HOSTILE, "that_is_a_link"),
+    ),
+    Fault(
+        "l0compress_runtime.parts:Parts._member",
+        "hashlib.sha256(data).hexdigest() != self.manifest.hashes.get(name)",
+        "hashlib.sha256(data).hexdigest() is None",
+        (HOSTILE, "wrong_hash"),
+    ),
+    Fault("l0compress_runtime.parts:Parts._spend", "total > self.limit_bytes", "False", (HOSTILE, "more_rows")),
+    Fault(
+        "l0compress_runtime.protobuf:_check",
+        "number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0)",
+        "number == _DATA_LOCATION and value != 0",
+        (FORMAT, "hides"),
+    ),
+    Fault(
+        "l0compress_runtime.protobuf:_BELOW",
+        "{5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph', 22: 'sparse', 23: 'sparse'}",
+        "{5: 'tensor', 6: 'graph', 10: 'tensor', 11: 'graph'}",
+        (FORMAT, "hides"),
+    ),
+    Fault(
+        "l0compress_runtime.protobuf:_check",
+        "bytes(_message(wire, value)).decode('utf-8', 'replace') not in DOMAINS",
+        "bytes(_message(wire, value)).decode('utf-8', 'replace') is None",
         (FORMAT, "not_onnx"),
     ),
-    Mutant(f"{ALONE}/reading.py", "if not made.issuperset(part.inputs):", "if False:", (HOSTILE, "wrong")),
-    Mutant(f"{ALONE}/stages.py", "        kept.update(frees)\n", "", (RUNTIME, "TestRuns")),
-    Mutant(f"{ALONE}/bundle.py", "batch_size * batch_size <= bound", "batch_size <= bound", (RUNTIME, "nearest")),
-    Mutant(CUT, "stages[maker] + (maker in owner)", "stages[maker]", (PARTITION, "float64 or random")),
-    Mutant(CUT, "name in flow.outputs or any(", "any(", (PARTITION, "float64")),
-    Mutant(PRODUCTS, 'transposed = not given.get("transB", 0)', "transposed = False", (PARTITION, "columns")),
-    Mutant(
-        PRODUCTS,
-        "return prod(tensor.dims) == size == tensor.dims[-1]",
-        "return True",
+    Fault("l0compress_runtime.reading:_check_plan", "not made.issuperset(part.inputs)", "False", (HOSTILE, "wrong")),
+    Fault("l0compress_runtime.stages:stages_of", "kept.update(frees)", "pass", (RUNTIME, "TestRuns")),
+    Fault("l0compress_runtime.bundle:Bundle._way_for", "batch_size * batch_size", "batch_size", (RUNTIME, "nearest")),
+    Fault(
+        "l0compress.export.partition.cut:_stages",
+        "stages[maker] + (maker in owner)",
+        "stages[maker]",
+        (PARTITION, "float64 or random"),
+    ),
+    Fault(
+        "l0compress.export.partition.cut:_ends",
+        "name in flow.outputs or any(reader not in inside for reader in flow.readers.get(name, ()))",
+        "any(reader not in inside for reader in flow.readers.get(name, ()))",
+        (PARTITION, "float64"),
+    ),
+    Fault("l0compress.export.partition.products:_gemm", "not given.get('transB', 0)", "False", (PARTITION, "columns")),
+    Fault(
+        "l0compress.export.partition.products:_is_vector",
+        "prod(tensor.dims) == size == tensor.dims[-1]",
+        "True",
         (PARTITION, "positions"),
     ),
-    Mutant(PRODUCTS, 'given.get("group", 1),', "1,", (PARTITION, "convolutions")),
-    Mutant(
-        "../export/partition/flow.py",
+    Fault("l0compress.export.partition.products:_conv", "given.get('group', 1)", "1", (PARTITION, "convolutions")),
+    Fault(
+        "l0compress.export.partition.flow:Flow.only_reader",
         "len(readers) == 1 and name not in self.outputs",
         "readers",
         (PARTITION, "outputs"),
     ),
-    Mutant(RECURRENT_NODES, "return value is None or not np.any(", "return np.any(", (RECURRENT, "not_made")),
-    Mutant(
-        RECURRENT_NODES,
-        "if maker is None:\n            return False",
-        "if maker is None:\n            return True",
+    Fault(
+        "l0compress.export.partition.recurrent_nodes:_is_zero",
+        "value is None or not np.any(numpy_helper.to_array(value))",
+        "np.any(numpy_helper.to_array(value))",
+        (RECURRENT, "not_made"),
+    ),
+    Fault(
+        "l0compress.export.partition.recurrent_nodes:_is_zero",
+        "if maker is None:\n    return False",
+        "if maker is None:\n    return True",
         (RECURRENT, "counts_as_zeros"),
     ),
-    Mutant(
-        RECURRENT_NODES,
-        "places = tuple(inputs.index(name) if name else 0 for name in states)",
-        "places = tuple(range(1, 1 + len(states)))",
+    Fault(
+        "l0compress.export.partition.recurrent_nodes:recurrence_of",
+        "(inputs.index(name) if name else 0 for name in states)",
+        "range(1, 1 + len(states))",
         (RECURRENT, "states"),
     ),
-    Mutant(RECURRENT_NODES, "if _input(node, _LENGTHS):", "if False:", (RECURRENT, "stays_dense")),
-    Mutant(RECURRENT_NODES, "if _input(node, _PEEPHOLES):", "if False:", (RECURRENT, "stays_dense")),
-    Mutant(RECURRENT_NODES, 'given.get("linear_before_reset", 0)', "False", (RECURRENT, "becomes_a_layer")),
-    Mutant(
-        "../export/partition/candidates.py",
-        "return {self.weight: 1, self.recurrence.weight: 1}",
-        "return {self.weight: 0, self.recurrence.weight: 0}",
+    Fault(
+        "l0compress.export.partition.recurrent_nodes:why_dense",
+        "_input(node, _LENGTHS)",
+        "False",
+        (RECURRENT, "stays_dense"),
+    ),
+    Fault(
+        "l0compress.export.partition.recurrent_nodes:why_dense",
+        "_input(node, _PEEPHOLES)",
+        "False",
+        (RECURRENT, "stays_dense"),
+    ),
+    Fault(
+        "l0compress.export.partition.recurrent_nodes:_cell",
+        "given.get('linear_before_reset', 0)",
+        "False",
+        (RECURRENT, "becomes_a_layer"),
+    ),
+    Fault(
+        "l0compress.export.partition.candidates:Candidate.scale_axes",
+        "{self.weight: 1, self.recurrence.weight: 1}",
+        "{self.weight: 0, self.recurrence.weight: 0}",
         (RECURRENT, "storage"),
     ),
-    Mutant(READING, "{0, *recurrence.states} != set(range(len(step.inputs)))", "False", (RECURRENT, "Strangers")),
-    Mutant(READING, "not made <= set(range(1 + states))", "False", (RECURRENT, "Strangers")),
-    Mutant(PARTS, 'shape[0] == 1 + (step.recurrence.direction == "bidirectional")', "True", (RECURRENT, "Strangers")),
-    Mutant(NUMBA, "packs_all=samples == most <= width", "packs_all=most <= width", (NUMBA_LOOPS, "one_thread")),
-    Mutant(NUMBA, "packs_all=samples == most <= width", "packs_all=samples == most", (NUMBA_LOOPS, "one_thread")),
-    Mutant(
-        NUMBA,
+    Fault(
+        "l0compress_runtime.reading:_check_ends",
+        "{0, *recurrence.states} != set(range(len(step.inputs)))",
+        "False",
+        (RECURRENT, "Strangers"),
+    ),
+    Fault(
+        "l0compress_runtime.reading:_check_ends",
+        "not made <= set(range(1 + states))",
+        "False",
+        (RECURRENT, "Strangers"),
+    ),
+    Fault(
+        "l0compress_runtime.parts:_fits",
+        "shape[0] == 1 + (step.recurrence.direction == 'bidirectional')",
+        "True",
+        (RECURRENT, "Strangers"),
+    ),
+    Fault(
+        "l0compress_runtime.engines.numba_engine:_planned",
+        "samples == most <= width",
+        "most <= width",
+        (NUMBA_LOOPS, "one_thread"),
+    ),
+    Fault(
+        "l0compress_runtime.engines.numba_engine:_planned",
+        "samples == most <= width",
+        "samples == most",
+        (NUMBA_LOOPS, "one_thread"),
+    ),
+    Fault(
+        "l0compress_runtime.engines.numba_engine:_Linear.__init__",
         "lru_cache(maxsize=KEPT_PLANS)(partial(_planned, layer, kernels, threads))",
         "lambda samples: _planned(self._layer, kernels, threads, samples)",
         (ENGINES, "let_go"),
     ),
-    Mutant(INPUTS, "x if x.flags.carray else", "x if x.flags.c_contiguous else", (NUMBA_LOOPS, "compile_anew")),
-    Mutant(f"{ALONE}/engines/torch_engine.py", "if min(samples.strides) < 0:", "if False:", (ENGINES, "every_kind")),
-    Mutant(VIEWS, 'given.get("allowzero", 0) and 0 in sizes', "False", (PARTITION, "allowzero")),
-    Mutant(VIEWS, "if len(rest) == len(before) - kept else None", "", (PARTITION, "make_no_width")),
-    Mutant(
-        VIEWS,
-        "is_left = [target[dim] for dim in unknown] in ([], [-1])",
-        "is_left = True",
+    Fault(
+        "l0compress_runtime.engines.inputs:_plain",
+        "x.flags.carray",
+        "x.flags.c_contiguous",
+        (NUMBA_LOOPS, "compile_anew"),
+    ),
+    Fault(
+        "l0compress_runtime.engines.torch_engine:_linear", "min(samples.strides) < 0", "False", (ENGINES, "every_kind")
+    ),
+    Fault(
+        "l0compress.export.partition.views:flattened_from",
+        "given.get('allowzero', 0) and 0 in sizes",
+        "False",
+        (PARTITION, "allowzero"),
+    ),
+    Fault(
+        "l0compress.export.partition.views:_last_dimensions",
+        "prod(rest) if len(rest) == len(before) - kept else None",
+        "prod(rest)",
         (PARTITION, "make_no_width"),
     ),
-    Mutant(FINDING, "or flow.only_reader(candidate.inputs[0]) is None", "", (PARTITION, "something_else_reads")),
-    Mutant(PARTS, "columns if 0 in kept else prod(rest)", "prod(rest)", (PARTITION, "no_sample_after")),
-    Mutant(f"{ALONE}/tuning.py", "or medians[fastest] <= WORTH * medians[WHOLE]", "or True", (RUNTIME, "clearly")),
-    Mutant(READING, 'step.flat_from is not None and step.kind != "linear"', "False", (HOSTILE, "only_a_linear")),
-    Mutant(
-        "dynamic.py",
-        "size is not None and not isinstance(size, int) and size != Dim.STATIC",
+    Fault(
+        "l0compress.export.partition.views:_last_dimensions",
+        "[target[dim] for dim in unknown] in ([], [-1])",
+        "True",
+        (PARTITION, "make_no_width"),
+    ),
+    Fault(
+        "l0compress.export.partition.finding:_flattening",
+        "candidate.kind != 'linear' or maker is None or flow.only_reader(candidate.inputs[0]) is None",
+        "candidate.kind != 'linear' or maker is None",
+        (PARTITION, "something_else_reads"),
+    ),
+    Fault(
+        "l0compress_runtime.parts:_run_flattened",
+        "columns if 0 in kept else prod(rest)",
+        "prod(rest)",
+        (PARTITION, "no_sample_after"),
+    ),
+    Fault(
+        "l0compress_runtime.tuning:best_plan",
+        "medians[fastest] <= WORTH * medians[WHOLE]",
+        "True",
+        (RUNTIME, "clearly"),
+    ),
+    Fault(
+        "l0compress_runtime.reading:_check_ends",
+        "step.flat_from is not None and step.kind != 'linear'",
+        "False",
+        (HOSTILE, "only_a_linear"),
+    ),
+    Fault(
+        "l0compress.graph:_is_free",
+        "size is not None and (not isinstance(size, int)) and (size != Dim.STATIC)",
         "True",
         ("test_capture.py", "one_input_alone"),
     ),
-    Mutant(
-        "../loading/onnx/tracked.py",
-        " and not (free and known)",
-        "",
+    Fault(
+        "l0compress.loading.onnx.tracked:stays_on_host",
+        "all((v.fits_host for v in known)) and all((v.perhaps_host for v in flows)) and (not (free and known))",
+        "all((v.fits_host for v in known)) and all((v.perhaps_host for v in flows))",
         ("../test_onnx_models.py", "cut_to_a_free_length"),
     ),
-    Mutant(
-        "../loading/onnx/recurrent.py",
-        '"gru": (1, 0, 2)',
-        '"gru": (0, 1, 2)',
-        ("../test_onnx_operators.py", "GRU"),
-    ),
-    Mutant(
-        "../loading/onnx/build.py",
+    Fault("l0compress.loading.onnx.rnn:_ORDER", "(1, 0, 2)", "(0, 1, 2)", ("../test_onnx_operators.py", "GRU")),
+    Fault(
+        "l0compress.loading.onnx.build:_Builder._prepared",
         "isinstance(value, Flow) and value.zeros",
         "False",
         ("../test_onnx_models.py", "start_from_shared_zeros"),
     ),
-    Mutant(CONSTANTS, "(-_size(flow.constants[source]), source)", "source", (RECURRENT, "named")),
-    Mutant(f"{ALONE}/recurrence.py", 'layer.direction == "reverse" or side == 1', "side == 1", (LOOPS, "direction")),
-    Mutant(f"{ALONE}/recurrence.py", 'if layer.cell != "gru_reset_after":', "if True:", (LOOPS, "direction")),
-    Mutant(
-        KERNELS,
-        "hidden[k] = new[k] + update[k] * (hidden[k] - new[k])",
-        "hidden[k] = hidden[k] + update[k] * (new[k] - hidden[k])",
+    Fault(
+        "l0compress.export.partition.initializers:_evaluated",
+        "(-_size(flow.constants[source]), source)",
+        "source",
+        (RECURRENT, "named"),
+    ),
+    Fault(
+        "l0compress_runtime.recurrence:_direction",
+        "layer.direction == 'reverse' or side == 1",
+        "side == 1",
         (LOOPS, "direction"),
     ),
-    Mutant(
-        STEPS, "        carried *= f\n        new *= i", "        carried *= i\n        new *= f", (LOOPS, "direction")
+    Fault("l0compress_runtime.recurrence:_biases", "layer.cell != 'gru_reset_after'", "True", (LOOPS, "direction")),
+    Fault(
+        "l0compress_runtime.engines.numba_recurrent_kernels:update_",
+        "new[k] + update[k] * (hidden[k] - new[k])",
+        "hidden[k] + update[k] * (new[k] - hidden[k])",
+        (LOOPS, "direction"),
+    ),
+    Fault(
+        "l0compress_runtime.engines.scipy_recurrent:_Loop._lstm",
+        "carried *= f\nnew *= i",
+        "carried *= i\nnew *= f",
+        (LOOPS, "direction"),
     ),
 )

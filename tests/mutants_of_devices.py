@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
-from mutant import Mutant
+from mutant import Fault
 
 _TESTS = "../test_devices.py"
 
 DEVICES = (
-    Mutant("network.py", "if device is not None and place_(self.graph, device):", "if False:", (_TESTS, "literal")),
-    Mutant("network.py", "            self.recompile()\n        return self\n\n    def __deep", "            pass\n        return self\n\n    def __deep", (_TESTS, "literal")),
-    Mutant("cost.py", "lines = constant_on(self.lines, counts.device)", "lines = self.lines", (_TESTS, "MLP and removal")),
-    Mutant("groups.py", "moves = constant_on(self.moves_of_component, padded.device)", "moves = self.moves_of_component", (_TESTS, "MLP and removal")),
-    Mutant("../devices.py", "_COPIES[tensor] = copies", "pass", (_TESTS, "once")),
-    Mutant("../devices.py", "with torch.inference_mode(False), torch.no_grad():", "if True:", (_TESTS, "gradients")),
-    Mutant("../devices.py", "            return copy\n        copies", "            pass\n        copies", (_TESTS, "fake_is_not_kept")),
-    Mutant("../loading/exported.py", "json.dumps(on_cpu(config))", "json.dumps(config)", (_TESTS, "archive")),
-    Mutant("../loading/exported.py", "json.dumps(on_cpu(program))", "json.dumps(program)", (_TESTS, "archive")),
-)  # fmt: skip
+    Fault(
+        "l0compress.graph:GraphNetwork._apply",
+        "device is not None and place_(self.graph, device)",
+        "False",
+        (_TESTS, "literal"),
+    ),
+    Fault(
+        "l0compress.graph:GraphNetwork",
+        "if device is not None and place_(self.graph, device):\n    self.recompile()",
+        "if device is not None and place_(self.graph, device):\n    pass",
+        (_TESTS, "literal"),
+    ),
+    Fault(
+        "l0compress.graph:Terms.products",
+        "constant_on(self.lines, counts.device)",
+        "self.lines",
+        (_TESTS, "MLP and removal"),
+    ),
+    Fault(
+        "l0compress.graph:Groups.alive_probabilities",
+        "constant_on(self.moves_of_component, padded.device)",
+        "self.moves_of_component",
+        (_TESTS, "MLP and removal"),
+    ),
+    Fault("l0compress.devices:constant_on", "_COPIES[tensor] = copies", "pass", (_TESTS, "once")),
+    Fault(
+        "l0compress.devices:constant_on",
+        "with torch.inference_mode(False), torch.no_grad():\n    copy = tensor.to(device=device, dtype=dtype)",
+        "if True:\n    copy = tensor.to(device=device, dtype=dtype)",
+        (_TESTS, "gradients"),
+    ),
+    Fault("l0compress.devices:constant_on", "return copy", "pass", (_TESTS, "fake_is_not_kept")),
+    Fault("l0compress.loading.exported:_payloads", "on_cpu(config)", "config", (_TESTS, "archive")),
+    Fault("l0compress.loading.exported:_vetted", "on_cpu(program)", "program", (_TESTS, "archive")),
+)

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-from mutant import Mutant
+from mutant import Fault
 
-_TESTS, _AT = "../test_methods.py", "../training/"
+_TESTS, _PARTS = "../test_methods.py", "../test_training_parts.py"
 
 METHODS = (
-    Mutant(f"{_AT}curvature.py", "return signed - p * signed.sum(-1, keepdim=True)", "return signed", (_TESTS, "Probe")),
-    Mutant(f"{_AT}curvature.py", "math.sqrt(2 / (max(elements, 1) * scale))", "math.sqrt(2 / scale)", (_TESTS, "Probe")),
-    Mutant(f"{_AT}curvature.py", "direction = direction * counted.unsqueeze(-1)", "pass", (_TESTS, "Probe")),
-    Mutant(f"{_AT}methods/fisher.py", "count += len(batch)", "count += 1", (_TESTS, "Fisher")),
-    Mutant(f"{_AT}methods/fisher.py", "groups.expected_cost(open_, unit), open_", 'groups.expected_cost(open_, "params"), open_', (_TESTS, "Fisher")),
-    Mutant(f"{_AT}methods/start.py", "STEEPNESS * (logs - border)", "STEEPNESS * logs", (_TESTS, "OrderedStart")),
-    Mutant(f"{_AT}descent.py", "for number, limit in enumerate(limits[:-1]):", "for number, limit in enumerate(()):", (_TESTS, "told")),
-    Mutant(f"{_AT}descent.py", "held[moves[best]] += len(scores)", "pass", (_TESTS, "leaves_half")),
-    Mutant(f"{_AT}narrowing.py", "keep[dropped[dropped >= 0]] = False", "pass", (_TESTS, "Descent")),
-    Mutant(f"{_AT}narrowing.py", "self.moves[found.clamp(min=0)])", "found)", (_TESTS, "Descent")),
-    Mutant(f"{_AT}samples.py", "with undisturbed(course.data.train):", "if True:", (_TESTS, "Samples")),
-    Mutant(f"{_AT}methods/learned.py", "best = max(found", "best = min(found", (_TESTS, "goes_on")),
-    Mutant(f"{_AT}teaching.py", "_SURE * math.sqrt", "math.sqrt", ("../test_training_parts.py", "Teaching")),
-    Mutant(f"{_AT}teaching.py", "not (reading.labelled and reading.counts_hits)", "False", ("../test_training_parts.py", "Teaching")),
-)  # fmt: skip
+    Fault("l0compress.training:_direction", "signed - p * signed.sum(-1, keepdim=True)", "signed", (_TESTS, "Probe")),
+    Fault("l0compress.training:_value_probe", "max(elements, 1) * scale", "scale", (_TESTS, "Probe")),
+    Fault(
+        "l0compress.training:_class_probe", "direction = direction * counted.unsqueeze(-1)", "pass", (_TESTS, "Probe")
+    ),
+    Fault("l0compress.training:fisher_information", "len(batch)", "1", (_TESTS, "Fisher")),
+    Fault(
+        "l0compress.training:marginal_costs",
+        "groups.expected_cost(open_, unit)",
+        "groups.expected_cost(open_, 'params')",
+        (_TESTS, "Fisher"),
+    ),
+    Fault("l0compress.training:ordered_log_alpha", "logs - border", "logs", (_TESTS, "OrderedStart")),
+    Fault("l0compress.training:descend", "limits[:-1]", "()", (_TESTS, "told")),
+    Fault("l0compress.training:held_back", "held[moves[best]] += len(scores)", "pass", (_TESTS, "leaves_half")),
+    Fault("l0compress.training:Narrowed.lifted", "keep[dropped[dropped >= 0]] = False", "pass", (_TESTS, "Descent")),
+    Fault("l0compress.training:Narrowed.cut", "self.moves[found.clamp(min=0)]", "found", (_TESTS, "Descent")),
+    Fault("l0compress.training:take_samples", "undisturbed(course.data.train)", "memoryview(b'')", (_TESTS, "Samples")),
+    Fault("l0compress.training:better", "max", "min", (_TESTS, "goes_on")),
+    Fault(
+        "l0compress.training:taught_by",
+        "_SURE * math.sqrt(sum(variances))",
+        "math.sqrt(sum(variances))",
+        (_PARTS, "Teaching"),
+    ),
+    Fault(
+        "l0compress.training:taught_by", "not (reading.labelled and reading.counts_hits)", "False", (_PARTS, "Teaching")
+    ),
+)

@@ -21,8 +21,6 @@ from test_resume import FAST, Shelf, outcome
 from torch import Tensor
 
 import l0compress as l0
-from l0compress.bench import bench
-from l0compress.calls import Call, named_leaves
 from l0compress.data import Data
 from l0compress.errors import InputError
 from l0compress.gates.attach import compact, fold, gate
@@ -32,13 +30,15 @@ from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.nodes.placement import named_devices
+from l0compress.measure.bench import bench
 from l0compress.training.budget import Budget
 from l0compress.training.finetune import finetune
 from l0compress.training.harden import harden
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.snapshot import Snapshot
 from l0compress.training.sparsity import keep_zeros_
-from l0compress.verify import verify
+from l0compress.verification.calls import Call, named_leaves
+from l0compress.verification.equality import verify
 
 SHARE = 0.55
 

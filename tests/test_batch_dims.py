@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 import l0compress as l0
-from l0compress.bench import bench
 from l0compress.data import Batch, Data, Split
 from l0compress.errors import ModelError
-from l0compress.export.bundled import BundleSession
-from l0compress.export.csr import CsrSettings, export_csr
+from l0compress.export.bundle import BundleSettings, export_bundle
+from l0compress.export.bundle_session import BundleSession
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2, export_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.groups.cost import cost
+from l0compress.measure.bench import bench
 from l0compress.pipeline.compress import compress
 from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings
@@ -109,8 +109,8 @@ class TestFiles:
 
     @pytest.mark.slow
     def test_a_bundle_and_a_timing_take_batches_of_the_size_that_is_asked_for(self, tmp_path: Path) -> None:
-        settings = CsrSettings(measure=False)
-        bundle = export_csr(graph(), tmp_path / "m.l0c", batch_sizes=(1, 12), settings=settings)
+        settings = BundleSettings(measure=False)
+        bundle = export_bundle(graph(), tmp_path / "m.l0c", batch_sizes=(1, 12), settings=settings)
         assert bundle.equality.batch_sizes == (2, 1, 11, 12)
         onnx_path = export_onnx(graph(), tmp_path / "m.onnx").path
         for session in (BundleSession(bundle.path), OnnxSession(onnx_path)):

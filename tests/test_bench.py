@@ -13,14 +13,14 @@ import torch
 from conftest import run_cli
 from torch import nn
 
-from l0compress.bench import CALLS_A_ROUND, FEWEST_ROUNDS, BenchReport, Timing, bench
-from l0compress.calls import Call
 from l0compress.errors import InputError, RunError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
-from l0compress.footprint import footprint
 from l0compress.graph import CapturedGraph, capture
-from l0compress.plot import plot_latency
+from l0compress.measure.bench import CALLS_A_ROUND, FEWEST_ROUNDS, BenchReport, Timing, bench
+from l0compress.measure.footprint import footprint
+from l0compress.measure.plot import plot_latency
+from l0compress.verification.calls import Call
 
 pytestmark = pytest.mark.slow
 

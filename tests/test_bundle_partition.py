@@ -15,17 +15,17 @@ from bundles import NETWORKS, SPARSE, Recurrent, mlp_graph, randomised
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from l0compress.calls import Call, checked_batch_sizes
 from l0compress.errors import InputError, RunError, SurgeryError
-from l0compress.export import csr
-from l0compress.export.csr import ExportedBundle, export_csr
+from l0compress.export import bundle as exporting
+from l0compress.export.bundle import BundleSettings, ExportedBundle, export_bundle
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.constants import fold_constants
-from l0compress.export.partition.cut import Cut, Types, cut
+from l0compress.export.partition.cut import DenseSegment, Types, cut
 from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
+from l0compress.export.partition.initializers import fold_constants
 from l0compress.export.partition.views import flattened_from
 from l0compress.graph import capture
+from l0compress.verification.calls import Call, checked_batch_sizes
 from l0compress_runtime import load
 from l0compress_runtime.archive import Archive, FormatError
 from l0compress_runtime.coding import decode
@@ -45,7 +45,7 @@ def made(tmp_path_factory):
         if name not in known:
             torch.manual_seed(0)
             model, call = NETWORKS[name]()
-            exported = export_csr(capture(model, call.args), folder / f"{len(known)}.l0c", settings=SPARSE)
+            exported = export_bundle(capture(model, call.args), folder / f"{len(known)}.l0c", settings=SPARSE)
             known[name] = model, call, exported
         return known[name]
 
@@ -121,7 +121,7 @@ def test_recurrent_weights_are_stored_without_zeros(made, operator):
 
 def test_a_dense_model_is_one_graph_with_the_nodes_of_the_onnx_file(tmp_path):
     graph = mlp_graph(zeros=0.0)
-    manifest = export_csr(graph, tmp_path / "model.l0c").manifest
+    manifest = export_bundle(graph, tmp_path / "model.l0c").manifest
     export_onnx(graph, tmp_path / "model.onnx")
     (step,) = manifest.plans["whole"]
     segment = manifest.segments[step.part]
@@ -170,7 +170,7 @@ class TestCut:
         for part in cut(flow, types, chosen):
             assert made.issuperset(part.inputs) and made.isdisjoint(part.outputs)
             made.update(part.outputs)
-            nodes += len(part.model.graph.node) if isinstance(part, Cut) else len(part.nodes)
+            nodes += len(part.model.graph.node) if isinstance(part, DenseSegment) else len(part.nodes)
         assert made.issuperset(flow.outputs)
         assert nodes == len(flow.nodes)
 
@@ -178,11 +178,11 @@ class TestCut:
         projections = [c for c in find_candidates(flow).candidates if c.name in ("q", "v") or c.bias is None][:4]
         projections = [c for c in projections if c.kind == "linear" and c.inputs == projections[-1].inputs]
         parts = cut(flow, types, projections)
-        assert [isinstance(part, Cut) for part in parts] == [True, *[False] * len(projections), True]
+        assert [isinstance(part, DenseSegment) for part in parts] == [True, *[False] * len(projections), True]
 
     def test_nothing_chosen_is_one_graph(self, flow, types):
         (part,) = cut(flow, types, ())
-        assert isinstance(part, Cut) and len(part.model.graph.node) == len(flow.nodes)
+        assert isinstance(part, DenseSegment) and len(part.model.graph.node) == len(flow.nodes)
 
 
 def inputs_of(flow) -> list[str]:
@@ -239,7 +239,7 @@ def test_folding_evaluates_what_only_passes_through_sequences():
 def test_bags_of_embeddings_which_collect_a_list(tmp_path, mode):
     model = randomised(nn.Sequential(nn.EmbeddingBag(50, 32, mode=mode), nn.Linear(32, 40)))
     bags = torch.randint(0, 50, (3, 5))
-    export_csr(capture(model, (bags,)), tmp_path / "model.l0c", settings=SPARSE)
+    export_bundle(capture(model, (bags,)), tmp_path / "model.l0c", settings=SPARSE)
     (name,) = (port.name for port in load(tmp_path / "model.l0c").inputs)
     got, expected = load(tmp_path / "model.l0c").run({name: bags.numpy()})["output_0"], model(bags).detach().numpy()
     np.testing.assert_allclose(got, expected, atol=2e-6 * np.abs(expected).max())
@@ -260,7 +260,7 @@ class Shifted(nn.Module):
 @pytest.mark.parametrize("ones", range(4))
 def test_a_bias_with_leading_ones_is_part_of_a_product_that_has_as_many_dimensions(tmp_path, shape, ones):
     model, x = randomised(Shifted(ones)), torch.randn(*shape)
-    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
+    exported = export_bundle(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
     (layer,) = exported.manifest.layers.values()
     assert (layer.bias is not None) == (ones < len(shape))
     got, expected = load(tmp_path / "model.l0c").run({"x": x.numpy()})["output_0"], model(x).detach().numpy()
@@ -295,7 +295,7 @@ class Reshaped(nn.Module):
 )
 def test_a_layer_flattens_its_input_itself_and_takes_no_other_view(tmp_path, function, width, flat_from):
     model = randomised(Reshaped(function, width))
-    exported = export_csr(capture(model, (torch.randn(2, 3, 4, 5),)), tmp_path / "model.l0c", settings=SPARSE)
+    exported = export_bundle(capture(model, (torch.randn(2, 3, 4, 5),)), tmp_path / "model.l0c", settings=SPARSE)
     (layer,) = exported.manifest.layers.values()
     assert (layer.flat_from, layer.activation) == (flat_from, "relu")
     bundle = load(tmp_path / "model.l0c")
@@ -309,7 +309,7 @@ def test_a_layer_flattens_its_input_itself_and_takes_no_other_view(tmp_path, fun
 
 def test_a_flattening_layer_takes_no_sample(tmp_path):
     graph = capture(randomised(Reshaped(nn.Flatten(), 60)), (torch.randn(2, 3, 4, 5),))
-    export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
     got = load(tmp_path / "model.l0c").run({"x": np.zeros((0, 3, 4, 5), np.float32)})["output_0"]
     assert got.shape == (0, 64)
 
@@ -317,7 +317,7 @@ def test_a_flattening_layer_takes_no_sample(tmp_path):
 def test_no_sample_after_a_mean_which_onnx_runtime_gives_the_sizes_of_its_input(tmp_path):
     layers = (nn.Conv2d(3, 32, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 40))
     graph = capture(randomised(nn.Sequential(*layers)), (torch.randn(2, 3, 9, 9),))
-    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    exported = export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
     assert [layer.flat_from for layer in exported.manifest.layers.values()] == [None, 1]
     got = load(tmp_path / "model.l0c").run({"input": np.zeros((0, 3, 9, 9), np.float32)})["output_0"]
     assert got.shape == (0, 40)
@@ -333,7 +333,7 @@ def test_a_flattening_that_something_else_reads_is_left(tmp_path):
             flat = x.flatten(1)
             return self.linear(flat) + flat
 
-    exported = export_csr(
+    exported = export_bundle(
         capture(randomised(Both()), (torch.randn(2, 3, 4, 5),)), tmp_path / "model.l0c", settings=SPARSE
     )
     assert [layer.flat_from for layer in exported.manifest.layers.values()] == [None]
@@ -368,8 +368,8 @@ def test_a_weight_that_is_not_finite_stays_dense_and_is_named(tmp_path, storage,
     model, x = randomised(nn.Sequential(nn.Linear(48, 40), nn.Linear(40, 1000))), torch.rand(3, 48)
     with torch.no_grad():
         getattr(model[1], parameter)[7, ...].fill_(value)
-    settings = csr.CsrSettings(measure=False, threads=1, storage=storage)
-    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=settings)
+    settings = BundleSettings(measure=False, threads=1, storage=storage)
+    exported = export_bundle(capture(model, (x,)), tmp_path / "model.l0c", settings=settings)
     assert [layer.name for layer in exported.manifest.layers.values()] == ["0"]
     assert "not finite" in exported.manifest.whys["1.weight"] or "not one finite" in exported.manifest.whys["1.weight"]
     (name,) = (port.name for port in load(tmp_path / "model.l0c").inputs)
@@ -382,7 +382,7 @@ def test_a_weight_that_is_not_finite_stays_dense_and_is_named(tmp_path, storage,
 def test_weights_of_another_precision_stay_dense_and_say_so(tmp_path, dtype):
     x = torch.randn(2, 48, dtype=dtype)
     model = randomised(nn.Sequential(nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 36))).to(dtype)
-    exported = export_csr(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
+    exported = export_bundle(capture(model, (x,)), tmp_path / "model.l0c", settings=SPARSE)
     reason = f"dense: Gemm reads {str(dtype).removeprefix('torch.')}, and the engines take float32"
     assert exported.manifest.whys == {f"{layer}.weight": reason for layer in (0, 2)}
     assert f"0.weight: {reason}" in exported.lines()
@@ -391,8 +391,8 @@ def test_weights_of_another_precision_stay_dense_and_say_so(tmp_path, dtype):
 
 def test_a_graph_with_lists_stays_dense_and_says_so(tmp_path, monkeypatch):
     """Nothing that is exported here keeps a list, so it is only said that there is one."""
-    monkeypatch.setattr(csr, "_all_tensors", lambda *_: False)
-    exported = export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+    monkeypatch.setattr(exporting, "_all_tensors", lambda *_: False)
+    exported = export_bundle(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
     reason = "dense: the graph has values that are no tensors, such as lists, and is not cut"
     assert exported.manifest.whys == dict.fromkeys(("0", "2", "4"), reason)
     assert not exported.manifest.layers
@@ -416,17 +416,17 @@ def test_a_bundle_that_cannot_be_read_again_is_named_as_what_it_was_to_be(tmp_pa
     def damaged(*_, **__):
         raise RunError("Cannot read it.") from FormatError("holds a value that is not finite")
 
-    monkeypatch.setattr(csr, "BundleSession", damaged)
+    monkeypatch.setattr(exporting, "BundleSession", damaged)
     reason = "cannot be read as a bundle: holds a value that is not finite. Nothing was written."
     with pytest.raises(SurgeryError, match="^" + re.escape(f"what was to become {tmp_path / 'model.l0c'} {reason}")):
-        export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+        export_bundle(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
 
 
 class TestArguments:
     @pytest.mark.parametrize("sizes", [["1"], "18", [1.5], [0], [True], [], None, 0, [10**12]], ids=repr)
     def test_batch_sizes_that_are_none(self, tmp_path, sizes):
         with pytest.raises(InputError, match=re.escape(f"batch sizes {sizes!r}: expected whole numbers from 1 to")):
-            export_csr(mlp_graph(), tmp_path / "model.l0c", batch_sizes=sizes, settings=SPARSE)
+            export_bundle(mlp_graph(), tmp_path / "model.l0c", batch_sizes=sizes, settings=SPARSE)
 
     @pytest.mark.parametrize("sizes", [8, [8], (8,), np.array([8])], ids=repr)
     def test_one_batch_size_may_be_given_by_itself(self, sizes):
@@ -437,15 +437,15 @@ class TestArguments:
         with pytest.raises(
             InputError, match=re.escape(f"threads={threads!r}: expected a whole number from 1 to 1,024.")
         ):
-            csr.CsrSettings(threads=threads)
+            BundleSettings(threads=threads)
 
     @pytest.mark.parametrize("engines", [(), [], (1,), 3])
     def test_engines_that_are_no_names(self, engines):
         with pytest.raises(InputError, match=re.escape(f"engines={engines!r} names no engines. Nothing was written.")):
-            csr.CsrSettings(engines=engines)
+            BundleSettings(engines=engines)
 
     def test_an_engine_may_be_given_by_itself(self):
-        assert csr.CsrSettings(engines="scipy") == csr.CsrSettings(engines=("scipy",))
+        assert BundleSettings(engines="scipy") == BundleSettings(engines=("scipy",))
         assert find("scipy") == find(["scipy"])
 
 
@@ -453,12 +453,12 @@ def test_what_onnx_runtime_refuses_of_a_graph_that_was_taken_apart(tmp_path, mon
     def refusing(*_, **__):
         raise NATIVE_ERRORS[0]("[ONNXRuntimeError] : 1 : FAIL : no such thing.")
 
-    monkeypatch.setattr(csr, "open_session", refusing)
+    monkeypatch.setattr(exporting, "open_session", refusing)
     message = (
         "ONNX Runtime cannot run the graph value by value, as a bundle needs it: no such thing. Nothing was written."
     )
     with pytest.raises(SurgeryError, match="^" + re.escape(message)):
-        export_csr(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
+        export_bundle(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -492,7 +492,7 @@ def branching(weight: np.ndarray) -> onnx.ModelProto:
 def test_a_free_length_stays_free(tmp_path):
     model, call = NETWORKS["attention"]()
     graph = capture(model, call.args, dynamic="batch+sequence")
-    export_csr(graph, Path(tmp_path, "model.l0c"), settings=SPARSE)
+    export_bundle(graph, Path(tmp_path, "model.l0c"), settings=SPARSE)
     bundle = load(tmp_path / "model.l0c")
     assert bundle.inputs[0].shape == ("batch", "length")
     tokens = torch.randint(0, 50, (3, 11))

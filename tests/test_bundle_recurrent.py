@@ -21,13 +21,13 @@ from torch import nn
 from torch.export import Dim
 
 from l0compress.errors import InputError, RunError
-from l0compress.export.bundled import TOLERANCES
-from l0compress.export.csr import CsrSettings, export_csr
+from l0compress.export.bundle import BundleSettings, export_bundle
+from l0compress.export.bundle_session import TOLERANCES
 from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.constants import fold_constants
 from l0compress.export.partition.finding import find_candidates
 from l0compress.export.partition.flow import flow_of
-from l0compress.export.partition.recurrent import without_zero_states
+from l0compress.export.partition.initializers import fold_constants
+from l0compress.export.partition.recurrent_nodes import without_zero_states
 from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
 from l0compress_runtime import load
@@ -52,7 +52,7 @@ def original(tmp_path_factory) -> bytes:
     """A bundle with one recurrent layer, l0, that begins with states and hands on all that it can."""
     model, call = NETWORKS["LSTM decoder"]()
     path = tmp_path_factory.mktemp("bundle") / "model.l0c"
-    return export_csr(capture(model, call.args), path, settings=SPARSE).path.read_bytes()
+    return export_bundle(capture(model, call.args), path, settings=SPARSE).path.read_bytes()
 
 
 @pytest.mark.parametrize("storage", TOLERANCES)
@@ -60,7 +60,7 @@ def original(tmp_path_factory) -> bytes:
 def test_any_batch_and_length_in_every_storage(tmp_path, kind, storage):
     model = randomised(Recurrent(kind, num_layers=2, bidirectional=True))
     graph = capture(model, (torch.randn(2, 5, 16),), dynamic=FREE)
-    exported = export_csr(graph, tmp_path / "model.l0c", settings=replace(SPARSE, storage=storage))
+    exported = export_bundle(graph, tmp_path / "model.l0c", settings=replace(SPARSE, storage=storage))
     layers = [layer for layer in exported.manifest.layers.values() if layer.kind == "recurrent"]
     stored = [exported.manifest.tensors[weight] for layer in layers for weight in layer.weights]
     assert [(spec.storage, spec.scale_axis) for spec in stored] == 4 * [(storage, 1 if storage == "int8" else None)]
@@ -76,7 +76,7 @@ def test_any_batch_and_length_in_every_storage(tmp_path, kind, storage):
 @pytest.mark.parametrize("model", [lambda: LastStates(nn.LSTM, bidirectional=True), lambda: Recurrent(nn.GRU)])
 def test_the_same_as_onnx_runtime(tmp_path, model):
     graph = capture(randomised(model()), (torch.randn(2, 5, 16),), dynamic=FREE)
-    export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
     export_onnx(graph, tmp_path / "model.onnx")
     bundle, dense = load(tmp_path / "model.l0c"), OnnxSession(tmp_path / "model.onnx")
     for batch, length in SIZES:
@@ -106,7 +106,7 @@ def test_other_states_are_read(original):
 
 def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
     graph = capture(randomised(Recurrent(nn.GRU)), (torch.randn(2, 5, 16),), dynamic=FREE)
-    exported = export_csr(graph, tmp_path / "model.l0c", batch_sizes=(1, 4), settings=CsrSettings(threads=1))
+    exported = export_bundle(graph, tmp_path / "model.l0c", batch_sizes=(1, 4), settings=BundleSettings(threads=1))
     timed = {timing.layer: timing.median_ms for timing in exported.manifest.layer_timings}
     (name,) = (name for name, layer in exported.manifest.layers.items() if layer.kind == "recurrent")
     assert {"dense", "scipy"} <= timed[name].keys() and "torch" not in timed[name]
@@ -118,7 +118,7 @@ def test_measured_plans_take_recurrent_layers_where_they_are_faster(tmp_path):
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_default_one(tmp_path, kind):
     graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
-    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    exported = export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
     kinds = {layer.name: layer.kind for layer in exported.manifest.layers.values()}
     for engine in find():
         runs = {
@@ -134,7 +134,7 @@ def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_defaul
 def test_no_sample_or_no_step_ends_in_nothing_or_is_refused(tmp_path, kind, engine, size):
     """ONNX Runtime's own kernels would end the process."""
     graph = capture(randomised(Recurrent(kind)), (torch.randn(2, 5, 16),), dynamic=FREE)
-    path = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE).path
+    path = export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE).path
     path.write_bytes(with_every_layer_on(engine, path.read_bytes()))
     bundle = load(path, threads=1)
     empty = {"x": np.zeros(size, np.float32)}
@@ -149,7 +149,7 @@ def test_no_sample_or_no_step_ends_in_nothing_or_is_refused(tmp_path, kind, engi
 @pytest.mark.parametrize("engine", [*(engine.name for engine in find()), DENSE])
 def test_four_threads_run_one_bundle_at_once(tmp_path, engine):
     graph = capture(randomised(LastStates(nn.LSTM, bidirectional=True)), (torch.randn(2, 5, 16),), dynamic=FREE)
-    exported = export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+    exported = export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
     exported.path.write_bytes(with_every_layer_on(engine, exported.path.read_bytes()))
     bundle = load(exported.path, threads=2)
     assert bundle.engines()[1]["recurrent.l0"] == ("scipy" if engine == "torch" else engine)
@@ -183,7 +183,7 @@ def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
     own = kind.__name__.lower()
     for model, names in ((alone, [f"{own}.l0", f"{own}.l1"]), (inside, ["words.l0"])):
         graph = capture(randomised(model), (torch.randn(5, 2, 48),))
-        exported = export_csr(graph, tmp_path / f"{names[0]}.l0c", settings=SPARSE)
+        exported = export_bundle(graph, tmp_path / f"{names[0]}.l0c", settings=SPARSE)
         assert [layer.name for layer in exported.manifest.layers.values()] == names
 
 

@@ -26,9 +26,9 @@ from torch.export import Dim
 from l0compress.errors import InputError, NotEqualError, RunError
 from l0compress.export import choosing
 from l0compress.export.assemble import bundle_bytes
-from l0compress.export.bundled import BundleSession
+from l0compress.export.bundle import BundleSettings, export_bundle
+from l0compress.export.bundle_session import BundleSession
 from l0compress.export.choosing import InMemory
-from l0compress.export.csr import CsrSettings, export_csr
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import capture
@@ -117,7 +117,7 @@ class TestRuns:
 
     def test_names_dtypes_and_shapes(self, tmp_path):
         graph = capture(randomised(TwoOutputs()), (torch.randn(2, 20), torch.randn(2, 1)))
-        export_csr(graph, tmp_path / "model.l0c", settings=SPARSE)
+        export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
         bundle = load(tmp_path / "model.l0c")
         assert [port.described() for port in bundle.inputs] == ["float32 (batch, 20)", "float32 (batch, 1)"]
         assert [port.name for port in bundle.outputs] == ["hidden", "out", "again"]
@@ -194,7 +194,7 @@ class TestRuns:
     @pytest.mark.parametrize("engine", [engine.name for engine in find()])
     def test_an_index_out_of_range_names_the_layer_and_what_it_read(self, tmp_path, engine):
         model, call = NETWORKS["attention"]()
-        export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+        export_bundle(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
         bundle = load(tmp_path / "model.l0c", threads=1, engine=engine)
         message = (
             r"^layer 'embedding' with the input tokens: a sparse embedding takes integers from -50 to 49 and was given "
@@ -247,7 +247,7 @@ class TestRuns:
 class TestChoices:
     def test_measured_bundles_are_equal_and_say_what_was_measured(self, tmp_path):
         graph = capture(mlp(), (torch.randn(2, 48),))
-        exported = export_csr(graph, tmp_path / "model.l0c", batch_sizes=(1, 16), settings=CsrSettings(threads=1))
+        exported = export_bundle(graph, tmp_path / "model.l0c", batch_sizes=(1, 16), settings=BundleSettings(threads=1))
         manifest = exported.manifest
         assert [size for size, _ in manifest.choices] == [1, 16]
         assert {(timing.layer, timing.batch_size) for timing in manifest.layer_timings} == {
@@ -332,8 +332,8 @@ class TestChoices:
             choosing, "medians_ms", lambda runs, **_: {name: {"dense": 4.0}.get(name, 3.0) for name in runs}
         )
         model, x = randomised(Normed()), torch.randn(2, 5, 32)
-        settings = CsrSettings(threads=1)
-        exported = export_csr(capture(model, (x,)), tmp_path / "m.l0c", batch_sizes=2, settings=settings)
+        settings = BundleSettings(threads=1)
+        exported = export_bundle(capture(model, (x,)), tmp_path / "m.l0c", batch_sizes=2, settings=settings)
         assert exported.manifest.disabled_optimizers == disabled
         assert ("SkipLayerNormFusion, which makes them slower" in " ".join(exported.lines())) == bool(disabled)
         (timing,) = exported.manifest.plan_timings
@@ -354,7 +354,7 @@ class TestChoices:
 
     def test_a_layer_that_an_engine_does_not_support_runs_on_the_default_one_and_says_so(self, tmp_path):
         model, call = NETWORKS["attention"]()
-        export_csr(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+        export_bundle(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
         bundle = load(tmp_path / "model.l0c", threads=1, engine="torch")
         kinds = {layer.name: layer.kind for layer in bundle.manifest.layers.values()}
         assert set(kinds.values()) == {"linear", "embedding"}
@@ -468,7 +468,7 @@ def test_inputs_are_made_up_in_the_sizes_that_the_model_was_captured_with(tmp_pa
     """A length of sixteen, which stands for what nobody has said, is beyond the positions."""
     free = {"ids": {0: Dim("batch"), 1: Dim("length", max=8)}}
     graph = capture(randomised(Placed()), (torch.randint(0, 50, (3, 6)),), dynamic=free)
-    exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+    exported = export_bundle(graph, tmp_path / "m.l0c", settings=BundleSettings(measure=False))
     assert BundleSession(exported.path).example_call(5).kwargs["ids"].shape == (5, 6)
     assert load(exported.path, tune=True).engines().keys() == {1}
     export_onnx(graph, tmp_path / "m.onnx")
@@ -479,7 +479,7 @@ class TestExport:
     def test_a_bundle_that_is_not_equal_is_refused_and_leaves_nothing(self, tmp_path):
         graph = capture(mlp(), (torch.randn(2, 48),))
         with pytest.raises(NotEqualError):
-            export_csr(graph, tmp_path / "model.l0c", reference=lambda x: graph.module()(x) + 1, settings=SPARSE)
+            export_bundle(graph, tmp_path / "model.l0c", reference=lambda x: graph.module()(x) + 1, settings=SPARSE)
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
@@ -493,27 +493,27 @@ class TestExport:
     )
     def test_settings_that_are_wrong(self, tmp_path, options, message):
         with pytest.raises(InputError, match=message):
-            export_csr(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", settings=CsrSettings(**options))
+            export_bundle(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", settings=BundleSettings(**options))
 
     def test_a_weight_beyond_float16(self, tmp_path):
         model = mlp()
         model[0].weight.data[0, 0] = 1e5
         graph = capture(model, (torch.randn(2, 48),))
         with pytest.raises(InputError, match=r"'0.weight' cannot be stored as float16.*Choose bfloat16"):
-            export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(storage="float16", measure=False))
+            export_bundle(graph, tmp_path / "m.l0c", settings=BundleSettings(storage="float16", measure=False))
         assert list(tmp_path.iterdir()) == []
 
     def test_why_nothing_runs_sparse(self, tmp_path):
         transposed = nn.ConvTranspose1d(16, 16, 3)
         nn.init.zeros_(transposed.weight)
         graph = capture(nn.Sequential(transposed), (torch.randn(2, 16, 9),))
-        exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+        exported = export_bundle(graph, tmp_path / "m.l0c", settings=BundleSettings(measure=False))
         assert "0.weight: dense: ConvTranspose has no sparse form" in exported.lines()
 
     def test_a_layer_without_bias_has_its_name_though_the_converter_transposes_its_weight(self, tmp_path):
         layers = {"first": nn.Linear(48, 32, bias=False), "second": nn.Linear(32, 32, bias=False)}
         graph = capture(randomised(nn.Sequential(OrderedDict(layers))), (torch.randn(2, 5, 48),))
-        exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+        exported = export_bundle(graph, tmp_path / "m.l0c", settings=BundleSettings(measure=False))
         assert [layer.name for layer in exported.manifest.layers.values()] == ["first", "second"]
 
     def test_a_layer_that_is_called_twice_is_two_layers_with_two_names(self, tmp_path):
@@ -526,13 +526,13 @@ class TestExport:
                 return self.inner(self.inner(x).sigmoid())
 
         graph = capture(randomised(Twice()), (torch.randn(2, 48),))
-        exported = export_csr(graph, tmp_path / "m.l0c", settings=CsrSettings(measure=False))
+        exported = export_bundle(graph, tmp_path / "m.l0c", settings=BundleSettings(measure=False))
         assert load(exported.path).engines() == {1: {"inner": "scipy", "inner (2)": "scipy"}}
 
     @pytest.mark.parametrize("batch_sizes", [(), (0,)])
     def test_batch_sizes_that_are_none(self, tmp_path, batch_sizes):
         with pytest.raises(InputError, match="batch sizes"):
-            export_csr(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", batch_sizes=batch_sizes)
+            export_bundle(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", batch_sizes=batch_sizes)
 
     def test_no_such_bundle(self, tmp_path):
         with pytest.raises(RunError, match=r"Cannot read bundle .*there is no such file"):

@@ -196,7 +196,7 @@ class TestExport:
 
     @pytest.mark.slow
     def test_a_bundle_without_zeros_says_so_and_shows_no_empty_table(self, finished: Path, tmp_path: Path) -> None:
-        printed = run_cli("export", finished / "run", "--format", "csr", "-o", tmp_path / "net.l0c").stdout
+        printed = run_cli("export", finished / "run", "--format", "bundle", "-o", tmp_path / "net.l0c").stdout
         assert "nothing runs sparse, since no float32 weight of 256 numbers or more has 60% zeros" in printed
         assert "Sparse layers" not in printed
         assert "Sparse layers" not in run_cli("bench", tmp_path / "net.l0c", "--batch", "1").stdout
@@ -253,7 +253,7 @@ class TestBench:
     def test_a_run_is_timed_in_every_form(self, finished: Path, tmp_path: Path) -> None:
         arguments = ("bench", finished / "run", "--batch", "1,3", "--threads", "1")
         measured = printed_json(*arguments, "--plot", tmp_path / "forms.svg")
-        names = ["dense", "dense int8", "small", "small int8", "small csr"]
+        names = ["dense", "dense int8", "small", "small int8", "small bundle"]
         candidates = {candidate["name"]: candidate for candidate in measured["bench"]["candidates"]}
         assert list(candidates) == names
         assert all(candidate["memory_bytes"] > 0 for candidate in candidates.values())
@@ -334,7 +334,7 @@ class TestProcess:
             assert outcome.exit_code == 2 and outcome.stdout == ""
 
     @pytest.mark.parametrize(
-        ("name", "format"), [("small.pt2", "pt2"), ("masked.pt2", "pt2"), ("run.json", "onnx"), ("plan.json", "csr")]
+        ("name", "format"), [("small.pt2", "pt2"), ("masked.pt2", "pt2"), ("run.json", "onnx"), ("plan.json", "bundle")]
     )
     def test_a_run_is_not_written_over(self, finished: Path, name: str, format: str) -> None:
         before = (finished / "run" / name).read_bytes()
@@ -350,7 +350,7 @@ class TestProcess:
     def test_a_signal_leaves_nothing_half_written(
         self, finished: Path, tmp_path: Path, number: int, status: int, said: str
     ) -> None:
-        process = l0compress("export", finished / "run", "--format", "csr", "-o", "small.l0c", cwd=tmp_path)
+        process = l0compress("export", finished / "run", "--format", "bundle", "-o", "small.l0c", cwd=tmp_path)
         while process.poll() is None and not list(tmp_path.iterdir()):
             time.sleep(0.01)
         process.send_signal(number)

@@ -16,9 +16,9 @@ from own_loop import decided_, trained
 from torch import Tensor, nn
 
 import l0compress as l0
-from l0compress.calls import asked_dims
 from l0compress.errors import PlanError
 from l0compress.graph.groups import Groups
+from l0compress.verification.calls import asked_dims
 
 
 def saved(value: Any) -> Any:

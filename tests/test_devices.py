@@ -24,7 +24,6 @@ from device_networks import NETWORKS, build
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
-from l0compress.calls import Call, named_leaves
 from l0compress.data import Batch
 from l0compress.devices import constant_on, device_of, forked_randomness, moved, repeatable
 from l0compress.gates.attach import compact, gate
@@ -36,6 +35,7 @@ from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import find_groups
 from l0compress.graph.nodes.placement import apart, named_devices
 from l0compress.loading import load_pt2
+from l0compress.verification.calls import Call, named_leaves
 
 CUDA, META, CPU = torch.device("cuda", 0), torch.device("meta"), torch.device("cpu")
 UNITS = ("params", "macs", "bytes")

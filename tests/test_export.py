@@ -22,16 +22,16 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
-from l0compress.export.bundled import BundleSession
-from l0compress.export.csr import export_csr
+from l0compress.export.bundle import export_bundle
+from l0compress.export.bundle_session import BundleSession
 from l0compress.export.files import staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2, exported_program
 from l0compress.export.quantize import annotate_
 from l0compress.export.session import TOLERANCE_KEY, OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
+from l0compress.verification.calls import Call
 
 EXPORTERS = pytest.mark.parametrize("export, name", [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
 
@@ -145,7 +145,7 @@ def test_sides_that_are_free_stay_free(tmp_path, sides):
     assert torch.export.load(tmp_path / "m.pt2").module()(x).detach().numpy() == pytest.approx(expected, abs=1e-5)
     export_onnx(graph, tmp_path / "m.onnx")
     assert OnnxSession(tmp_path / "m.onnx")(x)["output_0"].numpy() == pytest.approx(expected, abs=1e-5)
-    bundle = export_csr(graph, tmp_path / "m.l0c").path
+    bundle = export_bundle(graph, tmp_path / "m.l0c").path
     assert BundleSession(bundle)(x)["output_0"].numpy() == pytest.approx(expected, abs=1e-5)
 
 
@@ -178,12 +178,12 @@ class TestEveryFormat:
         assert (tmp_path / name).read_bytes() == before
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
-    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
+    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_bundle, "model.l0c")])
     def test_a_module_has_to_be_captured_first(self, tmp_path, export, name):
         with pytest.raises(InputError, match=r"^a ConvNet is no captured graph\. .* nothing was written\. Capture it"):
             export(ConvNet(), tmp_path / name)
 
-    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_csr, "model.l0c")])
+    @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_bundle, "model.l0c")])
     @pytest.mark.parametrize("tolerance", [math.nan, math.inf])
     def test_a_tolerance_that_allows_everything_is_refused(self, tmp_path, export, name, tolerance):
         graph = convnet_graph()

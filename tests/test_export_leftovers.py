@@ -13,7 +13,6 @@ import torch
 from conftest import run_cli
 from torch import Tensor, nn
 
-from l0compress.calls import Call
 from l0compress.errors import NotEqualError, RunError
 from l0compress.export.files import has_external_data, size_on_disk
 from l0compress.export.onnx import export_onnx
@@ -21,7 +20,8 @@ from l0compress.export.pt2 import export_pt2
 from l0compress.export.quantize import quantize_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, capture
-from l0compress.verify import difference, verify
+from l0compress.verification.calls import Call
+from l0compress.verification.equality import difference, verify
 
 
 def layers() -> CapturedGraph:
@@ -129,11 +129,11 @@ class TestIntegersBesideRoundedWeights:
     ("flags", "message"),
     [
         (("--batch", "1"), "Layers are timed for bundles, and the format is 'onnx'. Nothing was written. Say --format "
-         "csr, or leave out --batch and --threads."),
+         "bundle, or leave out --batch and --threads."),
         (("--threads", "1", "--format", "pt2"), "Layers are timed for bundles, and the format is 'pt2'. Nothing was "
-         "written. Say --format csr, or leave out --batch and --threads."),
+         "written. Say --format bundle, or leave out --batch and --threads."),
         (("--dtype", "int8"), "Storage and engines are chosen for bundles, and the format is 'onnx'. Nothing was "
-         "written. Say --format csr, or leave out --dtype and --engines."),
+         "written. Say --format bundle, or leave out --dtype and --engines."),
         (("--calibrate", "8"), "--calibrate counts the samples that static int8 is calibrated on, and the file is not "
          "quantized. Nothing was written. Say --quantize int8-static, or leave it out."),
         (("--calibrate", "8", "--quantize", "int8-dynamic"), "--calibrate counts the samples that static int8 is "

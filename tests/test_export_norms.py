@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l0compress.calls import Call
 from l0compress.export.norms import MANY, split_norms_
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import quantize_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import KeepPlan, capture, find_groups, masked, shrink
+from l0compress.verification.calls import Call
 
 NORMS = {
     "one group": nn.GroupNorm(1, 16),

@@ -12,7 +12,6 @@ from clouds import QUICK, blobs
 from models import randomise
 from torch import Tensor, fx, nn
 
-from l0compress.calls import Call
 from l0compress.data import Data
 from l0compress.errors import InputError
 from l0compress.export.onnx import export_onnx
@@ -24,6 +23,7 @@ from l0compress.training.fake_quantization import fake_quantized, round_activati
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.losses import objective_of
 from l0compress.training.settings import FinetuneSettings
+from l0compress.verification.calls import Call
 
 
 class TestRounding:

@@ -14,7 +14,6 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from l0compress import Budget, gate
-from l0compress.calls import Call
 from l0compress.data import Data
 from l0compress.errors import TargetError
 from l0compress.export.onnx import export_onnx
@@ -23,6 +22,7 @@ from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups
 from l0compress.loading import Target, make_target, parse_target
 from l0compress.training.finetune import finetune
 from l0compress.training.methods.fisher import marginal_costs
+from l0compress.verification.calls import Call
 
 FLOATS, INT8, UINT8, INT32 = (
     onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32

@@ -10,8 +10,8 @@ from clouds import QUICK, blobs, trained_mlp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from l0compress.batches import Batch
 from l0compress.data import Data, StreamSplit
+from l0compress.data.batches import Batch
 from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cut.masked import masked

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import l0compress as l0
-from l0compress.batches import as_batch, collate, joined
 from l0compress.data import Batch, Data, Split, StreamSplit, example_batch
+from l0compress.data.batches import as_batch, collate, joined
+from l0compress.data.inputs import Form
 from l0compress.errors import DataError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
-from l0compress.inputs import Form
 from l0compress.loading.parts import as_split
 from l0compress.pipeline.compress import CompressResult, compress
 from l0compress.pipeline.fingerprints import data_fingerprint

@@ -19,7 +19,6 @@ from onnx import numpy_helper
 from quantized_weights import Reader, integer_operands, integer_products
 from torch import nn
 
-from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, SurgeryError
 from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
@@ -29,6 +28,7 @@ from l0compress.export.unsharing import unshared
 from l0compress.graph import CapturedGraph, capture
 from l0compress.loading import load_data
 from l0compress.pipeline import quantizing
+from l0compress.verification.calls import Call
 
 
 def two_layers() -> CapturedGraph:
@@ -290,7 +290,11 @@ class TestExport:
     ) -> None:
         monkeypatch.setattr(quantize, "quantize_dynamic", spoiling(negated_))
         measured = printed_json("bench", finished / "run", "--batch", "1", "--threads", "1")
-        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small", "small csr"]
+        assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == [
+            "dense",
+            "small",
+            "small bundle",
+        ]
         assert measured["int8_metrics"] == {}
         assert [note.split(":")[0] for note in measured["notes"]] == ["No int8 form of dense", "No int8 form of small"]
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import l0compress as l0
 from l0compress.data import Data, Split, StreamSplit
 from l0compress.errors import DataError, InputError
-from l0compress.export.csr import export_csr
+from l0compress.export.bundle import export_bundle
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
 from l0compress.graph.capture import capture
@@ -240,7 +240,9 @@ class TestOneScoreEverywhere:
         forms = {
             "dense": export_onnx(result.dense, tmp_path / "dense.onnx").path,
             "onnx": export_onnx(result.small, tmp_path / "small.onnx", reference=result.masked).path,
-            "csr": export_csr(result.small, tmp_path / "small.l0c", reference=result.masked, batch_sizes=(1,)).path,
+            "bundle": export_bundle(
+                result.small, tmp_path / "small.l0c", reference=result.masked, batch_sizes=(1,)
+            ).path,
             "pt2": export_pt2(result.small, tmp_path / "small.pt2", reference=result.masked).path,
         }
         scores = {name: score.metric for name, score in score_files(origin, forms).items()}

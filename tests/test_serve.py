@@ -13,7 +13,7 @@ from bundles import SPARSE, mlp, mlp_bundle, randomised
 from torch import nn
 
 from l0compress.errors import RunError
-from l0compress.export.csr import export_csr
+from l0compress.export.bundle import export_bundle
 from l0compress.graph import capture
 
 pytest.importorskip("fastapi", reason="The service needs fastapi: make install.")
@@ -126,7 +126,7 @@ class TestWholeNumbers:
     def client(self, client_of, tmp_path: Path):
         torch.manual_seed(0)
         table = randomised(nn.Sequential(nn.Embedding(20, 24), nn.Linear(24, 4)))
-        export_csr(capture(table, (torch.zeros(2, 3, dtype=torch.int64),)), tmp_path / "table.l0c", settings=SPARSE)
+        export_bundle(capture(table, (torch.zeros(2, 3, dtype=torch.int64),)), tmp_path / "table.l0c", settings=SPARSE)
         return client_of(tmp_path / "table.l0c")
 
     def test_they_choose_rows(self, client) -> None:

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.export import Dim
 
-from l0compress.calls import Call, example_calls, named_leaves, resized
 from l0compress.errors import InputError, NotEqualError
 from l0compress.graph import capture
-from l0compress.verify import TOLERANCES, compare, verify
+from l0compress.verification.calls import Call, example_calls, named_leaves, resized
+from l0compress.verification.equality import TOLERANCES, compare, verify
 
 REFUSED = "The result is refused and nothing was written."
 

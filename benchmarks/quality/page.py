@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from l0compress.table import Table
+from l0compress.measure.table import Table
 from quality.cells import DENSE
 from quality.plot import write_plot
 from quality.problem import CALIBRATION_SAMPLES, Score, Task

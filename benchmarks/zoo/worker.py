@@ -26,13 +26,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from l0compress.calls import BATCH_SIZES, Call, example_calls
 from l0compress.errors import CaptureError, NothingToPruneError
 from l0compress.export.onnx import export_onnx
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.graph.capture import USER_CODE_ERRORS
 from l0compress.graph.labels.values import flattened, varying
 from l0compress.graph.nodes.network import attribute, op_name
+from l0compress.verification.calls import BATCH_SIZES, Call, example_calls
 from zoo.catalogue import find
 from zoo.entry import Entry
 from zoo.reference import reads_sums, silenced

@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from l0compress.table import Table
+    from l0compress.measure.table import Table
 
 PIPED_WIDTH = 140
 

@@ -12,7 +12,7 @@ from onnx import helper
 
 from l0compress.errors import InputError
 from l0compress.export.partition.candidates import Candidate
-from l0compress.export.partition.cut import Cut, Types, cut, segment
+from l0compress.export.partition.cut import DenseSegment, Types, cut, segment
 from l0compress.export.partition.flow import Flow
 from l0compress.export.session import example_sizes
 from l0compress_runtime.archive import write_zip
@@ -50,14 +50,14 @@ class Members:
         """Return the graph with these candidates as layers, each on the engine named for it."""
         steps = []
         for part in cut(self.flow, self.types, chosen):
-            if isinstance(part, Cut):
+            if isinstance(part, DenseSegment):
                 steps.append(Step(self.segment(part)))
             else:
                 steps.append(Step(self.layer(part), engines.get(part, DEFAULT_ENGINE)))
         return tuple(steps)
 
-    def segment(self, part: Cut) -> str:
-        """Add a dense graph; return its name."""
+    def segment(self, part: DenseSegment) -> str:
+        """A dense graph; returns its name."""
         data = part.model.SerializeToString(deterministic=True)
         tensors = {name: self.tensor(name) for name in part.constants}
         if data not in self._known:

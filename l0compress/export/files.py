@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import RunError
-from l0compress.table import Table
-from l0compress.verify import Equality
+from l0compress.verification.equality import Equality
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,6 @@ class Exported:
     path: Path
     size_bytes: int
     equality: Equality
-
-    def tables(self) -> tuple[Table, ...]:
-        """Return the measurements, if there are any."""
-        return ()
 
     def lines(self) -> tuple[str, ...]:
         """Return what was checked, in words."""

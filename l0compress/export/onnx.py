@@ -26,13 +26,12 @@ from torch import Tensor, fx, nn
 from torch._dynamo.exc import UserError
 from torch.onnx import OnnxExporterError, ONNXProgram
 
-from l0compress.calls import Call, asked_dims, example_calls, named_leaves
 from l0compress.errors import RunError, SurgeryError
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
 from l0compress.export.origins import note_origins_
-from l0compress.export.recurrent import TRANSLATIONS, check_translatable
+from l0compress.export.recurrent_translation import TRANSLATIONS, check_translatable
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.export.ties import tie_sizes_
 from l0compress.graph.capture import CapturedGraph
@@ -40,7 +39,8 @@ from l0compress.graph.capture.batch import leaves_of
 from l0compress.graph.capture.rnn_layers import any_length
 from l0compress.graph.groups.cost import cost
 from l0compress.graph.nodes.network import GraphNetwork, op_name
-from l0compress.verify import Model, check_tolerance, verify
+from l0compress.verification.calls import Call, asked_dims, example_calls, named_leaves
+from l0compress.verification.equality import Model, check_tolerance, verify
 from l0compress_runtime.sessions import first_line
 
 # A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.
@@ -64,8 +64,8 @@ def export_onnx(
         graph: the model; dimensions that are free in it stay free.
         path: the file to write. Weights beyond ``largest_file_bytes`` go to ``<path>.data`` beside it.
         reference: what the file must agree with; by default the graph itself.
-        tolerance: as in :func:`l0compress.verify.verify`.
-        inputs: more calls to check the file on, such as a batch of your own data.
+        tolerance: as in :func:`l0compress.verify`.
+        inputs: more calls to check the file on, such as a batch of one's own data.
         largest_file_bytes: the most that the ONNX file itself may hold.
 
     Raises:

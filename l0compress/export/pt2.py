@@ -19,7 +19,6 @@ from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
-from l0compress.calls import Call, asked_dims, example_calls
 from l0compress.errors import ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.ties import tie_sizes_
@@ -29,7 +28,8 @@ from l0compress.graph.capture.rnn_layers import any_length
 from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.loading import load_pt2
 from l0compress.loading.exported import BATCH_DIMS, batch_dims_file
-from l0compress.verify import Model, check_tolerance, verify
+from l0compress.verification.calls import Call, asked_dims, example_calls
+from l0compress.verification.equality import Model, check_tolerance, verify
 
 SUFFIX = ".pt2"
 
@@ -55,8 +55,8 @@ def export_pt2(
         graph: the model; dimensions that are free in it stay free.
         path: the file to write; its name ends in ``.pt2``.
         reference: what the archive must agree with; by default the graph itself.
-        tolerance: as in :func:`l0compress.verify.verify`.
-        inputs: more calls to check the archive on, such as a batch of your own data.
+        tolerance: as in :func:`l0compress.verify`.
+        inputs: more calls to check the archive on, such as a batch of one's own data.
 
     Raises:
         NotEqualError: the archive does not compute what the reference computes.

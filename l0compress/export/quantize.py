@@ -29,11 +29,11 @@ from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor
 
-from l0compress.calls import Call
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.files import has_external_data, staged
 from l0compress.export.session import OnnxSession
 from l0compress.export.unsharing import unshared
+from l0compress.verification.calls import Call
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})

@@ -14,8 +14,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from l0compress.calls import Call, named_leaves
 from l0compress.errors import InputError, RunError
+from l0compress.verification.calls import Call, named_leaves
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 from l0compress_runtime.tuning import batch_dim_of, example_shape
 

@@ -2,7 +2,7 @@
 
 requires: an ``.onnx`` file with weights that are mostly exact zeros.
 ensures:  the same model in fewer bytes. ONNX Runtime makes these weights dense again when it loads the file, so the
-          model is not faster and takes no less memory; use a CSR bundle to run on sparse weights.
+          model is not faster and takes no less memory; a bundle is what runs on sparse weights.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
-from l0compress.calls import free_dims
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
+from l0compress.verification.calls import free_dims
 
 
 def tie_sizes_(network: GraphNetwork, graph: CapturedGraph) -> None:

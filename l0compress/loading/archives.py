@@ -26,7 +26,7 @@ ARCHIVE_ERRORS = (*FOREIGN_ERRORS, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 
 @dataclass(frozen=True)
-class Archive:
+class ForeignArchive:
     """A checked archive: its members by name, read one at a time."""
 
     file: zipfile.ZipFile
@@ -69,8 +69,8 @@ def is_archive(content: bytes) -> bool:
         return True
 
 
-def open_archive(content: bytes, name: str, *, error: type[InputError] = InputError) -> Archive:
-    """Open a zip archive after checking its directory.
+def open_archive(content: bytes, name: str, *, error: type[InputError] = InputError) -> ForeignArchive:
+    """Open a zip archive whose directory holds no surprise.
 
     Args:
         content: the bytes of the file.
@@ -102,7 +102,7 @@ def open_archive(content: bytes, name: str, *, error: type[InputError] = InputEr
         raise error(
             f"Cannot read {name}: {fault}. Nothing was changed. No honest writer makes such a file; do not use it."
         )
-    return Archive(archive, name, error)
+    return ForeignArchive(archive, name, error)
 
 
 def _fault(archive: zipfile.ZipFile, num_bytes: int) -> str | None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from l0compress.data import AnySplit, Data, Split
+from l0compress.data.tensors import tensor_of
 from l0compress.errors import DataError
 from l0compress.loading.archives import open_archive
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.splits import PARTS, SHARES, check_shares, split_whole, with_val
-from l0compress.tensors import tensor_of
 
 KEYS = ("x", "y", *(f"{letter}_{part}" for letter in "xy" for part in PARTS))
 _HEADERS: dict[tuple[int, int], Callable] = {

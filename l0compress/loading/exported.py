@@ -25,7 +25,7 @@ from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from l0compress.errors import ModelError
-from l0compress.loading.archives import FREE_BYTES, Archive, open_archive
+from l0compress.loading.archives import FREE_BYTES, ForeignArchive, open_archive
 from l0compress.loading.containers import unknown_containers
 from l0compress.loading.programs import fault_of_program, on_cpu, without_notes
 from l0compress.loading.references import first_line
@@ -136,7 +136,7 @@ def _vetted(content: bytes, path: Path) -> bytes:
     return buffer.getvalue()
 
 
-def _payloads(archive: Archive, entries: dict[str, str], kind: str, path: Path) -> dict[str, bytes]:
+def _payloads(archive: ForeignArchive, entries: dict[str, str], kind: str, path: Path) -> dict[str, bytes]:
     folder = f"data/{kind}"
     config_name = f"{folder}/model_{kind}_config.json"
     if config_name not in entries:
@@ -170,7 +170,7 @@ def _check_size(name: str, meta: dict[str, Any], num_bytes: int, path: Path) -> 
         )
 
 
-def _sample_inputs(archive: Archive, entries: dict[str, str], path: Path) -> bytes:
+def _sample_inputs(archive: ForeignArchive, entries: dict[str, str], path: Path) -> bytes:
     if SAMPLE_INPUTS not in entries:
         raise ModelError(f"Cannot read model {str(path)!r}: it has no example inputs. Export the model again.")
     content = archive.read(entries[SAMPLE_INPUTS])

@@ -12,9 +12,9 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import AnySplit, Batch, Data, Split, StreamSplit, example_batch
+from l0compress.data.inputs import has_samples
 from l0compress.devices import CPU, device_of
 from l0compress.errors import DataError
-from l0compress.inputs import has_samples
 from l0compress.loading.classes import IGNORED_LABEL
 from l0compress.loading.models import Model
 from l0compress.loading.references import FOREIGN_ERRORS, first_line

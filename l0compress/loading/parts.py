@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from l0compress.batches import TARGET_KEYS, collate, parts_of
 from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
+from l0compress.data.batches import TARGET_KEYS, collate, parts_of
+from l0compress.data.inputs import is_nested, is_number
+from l0compress.data.loaders import dataset_labels, tensors_of
+from l0compress.data.tensors import is_array
 from l0compress.errors import DataError
-from l0compress.inputs import is_nested, is_number
-from l0compress.loaders import dataset_labels, tensors_of
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.splits import PART_NAMES, SHARES, Shares, check_shares, split_whole, with_val
-from l0compress.tensors import is_array
 
 STREAM_BATCH = 64
 

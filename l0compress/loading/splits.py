@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from l0compress.data import AnySplit, Data, DatasetSplit, Split, StreamSplit
+from l0compress.data.loaders import dataset_labels, is_plain, is_shuffled, with_samples
 from l0compress.errors import DataError
-from l0compress.loaders import dataset_labels, is_plain, is_shuffled, with_samples
 
 VAL_SHARE = 12
 VAL_MOST = 5_000

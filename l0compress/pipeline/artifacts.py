@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.bench import open_candidate
 from l0compress.errors import RunError
-from l0compress.export.bundled import SUFFIX, Session, is_bundle
+from l0compress.export.bundle_session import SUFFIX, Session, is_bundle
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
-from l0compress.pipeline.runs import Run, open_run
-from l0compress.verify import Equality, verify
+from l0compress.measure.bench import open_candidate
+from l0compress.pipeline.runs import FinishedRun, open_run
+from l0compress.verification.equality import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
 
@@ -79,7 +79,7 @@ def verify_artifact(artifact: Path, *, run: Path) -> Verification:
     return verify_against(artifact, open_run(run))
 
 
-def verify_against(artifact: Path, run: Run) -> Verification:
+def verify_against(artifact: Path, run: FinishedRun) -> Verification:
     """As :func:`verify_artifact`, for a run that is open already."""
     loaded, masked = load(artifact), captured_pt2(run.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""

@@ -8,28 +8,28 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from l0compress.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.data import AnySplit
 from l0compress.errors import NotEqualError, SurgeryError
-from l0compress.export.bundled import SUFFIX, is_bundle
-from l0compress.export.csr import CsrSettings, export_csr
+from l0compress.export.bundle import BundleSettings, export_bundle
+from l0compress.export.bundle_session import SUFFIX, is_bundle
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
-from l0compress.footprint import footprint
 from l0compress.graph.capture import CapturedGraph
+from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
+from l0compress.measure.footprint import footprint
+from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
+from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
-from l0compress.pipeline.runs import Run, is_run, measured, metric_name, open_run, reading_of
-from l0compress.report import Measured, bench_table, bundle_table, comparison_table
-from l0compress.table import Table
+from l0compress.pipeline.runs import FinishedRun, is_run, measured, metric_name, open_run, reading_of
 from l0compress.training.course import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
 from l0compress_runtime.manifest import Manifest
 
 DENSE, SMALL = "dense", "small"
-INT8, CSR = " int8", " csr"
+INT8, BUNDLE = " int8", " bundle"
 _NO_INT8 = "ONNX files alone have an int8 form; give an .onnx artifact to compare with it."
 
 
@@ -49,7 +49,7 @@ class ArtifactBench:
     """
 
     report: BenchReport
-    run: Run | None = None
+    run: FinishedRun | None = None
     verification: Verification | None = None
     scores: Mapping[str, Evaluation] = field(default_factory=dict)
     reading: Reading | None = None
@@ -61,7 +61,7 @@ class ArtifactBench:
         layers = (bundle_table(self.manifest),) if self.manifest is not None and self.manifest.layers else ()
         return (bench_table(self.report) if self.run is None else self._comparison(self.run), *layers)
 
-    def _comparison(self, run: Run) -> Table:
+    def _comparison(self, run: FinishedRun) -> Table:
         table = comparison_table(
             *(self._measured(run, name) for name in self.report.file_bytes),
             metric_name=metric_name(run.result, self.reading),
@@ -76,7 +76,7 @@ class ArtifactBench:
             notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
         return Table(table.title, table.columns, table.rows, tuple(notes))
 
-    def _measured(self, run: Run, name: str) -> Measured:
+    def _measured(self, run: FinishedRun, name: str) -> Measured:
         known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)
         score = self.scores.get(name)
         return replace(
@@ -126,14 +126,14 @@ def bench_artifact(
     return ArtifactBench(report, manifest=_manifest_of(artifact))
 
 
-def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+def _against_run(artifact: Path, run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
     checked = verify_against(artifact, run)
     if artifact.suffix == ".pt2":
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
     origin = origin_of(run)
-    kind = INT8 if checked.quantization else CSR if is_bundle(artifact) else ""
+    kind = INT8 if checked.quantization else BUNDLE if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
         forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
         notes = _add_int8_(forms, DENSE, origin.data.train)
@@ -144,7 +144,7 @@ def _against_run(artifact: Path, run: Run, batch_sizes: Sequence[int], threads: 
     return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
 
-def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+def _every_form(run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
     small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:
@@ -153,9 +153,9 @@ def _every_form(run: Run, batch_sizes: Sequence[int], threads: int) -> ArtifactB
         forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
         notes += _add_int8_(forms, SMALL, train)
         path = Path(folder, f"small{SUFFIX}")
-        settings = CsrSettings(threads=threads)
-        bundle = export_csr(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
-        forms[SMALL + CSR] = bundle.path
+        settings = BundleSettings(threads=threads)
+        bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+        forms[SMALL + BUNDLE] = bundle.path
         report = _timed(forms, origin.dense, batch_sizes, threads)
         scores, reading = score_files(origin, forms), origin.objective.reading
     return ArtifactBench(report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes)

@@ -29,7 +29,7 @@ from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.snapshot import Checkpoints
-from l0compress.verify import Equality, verify
+from l0compress.verification.equality import Equality, verify
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.calls import Call, sized_example
 from l0compress.errors import InputError
-from l0compress.export.bundled import SUFFIX
-from l0compress.export.csr import BATCH_SIZES, CsrSettings, export_csr
+from l0compress.export.bundle import BATCH_SIZES, BundleSettings, export_bundle
+from l0compress.export.bundle_session import SUFFIX
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import captured_pt2, export_pt2
@@ -18,15 +17,17 @@ from l0compress.export.quantize import Int8
 from l0compress.export.session import OnnxSession
 from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
 from l0compress.graph.capture import CapturedGraph
+from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import export_int8
-from l0compress.pipeline.runs import CONFIG, Run, check_not_of, open_run
+from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_run
 from l0compress.training.settings import FinetuneSettings
-from l0compress.verify import verify
+from l0compress.verification.calls import Call, sized_example
+from l0compress.verification.equality import verify
 
 _EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "pt2": export_pt2}
-SUFFIXES = {"onnx": ".onnx", "csr": SUFFIX, "pt2": ".pt2"}
+SUFFIXES = {"onnx": ".onnx", "bundle": SUFFIX, "pt2": ".pt2"}
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,13 @@ class ExportOptions:
         int8: quantize an ONNX file as this says.
         sparse_weights: leave zeros out of an ONNX file.
         batch_sizes: what a bundle is to be fast at; the usual ones where it is None.
-        csr: storage, threads and engines of a bundle; the usual ones where it is None.
+        bundle: storage, threads and engines of a bundle; the usual ones where it is None.
     """
 
     int8: Int8 | None = None
     sparse_weights: bool = False
     batch_sizes: Sequence[int] | None = None
-    csr: CsrSettings | None = None
+    bundle: BundleSettings | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def export_run(
 
     Args:
         run: the run's folder; the newest run under ``./runs`` where it is not given.
-        format: ``onnx``, ``csr`` or ``pt2``.
+        format: ``onnx``, ``bundle`` or ``pt2``.
         path: where to write; ``RUN/model`` with the suffix of the format where it is not given, ``RUN/model.int8.onnx``
             for int8.
         options: how it is made.
@@ -93,6 +94,7 @@ def export_run(
         NotEqualError: the artifact does not compute what the masked model computes; nothing is written.
     """
     options = ExportOptions() if options is None else options
+    format = FORMATS.get(format, format)
     _check(format, options)
     finished = open_run(run)
     name = "model.int8.onnx" if options.int8 is not None else f"model{SUFFIXES[format]}"
@@ -103,13 +105,13 @@ def export_run(
     if options.sparse_weights:
         return _sparsely_stored(finished, destination)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
-    if format == "csr":
+    if format == "bundle":
         sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
-        return export_csr(small, destination, reference=masked, batch_sizes=sizes, settings=options.csr)
+        return export_bundle(small, destination, reference=masked, batch_sizes=sizes, settings=options.bundle)
     return _EXPORTERS[format](small, destination, reference=masked, inputs=_of_the_run(finished, small))
 
 
-def _of_the_run(run: Run, small: CapturedGraph) -> tuple[Call, ...]:
+def _of_the_run(run: FinishedRun, small: CapturedGraph) -> tuple[Call, ...]:
     """A batch of the sizes that the run trained on: this machine has had the memory for it."""
     asked: Any = read_config(run.folder / CONFIG).get("batch_size")
     samples = read_manifest(run.folder).about["data"]["train"]["samples"]
@@ -123,15 +125,15 @@ def _check(format: str, options: ExportOptions) -> None:
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
-    csr = options.csr
-    if format != "csr" and csr is not None and csr != CsrSettings(threads=csr.threads):
+    bundle = options.bundle
+    if format != "bundle" and bundle is not None and bundle != BundleSettings(threads=bundle.threads):
         raise InputError(
             f"Storage and engines are chosen for bundles, and the format is {format!r}. Nothing was written. Say "
-            "--format csr, or leave out --dtype and --engines."
+            "--format bundle, or leave out --dtype and --engines."
         )
-    if format != "csr" and (csr is not None or options.batch_sizes is not None):
+    if format != "bundle" and (bundle is not None or options.batch_sizes is not None):
         raise InputError(
-            f"Layers are timed for bundles, and the format is {format!r}. Nothing was written. Say --format csr, or "
+            f"Layers are timed for bundles, and the format is {format!r}. Nothing was written. Say --format bundle, or "
             "leave out --batch and --threads."
         )
     if int8 is not None and sparse_weights:
@@ -140,7 +142,7 @@ def _check(format: str, options: ExportOptions) -> None:
         )
 
 
-def _sparsely_stored(run: Run, path: Path) -> SparselyStored:
+def _sparsely_stored(run: FinishedRun, path: Path) -> SparselyStored:
     small, masked = captured_pt2(run.small), captured_pt2(run.masked)
     with staged(path) as staging:
         export_onnx(small, staging, reference=masked, inputs=_of_the_run(run, small))

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from l0compress.errors import RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.living_run import LivingRun, remove
-from l0compress.pipeline.manifest import Manifest, read_manifest
+from l0compress.pipeline.manifest import RunManifest, read_manifest
 
 # What a process that was killed before it wrote a manifest leaves: nothing that anybody would miss.
 _BEFORE_MANIFEST = (runs.LOCK, runs.CONFIG, runs.DENSE, runs.METRICS, runs.LOG)
@@ -55,7 +55,7 @@ def begin_run(folder: Path, about: Mapping[str, Any]) -> Iterator[LivingRun]:
         ) from error
     with _held(folder):
         check_new(folder)
-        run = LivingRun(folder, Manifest(about=dict(about)))
+        run = LivingRun(folder, RunManifest(about=dict(about)))
         run.drop_leftovers_()
         yield run
 

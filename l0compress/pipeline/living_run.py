@@ -24,7 +24,7 @@ from torch import Tensor
 from l0compress.errors import RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
-from l0compress.pipeline.manifest import FINISHED, Manifest
+from l0compress.pipeline.manifest import FINISHED, RunManifest
 from l0compress.training.events import ProgressEvent
 from l0compress.training.snapshot import Snapshot
 
@@ -34,7 +34,7 @@ _WALL_CLOCK = ("seconds", "seconds_left")
 class LivingRun:
     """An unfinished run's folder. Made by :mod:`~l0compress.pipeline.holding`, which also lets it go."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: RunManifest) -> None:
         self.folder = folder
         self.manifest = manifest
         self.rows: list[dict[str, Any]] = []
@@ -133,7 +133,7 @@ class LivingRun:
             sync(self.folder)
             self.log_("finished")
             stays = {name: digest for name, digest in self.manifest.files.items() if name not in self._state_files()}
-            manifest = Manifest(FINISHED, "the end", None, {**stays, **files}, self.manifest.about)
+            manifest = RunManifest(FINISHED, "the end", None, {**stays, **files}, self.manifest.about)
             manifest.write(self.folder)
         self.manifest = manifest
         self._drop_old_states()

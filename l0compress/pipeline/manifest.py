@@ -21,7 +21,7 @@ _SELF = "sha256"
 
 
 @dataclass(frozen=True)
-class Manifest:
+class RunManifest:
     """Attributes:
     status: "finished" or "unfinished".
     position: how far training has come, for people.
@@ -73,7 +73,7 @@ class Manifest:
                 )
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> RunManifest:
     """The manifest of a run folder.
 
     Raises:
@@ -99,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise RunError(
             f"{str(path)!r} was written by another version of l0compress. Nothing was changed. Use that one."
         )
-    return Manifest(**content)
+    return RunManifest(**content)
 
 
 def _digest(content: dict[str, Any]) -> str:

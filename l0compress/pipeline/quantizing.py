@@ -12,8 +12,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from l0compress.bench import open_candidate
-from l0compress.calls import Call, named_leaves
 from l0compress.data import AnySplit, Data
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.onnx import export_onnx
@@ -22,15 +20,17 @@ from l0compress.export.quantize import Int8, annotate_, quantize_onnx
 from l0compress.export.session import QUANTIZATION_KEY, TOLERANCE_KEY, OnnxSession
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import fit_data, load_data
+from l0compress.measure.bench import open_candidate
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.requests import request_of
-from l0compress.pipeline.runs import CONFIG, Run, reading_of
+from l0compress.pipeline.runs import CONFIG, FinishedRun, reading_of
 from l0compress.training.course import Evaluation, evaluate
 from l0compress.training.losses import Objective
 from l0compress.training.outputs import logits_of, others_of, outputs_of
 from l0compress.training.preparation import objective_on
 from l0compress.training.reading import Reading
-from l0compress.verify import difference, verify
+from l0compress.verification.calls import Call, named_leaves
+from l0compress.verification.equality import difference, verify
 
 _BATCH = 32
 _SLACK = 2.0
@@ -56,7 +56,7 @@ class Origin:
         return "val" if self.data.test is None else "test"
 
 
-def origin_of(run: Run) -> Origin:
+def origin_of(run: FinishedRun) -> Origin:
     """Read what a run was made from.
 
     Raises:
@@ -112,7 +112,7 @@ class Quantized(Exported):
         return {**super().to_json(), "quantization": self.quantization, "scores": scores}
 
 
-def export_int8(run: Run, path: Path, *, int8: Int8) -> Quantized:
+def export_int8(run: FinishedRun, path: Path, *, int8: Int8) -> Quantized:
     """Write the small model of a run as an int8 ``.onnx`` file, and score it beside the float form.
 
     The float form has to equal the run's masked dense model before it is quantized. Rounding to int8 is no equality:

@@ -27,8 +27,8 @@ from typing import Any
 
 from l0compress.errors import InputError, RunError
 from l0compress.graph.groups.cost import Cost
-from l0compress.pipeline.manifest import MANIFEST, Manifest, read_manifest
-from l0compress.report import Measured
+from l0compress.measure.report import Measured
+from l0compress.pipeline.manifest import MANIFEST, RunManifest, read_manifest
 from l0compress.training.reading import Reading
 
 RUNS = Path("runs")
@@ -40,7 +40,7 @@ READING = "reading"
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run: its folder, and what came out."""
 
     folder: Path
@@ -62,7 +62,7 @@ class Run:
         return self.folder / SMALL
 
 
-def open_run(folder: Path | None = None, *, root: Path = RUNS) -> Run:
+def open_run(folder: Path | None = None, *, root: Path = RUNS) -> FinishedRun:
     """Open a finished run, every file checked; by default the newest one under ``root``.
 
     Raises:
@@ -76,10 +76,10 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> Run:
             f"it is running right now, finish it with: {resume_command(folder)}"
         )
     manifest.check_files(folder)
-    return Run(folder, _read_json(folder / RESULT))
+    return FinishedRun(folder, _read_json(folder / RESULT))
 
 
-def check_not_of(run: Run, path: Path) -> None:
+def check_not_of(run: FinishedRun, path: Path) -> None:
     """Refuse to write over what a run consists of.
 
     Raises:
@@ -120,7 +120,7 @@ def newest_unfinished(root: Path = RUNS) -> Path:
     return found
 
 
-def _newest(root: Path, wanted: Callable[[Manifest], bool]) -> Path | None:
+def _newest(root: Path, wanted: Callable[[RunManifest], bool]) -> Path | None:
     found = sorted(root.glob(f"*/{MANIFEST}"), key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
     return next((path.parent for path in reversed(found) if wanted(read_manifest(path.parent))), None)
 

@@ -17,12 +17,12 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch, Data, Split, example_batch
+from l0compress.data.inputs import Form, has_samples, places_of
 from l0compress.devices import CPU, device_of
 from l0compress.errors import CaptureError, DataError, InputError, LostInCaptureWarning
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.capture.batch import batch_dims_of_program
 from l0compress.graph.capture.dynamic import Dynamic, said_batch_dims
-from l0compress.inputs import Form, has_samples, places_of
 from l0compress.loading import (
     DataSource,
     Model,

@@ -15,6 +15,8 @@ import torch
 
 from l0compress.errors import DivergedError, InputError, RunError
 from l0compress.export.pt2 import export_pt2
+from l0compress.measure.report import comparison_table
+from l0compress.measure.table import Table
 from l0compress.pipeline import runs
 from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, stopped
 from l0compress.pipeline.compress import CompressResult, check_device, compress_prepared
@@ -25,8 +27,6 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.report import comparison_table
-from l0compress.table import Table
 from l0compress.training.events import DECIDED, WARNING, OnEvent, ProgressEvent, ignore
 
 _CHANGES, _WARNINGS = "changes", "warnings"

@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from l0compress.data import AnySplit, Batch, Split
-from l0compress.streams import cut
+from l0compress.data.streams import cut
 from l0compress.training.outputs import outputs_of
 
 MOST_BYTES = 2**28

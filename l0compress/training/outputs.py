@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l0compress.batches import Batch
-from l0compress.calls import named_leaves
+from l0compress.data.batches import Batch
 from l0compress.errors import DataError
+from l0compress.verification.calls import named_leaves
 
 IGNORED = -100
 # The least probability whose logarithm is taken.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from l0compress.batches import Batch
+from l0compress.data.batches import Batch
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.cost import cost
 from l0compress.training.course import Course

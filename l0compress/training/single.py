@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from l0compress.calls import example_calls
 from l0compress.data import AnySplit, StreamSplit
 from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import op_name
 from l0compress.training.randomness import undisturbed
 from l0compress.training.settings import FinetuneSettings
+from l0compress.verification.calls import example_calls
 
 
 def takes_one_sample(graph: CapturedGraph) -> bool:

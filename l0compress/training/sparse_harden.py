@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from l0compress.calls import example_calls, named_leaves
 from l0compress.errors import TargetMissedError
 from l0compress.gates.attach import GatedNetwork, fold
 from l0compress.gates.reach import smallest_keep
@@ -25,6 +24,7 @@ from l0compress.graph.groups.weights import find_weights
 from l0compress.graph.nodes.network import argument_at
 from l0compress.training.budget import Penalty
 from l0compress.training.rounding import round_weights
+from l0compress.verification.calls import example_calls, named_leaves
 
 _ROUNDS = 20
 _BATCH = 8

@@ -10,14 +10,14 @@ import models
 import torch
 from torch import Tensor, nn
 
-from l0compress.calls import example_calls, named_leaves
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.gates.attach import attach, compact, fold
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.graph.labels.values import flattened, varying
-from l0compress.verify import verify
+from l0compress.verification.calls import example_calls, named_leaves
+from l0compress.verification.equality import verify
 
 SHUT, OPEN = -40.0, 40.0
 DENSITIES = (0.8, 0.5, 0.0)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from resnet20 import WEIGHTS
 
-from l0compress.calls import BATCH_SIZES, example_calls, named_leaves
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
-from l0compress.verify import verify
+from l0compress.verification.calls import BATCH_SIZES, example_calls, named_leaves
+from l0compress.verification.equality import verify
 
 pytestmark = pytest.mark.slow
 

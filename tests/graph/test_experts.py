@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from l0compress.graph import CapturedGraph, KeepPlan, cost, find_groups, masked, shrink
 from l0compress.graph.nodes.network import op_name
-from l0compress.verify import verify
+from l0compress.verification.equality import verify
 
 pytestmark = pytest.mark.slow
 

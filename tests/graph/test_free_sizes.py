@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from l0compress.calls import example_calls, free_dims
 from l0compress.errors import CaptureError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.groups.cost import cost
+from l0compress.verification.calls import example_calls, free_dims
 
 
 def ids(*shape: int) -> Tensor:

@@ -34,8 +34,8 @@ def bench(
     """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
         batch_sizes = options.batch_sizes(batch)
+        from l0compress.measure.plot import check_picture, plot_latency
         from l0compress.pipeline.benching import bench_artifact
-        from l0compress.plot import check_picture, plot_latency
 
         if plot is not None:
             check_picture(plot)

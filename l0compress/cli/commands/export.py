@@ -30,8 +30,9 @@ def export(
                 f"--calibrate counts the samples that static int8 is calibrated on, and {why}. Nothing was written. "
                 "Say --quantize int8-static, or leave it out."
             )
-        from l0compress.export.csr import CsrSettings
+        from l0compress.export.bundle import BundleSettings, ExportedBundle
         from l0compress.export.quantize import Int8
+        from l0compress.measure.report import bundle_table
         from l0compress.pipeline.exporting import ExportOptions, export_run
 
         method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
@@ -42,12 +43,12 @@ def export(
             int8=None if method is None else Int8(method, **({} if calibrate is None else {"num_samples": calibrate})),
             sparse_weights=sparse_weights,
             batch_sizes=batch_sizes,
-            csr=CsrSettings(**given) if given else None,
+            bundle=BundleSettings(**given) if given else None,
         )
         exported = export_run(run, format=format, path=output, options=how)
         if as_json:
             print_json(exported.to_json())
             return
-        for table in exported.tables():
-            print_table(table)
+        if isinstance(exported, ExportedBundle) and exported.manifest.layers:
+            print_table(bundle_table(exported.manifest))
         print_lines([*exported.lines(), f"wrote {exported.path} ({exported.size_bytes:,} bytes)"])

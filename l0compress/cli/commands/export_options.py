@@ -7,14 +7,29 @@ from typing import Annotated, Literal
 
 import typer
 
-ONNX, CSR = "For onnx", "For csr"
+from l0compress.old_names import FORMATS
+
+CHOICES = ("onnx", "bundle", "pt2")
+ONNX, BUNDLE = "For onnx", "For bundle"
+
+
+def _format(text: str) -> str:
+    name = FORMATS.get(text, text)
+    if name not in CHOICES:
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, CHOICES))}.")
+    return name
+
 
 RunFolder = Annotated[
     Path | None, typer.Argument(metavar="[RUN]", help="A run folder.", show_default="the newest under ./runs")
 ]
 Format = Annotated[
-    Literal["onnx", "csr", "pt2"],
-    typer.Option(help="The kind of artifact; csr is a bundle with sparse layers that runs without torch."),
+    str,
+    typer.Option(
+        parser=_format,
+        metavar=f"[{'|'.join(CHOICES)}]",
+        help="The kind of artifact; a bundle has sparse layers and runs without torch.",
+    ),
 ]
 Output = Annotated[
     Path | None,
@@ -52,7 +67,7 @@ Storage = Annotated[
         "--dtype",
         help="How weights are stored; int8 for sparse layers, with one scale an output.",
         show_default="float32",
-        rich_help_panel=CSR,
+        rich_help_panel=BUNDLE,
     ),
 ]
 Batch = Annotated[
@@ -61,12 +76,12 @@ Batch = Annotated[
         metavar="N,N,...",
         help="The batch sizes that layers are timed at.",
         show_default="1,8,64",
-        rich_help_panel=CSR,
+        rich_help_panel=BUNDLE,
     ),
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, help="The threads that layers are timed with.", show_default="2", rich_help_panel=CSR),
+    typer.Option(min=1, help="The threads that layers are timed with.", show_default="2", rich_help_panel=BUNDLE),
 ]
 Engines = Annotated[
     str | None,
@@ -74,6 +89,6 @@ Engines = Annotated[
         metavar="NAME,...",
         help="The engines to choose from: scipy, numba, torch.",
         show_default="those that are installed, without torch",
-        rich_help_panel=CSR,
+        rich_help_panel=BUNDLE,
     ),
 ]

@@ -18,8 +18,8 @@ def verify(
 ) -> None:
     """Check that ARTIFACT computes what the masked dense model of RUN computes. Exits 1 if it does not."""
     with options.exit_codes():
+        from l0compress.measure.report import equality_table
         from l0compress.pipeline.artifacts import verify_artifact
-        from l0compress.report import equality_table
 
         verification = verify_artifact(artifact, run=against)
         if as_json:

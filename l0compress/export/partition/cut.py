@@ -23,7 +23,7 @@ FEWEST_OUTSIDE = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
+class DenseSegment:
     """A dense graph.
 
     Attributes:
@@ -64,13 +64,13 @@ def types_of(model: onnx.ModelProto, examples: Sequence[dict[str, NDArray[np.gen
     return Types(values)
 
 
-def cut(flow: Flow, types: Types, chosen: Sequence[Candidate]) -> list[Cut | Candidate]:
-    """Return the graph as a sequence of dense graphs and of the chosen candidates.
+def cut(flow: Flow, types: Types, chosen: Sequence[Candidate]) -> list[DenseSegment | Candidate]:
+    """The graph as a sequence of dense graphs and of the chosen candidates.
 
     With nothing chosen that is one dense graph: the model itself.
     """
     stages = _stages(flow, chosen)
-    steps: list[Cut | Candidate] = []
+    steps: list[DenseSegment | Candidate] = []
     owned = {node for candidate in chosen for node in candidate.nodes}
     for stage in range(max(stages, default=0) + 1):
         nodes = [index for index, at in enumerate(stages) if at == stage and index not in owned]
@@ -80,8 +80,8 @@ def cut(flow: Flow, types: Types, chosen: Sequence[Candidate]) -> list[Cut | Can
     return steps
 
 
-def segment(flow: Flow, types: Types, nodes: Sequence[int]) -> Cut:
-    """Return some nodes as a separate graph."""
+def segment(flow: Flow, types: Types, nodes: Sequence[int]) -> DenseSegment:
+    """Some nodes as a graph of their own."""
     inputs, outputs = _ends(flow, nodes)
     read = dict.fromkeys(name for index in nodes for name in flow.reads[index] if name in flow.constants)
     read.update(dict.fromkeys(name for name in outputs if name in flow.constants))
@@ -100,7 +100,7 @@ def segment(flow: Flow, types: Types, nodes: Sequence[int]) -> Cut:
     model = helper.make_model(
         graph, opset_imports=flow.model.opset_import, ir_version=flow.model.ir_version, functions=flow.model.functions
     )
-    return Cut(model, inputs, outputs, outside)
+    return DenseSegment(model, inputs, outputs, outside)
 
 
 def _described(flow: Flow, types: Types, name: str) -> onnx.ValueInfoProto:

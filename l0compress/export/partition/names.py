@@ -6,8 +6,8 @@ import re
 
 import onnx
 
-from l0compress.export.partition.constants import parameter_of
 from l0compress.export.partition.flow import Flow
+from l0compress.export.partition.initializers import parameter_of
 
 
 def layer_name(flow: Flow, weight: str, bias: str | None, output: str) -> str:

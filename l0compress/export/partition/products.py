@@ -10,10 +10,10 @@ import onnx
 from onnx import TensorProto
 
 from l0compress.export.partition.candidates import Candidate, Window
-from l0compress.export.partition.constants import parameter_of
 from l0compress.export.partition.flow import Flow, attributes_of
+from l0compress.export.partition.initializers import parameter_of
 from l0compress.export.partition.names import layer_name, recurrent_name
-from l0compress.export.partition.recurrent import RECURRENT, recurrence_of, weights_of, why_dense
+from l0compress.export.partition.recurrent_nodes import RECURRENT, recurrence_of, weights_of, why_dense
 
 # Below this share of zeros no engine gains, and below this size no layer is worth its own step.
 FEWEST_ZEROS = 0.6

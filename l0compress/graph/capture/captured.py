@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
+from l0compress.data.inputs import Form
 from l0compress.errors import InputError
 from l0compress.graph.capture.batch import BatchDims, batch_of
 from l0compress.graph.capture.rnn_layers import any_length
@@ -19,7 +20,6 @@ from l0compress.graph.capture.training_mode import TrainingOnly
 from l0compress.graph.nodes.describe import headed, input_texts, size_text
 from l0compress.graph.nodes.network import GraphNetwork, network_of, retype_node_
 from l0compress.graph.nodes.pickling import inputs_of, put_inputs_
-from l0compress.inputs import Form
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,9 +12,9 @@ from l0compress.loading.onnx import (
     movement,
     normalization,
     pooling,
-    recurrent,
     reduction,
     resizing,
+    rnn,
     scikit,
 )
 from l0compress.loading.onnx.registry import Operator, lookup
@@ -29,7 +29,7 @@ FAMILIES = (
     movement,
     normalization,
     pooling,
-    recurrent,
+    rnn,
     reduction,
     resizing,
     scikit,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from l0compress.batches import Batch
+from l0compress.data.batches import Batch
 from l0compress.gates.attach import attach
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.groups import Groups

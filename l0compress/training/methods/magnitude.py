@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from l0compress.batches import Batch
+from l0compress.data.batches import Batch
 from l0compress.graph.groups import Groups
 from l0compress.graph.labels.values import flattened, varying
 from l0compress.graph.nodes.network import attribute

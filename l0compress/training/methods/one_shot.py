@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from torch import Tensor
 
-from l0compress.batches import Batch
+from l0compress.data.batches import Batch
 from l0compress.errors import DivergedError, InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups, find_groups

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from l0compress.export.partition.constants import without_unread
 from l0compress.export.partition.flow import Flow, attributes_of, flow_of
+from l0compress.export.partition.initializers import without_unread
 from l0compress_runtime.manifest import Recurrence
 
 RECURRENT = ("LSTM", "GRU", "RNN")

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import torch
 
-from l0compress.bench import call_of, open_candidate, runner
-from l0compress.calls import resized
 from l0compress.errors import RunError
+from l0compress.measure.bench import call_of, open_candidate, runner
+from l0compress.verification.calls import resized
 
 RUNS = 3
 
@@ -27,7 +27,7 @@ def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1) -> int
     It is measured in a fresh process, imports not counted: the difference between before loading and after three runs.
 
     Args:
-        path: an artifact, as :func:`~l0compress.bench.bench` takes it.
+        path: an artifact, as :func:`~l0compress.measure.bench.bench` takes it.
         batch_size: samples a run.
         threads: threads that it computes with.
 

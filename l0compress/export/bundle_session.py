@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.calls import Call
 from l0compress.export.session import OnnxSession, TensorSpec, example_of, named_feeds
+from l0compress.verification.calls import Call
 from l0compress_runtime import Bundle, load
 from l0compress_runtime.manifest import MANIFEST
 from l0compress_runtime.tuning import batch_dim_of
@@ -60,7 +60,7 @@ class BundleSession:
 
     @property
     def tolerance(self) -> float | None:
-        """The tolerance for :func:`l0compress.verify.verify`: larger than usual if weights are rounded for storage."""
+        """What :func:`l0compress.verify` may allow: more than usual where weights are rounded for storage."""
         return TOLERANCES.get(self.bundle.manifest.about.get("storage", "float32"))
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from l0compress.calls import Call, checked_batch_sizes, example_call, resized
 from l0compress.devices import device_of, synchronize
 from l0compress.errors import InputError, RunError
-from l0compress.export.bundled import BundleSession, Session, is_bundle
+from l0compress.export.bundle_session import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
+from l0compress.verification.calls import Call, checked_batch_sizes, example_call, resized
 from l0compress_runtime.timing import Turns, in_turns
 
 Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"

@@ -1,9 +1,4 @@
-"""Data as the rest of the package sees it: splits that yield batches.
-
-A batch is what a model is called with, and the targets beside it. A :class:`Split` keeps its tensors in memory and
-slices them; a :class:`DatasetSplit` reads its samples one by one from a ``Dataset``; a :class:`StreamSplit` wraps a
-``DataLoader`` or any other re-iterable source of batches.
-"""
+"""Data in memory, and the three parts of it: training, validation, test."""
 
 from __future__ import annotations
 
@@ -14,24 +9,11 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from l0compress.batches import TARGET_KEYS, Batch, as_batch, joined
+from l0compress.data.batches import Batch, joined
+from l0compress.data.inputs import Form, Place, as_input, has_samples, places_of
+from l0compress.data.streams import Change, DatasetSplit, StreamSplit, cut
+from l0compress.data.tensors import as_targets, class_labels
 from l0compress.errors import DataError
-from l0compress.inputs import Form, Place, as_input, has_samples, places_of
-from l0compress.streams import Change, DatasetSplit, StreamSplit, cut
-from l0compress.tensors import as_targets, class_labels
-
-__all__ = [
-    "TARGET_KEYS",
-    "AnySplit",
-    "Batch",
-    "Data",
-    "DatasetSplit",
-    "Split",
-    "StreamSplit",
-    "as_batch",
-    "class_labels",
-    "example_batch",
-]
 
 
 @dataclass(frozen=True, eq=False)

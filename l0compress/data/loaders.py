@@ -16,9 +16,9 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from l0compress.batches import TARGET_KEYS
+from l0compress.data.batches import TARGET_KEYS
+from l0compress.data.tensors import as_targets, class_labels, is_array
 from l0compress.errors import DataError
-from l0compress.tensors import as_targets, class_labels, is_array
 
 _LABEL_ATTRIBUTES = ("targets", "labels")
 

@@ -1,4 +1,6 @@
-"""Export to a bundle: sparse layers as CSR, the rest as ONNX; it needs no torch and is no slower than the dense model.
+"""Export to a bundle: sparse layers as CSR, the rest as ONNX.
+
+A bundle runs without torch and is no slower than the dense model.
 
 requires: a captured graph that exports to ONNX.
 ensures:  the bundle, loaded again, computes what the reference computes; the same graph and the same choices give the
@@ -20,7 +22,22 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.calls import (
+from l0compress.errors import InputError, RunError, SurgeryError
+from l0compress.export.assemble import bundle_bytes, members_of, without_unused
+from l0compress.export.bundle_session import BundleSession
+from l0compress.export.choosing import chosen_plans
+from l0compress.export.files import Exported, size_on_disk, staged, write_new
+from l0compress.export.onnx import export_onnx
+from l0compress.export.partition.cut import Types, types_of
+from l0compress.export.partition.finding import find_candidates
+from l0compress.export.partition.flow import Flow, flow_of
+from l0compress.export.partition.initializers import fold_constants
+from l0compress.export.partition.products import FEWEST_ELEMENTS, FEWEST_ZEROS
+from l0compress.export.partition.recurrent_nodes import without_zero_states
+from l0compress.export.session import named_feeds
+from l0compress.export.whys import whys
+from l0compress.graph.capture import CapturedGraph
+from l0compress.verification.calls import (
     Call,
     checked_batch_sizes,
     example_call,
@@ -28,24 +45,7 @@ from l0compress.calls import (
     has_free_batch,
     sized_example,
 )
-from l0compress.errors import InputError, RunError, SurgeryError
-from l0compress.export.assemble import bundle_bytes, members_of, without_unused
-from l0compress.export.bundled import BundleSession
-from l0compress.export.choosing import chosen_plans
-from l0compress.export.files import Exported, size_on_disk, staged, write_new
-from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.constants import fold_constants
-from l0compress.export.partition.cut import Types, types_of
-from l0compress.export.partition.finding import find_candidates
-from l0compress.export.partition.flow import Flow, flow_of
-from l0compress.export.partition.products import FEWEST_ELEMENTS, FEWEST_ZEROS
-from l0compress.export.partition.recurrent import without_zero_states
-from l0compress.export.session import named_feeds
-from l0compress.export.whys import whys
-from l0compress.graph.capture import CapturedGraph
-from l0compress.report import bundle_table
-from l0compress.table import Table
-from l0compress.verify import Model, check_tolerance, verify
+from l0compress.verification.equality import Model, check_tolerance, verify
 from l0compress_runtime.archive import FormatError
 from l0compress_runtime.arguments import MOST_THREADS
 from l0compress_runtime.coding import FLOAT_STORAGES
@@ -60,7 +60,7 @@ WITH_TORCH = ("torch",)
 
 
 @dataclass(frozen=True)
-class CsrSettings:
+class BundleSettings:
     """How a bundle is made.
 
     Attributes:
@@ -108,10 +108,6 @@ class ExportedBundle(Exported):
     manifest: Manifest
     onnx_bytes: int
 
-    def tables(self) -> tuple[Table, ...]:
-        """Return every layer with its timings."""
-        return (bundle_table(self.manifest),) if self.manifest.layers else ()
-
     def lines(self) -> tuple[str, ...]:
         """Return what was checked, in words."""
         lines = (*super().lines(), f"the same model as an ONNX file: {self.onnx_bytes:,} bytes")
@@ -143,14 +139,14 @@ class ExportedBundle(Exported):
         }
 
 
-def export_csr(
+def export_bundle(
     graph: CapturedGraph,
     path: str | Path,
     *,
     reference: Model | None = None,
     tolerance: float | None = None,
     batch_sizes: Sequence[int] | int = BATCH_SIZES,
-    settings: CsrSettings | None = None,
+    settings: BundleSettings | None = None,
 ) -> ExportedBundle:
     """Write ``graph`` as a bundle, if the bundle computes what the reference computes.
 
@@ -162,9 +158,9 @@ def export_csr(
         graph: the model; dimensions that are free in it stay free.
         path: the file to write, by convention ``*.l0c``.
         reference: what the bundle must agree with; by default the graph itself.
-        tolerance: as in :func:`l0compress.verify.verify`; larger by default if weights are rounded for storage.
-        batch_sizes: what the choice is made for. A run takes the choice of the nearest one. The bundle is also checked
-            at the largest of them.
+        tolerance: as in :func:`l0compress.verify`; larger by default where weights are rounded for storage.
+        batch_sizes: what the choice is made for. A run takes the choice of the nearest one. The bundle is checked at
+            the largest of them too.
         settings: storage, threads, engines.
 
     Raises:
@@ -180,12 +176,12 @@ def export_csr(
         >>> layer.weight.data *= keep
         >>> graph = l0.capture(layer, (torch.randn(2, 64),))
         >>> path = Path(tempfile.mkdtemp(), "model.l0c")
-        >>> exported = export_csr(graph, path, settings=CsrSettings(measure=False))
+        >>> exported = export_bundle(graph, path, settings=BundleSettings(measure=False))
         >>> exported.size_bytes < exported.onnx_bytes / 4
         True
     """
     check_tolerance(tolerance)
-    settings = settings or CsrSettings()
+    settings = settings or BundleSettings()
     sizes = checked_batch_sizes(batch_sizes)
     engines = [engine.name for engine in find(settings.engines) if settings.engines or engine.name not in WITH_TORCH]
     destination = Path(path)
@@ -295,7 +291,7 @@ def _calls(graph: CapturedGraph, batch_sizes: Sequence[int]) -> dict[int, Call]:
     return dict(zip(sizes, example_calls(graph, sizes)[1:], strict=True))
 
 
-def _about(settings: CsrSettings) -> dict[str, str]:
+def _about(settings: BundleSettings) -> dict[str, str]:
     return {
         "producer": f"l0compress {version('l0compress')}",
         "storage": settings.storage,

@@ -12,7 +12,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from l0compress.tensors import as_tensor, is_array
+from l0compress.data.tensors import as_tensor, is_array
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def as_input(value: Any, what: str, count: int | None = None) -> Any:
     (tensor([0, 1]), {'scale': 0.5})
 
     Raises:
-        DataError: as :func:`~l0compress.tensors.as_tensor` says.
+        DataError: as :func:`~l0compress.data.tensors.as_tensor` says.
     """
     if is_number(value):
         return value

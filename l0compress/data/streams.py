@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from l0compress.batches import Batch, as_batch, collate
+from l0compress.data.batches import Batch, as_batch, collate
+from l0compress.data.loaders import without_persistence
+from l0compress.data.tensors import class_labels
 from l0compress.errors import DataError
-from l0compress.loaders import without_persistence
-from l0compress.tensors import class_labels
 
 Change: TypeAlias = Callable[[Batch], Batch]
 

@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from l0compress.calls import BATCH_SIZES, Call, example_calls, named_leaves
 from l0compress.errors import InputError, NotEqualError
 from l0compress.graph.capture import CapturedGraph
+from l0compress.verification.calls import BATCH_SIZES, Call, example_calls, named_leaves
 
 Model: TypeAlias = "CapturedGraph | nn.Module | Callable[..., Any]"
 

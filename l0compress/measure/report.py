@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l0compress.graph.groups.cost import Cost
-from l0compress.table import Table
+from l0compress.measure.table import Table
 
 if TYPE_CHECKING:
-    from l0compress.bench import BenchReport, Timing
-    from l0compress.verify import Equality
+    from l0compress.measure.bench import BenchReport, Timing
+    from l0compress.verification.equality import Equality
     from l0compress_runtime.manifest import Manifest, SparseStep
 
 ABSENT = "—"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from l0compress.bench import BenchReport
 from l0compress.errors import InputError
 from l0compress.export.files import staged, written_file
+from l0compress.measure.bench import BenchReport
 
 SUFFIXES = (".png", ".svg", ".pdf")
 

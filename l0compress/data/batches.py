@@ -10,10 +10,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
+from l0compress.data.inputs import as_input, has_samples, is_nested, places_of
+from l0compress.data.tensors import as_targets, as_tensor, concatenated, is_array, stacked
 from l0compress.devices import moved
 from l0compress.errors import DataError
-from l0compress.inputs import as_input, has_samples, is_nested, places_of
-from l0compress.tensors import as_targets, as_tensor, concatenated, is_array, stacked
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
 _UNLIKE = "Some samples have other inputs than others, or no target. Nothing was changed. Give all of them the same."

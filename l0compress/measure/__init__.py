@@ -1,0 +1,4 @@
+"""What a model costs and how fast it is, measured and put into tables.
+
+``bench`` times models in turns, ``footprint`` takes their memory, ``report`` makes tables of both, ``plot`` a picture.
+"""
