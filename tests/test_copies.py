@@ -161,12 +161,12 @@ def test_a_state_dict_is_loaded_as_weights_alone(graph, data, granularity):
 def test_groups_that_this_program_would_not_find_are_refused(graph, monkeypatch):
     pickled = pickle.dumps(l0.find_groups(graph))
     others = l0.find_groups(joined())
-    monkeypatch.setattr("l0compress.graph.groups.find_groups", lambda _: others)
+    monkeypatch.setattr("l0compress.graph.groups.groups.find_groups", lambda _: others)
     with pytest.raises(PlanError) as error:
         pickle.loads(pickled)
     assert str(error.value) == (
         "the groups in this pickle are not those that this program finds in their graph. Nothing was changed. Call "
-        "register_rule first for the operators that it was called for then, and use the same version of l0compress."
+        "register_operator first for the operators that it was called for then, and use the same version of l0compress."
     )
 
 
