@@ -124,36 +124,6 @@ class _Swap(ast.NodeTransformer):
         return [*body[: places[0]], *self._new, *body[places[0] + length :]] if places else body
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One planted fault, by the text of a file.
-
-    Attributes:
-        file: below ``l0compress/graph``.
-        old: text that occurs exactly once in the file.
-        new: what takes its place.
-        tests: as of a :class:`Fault`.
-    """
-
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, str]
-
-    @property
-    def where(self) -> str:
-        """The file."""
-        return self.file
-
-    def planted(self, root: Path) -> tuple[Path, str]:
-        """As :meth:`Fault.planted`."""
-        file = root / "l0compress" / "graph" / self.file
-        source = file.read_text()
-        if source.count(self.old) != 1:
-            raise NotPlantedError(f"the text occurs {source.count(self.old)} times")
-        return file, source.replace(self.old, self.new)
-
-
 FORMS, GROUPS, VANISH, SHRINK = "test_forms.py", "test_groups.py", "test_vanish.py", "test_shrink.py"
 INDEXING, COST, PLAN = "test_rules_indexing.py", "test_cost.py", "test_plan.py"
 RECURRENT, TRANSPOSED = "test_recurrent.py", "test_rules_convolution.py"

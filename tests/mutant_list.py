@@ -2,104 +2,121 @@
 
 from __future__ import annotations
 
-from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Mutant
+from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Fault
 from mutants_of_bundles import BUNDLES
+from mutants_of_cuts import CUTS
 from mutants_of_devices import DEVICES
+from mutants_of_labels import LABELS
 from mutants_of_methods import METHODS
 from mutants_of_repair import REPAIR
-from mutants_of_rules import RULES
-from mutants_of_surgery import SURGERY
 
-WHOLE = (
-    Mutant("components.py", "if self.reasons[component] >= 0:", "if False:", (GROUPS, "residual or output or mixes")),
-    Mutant(
-        "components.py",
-        "            if part == component:\n                found.extend(wholes)\n            el",
-        "            ",
+GRAPH = (
+    Fault(
+        "l0compress.graph:Components.close",
+        "self.reasons[component] >= 0",
+        "False",
+        (GROUPS, "residual or output or mixes"),
+    ),
+    Fault(
+        "l0compress.graph:Components._through_ties",
+        "if part == component:\n    found.extend(wholes)\nelif part not in gone and all((whole in gone for whole in wholes)):\n    found.append(part)",
+        "if part not in gone and all((whole in gone for whole in wholes)):\n    found.append(part)",
         (FORMS, "inside_attention or outer"),
     ),
-    Mutant(
-        "components.py",
-        "all(whole in gone for whole in wholes)",
-        "any(whole in gone for whole in wholes)",
+    Fault("l0compress.graph:Components._through_ties", "all", "any", (GROUPS, "heads or grouped")),
+    Fault(
+        "l0compress.graph:crossing",
+        "torch.equal(positions.index_select(dim, order), moved)",
+        "True",
+        (GROUPS, "shuffle"),
+    ),
+    Fault("l0compress.graph:islands", "inside -= leaking", "return set()", (GROUPS, "shuffle")),
+    Fault(
+        "l0compress.graph:islands",
+        "isinstance(value, Value) and len(value.planes) == 1 and (not is_flat(value)) and _rearranges(nodes[name])",
+        "isinstance(value, Value) and len(value.planes) == 1 and False",
+        (GROUPS, "shuffle"),
+    ),
+    Fault("l0compress.graph:Lines.emptied", "count >= self.sizes[line]", "count > self.sizes[line]", (VANISH, "")),
+    Fault(
+        "l0compress.graph:_seeds",
+        "(('blocks', grid), ('width', grid.T))",
+        "('blocks', grid)",
         (GROUPS, "heads or grouped"),
     ),
-    Mutant("islands.py", "torch.equal(positions.index_select(dim, order), moved)", "True", (GROUPS, "shuffle")),
-    Mutant("islands.py", "        inside -= leaking\n", "        return set()\n", (GROUPS, "shuffle")),
-    Mutant("islands.py", "not is_flat(value) and _rearranges(nodes[name])", "False", (GROUPS, "shuffle")),
-    Mutant("moves.py", "if count >= self.sizes[line])", "if count > self.sizes[line])", (VANISH, "")),
-    Mutant("moves.py", '("blocks", grid), ("width", grid.T)', '("blocks", grid)', (GROUPS, "heads or grouped")),
-    Mutant("reads.py", "moves = torch.where(ends, padding, moves)", "pass", (GROUPS, "needs_no_gate")),
-    Mutant(
-        "reads.py", "silent = (~alive[self.components] & needed)", "silent = (~alive[self.components])", (SHRINK, "")
+    Fault(
+        "l0compress.graph:find_reads", "moves = torch.where(ends, padding, moves)", "pass", (GROUPS, "needs_no_gate")
     ),
-    Mutant("cost.py", "self.coefficients * owned", "self.coefficients", (VANISH, "")),
-    Mutant("cost.py", "(query[-1] + value[-1])", "(2 * query[-1])", (COST, "attention")),
-    Mutant("space.py", "                self.unite_(mine[0], theirs[0])\n", "", (GROUPS, "residual or rotary")),
-    Mutant(
-        "space.py", "            self.grids.append(matrix if outer else matrix.T)", "            pass", (GROUPS, "")
+    Fault(
+        "l0compress.graph:Read.silenced", "~alive[self.components] & needed", "~alive[self.components]", (SHRINK, "")
     ),
-    Mutant("vanish.py", "        if bias is None:\n            self.zeros.add(node.name)\n", "", (VANISH, "")),
-    Mutant("vanish.py", "not moving and passes_constant(node)", "not moving", (VANISH, "")),
-    Mutant("vanish.py", 'if op_name(node) == "scaled_dot_product_attention":', "if False:", (VANISH, "one_head")),
-    Mutant("vanish.py", "if self._cut_off():", "if False:", (VANISH, "chain or two_ways")),
-    Mutant(
-        "vanish.py",
-        'kept = right if op_name(node) == "add" and not node.kwargs else None',
-        "kept = right",
+    Fault("l0compress.graph:Terms.weights", "self.coefficients * owned", "self.coefficients", (VANISH, "")),
+    Fault("l0compress.graph:attention_macs", "query[-1] + value[-1]", "2 * query[-1]", (COST, "attention")),
+    Fault(
+        "l0compress.graph:LabelSpace._merge_pair",
+        "if len(mine) == 1 and len(theirs) == 1 and (varying(mine[0]) == varying(theirs[0])):\n    self.unite_(mine[0], theirs[0])\n    kept.append(mine[0])\nelif len(mine) == 1 and self._covers(mine[0], theirs, b_free):\n    kept.append(mine[0])\nelif len(theirs) == 1 and self._covers(theirs[0], mine, a_free):\n    kept.append(theirs[0])\nelif len(mine) == 1 and len(theirs) == 1:\n    kept.append(self._collapsed(mine[0], theirs[0]))\nelse:\n    for plane in (*mine, *theirs):\n        self.freeze_(plane, node, 'its channels are laid out differently in the two operands')",
+        "if len(mine) == 1 and len(theirs) == 1 and (varying(mine[0]) == varying(theirs[0])):\n    kept.append(mine[0])\nelif len(mine) == 1 and self._covers(mine[0], theirs, b_free):\n    kept.append(mine[0])\nelif len(theirs) == 1 and self._covers(theirs[0], mine, a_free):\n    kept.append(theirs[0])\nelif len(mine) == 1 and len(theirs) == 1:\n    kept.append(self._collapsed(mine[0], theirs[0]))\nelse:\n    for plane in (*mine, *theirs):\n        self.freeze_(plane, node, 'its channels are laid out differently in the two operands')",
+        (GROUPS, "residual or rotary"),
+    ),
+    Fault(
+        "l0compress.graph:LabelSpace.tie_any_", "self.grids.append(matrix if outer else matrix.T)", "pass", (GROUPS, "")
+    ),
+    Fault("l0compress.graph:_Walk._with_constant_", "not moving and passes_constant(node)", "not moving", (VANISH, "")),
+    Fault("l0compress.graph:_loses_values", "values.name in hollow", "True", (VANISH, "one_head")),
+    Fault("l0compress.graph:_Walk.outcome", "self._cut_off()", "False", (VANISH, "chain or two_ways")),
+    Fault(
+        "l0compress.graph:_kept_operand",
+        "right if op_name(node) == 'add' and (not node.kwargs) else None",
+        "right",
         (VANISH, ""),
     ),
-    Mutant(
-        "shrink.py",
-        " and fate.goes_on(node.name):",
-        ":",
+    Fault(
+        "l0compress.graph:shrink",
+        "node.op == 'call_function' and node.name in kept and (node.name not in torn) and fate.goes_on(node.name)",
+        "node.op == 'call_function' and node.name in kept and (node.name not in torn)",
         (VANISH, "by_means"),
     ),
-    Mutant(
-        "shrink.py", "torch.searchsorted(kept.along(way.dim), wanted)", "torch.arange(len(wanted))", (FORMS, "shuffled")
+    Fault(
+        "l0compress.graph:_cross_",
+        "torch.searchsorted(kept.along(way.dim), wanted)",
+        "torch.arange(len(wanted))",
+        (FORMS, "shuffled"),
     ),
-    Mutant(
-        "plan.py",
-        'whole[torch.meshgrid(*index, indexing="ij") if index else ()] = state[name].detach().to(whole)',
+    Fault(
+        "l0compress.graph:unshrink_state",
+        "whole[torch.meshgrid(*index, indexing='ij') if index else ()] = state[name].detach().to(whole)",
         "pass",
         (PLAN, "dense_places"),
     ),
-    Mutant(
-        "vanish.py",
-        'not (op_name(node) == "constant_pad_nd" and [*node.args, 0][2] != 0)',
-        "True",
-        (VANISH, ""),
-    ),
+    Fault("l0compress.graph.operators.joining:_pads_zeros", "bool([*node.args, 0][2] == 0)", "True", (VANISH, "")),
+    Fault("l0compress.graph:_Walk._without_", "if bias is None:\n    self.zeros.add(node.name)", "pass", (VANISH, "")),
 )
 
 # Survivors so far: each wants a test or is a superfluous line. ``make mutants`` leaves them out.
 OPEN = (
-    Mutant(
-        "rules/contraction.py",
-        'scores = Value(scores_shape, step.passed(scores, positions, "softmax is taken over it"))',
+    Fault(
+        "l0compress.graph:attention",
+        "scores = Value(scores_shape, step.passed(scores, positions, 'softmax is taken over it'))",
         "pass",
         (FORMS, "linear and attention"),
     ),
-    Mutant(
-        "components.py",
-        "return np.unique(grid[:, stray]).tolist() if stray.any() else []",
-        "return []",
-        (SHRINK, ""),
+    Fault("l0compress.graph:_ragged", "np.unique(grid[:, stray]).tolist() if stray.any() else []", "[]", (SHRINK, "")),
+    Fault(
+        "l0compress.graph:_follows", "components.close(frozenset().union(*parts))[0] == members", "True", (VANISH, "")
     ),
-    Mutant(
-        "moves.py",
-        "    return components.close(frozenset().union(*parts))[0] == members",
-        "    return True",
-        (VANISH, ""),
+    Fault("l0compress.graph:ungateable", "refused.add(index)", "pass", (SHRINK, "folded")),
+    Fault(
+        "l0compress.graph:cost_model",
+        "id(tensor) in seen or not tensor.is_floating_point()",
+        "not tensor.is_floating_point()",
+        (FORMS, "whole_networks"),
     ),
-    Mutant("reads.py", "refused.add(index)", "pass", (SHRINK, "folded")),
-    Mutant("cost.py", "if id(tensor) in seen or", "if", (FORMS, "whole_networks")),
-    Mutant(
-        "space.py",
-        "losers = [plane for plane in clashing if self.is_soft(plane)] if len(firm) == 1 else clashing",
-        "losers = clashing",
+    Fault(
+        "l0compress.graph:LabelSpace.disjoint",
+        "[plane for plane in clashing if self.is_soft(plane)] if len(firm) == 1 else clashing",
+        "clashing",
         (GROUPS, ""),
     ),
 )
 
-MUTANTS = (*RULES, *WHOLE, *SURGERY, *BUNDLES, *DEVICES, *METHODS, *REPAIR)
+MUTANTS = (*LABELS, *GRAPH, *CUTS, *BUNDLES, *DEVICES, *METHODS, *REPAIR)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutant import Fault, Mutant, NotPlantedError
+from mutant import Fault, NotPlantedError
 from mutant_list import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def warm_up() -> None:
     torch.export.export(torch.nn.Linear(2, 2), (torch.zeros(2, 2),))
 
 
-def verdict(copy: Path, mutant: Fault | Mutant) -> str:
+def verdict(copy: Path, mutant: Fault) -> str:
     try:
         file, faulty = mutant.planted(copy)
         compile(faulty, str(file), "exec")
