@@ -41,7 +41,7 @@ from l0compress.graph.cut.shrink import shrink
 from l0compress.measure.table import Table
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.settings import FinetuneSettings, GateSettings
-from l0compress.training.snapshot import Snapshot
+from l0compress.training.state_dicts import StateDict, Stateful
 from l0compress.verification.calls import Call, named_leaves
 from l0compress.verification.equality import difference, verify
 
@@ -169,25 +169,27 @@ def a_run(subject: Trained, device: torch.device) -> str:
 
 @dataclass
 class Shelf:
-    """Keeps snapshots as the bytes that a file would hold; every ``every``-th that is offered."""
+    """Keeps states as the bytes that a file would hold, one in ``every`` steps."""
 
-    start: Snapshot | None = None
+    start: StateDict | None = None
     every: int = 40
-    offered: int = 0
+    steps: int = 0
     kept: list[tuple[str, bytes]] = field(default_factory=list)
     elsewhere: set[str] = field(default_factory=set)
 
-    def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
-        self.offered += 1
-        if self.start is None and (must or self.offered % self.every == 0):
-            snapshot = make()
-            self.elsewhere |= {tensor.device.type for tensor in snapshot.tensors.values()} - {"cpu"}
-            apart = {name: tensor.detach().clone().contiguous() for name, tensor in snapshot.tensors.items()}
-            self.kept.append((json.dumps(snapshot.values, allow_nan=False), save(apart)))
+    def save_if_due_(self, state: Stateful, *, must: bool = False) -> None:
+        self.steps += 1
+        if self.start is None and (must or self.steps % self.every == 0):
+            found = state.state_dict()
+            tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+            self.elsewhere |= {tensor.device.type for tensor in tensors.values()} - {"cpu"}
+            values = {name: value for name, value in found.items() if name not in tensors}
+            apart = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
+            self.kept.append((json.dumps(values, allow_nan=False), save(apart)))
 
-    def read(self) -> Iterator[Snapshot]:
+    def read(self) -> Iterator[StateDict]:
         for values, tensors in self.kept:
-            yield Snapshot(json.loads(values), load(tensors))
+            yield {**json.loads(values), **load(tensors)}
 
 
 def bits(result: FinetuneResult) -> bytes:
@@ -197,16 +199,16 @@ def bits(result: FinetuneResult) -> bytes:
 
 
 def going_on(subject: Trained, device: torch.device) -> str:
-    """A run that goes on from its snapshots, in either phase, ends in the bits of the one that was never stopped."""
+    """A run that goes on from its states, in either phase, ends in the bits of the one that was never stopped."""
     asked = {"settings": settings(device, epochs=3)}
     shelf = Shelf()
     whole = bits(finetune(subject.graph, subject.data, {"macs": 0.5}, checkpoints=shelf, **asked))
-    require(not shelf.elsewhere, f"snapshots hold tensors on {', '.join(shelf.elsewhere)}")
-    require(len(shelf.kept) >= 3, "there are no snapshots to go on from")
+    require(not shelf.elsewhere, f"states hold tensors on {', '.join(shelf.elsewhere)}")
+    require(len(shelf.kept) >= 3, "there are no states to go on from")
     for number, start in enumerate(shelf.read(), 1):
         again = bits(finetune(subject.graph, subject.data, {"macs": 0.5}, checkpoints=Shelf(start=start), **asked))
-        require(again == whole, f"snapshot {number}, taken in the phase {start.stage!r}, leads to other bits")
-    return f"from {len(shelf.kept)} snapshots"
+        require(again == whole, f"state {number}, saved in the phase {start['stage']!r}, leads to other bits")
+    return f"from {len(shelf.kept)} states"
 
 
 def commands(subject: Trained, device: torch.device) -> str:

@@ -24,15 +24,17 @@ METHODS = (
     Fault("l0compress.training:held_back", "held[moves[best]] += len(scores)", "pass", (_TESTS, "leaves_half")),
     Fault("l0compress.training:Narrowed.lifted", "keep[dropped[dropped >= 0]] = False", "pass", (_TESTS, "Descent")),
     Fault("l0compress.training:Narrowed.cut", "self.moves[found.clamp(min=0)]", "found", (_TESTS, "Descent")),
-    Fault("l0compress.training:take_samples", "undisturbed(course.data.train)", "memoryview(b'')", (_TESTS, "Samples")),
+    Fault(
+        "l0compress.training:take_samples", "undisturbed(problem.data.train)", "memoryview(b'')", (_TESTS, "Samples")
+    ),
     Fault("l0compress.training:better", "max", "min", (_TESTS, "goes_on")),
     Fault(
-        "l0compress.training:taught_by",
-        "_SURE * math.sqrt(sum(variances))",
+        "l0compress.training:outgrown",
+        "_STANDARD_ERRORS * math.sqrt(sum(variances))",
         "math.sqrt(sum(variances))",
         (_PARTS, "Teaching"),
     ),
     Fault(
-        "l0compress.training:taught_by", "not (reading.labelled and reading.counts_hits)", "False", (_PARTS, "Teaching")
+        "l0compress.training:outgrown", "not (reading.labelled and reading.counts_hits)", "False", (_PARTS, "Teaching")
     ),
 )

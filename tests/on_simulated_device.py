@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -35,8 +35,8 @@ from l0compress.training.budget import Budget
 from l0compress.training.finetune import finetune
 from l0compress.training.harden import harden
 from l0compress.training.recalibrate import recalibrate
-from l0compress.training.snapshot import Snapshot
 from l0compress.training.sparsity import keep_zeros_
+from l0compress.training.state_dicts import Stateful
 from l0compress.verification.calls import Call, named_leaves
 from l0compress.verification.equality import verify
 
@@ -164,15 +164,15 @@ def test_a_run_goes_on_bit_for_bit() -> None:
 
 
 class Looking(Shelf):
-    """Remembers where the tensors of snapshots were."""
+    """Remembers where the tensors of states were."""
 
     def __init__(self) -> None:
         super().__init__()
         self.devices: set[str] = set()
 
-    def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
-        self.devices.update(tensor.device.type for tensor in make().tensors.values())
-        super().offer_(make, must=must)
+    def save_if_due_(self, state: Stateful, *, must: bool = False) -> None:
+        self.devices.update(value.device.type for value in state.state_dict().values() if isinstance(value, Tensor))
+        super().save_if_due_(state, must=must)
 
 
 def test_a_plan_of_masks_on_the_device_is_on_the_cpu() -> None:

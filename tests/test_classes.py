@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from l0compress.data import Data, Split, StreamSplit
 from l0compress.errors import DataError, DataWarning
+from l0compress.graph.capture import capture
 from l0compress.loading import DataSource, images, load_data
 from l0compress.loading.classes import class_warnings
 from l0compress.loading.splits import SHARES, shuffled_parts, stratified_order, with_val
 from l0compress.pipeline.compress import compress
-from l0compress.training.course import Course
-from l0compress.training.losses import objective_for
+from l0compress.training.problem import problem_of
 from l0compress.training.settings import FinetuneSettings
 
 
@@ -157,10 +157,10 @@ class TestStreams:
 
 def test_the_order_of_training_mixes_what_is_sorted():
     split = labelled(*[0] * 40, *[1] * 40)
-    objective = objective_for("auto", split.targets, torch.zeros(80, 2))
-    course = Course(Data(split, split), objective, None, FinetuneSettings(batch_size=20))
+    graph = capture(tiny_mlp(), (split.inputs[0][:2],))
+    problem = problem_of(graph, Data(split, split), FinetuneSettings(batch_size=20))
     for epoch in range(3):
-        shares = [float(batch.targets.double().mean()) for batch in course.batches(epoch)]
+        shares = [float(batch.targets.double().mean()) for batch in problem.batches(problem.epoch(epoch))]
         assert len(shares) == 4 and all(0.1 < share < 0.9 for share in shares)
 
 

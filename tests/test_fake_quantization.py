@@ -18,7 +18,7 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import quantize_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.graph import CapturedGraph, capture
-from l0compress.training.course import evaluate
+from l0compress.training.evaluation import evaluate
 from l0compress.training.fake_quantization import fake_quantized, round_activation, round_rows, round_weight
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.losses import objective_of

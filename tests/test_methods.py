@@ -16,13 +16,11 @@ from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.groups.cost import cost
 from l0compress.training.curvature import probe
+from l0compress.training.decision import Decision
 from l0compress.training.descent import descend, held_back, steps_down
-from l0compress.training.equality import check_equal
-from l0compress.training.events import ignore
 from l0compress.training.finetune import finetune
 from l0compress.training.harden import decide
 from l0compress.training.losses import objective_for
@@ -31,11 +29,13 @@ from l0compress.training.methods.fisher import fisher_information, marginal_cost
 from l0compress.training.methods.learned import better
 from l0compress.training.methods.start import ordered_log_alpha
 from l0compress.training.narrowing import Narrowed
-from l0compress.training.preparation import course_of, start
-from l0compress.training.results import Hardened
+from l0compress.training.problem import problem_of
+from l0compress.training.reporting import Reporter
 from l0compress.training.samples import take_samples
 from l0compress.training.settings import METHOD_NAMES, FinetuneSettings
-from l0compress.training.snapshot import NoCheckpoints, Snapshot
+from l0compress.training.state import TrainingState
+from l0compress.verification.calls import Call
+from l0compress.verification.equality import verify
 
 
 def mean_square_of_gradients(outputs: Tensor, draws: int, **objective) -> Tensor:
@@ -179,7 +179,7 @@ class TestDescent:
 
         def untouched(plan: KeepPlan, small: CapturedGraph) -> CapturedGraph:
             seen.append(cost(small).macs)
-            check_equal(small.module(), masked(groups.graph, plan), Batch((x,), {}))
+            verify(small, masked(groups.graph, plan), inputs=[Call((x,))])
             return small
 
         def by_norm(now: Groups) -> Tensor:
@@ -212,7 +212,7 @@ class TestDescent:
         scores = torch.rand(groups.num_moves, generator=torch.Generator().manual_seed(0))
         plan = decide(groups, scores, target=cost(groups.graph).macs // 2, unit="macs")
         one = Narrowed.whole(groups).cut(plan)
-        other = Narrowed.whole(groups).cut_to(one.plan.keep, one.graph.state())
+        other = Narrowed.of(Decision.of(one.plan, one.graph.state()))
         assert torch.equal(one.moves, other.moves)
         assert all(torch.equal(tensor, other.graph.state()[name]) for name, tensor in one.graph.state().items())
 
@@ -237,7 +237,8 @@ class TestOneInterface:
         result = finetune(graph, data, {"params": 0.4}, settings=replace(QUICK, method=method, epochs=epochs))
         assert 0.9 * 0.4 * cost(graph).params < cost(result.small).params <= 0.4 * cost(graph).params
         assert len(result.history) == epochs
-        assert check_equal(result.small.module(), masked(result.folded, result.plan), data.val.take(slice(0, 9))) < 1e-6
+        call = Call(data.val.take(slice(0, 9)).args)
+        assert verify(result.small, masked(result.folded, result.plan), inputs=[call]).max_relative < 1e-6
 
     @pytest.mark.parametrize("method", ["l0", "fisher", "magnitude"])
     def test_the_same_seed_gives_the_same_bits(self, graph, data, method):
@@ -277,21 +278,20 @@ class TestOneInterface:
         assert "score: " in message
 
     def test_the_decision_that_does_best_in_validation_goes_on(self, graph, data):
-        run = start(graph, course_of(graph, data, QUICK), ignore)
+        state = TrainingState.begin(problem_of(graph, data, QUICK), Reporter())
         groups = find_groups(graph)
         (hidden,) = [group for group in groups.groups if group.kind == "channels"]
         whole, narrow = KeepPlan.everything(groups), KeepPlan.without(groups, hidden.moves[1:])
-        candidates = {name: Hardened(plan, shrink(graph, plan)) for name, plan in (("a", narrow), ("b", whole))}
-        assert better(run, candidates) is candidates["b"]
-        state = {name: tensor * torch.nan for name, tensor in graph.state().items()}
-        broken = Hardened(whole, graph.with_state(state))
-        assert better(run, {"broken": broken, **candidates}) is candidates["b"]
+        candidates = {name: Decision.of(plan) for name, plan in (("a", narrow), ("b", whole))}
+        assert better(state, candidates) is candidates["b"]
+        broken = Decision.of(whole, {name: tensor * torch.nan for name, tensor in graph.state().items()})
+        assert better(state, {"broken": broken, **candidates}) is candidates["b"]
 
     def test_a_snapshot_of_gates_that_began_otherwise_is_refused(self, graph, data):
-        run = start(graph, course_of(graph, data, QUICK), ignore)
-        run.journal.checkpoints = NoCheckpoints(Snapshot({"stage": "gates"}, {}))
+        problem = problem_of(graph, data, QUICK)
+        state = replace(TrainingState.begin(problem, Reporter()), resumed={"stage": "gates"})
         with pytest.raises(PlanError, match=r"^The snapshot is of an earlier version, whose gates began otherwise\. "):
-            METHODS["l0"](graph, run.course, {"params": 0.5}).decide(run)
+            METHODS["l0"](problem, {"params": 0.5}).decide(state)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
     def test_gates_that_no_score_stands_in_for_need_epochs(self, graph, data, granularity, target):
@@ -337,15 +337,15 @@ class TestOneInterface:
     def test_what_a_method_cannot_decide_on_is_refused(self, graph, data, method, granularity, message):
         settings = replace(QUICK, method=method, granularity=granularity)
         with pytest.raises(InputError) as error:
-            method_of(settings)(graph, course_of(graph, data, settings), {"params": 0.5})
+            method_of(settings)(problem_of(graph, data, settings), {"params": 0.5})
         assert str(error.value) == message
 
 
 class TestSamples:
     def test_they_are_the_same_for_the_same_seed_and_leave_all_generators_alone(self, graph, data):
-        course = course_of(graph, data, FinetuneSettings())
+        problem = problem_of(graph, data, FinetuneSettings())
         before = torch.get_rng_state()
-        one, other = (take_samples(course, 10, batch_size=4) for _ in range(2))
+        one, other = (take_samples(problem, 10, batch_size=4) for _ in range(2))
         assert torch.equal(torch.get_rng_state(), before)
         assert [len(batch) for batch in one] == [4, 4, 2]
         assert all(torch.equal(a.args[0], b.args[0]) for a, b in zip(one, other, strict=True))
@@ -353,11 +353,11 @@ class TestSamples:
     def test_the_generator_of_a_loader_is_left_alone_too(self, graph, data):
         draws = torch.Generator().manual_seed(0)
         loader = DataLoader(TensorDataset(*data.train.inputs), batch_size=8, shuffle=True, generator=draws)
-        course = course_of(graph, Data(StreamSplit(loader), data.val), FinetuneSettings())
+        problem = problem_of(graph, Data(StreamSplit(loader), data.val), FinetuneSettings())
         before = draws.get_state()
-        assert [len(batch) for batch in take_samples(course, 10, batch_size=4)] == [4, 4, 2]
+        assert [len(batch) for batch in take_samples(problem, 10, batch_size=4)] == [4, 4, 2]
         assert torch.equal(draws.get_state(), before)
 
     def test_there_are_no_more_than_the_data_have(self, graph, data):
-        course = course_of(graph, data, FinetuneSettings())
-        assert sum(map(len, take_samples(course, 10_000, batch_size=32))) == len(data.train)
+        problem = problem_of(graph, data, FinetuneSettings())
+        assert sum(map(len, take_samples(problem, 10_000, batch_size=32))) == len(data.train)

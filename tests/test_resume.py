@@ -1,4 +1,4 @@
-"""A run that goes on from any of its snapshots ends in the same bits as one that was never stopped."""
+"""A run that goes on from any of its states ends in the same bits as one that was never stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from l0compress.gates.attach import compact, compact_again, gate
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.settings import FinetuneSettings, GateSettings
-from l0compress.training.snapshot import Snapshot
+from l0compress.training.state_dicts import StateDict, Stateful, under
 
 pytestmark = pytest.mark.slow
 
@@ -38,20 +38,21 @@ VIOLATED = replace(QUICK, epochs=6, learning_rate=0.1, seed=1, gates=OPEN)
 
 @dataclass
 class Shelf:
-    """Keeps every snapshot as the bytes that a file would hold."""
+    """Keeps every state as the bytes that a file would hold."""
 
-    start: Snapshot | None = None
+    start: StateDict | None = None
     kept: list[tuple[str, bytes]] = field(default_factory=list)
 
-    def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
+    def save_if_due_(self, state: Stateful, *, must: bool = False) -> None:
         del must
-        snapshot = make()
-        apart = {name: tensor.detach().clone().contiguous() for name, tensor in snapshot.tensors.items()}
-        self.kept.append((json.dumps(snapshot.values, allow_nan=False), save(apart)))
+        found = state.state_dict()
+        apart = {k: v.detach().clone().contiguous() for k, v in found.items() if isinstance(v, Tensor)}
+        values = {name: value for name, value in found.items() if name not in apart}
+        self.kept.append((json.dumps(values, allow_nan=False), save(apart)))
 
-    def read(self, position: int) -> Snapshot:
+    def read(self, position: int) -> StateDict:
         values, tensors = self.kept[position]
-        return Snapshot(json.loads(values), load(tensors))
+        return {**json.loads(values), **load(tensors)}
 
 
 def outcome(result: FinetuneResult) -> dict[str, Any]:
@@ -141,7 +142,7 @@ class Reading(nn.Module):
         return self.head(self.read(x)[0][:, -1])
 
 
-class Stateful(nn.Module):
+class Carried(nn.Module):
     """A recurrent layer that is given the state that it begins with, and a temperature that all samples share."""
 
     def __init__(self) -> None:
@@ -240,7 +241,7 @@ CASES = {
     "attention": Case(Attending, in_memory(sequences), target={"params": 0.6}, every=4),
     "a recurrent layer": Case(Reading, in_memory(sequences), target={"params": 0.6}, every=4),
     "a state in a tuple, and a temperature": Case(
-        Stateful,
+        Carried,
         stateful,
         replace(QUICK, epochs=2),
         target={"params": 0.9},
@@ -267,7 +268,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_from_every_snapshot_the_end_is_the_same(case: Case) -> None:
+def test_from_every_state_the_end_is_the_same(case: Case) -> None:
     shelf = Shelf()
     whole = case.run(shelf)
     assert len(shelf.kept) == case.settings.epochs * (4 + 1)
@@ -275,7 +276,7 @@ def test_from_every_snapshot_the_end_is_the_same(case: Case) -> None:
         assert_same(case.run(Shelf(shelf.read(position))), whole)
 
 
-def test_the_snapshots_of_a_resumed_run_are_those_of_the_whole_one() -> None:
+def test_the_states_of_a_resumed_run_are_those_of_the_whole_one() -> None:
     case, shelf = CASES["linear layers"], Shelf()
     case.run(shelf)
     for position in (0, 6, 12):
@@ -299,7 +300,7 @@ def test_removals_happen_and_are_repeated() -> None:
     """Without this the tests above would say nothing of removals."""
     shelf = Shelf()
     CASES["linear layers"].run(shelf)
-    cuts = [snapshot.values.get("cuts", 0) for snapshot in map(shelf.read, range(len(shelf.kept)))]
+    cuts = [state.get("cuts", 0) for state in map(shelf.read, range(len(shelf.kept)))]
     assert max(cuts) >= 2
 
 
@@ -307,19 +308,20 @@ def test_the_budget_is_violated_and_the_best_epoch_is_not_the_last() -> None:
     """Nor of the multiplier and the best weights."""
     shelf = Shelf()
     result = CASES["a budget that is violated, a best epoch before the last"].run(shelf)
-    assert shelf.read(8).values["budget"]["multiplier"] > 3
+    assert shelf.read(8)["budget"]["multiplier"] > 3
     assert 0 < result.best_epoch < 4
 
 
-def test_a_snapshot_holds_no_more_than_tensors_and_json() -> None:
+def test_a_state_holds_no_more_than_tensors_and_json() -> None:
     shelf = Shelf()
     CASES["linear layers"].run(shelf)
-    snapshot = shelf.read(3)
-    assert set(snapshot.values) == {
+    state = shelf.read(3)
+    tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
+    assert state.keys() - tensors == {
         "stage", "epoch", "epochs", "step", "steps", "total", "seconds", "dense", "history", "budget", "cuts",
         "reading",
     }  # fmt: skip
-    roots = {name.split(".")[0] for name in snapshot.tensors}
+    roots = {name.split(".")[0] for name in tensors}
     assert roots == {"network", "optimizer", "random", "augmenting", "start", "score"}
 
 
@@ -348,7 +350,7 @@ class TestDivergence:
     def test_a_rate_beyond_all_measure(self) -> None:
         message, shelf = self.stopped(mlp(), learning_rate=1e38, clip=None, optimizer="sgd")
         assert "Lower the learning rate (--lr)" in message
-        assert all(torch.isfinite(tensor).all() for tensor in shelf.read(-1).under("network").values())
+        assert all(torch.isfinite(tensor).all() for tensor in under("network", shelf.read(-1)).values())
 
     def test_a_loss_beyond_all_measure(self) -> None:
         message, _ = self.stopped(mlp(), learning_rate=1e4, clip=None, optimizer="sgd", epochs=8)

@@ -29,10 +29,10 @@ from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import Origin, origin_of, score_files
 from l0compress.pipeline.runs import open_run
 from l0compress.training import survey
-from l0compress.training.course import evaluate
-from l0compress.training.finetune import course_of
+from l0compress.training.evaluation import evaluate
 from l0compress.training.losses import cross_entropy, objective_for
 from l0compress.training.outputs import outputs_of
+from l0compress.training.problem import problem_of
 
 
 def regression(num_samples: int = 300) -> tuple[Tensor, Tensor]:
@@ -73,9 +73,9 @@ class TestScale:
         val, readings, scores = Split((inputs,), targets), [], []
         for order in (slice(None), shuffled):
             train = Split((inputs[order],), targets[order])
-            course = course_of(graph, Data(train, val), QUICK)
-            readings.append(course.objective.reading)
-            scores.append(evaluate(graph.module(), val, course.objective).metric)
+            problem = problem_of(graph, Data(train, val), QUICK)
+            readings.append(problem.objective.reading)
+            scores.append(evaluate(graph.module(), val, problem.objective).metric)
         assert readings[0].scale == pytest.approx(targets.double().numpy().var(), rel=1e-12)
         assert readings[1].scale == pytest.approx(readings[0].scale, rel=1e-12)
         predicted = outputs_of(graph.module(), val.take(slice(None))).flatten().double()
@@ -85,13 +85,13 @@ class TestScale:
 
     def test_predicting_the_mean_scores_one(self) -> None:
         inputs, targets = regression()
-        objective = course_of(capture(predictor(), (inputs[:2],)), data_of(inputs, targets), QUICK).objective
+        objective = problem_of(capture(predictor(), (inputs[:2],)), data_of(inputs, targets), QUICK).objective
         assert float(objective.score(targets.mean().expand(300, 1), targets, None)) == pytest.approx(1, rel=1e-5)
 
     def test_without_labels_it_is_the_variance_of_every_output_of_the_dense_model(self) -> None:
         images = torch.randn(70, 1, 8, 8) * torch.linspace(0.01, 3, 70)[:, None, None, None]
         graph = capture(Detector(), (images[:2],))
-        reading = course_of(graph, data_of(images), QUICK).objective.reading
+        reading = problem_of(graph, data_of(images), QUICK).objective.reading
         (boxes, _), scores = outputs_of(graph.module(), Split((images,)).take(slice(None)))
         # The first tensor that stands by itself is the main one.
         assert reading.scale == pytest.approx(float(scores.double().var(correction=0)), rel=1e-5)
@@ -142,7 +142,7 @@ class TestScale:
         targets[77] = math.nan
         stream = StreamSplit([(inputs[at : at + 50], targets[at : at + 50]) for at in range(0, 300, 50)])
         with pytest.raises(DataError) as error:
-            course_of(capture(predictor(), (inputs[:2],)), Data(stream, stream), QUICK)
+            problem_of(capture(predictor(), (inputs[:2],)), Data(stream, stream), QUICK)
         assert str(error.value) == (
             "Sample 77 of the train part has a value that is not finite in the target. Nothing was changed. Remove or "
             "repair it."
@@ -152,9 +152,9 @@ class TestScale:
         """Rows of an identity are distributions; the last batch is not."""
         inputs = torch.cat([torch.eye(3).repeat(30, 1), torch.randn(30, 3)])
         graph = capture(nn.Identity(), (inputs[:2],))
-        reading = course_of(graph, data_of(inputs, torch.zeros(120).long()), QUICK).objective.reading
+        reading = problem_of(graph, data_of(inputs, torch.zeros(120).long()), QUICK).objective.reading
         assert not reading.probabilities
-        assert course_of(graph, data_of(inputs[:90], torch.zeros(90).long()), QUICK).objective.reading.probabilities
+        assert problem_of(graph, data_of(inputs[:90], torch.zeros(90).long()), QUICK).objective.reading.probabilities
 
 
 def data_of(inputs: Tensor, targets: Tensor | None = None) -> Data:
@@ -235,8 +235,8 @@ class TestOneScoreEverywhere:
         images = torch.randn(48, 1, 8, 8)
         data = data_of(images)
         result = l0.compress(Detector(), data, target={"params": 0.7}, settings=replace(QUICK, epochs=2))
-        course = course_of(result.dense, data, QUICK)
-        origin = Origin(result.dense, data, course.objective)
+        problem = problem_of(result.dense, data, QUICK)
+        origin = Origin(result.dense, data, problem.objective)
         forms = {
             "dense": export_onnx(result.dense, tmp_path / "dense.onnx").path,
             "onnx": export_onnx(result.small, tmp_path / "small.onnx", reference=result.masked).path,
@@ -301,11 +301,11 @@ class TestOneLogit:
         net = self.net(*ending, *([nn.Flatten(0)] if flat else []))
         graph = capture(net, (self.inputs[:2],))
         data = data_of(self.inputs, self.labels.to(dtype))
-        course = course_of(graph, data, QUICK)
+        problem = problem_of(graph, data, QUICK)
         outputs = outputs_of(graph.module(), data.train.take(slice(None)))
         logits = torch.logit(outputs.flatten().double()) if ending else outputs.flatten().double()
-        measured = evaluate(graph.module(), data.val, course.objective)
-        assert (course.objective.kind, measured.metric_name) == ("binary", "accuracy")
+        measured = evaluate(graph.module(), data.val, problem.objective)
+        assert (problem.objective.kind, measured.metric_name) == ("binary", "accuracy")
         assert measured.metric == ((logits > 0) == self.labels.bool()).double().mean().item()
         expected = nn.functional.binary_cross_entropy_with_logits(logits, self.labels.double())
         assert measured.loss == pytest.approx(expected.item(), rel=1e-4)
@@ -327,7 +327,7 @@ class TestOneLogit:
         with torch.no_grad():
             line.weight.copy_(fitted[None, :8])
             line.bias.copy_(fitted[8:])
-        reading = course_of(capture(line, (self.inputs[:2],)), data_of(self.inputs, labels), QUICK).objective.reading
+        reading = problem_of(capture(line, (self.inputs[:2],)), data_of(self.inputs, labels), QUICK).objective.reading
         assert (reading.kind, reading.scale) == ("values", pytest.approx(labels.double().var(correction=0).item()))
 
     @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
@@ -339,13 +339,13 @@ class TestOneLogit:
         graph, data = capture(line, (self.inputs[:2],)), data_of(self.inputs, self.labels.to(dtype))
         lowest, highest = (f"{float(bound):.3g}" for bound in (3 * self.inputs[:, 5]).aminmax())
         with pytest.raises(InputError) as error:
-            course_of(graph, data, QUICK)
+            problem_of(graph, data, QUICK)
         assert str(error.value) == (
             f"The labels are 0 and 1, and the model returns one number a sample, from {lowest} to {highest}, that may "
             "be a logit or a value. Nothing was changed. Say --loss bce if it is a logit, or --loss mse if it is a "
             "value."
         )
-        assert course_of(graph, data, replace(QUICK, loss="bce")).objective.kind == "binary"
+        assert problem_of(graph, data, replace(QUICK, loss="bce")).objective.kind == "binary"
 
     def test_a_whole_run_stays_within_its_budget_and_knows_the_labels(self) -> None:
         data = data_of(self.inputs, self.labels.int())
@@ -383,11 +383,11 @@ class TestLabels:
         found = []
         for labels in (self.labels, self.labels.to(dtype)):
             data, network = data_of(self.inputs, labels), graph.module()
-            course = course_of(graph, data, QUICK)
+            problem = problem_of(graph, data, QUICK)
             torch.manual_seed(0)  # of the dropped inputs
-            course.loss(network, data.train.take(slice(0, 40))).backward()
+            problem.loss(network, data.train.take(slice(0, 40))).backward()
             gradients = [parameter.grad for parameter in network.parameters()]
-            found.append((evaluate(network, data.val, course.objective), gradients))
+            found.append((evaluate(network, data.val, problem.objective), gradients))
         assert found[0][0] == found[1][0] and found[0][0].metric_name == "accuracy"
         assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +19,17 @@ from l0compress.data import Data
 from l0compress.errors import InputError, NotEqualError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph import CapturedGraph, KeepPlan, cost, masked, nonzero_cost
+from l0compress.graph.groups import groups_without_moves
 from l0compress.pipeline.config import read_config
 from l0compress.training import finetune as finetuning
-from l0compress.training.equality import check_equal
-from l0compress.training.finetune import FinetuneResult, finetune
-from l0compress.training.phases import train_small
+from l0compress.training.decision import Decision
+from l0compress.training.final_phase import FinalPhase
+from l0compress.training.finetune import FinetuneResult, finetune, finish
+from l0compress.training.problem import problem_of
+from l0compress.training.reporting import Reporter
+from l0compress.training.state import TrainingState
+from l0compress.verification.calls import Call
+from l0compress.verification.equality import verify
 
 SPARSE = replace(QUICK, granularity="weights", epochs=8)
 LONGER = replace(SPARSE, epochs=24)
@@ -54,8 +61,8 @@ def test_the_small_model_still_knows_the_task(result):
 
 
 def test_the_small_model_equals_the_masked_dense_one(result, data):
-    batch = data.test.take(slice(0, 50))
-    assert check_equal(result.small.module(), masked(result.folded, result.plan), batch) < 1e-6
+    call = Call(data.test.take(slice(0, 50)).args)
+    assert verify(result.small, masked(result.folded, result.plan), inputs=[call]).max_relative < 1e-6
     for name, mask in result.plan.masks.items():
         assert not bool((result.last.state()[name][~mask] != 0).any())
 
@@ -66,7 +73,8 @@ def test_other_ways_to_train_keep_the_zeros_too(graph, data, settings, changes):
     result = finetune(graph, data, {"params": 0.25}, settings=replace(settings, **changes))
     assert nonzeros(result.small) <= int(0.25 * DENSE) and nonzeros(result.last) <= int(0.25 * DENSE)
     assert nonzeros(result.last) >= int(0.25 * DENSE) - (0 if settings is SPARSE else 3)
-    assert check_equal(result.small.module(), masked(result.folded, result.plan), data.test.take(slice(0, 50))) < 1e-6
+    call = Call(data.test.take(slice(0, 50)).args)
+    assert verify(result.small, masked(result.folded, result.plan), inputs=[call]).max_relative < 1e-6
 
 
 @pytest.mark.parametrize("unit", ["params", "macs"])
@@ -90,11 +98,26 @@ def test_the_same_seed_gives_the_same_bits(graph, data, result):
 
 def test_zeros_that_do_not_stay_are_refused(graph, data, monkeypatch):
     def without_masks(*arguments, **options):
-        return train_small(*arguments, **{**options, "masks": {}})
+        return FinalPhase(*arguments, **{**options, "masks": {}})
 
-    monkeypatch.setattr(finetuning, "train_small", without_masks)
+    monkeypatch.setattr(finetuning, "FinalPhase", without_masks)
     with pytest.raises(NotEqualError, match=r"weights that were removed from '0\.weight' are not zero after training"):
         finetune(graph, data, {"params": 0.3}, settings=SPARSE)
+
+
+def test_a_small_model_that_is_not_what_the_plan_leaves_is_refused(graph, data):
+    state = TrainingState.begin(problem_of(graph, data, SPARSE), Reporter())
+    plan = KeepPlan.everything(groups_without_moves(graph))
+    mask = torch.rand(graph.state()["0.weight"].shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    forgotten = Decision(plan.with_masks({"0.weight": mask}), Decision.of(plan).small)
+    with pytest.raises(NotEqualError) as error:
+        finish(state, forgotten, unit="params")
+    assert re.fullmatch(
+        r"After surgery: The two models are not equal: output 'output_0' differs at index \(\d+, \d\) for batch size "
+        r"\d+: .*, allowed is 1e-05\. The result is refused and nothing was written\. Repeat the check in float64 to "
+        r"tell rounding from a real difference\. This is a defect of l0compress: please report the model\.",
+        str(error.value),
+    )
 
 
 def test_an_unknown_granularity_is_refused():

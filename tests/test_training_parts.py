@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from clouds import QUICK, Scaled
+from clouds import QUICK
 from torch import nn
 
-from l0compress.data import Batch, Data, Split
-from l0compress.errors import DataError, InputError, NotEqualError
+from l0compress.data import Batch, Data, Split, StreamSplit
+from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph, capture
-from l0compress.training.course import Evaluation, drop_inputs, dropout, evaluate
-from l0compress.training.equality import check_equal
-from l0compress.training.finetune import course_of
+from l0compress.training.evaluation import Evaluation, evaluate
+from l0compress.training.final_phase import FinalPhase
+from l0compress.training.finetune import finetune
+from l0compress.training.input_dropout import drop_inputs, dropout
 from l0compress.training.losses import cross_entropy, kl_divergence, logits_of, mse, objective_for
 from l0compress.training.optim import carry_state_, cosine, weight_optimizer
+from l0compress.training.problem import problem_of
 from l0compress.training.recalibrate import recalibrate
-from l0compress.training.teaching import taught_by
+from l0compress.training.teacher import outgrown
 
 
 class TestLosses:
@@ -177,46 +179,76 @@ class TestBatchNorm:
         assert recalibrate(graph, [Batch((torch.zeros(2, 8),), {})]) is graph
 
 
+class Read:
+    """Batches of 8 samples, and how often they are read."""
+
+    def __init__(self, split: Split) -> None:
+        self.batches, self.times = list(split.batches(8, drop_last=True)), 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.times += 1
+        return iter(self.batches)
+
+
+class TestSteps:
+    def test_they_are_counted_on_the_batches_that_a_loader_yields_and_so_is_the_rate(self, graph, data):
+        settings = replace(QUICK, batch_size=64, epochs=300, learning_rate=None)
+        read = Read(data.train)
+        problem = problem_of(graph, Data(StreamSplit(read), data.val), settings)
+        assert problem.steps_per_epoch == len(read.batches)
+        assert problem.settings.rate == settings.settled(graph, 300 * len(read.batches)).rate
+        assert problem.settings.rate > settings.settled(graph, 300 * len(read.batches) // 8).rate
+
+    def test_a_loader_is_read_once_in_an_epoch(self, graph, data):
+        """Every further time would move its random state."""
+        times = []
+        for epochs in (2, 6):
+            read = Read(data.train)
+            settings = replace(QUICK, epochs=epochs)
+            finetune(graph, Data(StreamSplit(read), data.val), {"params": 0.5}, settings=settings)
+            times.append(read.times)
+        assert times[1] - times[0] == 4
+
+
 class TestTeaching:
-    def test_a_teacher_teaches_until_its_pupil_is_surely_ahead(self, graph, data):
+    def test_a_teacher_teaches_until_its_student_is_surely_ahead(self, graph, data):
         """Of 400 samples two standard errors of a difference are about 0.056 at 80 %."""
-        course = course_of(graph, data, QUICK)
+        reading = problem_of(graph, data, QUICK).objective.reading
         dense = Evaluation(loss=0.5, metric=0.8, metric_name="accuracy", num_samples=400)
-        level, ahead = replace(dense, metric=0.85), replace(dense, metric=0.86)
-        assert taught_by(course, level, dense).teacher is course.teacher is not None
-        assert taught_by(course, ahead, dense).teacher is None
+        assert not outgrown(reading, replace(dense, metric=0.85), dense)
+        assert outgrown(reading, replace(dense, metric=0.86), dense)
 
     def test_without_labels_nothing_but_the_teacher_teaches(self, graph, data):
         unlabelled = Data(*(Split(part.inputs) for part in (data.train, data.val)))
-        course = course_of(graph, unlabelled, QUICK)
+        reading = problem_of(graph, unlabelled, QUICK).objective.reading
         worse, better = (Evaluation(0.5, metric, "accuracy", 400) for metric in (0.1, 1.0))
-        assert taught_by(course, better, worse).teacher is course.teacher is not None
+        assert not outgrown(reading, better, worse)
+
+    def test_the_final_phase_lets_an_outgrown_teacher_go(self, graph, data):
+        problem = problem_of(graph, data, QUICK)
+        for metric, teaches in ((0.0, False), (1.0, True)):
+            dense = Evaluation(loss=0.5, metric=metric, metric_name="accuracy", num_samples=400)
+            phase = FinalPhase(problem, graph, teacher=dense, density=1.0)
+            phase.begin_()
+            assert phase.last.metric > 0.5
+            assert (phase.epoch_problem().teacher is not None) == teaches
 
 
 class TestEvaluation:
     def test_accuracy_and_loss_are_exact_over_uneven_batches(self, graph, data):
-        course = course_of(graph, data, QUICK)
+        problem = problem_of(graph, data, QUICK)
         network = graph.module()
         with torch.no_grad():
             logits = network(data.val.inputs[0])
-        measured = evaluate(network, data.val, replace(course.objective, task_share=1.0), batch_size=100)
+        measured = evaluate(network, data.val, replace(problem.objective, task_share=1.0), batch_size=100)
         assert measured.metric == (logits.argmax(-1) == data.val.targets).float().mean().item()
         assert measured.loss == pytest.approx(F.cross_entropy(logits, data.val.targets).item(), rel=1e-5)
         assert measured.num_samples == len(data.val)
 
     def test_the_mode_is_restored(self, graph, data):
         network = graph.module().train()
-        evaluate(network, data.val, course_of(graph, data, QUICK).objective)
+        evaluate(network, data.val, problem_of(graph, data, QUICK).objective)
         assert network.training
-
-    def test_models_that_differ_are_refused(self, data):
-        torch.manual_seed(0)
-        one, other = nn.Linear(8, 3), nn.Linear(8, 3)
-        with pytest.raises(NotEqualError, match="After surgery, output 0 differs from the masked dense model's by"):
-            check_equal(one, other, data.val.take(slice(0, 4)))
-        broken = nn.Sequential(one, Scaled(math.nan))
-        with pytest.raises(NotEqualError, match="differs"):
-            check_equal(broken, one, data.val.take(slice(0, 4)))
 
 
 class TestInputDropout:

@@ -23,7 +23,7 @@ from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import FinishedRun, is_run, measured, metric_name, open_run, reading_of
-from l0compress.training.course import Evaluation
+from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
 from l0compress_runtime.manifest import Manifest

@@ -1,4 +1,4 @@
-"""When a run keeps a snapshot of itself: every so often, at the end of a phase, and when it is told to stop."""
+"""When a run saves its state: every so often, at the end of a phase, and when it is told to stop."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from l0compress.errors import StoppedError
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.runs import resume_command
-from l0compress.training.snapshot import Snapshot
+from l0compress.training.state_dicts import Stateful
 
 SECONDS = 30.0
-# A snapshot that takes long to write is written less often: this many times as long passes before the next.
+# A state that takes long to write is written less often: this many times as long passes before the next.
 PATIENCE = 20.0
 NAMES = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 
@@ -58,33 +58,32 @@ def listening() -> Iterator[Stops]:
 
 
 class RunCheckpoints:
-    """Keeps snapshots in a run's folder.
+    """Saves states in a run's folder.
 
     Args:
         run: the folder.
         stops: is asked after every step.
-        every: steps between two snapshots; None goes by time, with at most a twentieth of it for writing.
+        every: steps between two states; None goes by time, with at most a twentieth of it for writing.
     """
 
     def __init__(self, run: LivingRun, stops: Stops, *, every: int | None = None) -> None:
         self.start = run.start()
-        self.kept = self.start is not None
         self._run, self._stops, self._every = run, stops, every
         self._steps = 0
         self._last, self._took = time.monotonic(), 0.0
 
-    def offer_(self, make: Callable[[], Snapshot], *, must: bool = False) -> None:
-        """Keep a snapshot if one is due.
+    def save_if_due_(self, state: Stateful, *, must: bool = False) -> None:
+        """Save the state of a run if that is due.
 
         Raises:
-            StoppedError: a signal came; the snapshot is kept.
+            StoppedError: a signal came; the state is saved.
             RunError: it cannot be written; the one before still holds.
         """
         self._steps += 1
         if must or self._stops.signal is not None or self._due():
             began = time.monotonic()
-            self._run.keep_(make())
-            self.kept, self._steps, self._last = True, 0, time.monotonic()
+            self._run.save_(state.state_dict())
+            self._steps, self._last = 0, time.monotonic()
             self._took = self._last - began
         self.check_stop()
 

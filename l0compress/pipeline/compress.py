@@ -21,14 +21,14 @@ from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.graph.nodes.describe import headed
 from l0compress.loading import Model, Target, make_target
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.training.course import Evaluation, evaluate
+from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.losses import objective_of
 from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
+from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.snapshot import Checkpoints
 from l0compress.verification.equality import Equality, verify
 
 

@@ -2,7 +2,7 @@
 
 requires: a folder that is new, or that an unfinished run left.
 ensures:  the manifest names only whole files that will not change. A process that ends anywhere, by any cause, leaves
-          the last snapshot that was kept.
+          the last state that was saved.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
 from l0compress.pipeline.manifest import FINISHED, RunManifest
 from l0compress.training.events import ProgressEvent
-from l0compress.training.snapshot import Snapshot
+from l0compress.training.state_dicts import StateDict
 
 _WALL_CLOCK = ("seconds", "seconds_left")
 
@@ -40,36 +40,37 @@ class LivingRun:
         self.rows: list[dict[str, Any]] = []
         self._serial = 0 if manifest.state is None else int(Path(manifest.state).name)
 
-    def start(self) -> Snapshot | None:
-        """The snapshot to go on from; None where the run goes on from its beginning.
+    def start(self) -> StateDict | None:
+        """The state to go on from; None where the run goes on from its beginning.
 
         Raises:
             RunError: it cannot be read.
         """
         self.rows = []
-        snapshot = None
+        state: StateDict | None = None
         if self.manifest.state is not None:
             path = self.folder / self.manifest.state
             try:
                 values = json.loads(path.with_suffix(".json").read_bytes())
-                snapshot = Snapshot(values, load_tensors(path.with_suffix(".safetensors").read_bytes()))
+                state = {**values, **load_tensors(path.with_suffix(".safetensors").read_bytes())}
             except (OSError, ValueError, SafetensorError) as error:
                 raise RunError(f"Cannot read the state {str(path)!r} ({error}). Nothing was changed.") from error
-            self.rows = values.pop("metrics")
+            self.rows = state.pop("metrics")
         with self._writing():
             self._write_metrics()
-        return snapshot
+        return state
 
-    def keep_(self, snapshot: Snapshot) -> None:
-        """Write a snapshot; it takes the place of the one before.
+    def save_(self, state: StateDict) -> None:
+        """Write a state, tensors to one file and plain values to another; it takes the place of the one before.
 
         Raises:
             RunError: the disk is full or fails; the one before still holds.
         """
         name = f"{runs.STATE}/{self._serial + 1:08}"
-        values = {**snapshot.values, "metrics": self.rows}
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        values = {**{key: value for key, value in state.items() if key not in tensors}, "metrics": self.rows}
         content = {
-            f"{name}.safetensors": save_tensors(_apart(snapshot.tensors)),
+            f"{name}.safetensors": save_tensors(_apart(tensors)),
             f"{name}.json": runs.json_bytes(values),
         }
         with self._writing():
@@ -122,7 +123,7 @@ class LivingRun:
             export: writes the models to the folder, and returns their names.
 
         Raises:
-            RunError: the disk is full or fails; the last snapshot still holds.
+            RunError: the disk is full or fails; the last state still holds.
         """
         with self._writing():
             files = {name: write_durably(self.folder / name, content) for name, content in results.items()}
@@ -189,7 +190,7 @@ class LivingRun:
 
 
 def position(values: Mapping[str, Any]) -> str:
-    """Where a snapshot stands, for people.
+    """Where a state stands, for people.
 
     >>> position({"epoch": 2, "epochs": 48, "step": 5, "steps": 33}), position({"epoch": 2, "epochs": 48, "step": 0})
     ('step 5 of 33 in epoch 3 of 48', 'the end of epoch 2 of 48')

@@ -24,10 +24,10 @@ from l0compress.measure.bench import open_candidate
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.requests import request_of
 from l0compress.pipeline.runs import CONFIG, FinishedRun, reading_of
-from l0compress.training.course import Evaluation, evaluate
+from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.losses import Objective
 from l0compress.training.outputs import logits_of, others_of, outputs_of
-from l0compress.training.preparation import objective_on
+from l0compress.training.problem import first_batch, objective_on
 from l0compress.training.reading import Reading
 from l0compress.verification.calls import Call, named_leaves
 from l0compress.verification.equality import difference, verify
@@ -68,7 +68,8 @@ def origin_of(run: FinishedRun) -> Origin:
     request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
     dense, settings = capture(program), replace(request.finetune_settings(), device="cpu")
     data = fit_data(load_data(request.data).called_like(dense.form), program)
-    objective = objective_on(dense.module(), data, settings, reading=reading_of(run.folder))
+    first = first_batch(data, settings)
+    objective = objective_on(dense.module(), data, settings, first=first, reading=reading_of(run.folder))
     return Origin(dense, data, objective)
 
 

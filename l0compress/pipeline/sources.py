@@ -37,9 +37,9 @@ from l0compress.loading.classes import class_warnings
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT
 from l0compress.loading.wrappers import unwrapped
-from l0compress.training.finetune import check_precision
 from l0compress.training.losses import TaskLoss, check_loss, objective_of
 from l0compress.training.outputs import class_last, logits_of, one_score_each, two_classes
+from l0compress.training.problem import check_precision
 from l0compress.training.randomness import undisturbed
 from l0compress.training.reading import BINARY, CLASSES, kind_of
 

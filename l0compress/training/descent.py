@@ -1,6 +1,6 @@
 """Deciding without training: score, round, cut and repair, in steps down to the budget.
 
-requires: a course, and a way to score moves.
+requires: the groups of a dense graph, and a way to score moves.
 ensures:  a decision within the budget, and weights that make up for it as well as closed forms can.
 
 One large cut is scored by a network that is nothing like the one that it leaves. Several small ones are each scored on
@@ -20,11 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
 from l0compress.training.harden import decide
-from l0compress.training.narrowing import Narrowed
+from l0compress.training.narrowing import Narrowed, Refine
 from l0compress.training.targets import dense_cost
 
 # What a step leaves of the step before, at least.
@@ -33,7 +32,6 @@ STEP = 0.7
 GROUP_STEP = 0.1
 
 Score = Callable[[Groups], Tensor]
-Repair = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
 OnStep = Callable[[int, int, int], None]
 
 
@@ -67,7 +65,7 @@ class Descent:
 
 
 def descend(
-    groups: Groups, score: Score, repair: Repair, *, target: int, unit: str, on_step: OnStep = _untold
+    groups: Groups, score: Score, repair: Refine, *, target: int, unit: str, on_step: OnStep = _untold
 ) -> Descent:
     """The network of ``groups`` cut down to ``target``; every step is scored anew on what the one before left.
 

@@ -11,28 +11,30 @@ from dataclasses import replace
 from itertools import islice
 
 from l0compress.data import Data
+from l0compress.errors import NotEqualError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.masked import masked
-from l0compress.graph.cut.plan import KeepPlan, unshrink_state
-from l0compress.graph.cut.shrink import shrink
-from l0compress.graph.groups import Groups
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.cost import cost
 from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.graph.nodes.checksum import weights_checksum
-from l0compress.training.course import Course
-from l0compress.training.equality import check_equal
+from l0compress.training.decision import Decision
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
+from l0compress.training.final_phase import FinalPhase
 from l0compress.training.methods import method_of
-from l0compress.training.phases import train_small
-from l0compress.training.preparation import check_precision, course_of, start
+from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.randomness import seeded
 from l0compress.training.reading import Reading
 from l0compress.training.recalibrate import recalibrate
-from l0compress.training.results import FinetuneResult, Hardened, Run
+from l0compress.training.reporting import Checkpoints, NoCheckpoints, Reporter
+from l0compress.training.results import FinetuneResult
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.snapshot import FINETUNE, Checkpoints, Snapshot, prefixed
 from l0compress.training.sparsity import check_zeros
+from l0compress.training.state import TrainingState, train_
+from l0compress.training.state_dicts import FINETUNE, prefixed, under
+from l0compress.verification.calls import Call
+from l0compress.verification.equality import verify
 
 _RECALIBRATION_BATCHES = 100
 _PLAN = "plan"
@@ -53,7 +55,7 @@ def finetune(
     with a fraction of the dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as
     text, ``"macs=0.5"`` or ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter),
     ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
-    one device, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold
+    one device, and the global random state is left as it was. ``checkpoints`` saves states on the way, and may have
     the one to go on from; the result is that of a run which was never stopped.
 
     Raises:
@@ -69,58 +71,66 @@ def finetune(
     check_precision(graph, settings.device)
     if settings.quantization_aware:
         check_quantizable(graph)
+    reporter = Reporter(on_event, NoCheckpoints() if checkpoints is None else checkpoints)
     with seeded(settings.seed, settings.device):
-        kept = None if checkpoints is None or checkpoints.start is None else checkpoints.start.values.get("reading")
-        course = course_of(graph, data, settings, reading=Reading.from_json(kept))
-        method = method_of(course.settings)(graph, course, target)
-        run = start(graph, course, on_event, checkpoints)
-        kept = run.journal.start_of(FINETUNE)
-        hardened = method.decide(run) if kept is None else _stand_in(method.groups, kept)
-        return finish(run, hardened, unit=method.unit)
+        resumed = reporter.checkpoints.start
+        reading = None if resumed is None else Reading.from_json(resumed.get("reading"))
+        problem = problem_of(graph, data, settings, reading=reading)
+        method = method_of(problem.settings)(problem, target)
+        state = TrainingState.begin(problem, reporter)
+        resumed = state.resumed_in(FINETUNE)
+        if resumed is None:
+            decision = method.decide(state)
+        else:
+            # With the dense model's weights, until those of the state are loaded.
+            decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
+        return finish(state, decision, unit=method.unit)
 
 
-def _stand_in(groups: Groups, kept: Snapshot) -> Hardened:
-    """A decision that was made before, with the dense model's weights until the snapshot's are loaded."""
-    plan = KeepPlan.from_tensors(groups, kept.under(_PLAN))
-    return Hardened(plan, shrink(groups.graph, plan))
-
-
-def finish(run: Run, hardened: Hardened, *, unit: str) -> FinetuneResult:
-    """From a decision to a result: surgery, its check, BatchNorm statistics, and the epochs that are left."""
-    course, plan = run.course, hardened.plan
-    first_epoch = course.settings.gated_epochs
-    run.journal.carried = prefixed(_PLAN, plan.tensors())
-    small = _shrunk(run.graph, hardened, course)
+def finish(state: TrainingState, decision: Decision, *, unit: str) -> FinetuneResult:
+    """From a decision to a result: surgery's check, BatchNorm statistics, and the epochs that are left."""
+    problem, plan, small = state.problem, decision.plan, decision.small
+    _check_surgery(problem, decision)
     counted, masks = nonzero_cost if plan.masks else cost, plan.small_masks()
-    density = counted(small).get(unit) / cost(run.graph).get(unit)
-    if run.journal.start_of(FINETUNE) is None and not hardened.mended:
-        batches = islice(course.batches(first_epoch), _RECALIBRATION_BATCHES)
-        small = recalibrate(small, batches, device=course.settings.device)
-    objective = replace(course.objective, temperature=course.settings.final_temperature)
-    final = replace(course, objective=objective)
-    finished = train_small(final, small, run.journal, density=density, first_epoch=first_epoch, masks=masks)
-    check_zeros(finished.last.state(), masks)
-    before = {weights_checksum(run.graph.state()): "the weights from before it"}
+    density = counted(small).get(unit) / cost(problem.graph).get(unit)
+    if state.resumed_in(FINETUNE) is None and not decision.repaired:
+        epoch = problem.epoch(problem.settings.gated_epochs)
+        batches = islice(problem.batches(epoch), _RECALIBRATION_BATCHES)
+        small = recalibrate(small, batches, device=problem.device)
+    state.decided = prefixed(_PLAN, plan.tensors())
+    phase = FinalPhase(problem, small, teacher=state.dense, density=density, masks=masks)
+    train_(state, phase)
+    best, last = phase.best_graph, phase.last_graph
+    check_zeros(last.state(), masks)
+    before = {weights_checksum(problem.graph.state()): "the weights from before it"}
     return FinetuneResult(
-        dense=run.graph,
+        dense=problem.graph,
         plan=replace(plan, unfit=before),
-        folded=run.graph.with_state(unshrink_state(plan, finished.best.state())),
-        small=finished.best,
-        last=finished.last,
-        dense_evaluation=run.dense_evaluation,
-        best_evaluation=finished.best_evaluation,
-        best_epoch=finished.best_epoch,
-        last_evaluation=finished.last_evaluation,
-        history=tuple(run.journal.rows),
-        reading=course.objective.reading,
+        folded=Decision(plan, best).folded,
+        small=best,
+        last=last,
+        dense_evaluation=state.dense,
+        best_evaluation=phase.best,
+        best_epoch=phase.best_epoch,
+        last_evaluation=phase.last,
+        history=tuple(state.history),
+        reading=problem.objective.reading,
     )
 
 
-def _shrunk(graph: CapturedGraph, hardened: Hardened, course: Course) -> CapturedGraph:
-    """The small graph with the decision's weights, checked equal to the masked dense one on a validation batch."""
-    plan = hardened.plan
-    folded = graph.with_state(unshrink_state(plan, hardened.graph.state()))
-    small = shrink(folded, plan)
-    batch = next(iter(course.data.val.batches(course.batch_size)))
-    check_equal(small.module(), masked(folded, plan), batch)
-    return small
+def _check_surgery(problem: Problem, decision: Decision) -> None:
+    """Compare the small graph with the masked dense one on a validation batch.
+
+    Raises:
+        NotEqualError: they differ.
+    """
+    batch = next(iter(problem.data.val.batches(problem.batch_size)))
+    call = Call(*batch.call(), batch.batch_dims)
+    reference = masked(decision.folded, decision.plan)
+    try:
+        # In so many samples a tie between two classes may be decided by rounding.
+        verify(decision.small, reference, inputs=[call], rounded=True)
+    except NotEqualError as error:
+        raise NotEqualError(
+            f"After surgery: {error} This is a defect of l0compress: please report the model."
+        ) from error

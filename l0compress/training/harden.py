@@ -14,12 +14,14 @@ from torch import Tensor
 
 from l0compress.errors import InputError, TargetError, TargetMissedError
 from l0compress.gates.attach import GatedNetwork, check_gated
-from l0compress.gates.folding import unfit_weights
+from l0compress.gates.folding import fold, unfit_weights
 from l0compress.gates.reach import smallest_keep
 from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
 from l0compress.training.alignment import align
 from l0compress.training.budget import Penalty
+from l0compress.training.decision import Decision
 from l0compress.training.refill import Limit, Portion, refill
 from l0compress.training.sparse_harden import harden_sparse
 
@@ -53,8 +55,19 @@ def harden(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool = Fals
         TargetMissedError: not even the smallest choice fits the budget.
     """
     check_hardenable(gated, budget, allow_untrained=allow_untrained)
-    plan = harden_sparse(gated, budget) if gated.sparse else _harden_moves(gated, budget)
+    plan = harden_sparse(gated, budget).plan if gated.sparse else _harden_moves(gated, budget)
     return replace(plan, unfit=unfit_weights(gated, plan))
+
+
+def decide_by_gates(gated: GatedNetwork, budget: Penalty) -> Decision:
+    """As :func:`harden`, together with the small graph: what ``gated.shrink(harden(gated, budget))`` returns.
+
+    ``budget`` is the one that ``gated`` was trained under.
+    """
+    if gated.sparse:
+        return harden_sparse(gated, budget)
+    plan = _harden_moves(gated, budget)
+    return Decision(plan, shrink(fold(gated, plan), plan))
 
 
 def check_hardenable(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool) -> None:

@@ -7,7 +7,7 @@ ensures:  ``graph`` is what ``shrink`` makes of the dense graph by ``plan``, wha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from l0compress.errors import NothingToPruneError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.matching import match_moves
-from l0compress.graph.cut.plan import KeepPlan, unshrink_state
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
+from l0compress.training.decision import Decision
 
 Refine = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
 
@@ -47,6 +48,12 @@ class Narrowed:
         """The dense network, before any cut."""
         return cls(KeepPlan.everything(groups), groups.graph, groups, torch.arange(groups.num_moves))
 
+    @classmethod
+    def of(cls, decision: Decision) -> Narrowed:
+        """What is left of the dense network after all of a decision is carried out in one cut."""
+        groups = _groups_of(decision.small)
+        return cls(decision.plan, decision.small, groups, match_moves(decision.plan.groups, decision.plan, groups))
+
     def cut(self, plan: KeepPlan, refine: Refine = _as_it_is) -> Narrowed:
         """The network after ``plan``, one on :attr:`groups`, is carried out too.
 
@@ -62,14 +69,6 @@ class Narrowed:
         found = match_moves(self.groups, plan, groups)
         moves = torch.where(found < 0, -1, self.moves[found.clamp(min=0)])
         return Narrowed(whole, small, groups, moves)
-
-    def cut_to(self, keep: Tensor, state: Mapping[str, Tensor] | None = None) -> Narrowed:
-        """The network after a closed plan on :attr:`groups`, with the weights of what was cut so before if given."""
-
-        def load(plan: KeepPlan, small: CapturedGraph) -> CapturedGraph:
-            return small if state is None else shrink(self.graph.with_state(unshrink_state(plan, state)), plan)
-
-        return self.cut(KeepPlan(self.groups, keep), load)
 
     def lifted(self, plan: KeepPlan) -> KeepPlan:
         """``plan``, one on :attr:`groups`, together with all that was decided before, on the dense graph's groups."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -67,8 +67,19 @@ def set_random_states_(states: Mapping[str, Tensor], device: str = "cpu") -> Non
         np.random.set_state((_MERSENNE, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
 
 
-def own_generators(split: AnySplit) -> list[torch.Generator]:
-    """The generators that a ``DataLoader`` was given, its own and its samplers': their state outlives an epoch."""
+def loader_states(split: AnySplit) -> list[Tensor]:
+    """The states of the generators that a ``DataLoader`` was given, which outlive an epoch."""
+    return [generator.get_state() for generator in _own_generators(split)]
+
+
+def set_loader_states_(split: AnySplit, states: Sequence[Tensor]) -> None:
+    """Put back what :func:`loader_states` returned."""
+    for generator, state in zip(_own_generators(split), states, strict=True):
+        generator.set_state(state)
+
+
+def _own_generators(split: AnySplit) -> list[torch.Generator]:
+    """A loader's own generator, and its samplers'."""
     if not isinstance(split, StreamSplit) or not isinstance(split.source, DataLoader):
         return []
     loader = split.source
@@ -116,11 +127,9 @@ def undisturbed(split: AnySplit) -> Iterator[None]:
     >>> bool(torch.rand(1) == before)
     True
     """
-    states, own = random_states(), own_generators(split)
-    own_states = [generator.get_state() for generator in own]
+    states, own = random_states(), loader_states(split)
     try:
         yield
     finally:
         set_random_states_(states)
-        for generator, state in zip(own, own_states, strict=True):
-            generator.set_state(state)
+        set_loader_states_(split, own)

@@ -1,20 +1,15 @@
-"""What the stages of a run hand to each other, and what it returns."""
+"""What a run returns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cut.plan import KeepPlan, unshrink_state
-from l0compress.graph.cut.shrink import shrink
+from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.cost import cost, cost_lines
 from l0compress.graph.nodes.describe import counted, headed
-from l0compress.training.course import Course, Evaluation
+from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import ProgressEvent
-from l0compress.training.journal import Journal
 from l0compress.training.reading import Reading
 
 
@@ -52,32 +47,3 @@ class FinetuneResult:
         scores = f"val {after.metric_name}: {before.metric:.4g} -> {after.metric:.4g}, {self.best_epoch} epochs after"
         lines = [*cost_lines(cost(self.dense), cost(self.small)), f"{scores} hardening"]
         return headed(f"FinetuneResult({counted(len(self.history), 'epoch')})", lines)
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a run starts from, whatever method decides what is removed."""
-
-    graph: CapturedGraph
-    course: Course
-    journal: Journal
-    dense_evaluation: Evaluation
-
-
-@dataclass(frozen=True, eq=False)
-class Hardened:
-    """A decision on the dense graph's groups, and the small model that it leaves.
-
-    Attributes:
-        mended: its weights make up for what was cut already, so that statistics of batch norms are not measured anew.
-    """
-
-    plan: KeepPlan
-    graph: CapturedGraph
-    mended: bool = False
-
-    @classmethod
-    def of(cls, plan: KeepPlan, state: Mapping[str, Tensor], *, mended: bool = False) -> Hardened:
-        """The decision with a small model's weights that were stored by name."""
-        whole = plan.groups.graph.with_state(unshrink_state(plan, state))
-        return cls(plan, shrink(whole, plan), mended)

@@ -1,9 +1,9 @@
 """Hardening of gates on single weights, alone or together with gates on channels.
 
 requires: gates that were trained.
-ensures:  a plan with masks whose true cost, zeros not counted, is at most the target; in parameters equal to it. Every
-          weight that is left keeps its best element, channels that nothing reads any more are cut out, and the output
-          still depends on the input.
+ensures:  a decision with masks whose true cost, zeros not counted, is at most the target; in parameters equal to it.
+          Every weight that is left keeps its best element, channels that nothing reads any more are cut out, and the
+          output still depends on the input.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.groups.weights import find_weights
 from l0compress.graph.nodes.network import argument_at
 from l0compress.training.budget import Penalty
+from l0compress.training.decision import Decision
 from l0compress.training.rounding import round_weights
 from l0compress.verification.calls import example_calls, named_leaves
 
@@ -30,7 +31,7 @@ _ROUNDS = 20
 _BATCH = 8
 
 
-def harden_sparse(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
+def harden_sparse(gated: GatedNetwork, budget: Penalty) -> Decision:
     """Decide which moves and which single weights of ``gated`` stay; ``gated`` is not changed.
 
     Moves that are open with a probability above one half stay, as far as the budget leaves each weight one element.
@@ -52,8 +53,9 @@ def harden_sparse(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
         if bool((narrower.keep == plan.keep).all()):
             break
         plan = _masked(gated, graph, narrower, budget)
-    check_connected(graph, shrink(fold(gated, plan), plan))
-    return plan
+    decision = Decision(plan, shrink(fold(gated, plan), plan))
+    check_connected(graph, decision.small)
+    return decision
 
 
 def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], budget: Penalty) -> Tensor:
@@ -98,7 +100,7 @@ def _without(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
 def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, budget: Penalty) -> KeepPlan:
     """The plan with masks that fit the budget; elements that are cut anyway count as kept."""
     keeps, gates = plan.parameter_keeps(), gated.weight_gates
-    small = shrink(graph, KeepPlan(plan.groups, plan.keep))
+    small = graph if bool(plan.keep.all()) else shrink(graph, KeepPlan(plan.groups, plan.keep))
     names = {alias: weight.name for weight in gated.sparse for alias in weight.names}
     of_small = {weight.name: names[weight.name] for weight in find_weights(small) if weight.name in names}
     if budget.target is None:

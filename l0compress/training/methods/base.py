@@ -1,20 +1,20 @@
-"""What every method has in common: it is made for one graph and target, and hands over a decision with its weights."""
+"""What every method has in common: it is made for one problem and target, and returns a decision."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
-from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups
-from l0compress.training.course import Course
-from l0compress.training.results import Hardened, Run
+from l0compress.training.decision import Decision
+from l0compress.training.problem import Problem
+from l0compress.training.state import TrainingState
 
 Target = Mapping[str, float] | str
 
 
 class Method(ABC):
-    """What decides which moves and weights of ``graph`` stay. Making one refuses what it cannot do.
+    """What decides which moves and weights of the dense graph stay. Making one refuses what it cannot do.
 
     Attributes:
         groups: those of the dense graph, which the decision is on.
@@ -25,7 +25,7 @@ class Method(ABC):
     unit: str
 
     @abstractmethod
-    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
+    def __init__(self, problem: Problem, target: Target) -> None:
         """Raises:
         NothingToPruneError: no channel can be removed.
         TargetError: the target is malformed or out of reach.
@@ -33,5 +33,5 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def decide(self, run: Run) -> Hardened:
-        """The decision within the budget, on :attr:`groups`, and the small model's weights that go with it."""
+    def decide(self, state: TrainingState) -> Decision:
+        """The decision within the budget, on :attr:`groups`."""

@@ -18,10 +18,10 @@ from l0compress.data.batches import Batch
 from l0compress.gates.attach import attach
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.groups import Groups
-from l0compress.training.course import Course
 from l0compress.training.curvature import probe
 from l0compress.training.losses import Objective
 from l0compress.training.methods.one_shot import OneShot
+from l0compress.training.problem import Problem
 
 
 class _Open(HardConcrete):
@@ -89,7 +89,7 @@ class Fisher(OneShot):
 
     name = "fisher"
 
-    def score(self, groups: Groups, course: Course, samples: tuple[Batch, ...]) -> Tensor:
-        settings = course.settings
-        information = fisher_information(groups, samples, course.objective, device=settings.device, seed=settings.seed)
+    def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
+        settings = problem.settings
+        information = fisher_information(groups, samples, problem.objective, device=settings.device, seed=settings.seed)
         return information / marginal_costs(groups, self.unit)

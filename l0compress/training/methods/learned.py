@@ -14,28 +14,27 @@ import torch
 from torch import Tensor
 
 from l0compress.errors import InputError, PlanError, TargetError
-from l0compress.gates.attach import GatedNetwork, attach, fold, gate
+from l0compress.gates.attach import GatedNetwork, attach, gate
 from l0compress.gates.hard_concrete import HardConcrete
-from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.cost import UNITS
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
-from l0compress.training.course import Course
+from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent
 from l0compress.training.events import DECIDED, ProgressEvent
-from l0compress.training.harden import harden
-from l0compress.training.mending import mender
+from l0compress.training.gate_phase import GatePhase
+from l0compress.training.harden import decide_by_gates
 from l0compress.training.methods.base import Method, Target
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
 from l0compress.training.multiplier import AscentSettings
 from l0compress.training.narrowing import Narrowed
-from l0compress.training.phases import Gated, evaluate_on, train_gates
-from l0compress.training.results import Hardened, Run
-from l0compress.training.snapshot import GATES, Snapshot, prefixed
+from l0compress.training.problem import Problem
+from l0compress.training.samples import repair_on_samples
 from l0compress.training.sparse_harden import whole_masks
+from l0compress.training.state import TrainingState, train_
+from l0compress.training.state_dicts import GATES, StateDict, prefixed, under
 from l0compress.training.targets import the_one
 
 TARGETS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
@@ -51,61 +50,69 @@ class LearnedGates(Method):
     better on the validation part.
     """
 
-    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
+    def __init__(self, problem: Problem, target: Target) -> None:
         unit, _ = the_one(target, names=TARGETS)
-        scored = course.settings.granularity == "structured" and unit in UNITS
-        if course.settings.gated_epochs == 0 and not scored:
+        scored = problem.settings.granularity == "structured" and unit in UNITS
+        if problem.settings.gated_epochs == 0 and not scored:
             raise InputError(
                 "In 0 epochs gates learn nothing, and no score stands in for them on single weights or under a fixed "
                 "penalty. Nothing was changed. Say --epochs 2 or more, or --method magnitude for single weights."
             )
-        self.gated = gated_for(graph, course)
+        self.gated = gated_for(problem)
         self.groups = self.gated.groups
-        self.budget = penalty_for(self.gated, target, course)
+        self.budget = penalty_for(self.gated, target, problem)
         self.unit = self.budget.unit
         budget = self.budget.target
         self.fisher = None if budget is None or not scored else Fisher.on(self.groups, target=budget, unit=self.unit)
 
-    def decide(self, run: Run) -> Hardened:
-        if self.fisher is not None and run.course.settings.gated_epochs == 0:
-            return self.fisher.decide(run)
+    def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
-            trained = train_gates(run.course, self.gated, self.budget, run.journal)
-            return harden_gates(Narrowed.whole(self.groups), trained, self.budget)
-        return self._from_scores(self.fisher, run)
+            return self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)
+        if state.problem.settings.gated_epochs == 0:
+            return self.fisher.decide(state)
+        return self._from_scores(self.fisher, state)
 
-    def _from_scores(self, fisher: Fisher, run: Run) -> Hardened:
+    def _from_scores(self, fisher: Fisher, state: TrainingState) -> Decision:
         """Learn, and go on with the score's own decision where that one does better."""
-        resumed = run.journal.start_of(GATES)
-        begun = self._begun(fisher, run) if resumed is None else self._resumed(resumed)
+        problem, resumed = state.problem, state.resumed_in(GATES)
+        begun = self._begun(fisher, state) if resumed is None else self._resumed(resumed)
         scored = begun.scored
-        run.journal.carried.update({_START: begun.start.plan.keep, **prefixed(_PLAN, scored.plan.tensors())})
-        run.journal.carried.update(prefixed(_STATE, scored.graph.state()))
+        state.decided = {
+            _START: begun.start.plan.keep,
+            **prefixed(_PLAN, scored.plan.tensors()),
+            **prefixed(_STATE, scored.small.state()),
+        }
         gated, budget = self.gated, self.budget
-        if not run.course.settings.gates.are_many(run.course.gated_steps):
-            gated = _gated(begun, run.course)
-            dense, ascent = self.budget.dense, ascent_of(run.course)
+        if not problem.settings.gates.are_many(problem.gated_steps):
+            gated = _gated(begun, problem)
+            dense, ascent = self.budget.dense, ascent_of(problem)
             budget = Budget.at(gated, fisher.unit, fisher.target, dense=dense, ascent=ascent)
-        learned = harden_gates(begun.start, train_gates(run.course, gated, budget, run.journal), budget)
-        return better(run, {"gates": learned, "gates, repaired": mended(run, learned), "score": scored})
+        learned = self._learn(state, begun.start, gated, budget)
+        repaired = repair_on_samples(problem)(learned.plan, learned.small)
+        candidates = {"gates": learned, "gates, repaired": Decision(learned.plan, repaired, True), "score": scored}
+        return better(state, candidates)
 
-    def _begun(self, fisher: Fisher, run: Run) -> _Begun:
-        course, descent = run.course, fisher.descent(run)
-        # As a resumed run has it, to the bit.
-        scored = Hardened.of(descent.end.plan, descent.end.graph.state(), mended=True)
-        if course.settings.gates.are_many(course.gated_steps):
+    def _learn(self, state: TrainingState, start: Narrowed, gated: GatedNetwork, budget: Penalty) -> Decision:
+        phase = GatePhase(state.problem, gated, budget)
+        train_(state, phase)
+        return lifted(start, phase.moves, decide_by_gates(phase.gated, budget))
+
+    def _begun(self, fisher: Fisher, state: TrainingState) -> _Begun:
+        problem, descent = state.problem, fisher.descent(state)
+        scored = fisher.decision(descent)
+        if problem.settings.gates.are_many(problem.gated_steps):
             return _Begun(Narrowed.whole(self.groups), None, scored)
         return _Begun(*_in_one_cut(descent, self.groups), scored)
 
-    def _resumed(self, stopped: Snapshot) -> _Begun:
-        if _START not in stopped.tensors:
+    def _resumed(self, stopped: StateDict) -> _Begun:
+        if _START not in stopped:
             raise PlanError(
                 "The snapshot is of an earlier version, whose gates began otherwise. Nothing was changed. Resume the "
                 "run with that version of l0compress, or start it again."
             )
-        plan = KeepPlan.from_tensors(self.groups, stopped.under(_PLAN))
-        scored = Hardened.of(plan, stopped.under(_STATE), mended=True)
-        return _Begun(Narrowed.whole(self.groups).cut_to(stopped.tensors[_START]), None, scored)
+        plan = KeepPlan.from_tensors(self.groups, under(_PLAN, stopped))
+        scored = Decision.of(plan, under(_STATE, stopped), repaired=True)
+        return _Begun(Narrowed.of(Decision.of(KeepPlan(self.groups, stopped[_START]))), None, scored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +121,16 @@ class _Begun:
 
     start: Narrowed
     log_alpha: Tensor | None
-    scored: Hardened
+    scored: Decision
 
 
-def _gated(begun: _Begun, course: Course) -> GatedNetwork:
+def _gated(begun: _Begun, problem: Problem) -> GatedNetwork:
     """Gates on what the last step of the score's descent chooses from, beginning in the score's order."""
-    gates = HardConcrete(begun.start.groups.num_moves, temperature=course.settings.gates.temperature)
+    gates = HardConcrete(begun.start.groups.num_moves, temperature=problem.settings.gates.temperature)
     if begun.log_alpha is not None:
         with torch.no_grad():
             gates.log_alpha.copy_(begun.log_alpha)
-    return attach(begun.start.groups, gates).train().to(course.settings.device)
+    return attach(begun.start.groups, gates).train().to(problem.device)
 
 
 def _in_one_cut(descent: Descent, groups: Groups) -> tuple[Narrowed, Tensor]:
@@ -133,81 +140,81 @@ def _in_one_cut(descent: Descent, groups: Groups) -> tuple[Narrowed, Tensor]:
     """
     before, keep = descent.before, descent.last.keep
     log_alpha = on_their_sides(ordered_log_alpha(descent.scores, int(keep.sum())), keep)
-    start = Narrowed.whole(groups).cut_to(before.plan.keep, before.graph.state())
+    start = Narrowed.of(Decision.of(before.plan, before.graph.state()))
     of_dense = torch.full((groups.num_moves + 1,), CENTRE + SPREAD)
     of_dense[before.moves] = log_alpha
     of_dense[-1] = CENTRE + SPREAD
     return start, of_dense[start.moves]
 
 
-def gated_for(graph: CapturedGraph, course: Course) -> GatedNetwork:
+def gated_for(problem: Problem) -> GatedNetwork:
     """The network with gates that all start alike, but for the order that magnitudes give to single weights."""
-    settings = course.settings
+    settings = problem.settings
     gated = gate(
-        graph,
+        problem.graph,
         granularity=settings.granularity,
         log_alpha=settings.gates.log_alpha,
-        magnitude_slope=settings.gates.slope_for(max(course.gated_steps, 1)),
+        magnitude_slope=settings.gates.slope_for(max(problem.gated_steps, 1)),
         temperature=settings.gates.temperature,
     )
     return gated.to(settings.device)
 
 
-def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, course: Course) -> Penalty:
+def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, problem: Problem) -> Penalty:
     """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
     unit, value = the_one(target, names=TARGETS)
-    num_samples = len(course.data.train)
+    num_samples = len(problem.data.train)
     if unit == "aic":
         return FixedPenalty.aic(gated, num_samples)
     if unit == "bic":
         return FixedPenalty.bic(gated, num_samples)
     if unit == "penalty":
         return FixedPenalty(gated, value)
-    gates = course.settings.gates
-    ramp_steps = round(course.gated_steps * gates.ramp_share)
+    gates = problem.settings.gates
+    ramp_steps = round(problem.gated_steps * gates.ramp_share)
     if unit not in UNITS:
         raise TargetError(
             f"Unknown target {unit!r}: expected one of {TARGETS}. Nothing was changed. Example: macs=0.5."
         )
-    return Budget(gated, {unit: value}, ramp_steps=ramp_steps, ascent=ascent_of(course))
+    return Budget(gated, {unit: value}, ramp_steps=ramp_steps, ascent=ascent_of(problem))
 
 
-def ascent_of(course: Course) -> AscentSettings:
+def ascent_of(problem: Problem) -> AscentSettings:
     """How fast the multiplier moves in a phase of this length."""
-    return AscentSettings(learning_rate=course.settings.gates.multiplier_rate_for(max(course.gated_steps, 1)))
+    return AscentSettings(learning_rate=problem.settings.gates.multiplier_rate_for(max(problem.gated_steps, 1)))
 
 
-def mended(run: Run, decided: Hardened) -> Hardened:
-    """The same decision with weights that make up for what it drops."""
-    repaired = mender(run.course, run.graph)(decided.plan, decided.graph)
-    return Hardened(decided.plan, repaired, mended=True)
-
-
-def better(run: Run, candidates: Mapping[str, Hardened]) -> Hardened:
-    """The candidate that does best on the validation part, by metric and then by loss; it is told which and how."""
-    course = run.course
+def better(state: TrainingState, candidates: Mapping[str, Decision]) -> Decision:
+    """The candidate that does best on the validation part, by metric and then by loss; which and how is reported."""
+    problem = state.problem
     found = {
-        name: evaluate_on(course, candidate.graph.module().to(course.settings.device))
-        for name, candidate in candidates.items()
+        name: problem.evaluate(candidate.small.module().to(problem.device)) for name, candidate in candidates.items()
     }
-    sign = 1 if course.objective.higher_is_better else -1
+    sign = 1 if problem.objective.higher_is_better else -1
 
     def rank(name: str) -> tuple[float, float]:
         metric, loss = sign * found[name].metric, -found[name].loss
         return (-math.inf if math.isnan(metric) else metric, -math.inf if math.isnan(loss) else loss)
 
     best = max(found, key=rank)
-    told = "; ".join(f"{name}: {one.metric:.4f} (loss {one.loss:.4f})" for name, one in found.items())
-    message = f"Goes on with {best!r}. Validation {course.objective.metric_name} of what was to choose from: {told}."
-    run.journal.on_event(ProgressEvent(DECIDED, 0, course.settings.epochs, epoch_done=False, message=message))
+    scores = "; ".join(f"{name}: {one.metric:.4f} (loss {one.loss:.4f})" for name, one in found.items())
+    message = f"Goes on with {best!r}. Validation {problem.objective.metric_name} of what was to choose from: {scores}."
+    event = ProgressEvent(DECIDED, 0, problem.settings.epochs, epoch_done=False, message=message)
+    state.reporter.on_event(event)
     return candidates[best]
 
 
-def harden_gates(start: Narrowed, trained: Gated, budget: Penalty) -> Hardened:
-    """Decide on the network that is left, fold its gates, and carry both back to the dense graph's groups."""
-    plan = harden(trained.network, budget, allow_untrained=True)
-    small = shrink(fold(trained.network, plan), plan)
+def lifted(start: Narrowed, moves: Tensor, decision: Decision) -> Decision:
+    """A decision on what is left of ``start``'s network after removals, on the dense graph's groups.
+
+    Args:
+        moves: int64, for each move that ``decision`` is on, that of ``start.groups`` which it was.
+    """
+    plan = decision.plan
     keep = torch.zeros(start.groups.num_moves, dtype=torch.bool)
-    keep[trained.moves[plan.keep]] = True
+    keep[moves[plan.keep]] = True
     whole = start.lifted(KeepPlan.from_keep(start.groups, keep))
-    return Hardened(whole.with_masks(whole_masks(whole, plan.small_masks())), small)
+    whole = whole.with_masks(whole_masks(whole, plan.small_masks()))
+    if plan.groups is whole.groups:
+        return Decision(whole, decision.small)
+    return Decision.of(whole, decision.small.state())

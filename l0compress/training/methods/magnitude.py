@@ -14,8 +14,8 @@ from l0compress.data.batches import Batch
 from l0compress.graph.groups import Groups
 from l0compress.graph.labels.values import flattened, varying
 from l0compress.graph.nodes.network import attribute
-from l0compress.training.course import Course
 from l0compress.training.methods.one_shot import OneShot
+from l0compress.training.problem import Problem
 
 
 class Magnitude(OneShot):
@@ -23,8 +23,8 @@ class Magnitude(OneShot):
 
     name = "magnitude"
 
-    def score(self, groups: Groups, course: Course, samples: tuple[Batch, ...]) -> Tensor:
-        del course, samples
+    def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
+        del problem, samples
         return magnitude_scores(groups)
 
 

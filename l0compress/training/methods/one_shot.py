@@ -10,15 +10,14 @@ from torch import Tensor
 
 from l0compress.data.batches import Batch
 from l0compress.errors import DivergedError, InputError
-from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups, find_groups
-from l0compress.training.course import Course
+from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent, descend
 from l0compress.training.events import CUT, ProgressEvent
-from l0compress.training.mending import mender
 from l0compress.training.methods.base import Method, Target
-from l0compress.training.results import Hardened, Run
-from l0compress.training.samples import num_samples_for, take_samples
+from l0compress.training.problem import Problem
+from l0compress.training.samples import num_samples_for, repair_on_samples, take_samples
+from l0compress.training.state import TrainingState
 from l0compress.training.targets import dense_cost, reachable_target, the_budget
 
 # Few samples a probe, since every probe is one random draw.
@@ -30,14 +29,14 @@ class OneShot(Method):
 
     name: ClassVar[str]
 
-    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
-        if course.settings.granularity != "structured":
+    def __init__(self, problem: Problem, target: Target) -> None:
+        if problem.settings.granularity != "structured":
             raise InputError(
                 f"Method {self.name!r} decides on channels, heads and units, not on single weights. Nothing was "
                 "changed. Say --granularity structured, or --method l0 or magnitude for single weights."
             )
         self.unit, wanted = the_budget(target)
-        self.groups = find_groups(graph)
+        self.groups = find_groups(problem.graph)
         self.target = reachable_target(self.groups, wanted, self.unit)
 
     @classmethod
@@ -48,31 +47,35 @@ class OneShot(Method):
         return method
 
     @abstractmethod
-    def score(self, groups: Groups, course: Course, samples: tuple[Batch, ...]) -> Tensor:
+    def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
         """float ``(num_moves,)``: the lowest goes first."""
 
-    def descent(self, run: Run) -> Descent:
-        """The steps down to the budget, each told before it is taken."""
-        course, graph = run.course, self.groups.graph
+    def descent(self, state: TrainingState) -> Descent:
+        """The steps down to the budget, each reported before it is taken."""
+        problem = state.problem
         dense = dense_cost(self.groups, self.unit)
 
-        def tell(number: int, steps: int, left: int) -> None:
-            event = ProgressEvent(CUT, 0, course.settings.epochs, epoch_done=False, step=number, steps=steps)
-            run.journal.on_event(replace(event, density=left / dense))
+        def report(number: int, steps: int, left: int) -> None:
+            event = ProgressEvent(CUT, 0, problem.settings.epochs, epoch_done=False, step=number, steps=steps)
+            state.reporter.on_event(replace(event, density=left / dense))
 
-        samples = take_samples(course, num_samples_for(graph), batch_size=PROBE)
+        samples = take_samples(problem, num_samples_for(problem.graph), batch_size=PROBE)
         return descend(
             self.groups,
-            lambda groups: _finite(self.score(groups, course, samples)),
-            mender(course, graph),
+            lambda groups: _finite(self.score(groups, problem, samples)),
+            repair_on_samples(problem),
             target=self.target,
             unit=self.unit,
-            on_step=tell,
+            on_step=report,
         )
 
-    def decide(self, run: Run) -> Hardened:
-        found = self.descent(run).end
-        return Hardened(found.plan, found.graph, mended=True)
+    def decide(self, state: TrainingState) -> Decision:
+        return self.decision(self.descent(state))
+
+    @staticmethod
+    def decision(descent: Descent) -> Decision:
+        """What a descent ends in."""
+        return Decision.of(descent.end.plan, descent.end.graph.state(), repaired=True)
 
 
 def _finite(scores: Tensor) -> Tensor:

@@ -17,14 +17,14 @@ from l0compress.errors import InputError
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import groups_without_moves
 from l0compress.graph.groups.weights import find_weights
 from l0compress.graph.nodes.network import attribute
-from l0compress.training.course import Course
+from l0compress.training.decision import Decision
 from l0compress.training.methods.base import Method, Target
-from l0compress.training.results import Hardened, Run
+from l0compress.training.problem import Problem
 from l0compress.training.rounding import round_weights
+from l0compress.training.state import TrainingState
 from l0compress.training.targets import check_countable, reachable_target, the_budget
 
 Scope = Literal["global", "layer"]
@@ -39,23 +39,23 @@ class WeightMagnitude(Method):
 
     scope: ClassVar[Scope] = "global"
 
-    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
-        if course.settings.granularity != "weights":
+    def __init__(self, problem: Problem, target: Target) -> None:
+        if problem.settings.granularity != "weights":
             raise InputError(
-                f"Magnitudes decide on channels or on single weights, not on {course.settings.granularity!r}. Nothing "
+                f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}. Nothing "
                 "was changed. Say --granularity structured or weights, or --method l0."
             )
         self.unit, wanted = the_budget(target)
         check_countable(self.unit, single_weights=True)
-        self.groups = groups_without_moves(graph)
-        costs = SparseCost(self.groups, find_weights(graph))
+        self.groups = groups_without_moves(problem.graph)
+        costs = SparseCost(self.groups, find_weights(problem.graph))
         keep = torch.ones(0, dtype=torch.bool)
         self.target = reachable_target(self.groups, wanted, self.unit, smallest=lambda unit: costs.smallest(keep, unit))
 
-    def decide(self, run: Run) -> Hardened:
-        masks = round_weights(run.graph, weight_scores(run.graph, self.scope), target=self.target, unit=self.unit)
-        plan = KeepPlan.everything(self.groups).with_masks(masks)
-        return Hardened(plan, shrink(run.graph, plan))
+    def decide(self, state: TrainingState) -> Decision:
+        graph = state.problem.graph
+        masks = round_weights(graph, weight_scores(graph, self.scope), target=self.target, unit=self.unit)
+        return Decision.of(KeepPlan.everything(self.groups).with_masks(masks))
 
 
 class LayerMagnitude(WeightMagnitude):

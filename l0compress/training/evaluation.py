@@ -1,0 +1,72 @@
+"""Evaluation: the loss and the metric of a model on one part of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from l0compress.data import AnySplit
+from l0compress.training.losses import Objective
+from l0compress.training.outputs import outputs_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and metric of a model on one part of the data. ``metric`` is what choices are made by."""
+
+    loss: float
+    metric: float
+    metric_name: str
+    num_samples: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON; a number that is not finite becomes text.
+
+        >>> Evaluation.from_json(Evaluation(float("inf"), 0.5, "accuracy", 10).to_json())
+        Evaluation(loss=inf, metric=0.5, metric_name='accuracy', num_samples=10)
+        """
+        numbers = {"loss": self.loss, "metric": self.metric}
+        return {**asdict(self), **{k: v if math.isfinite(v) else str(v) for k, v in numbers.items()}}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
+        """What :meth:`to_json` returned."""
+        return cls(float(values["loss"]), float(values["metric"]), values["metric_name"], values["num_samples"])
+
+
+def evaluate(
+    network: nn.Module,
+    split: AnySplit,
+    objective: Objective,
+    *,
+    teacher: nn.Module | None = None,
+    batch_size: int = 256,
+    device: str = "cpu",
+) -> Evaluation:
+    """Loss and metric of ``network`` in eval mode on a part of the data; the mode is restored afterwards.
+
+    Without labels, outputs are compared with the teacher's. The result is the same in every command and phase: nothing
+    that only training uses is in it.
+    """
+    was_training = network.training
+    network.eval()
+    loss, hits, counted, num_samples = 0.0, 0, 0, 0
+    with torch.no_grad():
+        for batch in split.batches(batch_size):
+            batch = batch.to(device)
+            outputs = batch.run(network)
+            teacher_outputs = outputs_of(teacher, batch) if teacher is not None and batch.targets is None else None
+            loss += float(objective.score(outputs, batch.targets, teacher_outputs)) * len(batch)
+            num_samples += len(batch)
+            if objective.reading.counts_hits:
+                right, seen = objective.hits(outputs, batch.targets, teacher_outputs)
+                hits, counted = hits + right, counted + seen
+    network.train(was_training)
+    mean_loss = loss / num_samples
+    metric = hits / max(counted, 1) if objective.reading.counts_hits else mean_loss
+    return Evaluation(mean_loss, metric, objective.metric_name, num_samples)

@@ -1,0 +1,132 @@
+"""The final phase: the hardened model's weights alone are trained, at a rate that falls to 0 by a cosine."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.nodes.network import GraphNetwork
+from l0compress.training.evaluation import Evaluation
+from l0compress.training.fake_quantization import fake_quantized
+from l0compress.training.optim import cosine, set_learning_rate_, weight_optimizer
+from l0compress.training.problem import Problem
+from l0compress.training.sparsity import NO_MASKS, keep_zeros_
+from l0compress.training.state import Phase
+from l0compress.training.state_dicts import (
+    FINETUNE,
+    StateDict,
+    load_optimizer_,
+    optimizer_tensors,
+    prefixed,
+    under,
+)
+from l0compress.training.teacher import outgrown
+
+
+class FinalPhase(Phase):
+    """Trains a copy of ``small``, and remembers its best state by validation, where later ones win ties.
+
+    Args:
+        teacher: the dense model's validation result.
+        density: cost over dense cost; it is only reported.
+        masks: weights that these drop are zero and stay it.
+
+    Attributes:
+        best, last: validation results of the best state and of the last; ``best_epoch`` is counted within the phase.
+    """
+
+    name = FINETUNE
+    best: Evaluation
+    last: Evaluation
+
+    def __init__(
+        self,
+        problem: Problem,
+        small: CapturedGraph,
+        *,
+        teacher: Evaluation,
+        density: float,
+        masks: Mapping[str, Tensor] = NO_MASKS,
+    ) -> None:
+        settings = problem.settings
+        self.problem = replace(problem, objective=replace(problem.objective, temperature=settings.final_temperature))
+        self.epochs = range(settings.gated_epochs, settings.epochs)
+        self._small, self._teacher, self._density = small, teacher, density
+        network = fake_quantized(small) if settings.quantization_aware else small.module()
+        self._network = keep_zeros_(network.to(settings.device), masks)
+        self._parameters = dict(self._network.named_parameters())
+        self._optimizer = weight_optimizer(
+            self._parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
+        )
+        self._best_state: dict[str, Tensor] = {}
+        self.best_epoch = 0
+
+    @property
+    def network(self) -> GraphNetwork:
+        return self._network
+
+    @property
+    def best_graph(self) -> CapturedGraph:
+        """The small graph with the best state."""
+        return self._small.with_state(_on_cpu(self._best_state))
+
+    @property
+    def last_graph(self) -> CapturedGraph:
+        """The small graph with the state that there is now."""
+        return self._small.with_state(_on_cpu(self._network.state_dict()))
+
+    def begin_(self) -> None:
+        self.best = self.last = self.problem.evaluate(self._network)
+        self._best_state = copy.deepcopy(self._network.state_dict())
+
+    def epoch_problem(self) -> Problem:
+        if outgrown(self.problem.objective.reading, self.last, self._teacher):
+            return replace(self.problem, teacher=None)
+        return self.problem
+
+    def step_(self, progress: float) -> None:
+        settings = self.problem.settings
+        set_learning_rate_(self._optimizer, self._rate(progress))
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters.values(), settings.clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def end_epoch_(self, epoch: int) -> Evaluation:
+        last, best = self.problem.evaluate(self._network), self.best
+        if last.metric == best.metric or (last.metric > best.metric) == self.problem.objective.higher_is_better:
+            self.best, self.best_epoch = last, epoch - self.epochs.start + 1
+            self._best_state = copy.deepcopy(self._network.state_dict())
+        self.last = last
+        return last
+
+    def report(self, progress: float) -> dict[str, Any]:
+        return {"density": self._density, "learning_rate": self._rate(progress)}
+
+    def state_dict(self) -> StateDict:
+        return {
+            "best": self.best.to_json(),
+            "last": self.last.to_json(),
+            "best_epoch": self.best_epoch,
+            **prefixed("network", self._network.state_dict()),
+            **prefixed("best", self._best_state),
+            **prefixed("optimizer.weights", optimizer_tensors(self._optimizer, self._parameters)),
+        }
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        self._network.load_state_dict(under("network", state_dict))
+        load_optimizer_(self._optimizer, self._parameters, under("optimizer.weights", state_dict))
+        self.best, self.last = (Evaluation.from_json(state_dict[name]) for name in ("best", "last"))
+        self._best_state, self.best_epoch = under("best", state_dict), state_dict["best_epoch"]
+
+    def _rate(self, progress: float) -> float:
+        return self.problem.settings.rate * cosine(progress)
+
+
+def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in state.items()}

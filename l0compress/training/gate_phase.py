@@ -1,0 +1,120 @@
+"""The first phase: gates and weights are trained together under a budget, and what is surely closed is removed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
+from l0compress.training.budget import Penalty
+from l0compress.training.evaluation import Evaluation
+from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
+from l0compress.training.problem import Problem
+from l0compress.training.state import Phase
+from l0compress.training.state_dicts import GATES, StateDict, load_optimizer_, optimizer_tensors, prefixed, under
+
+
+class GatePhase(Phase):
+    """Trains ``gated`` in place until the first removal makes a smaller network of it.
+
+    Attributes:
+        gated: what is left of the network.
+        moves: the original index of each move that is left, int64.
+        cuts: the removals so far, each as the moves that it kept.
+    """
+
+    name = GATES
+
+    def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty) -> None:
+        self.problem, self.gated, self.budget = problem, gated, budget
+        self.epochs = range(problem.settings.gated_epochs)
+        self.moves = torch.arange(gated.groups.num_moves)
+        self.cuts: list[Tensor] = []
+        self._create_optimizers_()
+
+    @property
+    def network(self) -> GatedNetwork:
+        return self.gated
+
+    def regularized(self, loss: Tensor) -> Tensor:
+        return loss + self.budget.penalty()
+
+    def step_(self, progress: float) -> None:
+        settings = self.problem.settings
+        base = settings.rate * settings.gates.weight_rate_share
+        set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.gated.weights().values(), settings.clip)
+        for optimizer in (self._weights, self._gates):
+            optimizer.step()
+            optimizer.zero_grad()
+        self.budget.step()
+
+    def end_epoch_(self, epoch: int) -> Evaluation:
+        del epoch
+        compacted = compact(self.gated, threshold=self.problem.settings.gates.compact_below)
+        if compacted.gated is not self.gated:
+            old, weights, gates = self.gated, self._weights, self._gates
+            self._replace_network_(compacted)
+            self._create_optimizers_()
+            pairs = _pairs(old.weights(), self.gated.weights())
+            carry_state_(self._weights, weights, pairs, compacted.parameter_keeps)
+            pairs = _pairs(old.gate_parameters(), self.gated.gate_parameters())
+            carry_state_(self._gates, gates, pairs, compacted.gate_keeps)
+        return self.problem.evaluate(self.gated)
+
+    def report(self, progress: float) -> dict[str, Any]:
+        del progress
+        budget = self.budget
+        return {
+            "density": budget.density,
+            "violation": budget.violation,
+            "multiplier": budget.multiplier,
+            "num_moves": self.gated.groups.num_moves,
+        }
+
+    def state_dict(self) -> StateDict:
+        return {
+            "budget": self.budget.values(),
+            "cuts": len(self.cuts),
+            **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
+            **prefixed("network", self.gated.state_dict()),
+            **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.gated.weights())),
+            **prefixed("optimizer.gates", optimizer_tensors(self._gates, self.gated.gate_parameters())),
+        }
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Cut the dense network as it was cut then, and load what was learned since."""
+        for position in range(state_dict["cuts"]):
+            self._replace_network_(compact_again(self.gated, state_dict[f"cuts.{position}"]))
+        self.gated.load_state_dict(under("network", state_dict))
+        self._create_optimizers_()
+        load_optimizer_(self._weights, self.gated.weights(), under("optimizer.weights", state_dict))
+        load_optimizer_(self._gates, self.gated.gate_parameters(), under("optimizer.gates", state_dict))
+        self.budget.load_values_(state_dict["budget"])
+
+    def _replace_network_(self, compacted: Compacted) -> None:
+        self.cuts.append(compacted.kept_moves)
+        self.gated, self.moves = compacted.gated, self.moves[compacted.kept_moves]
+        self.budget.follow_(self.gated)
+
+    def _create_optimizers_(self) -> None:
+        settings = self.problem.settings
+        self._weights = weight_optimizer(
+            self.gated.weights(),
+            settings.optimizer,
+            learning_rate=settings.rate * settings.gates.weight_rate_share,
+            weight_decay=settings.weight_decay,
+        )
+        # Gates move fast and are not decayed, whatever optimizer the weights have.
+        rate = settings.gates.rate_for(self.problem.gated_steps)
+        self._gates = torch.optim.Adam(list(self.gated.gate_parameters().values()), lr=rate, fused=True)
+
+
+def _pairs(
+    before: Mapping[str, nn.Parameter], after: Mapping[str, nn.Parameter]
+) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
+    return {name: (before[name], parameter) for name, parameter in after.items()}

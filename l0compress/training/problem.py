@@ -1,0 +1,221 @@
+"""What a run is given and never changes: graph, data, teacher, settings, and the loss that is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from itertools import islice, repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from l0compress.data import Batch, Data
+from l0compress.devices import widest_float
+from l0compress.errors import DataError, InputError
+from l0compress.graph.capture import CapturedGraph
+from l0compress.loading.classes import class_warnings
+from l0compress.training.evaluation import Evaluation, evaluate
+from l0compress.training.input_dropout import drop_inputs
+from l0compress.training.losses import Objective, check_loss, objective_of
+from l0compress.training.outputs import outputs_of
+from l0compress.training.randomness import loader_states
+from l0compress.training.reading import Reading
+from l0compress.training.settings import FinetuneSettings
+from l0compress.training.single import check_batches, takes_one_sample
+from l0compress.training.survey import reading_of
+from l0compress.training.teacher import TeacherCache
+
+_EPOCH_STRIDE = 1_000_003
+
+
+@dataclass
+class Epoch:
+    """One epoch: how far it has come, and the random states that its batches depend on.
+
+    Attributes:
+        number: counted from 0 over both phases.
+        augmentation: what augmentation draws from.
+        loader_states: the states of the data loader's own generators when the epoch began.
+        step: batches done.
+        total: the sum of their losses.
+        resume: puts the global random state back once the batches that were done before are skipped.
+    """
+
+    number: int
+    augmentation: torch.Generator
+    loader_states: list[Tensor]
+    step: int = 0
+    total: float = 0.0
+    resume: Callable[[], None] | None = None
+
+    @property
+    def where(self) -> str:
+        """The position for messages."""
+        return f"step {self.step + 1} of epoch {self.number + 1}"
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """Attributes:
+    graph: the dense model.
+    teacher: the dense model in eval mode, or None.
+    steps_per_epoch: batches an epoch, a last small one left out.
+    smallest_batch: a data loader's batches of fewer samples are passed over.
+    teacher_cache: the teacher's outputs where they are the same in every epoch.
+    """
+
+    graph: CapturedGraph
+    data: Data
+    objective: Objective
+    teacher: nn.Module | None
+    settings: FinetuneSettings
+    steps_per_epoch: int
+    smallest_batch: int = 1
+    teacher_cache: TeacherCache | None = None
+
+    @property
+    def device(self) -> str:
+        return self.settings.device
+
+    @property
+    def batch_size(self) -> int:
+        return self.settings.batch_size_for(len(self.data.train))
+
+    @property
+    def gated_steps(self) -> int:
+        """Steps in which gates are learned."""
+        return self.settings.gated_epochs * self.steps_per_epoch
+
+    def epoch(self, number: int) -> Epoch:
+        """An epoch from its beginning."""
+        return Epoch(number, torch.Generator().manual_seed(self._seed(number)), loader_states(self.data.train))
+
+    def batches(self, epoch: Epoch) -> Iterator[Batch]:
+        """The training batches of an epoch, or what is left of it, shuffled and augmented by seed and epoch."""
+        drawn = self.data.train.batches(self.batch_size, seed=self._seed(epoch.number), drop_last=True)
+        stream = (batch for batch in drawn if len(batch) >= self.smallest_batch)
+        # Only the source knows its order, so what was done is drawn again and dropped.
+        for _ in islice(stream, epoch.step):
+            pass
+        if epoch.resume is not None:
+            epoch.resume()
+        for batch in stream:
+            if self.data.augment is not None:
+                batch = self.data.augment(batch, epoch.augmentation)
+            yield batch.to(self.device)
+
+    def teacher_outputs(self, epoch: Epoch) -> Iterator[Any]:
+        """What the teacher returns for each of :meth:`batches`; None each time where it has to be run."""
+        if self.teacher is None or self.teacher_cache is None or self.teacher_cache.outputs is None:
+            return repeat(None)
+        cached = self.teacher_cache.batches(self.batch_size, seed=self._seed(epoch.number))
+        return islice(cached, epoch.step, None)
+
+    def loss(self, network: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Tensor:
+        """The training loss of one batch; without ``teacher_outputs`` the teacher, if there is one, is run."""
+        with self.autocast():
+            if teacher_outputs is None and self.teacher is not None:
+                teacher_outputs = outputs_of(self.teacher, batch)
+            outputs = self.with_dropout(batch).run(network)
+        return self.objective.loss(outputs, batch.targets, teacher_outputs)
+
+    def with_dropout(self, batch: Batch) -> Batch:
+        """What the network is trained on."""
+        return drop_inputs(batch, self.settings.input_dropout)
+
+    def evaluate(self, network: nn.Module) -> Evaluation:
+        """The validation result that choices are made by."""
+        return evaluate(network, self.data.val, self.objective, teacher=self.teacher, device=self.device)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What is odd about the data, where their labels are classes.
+
+        Raises:
+            DataError: the training part has samples of one class only.
+        """
+        return class_warnings(self.data) if self.objective.reading.counts_hits else ()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        device_type = torch.device(self.device).type
+        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.settings.bf16)
+
+    def _seed(self, epoch: int) -> int:
+        return self.settings.seed * _EPOCH_STRIDE + epoch
+
+
+def problem_of(
+    graph: CapturedGraph, data: Data, settings: FinetuneSettings, *, reading: Reading | None = None
+) -> Problem:
+    """The problem that a run on ``graph`` and ``data`` solves.
+
+    ``reading`` is what was found when the run began; it is taken from the training part where it is None.
+
+    Raises:
+        DataError: there are neither labels nor a teacher, or a target is not finite.
+        InputError: the weights are float16 or bfloat16, or float64 where the device has none; or it cannot be told
+            what the model returns.
+    """
+    check_precision(graph, settings.device)
+    dense = graph.module().to(settings.device)
+    # Drawn once: a data loader's random state moves whenever it is asked.
+    first = first_batch(data, settings)
+    objective = objective_on(dense, data, settings, first=first, reading=reading)
+    smallest_batch = 1 if takes_one_sample(graph) else 2
+    if smallest_batch > 1:
+        check_batches(data.train, settings)
+    steps_per_epoch = max(1, len(data.train) // len(first))
+    settled = settings.settled(graph, settings.epochs * steps_per_epoch)
+    teacher = dense if settings.distill else None
+    problem = Problem(graph, data, objective, teacher, settled, steps_per_epoch, smallest_batch)
+    if teacher is None or data.augment is not None:
+        return problem
+    return replace(problem, teacher_cache=TeacherCache(teacher, data.train, settings.device, problem.autocast))
+
+
+def first_batch(data: Data, settings: FinetuneSettings) -> Batch:
+    """A batch of the training part."""
+    return next(iter(data.train.batches(settings.batch_size_for(len(data.train)))))
+
+
+def objective_on(
+    dense: nn.Module, data: Data, settings: FinetuneSettings, *, first: Batch, reading: Reading | None
+) -> Objective:
+    """What a run on ``data`` minimises and is measured by; ``first`` is a batch of it. Errors as :func:`problem_of`."""
+    check_loss(settings.loss)
+    if not settings.distill and first.targets is None:
+        raise DataError(
+            "Distillation is off and the data has no labels: there is nothing to learn from. Nothing was changed. "
+            "Give data with labels, or leave distillation on."
+        )
+    if reading is None:
+        reading = reading_of(
+            settings.loss,
+            data.train,
+            lambda batch: outputs_of(dense, batch.to(settings.device)),
+            first=first,
+            batch_size=settings.batch_size_for(len(data.train)),
+        )
+    return objective_of(
+        reading, settings.loss, temperature=settings.distill_temperature, task_share=settings.task_share
+    )
+
+
+def check_precision(graph: CapturedGraph, device: str = "cpu") -> None:
+    """Refuse weights that are too coarse to be trained, or finer than the device can hold.
+
+    Raises:
+        InputError: a weight is float16 or bfloat16, or float64 where the device has no such numbers.
+    """
+    for name, weight in graph.state().items():
+        if weight.dtype == torch.float64 and widest_float(device) != torch.float64:
+            raise InputError(
+                f"the model's {name!r} is float64, and device {device!r} has no such numbers. Nothing was changed. "
+                "Convert the model first, model.float(), or train it on the CPU."
+            )
+        if weight.dtype in (torch.float16, torch.bfloat16):
+            raise InputError(
+                f"the model's {name!r} is {str(weight.dtype).removeprefix('torch.')}, and training takes float32. "
+                "Nothing was changed. Convert the model first: model.float()."
+            )

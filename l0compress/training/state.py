@@ -1,0 +1,256 @@
+"""The state of a run while it trains, and the one loop that trains it, whatever phase it is in."""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from l0compress.errors import DataError
+from l0compress.training.evaluation import Evaluation
+from l0compress.training.events import WARNING, ProgressEvent
+from l0compress.training.faults import EXPLODED, check_parameters, diverged
+from l0compress.training.problem import Epoch, Problem
+from l0compress.training.randomness import (
+    random_states,
+    set_loader_states_,
+    set_random_states_,
+    set_torch_states_,
+    torch_states,
+)
+from l0compress.training.reporting import Reporter
+from l0compress.training.state_dicts import StateDict, prefixed, under
+
+
+class Phase(ABC):
+    """What one phase of a run trains: a network with its optimizers.
+
+    Attributes:
+        name: what events and state dicts call it.
+        problem: the run's, with what the phase does differently.
+        epochs: those of the run that the phase has, counted from 0.
+    """
+
+    name: ClassVar[str]
+    problem: Problem
+    epochs: range
+
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """What is trained."""
+
+    def begin_(self) -> None:
+        """Called before the first epoch, unless a state is loaded; some phases have nothing to do then."""
+        return
+
+    def epoch_problem(self) -> Problem:
+        """The problem of the next epoch."""
+        return self.problem
+
+    def regularized(self, loss: Tensor) -> Tensor:
+        """The loss of a batch with what is minimised beside it."""
+        return loss
+
+    @abstractmethod
+    def step_(self, progress: float) -> None:
+        """Update what is trained by its gradients, and clear them; ``progress`` is the share of the phase done."""
+
+    @abstractmethod
+    def end_epoch_(self, epoch: int) -> Evaluation:
+        """What is done between epochs, and the validation result of the network that the next one begins with."""
+
+    @abstractmethod
+    def report(self, progress: float) -> dict[str, Any]:
+        """The fields of a progress event that are the phase's own."""
+
+    @abstractmethod
+    def state_dict(self) -> StateDict:
+        """What the phase has changed so far."""
+
+    @abstractmethod
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Go on from what :meth:`state_dict` returned; called once, on a phase that has not begun."""
+
+
+@dataclass(eq=False)
+class TrainingState:
+    """All that a run changes. With the same problem, a state dict is all that it takes to go on, bit for bit.
+
+    Attributes:
+        problem: what does not change.
+        reporter: gets every step and epoch.
+        dense: validation result of the dense model.
+        epoch: how far training has come.
+        phase: what is trained; None where that is not yet known.
+        history: the events that closed an epoch.
+        decided: decisions so far as named tensors, which every state dict has.
+        resumed: the state dict that the run goes on from, as soon as it is in that phase.
+        started: when the run began, on the monotonic clock.
+    """
+
+    problem: Problem
+    reporter: Reporter
+    dense: Evaluation
+    epoch: Epoch
+    phase: Phase | None = None
+    history: list[ProgressEvent] = field(default_factory=list)
+    decided: dict[str, Tensor] = field(default_factory=dict)
+    resumed: StateDict | None = None
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def begin(cls, problem: Problem, reporter: Reporter) -> TrainingState:
+        """Report what is odd about the data, and measure the dense model; or take over what a stopped run found.
+
+        Raises:
+            DataError: the training part has samples of one class only.
+        """
+        epochs, resumed = problem.settings.epochs, reporter.checkpoints.start
+        for message in problem.warnings():
+            reporter.on_event(ProgressEvent(WARNING, 0, epochs, epoch_done=False, message=message))
+        if resumed is None:
+            dense = problem.evaluate(problem.graph.module().to(problem.device))
+            event = ProgressEvent("dense", 0, epochs, loss=dense.loss, metric=dense.metric)
+            reporter.on_event(replace(event, metric_name=dense.metric_name))
+            return cls(problem, reporter, dense, problem.epoch(0))
+        event = ProgressEvent("resumed", resumed["epoch"] + 1, epochs, step=resumed["step"], epoch_done=False)
+        reporter.on_event(replace(event, steps=resumed["steps"]))
+        dense = Evaluation.from_json(resumed["dense"])
+        return cls(problem, reporter, dense, problem.epoch(resumed["epoch"]), resumed=resumed)
+
+    def resumed_in(self, phase: str) -> StateDict | None:
+        """The state dict that the run goes on from, if it was saved in this phase."""
+        resumed = self.resumed
+        return resumed if resumed is not None and resumed["stage"] == phase else None
+
+    def enter_(self, phase: Phase) -> None:
+        """Begin a phase, or go on with it where the stopped run was in it."""
+        self.phase, resumed = phase, self.resumed_in(phase.name)
+        if resumed is not None:
+            self.load_state_dict(resumed)
+        else:
+            phase.begin_()
+            self.epoch = self.problem.epoch(phase.epochs.start)
+
+    def state_dict(self) -> StateDict:
+        """The state of the run, weights, optimizers, position and random states.
+
+        Raises:
+            DivergedError: a weight is not finite, so that nobody should go on from here.
+        """
+        epoch, phase = self.epoch, self.phase
+        found: StateDict = {
+            "epoch": epoch.number,
+            "epochs": self.problem.settings.epochs,
+            "step": epoch.step,
+            "steps": self.problem.steps_per_epoch,
+            "total": epoch.total,
+            "seconds": time.monotonic() - self.started,
+            "dense": self.dense.to_json(),
+            "history": [event.row() for event in self.history],
+            "reading": self.problem.objective.reading.to_json(),
+            "augmenting": epoch.augmentation.get_state(),
+            **{f"sources.{position}": state for position, state in enumerate(epoch.loader_states)},
+            **prefixed("random", random_states(self.problem.device)),
+            **self.decided,
+        }
+        if phase is None:
+            return found
+        check_parameters(phase.network, f"step {max(epoch.step, 1)} of epoch {epoch.number + 1}")
+        return {**found, "stage": phase.name, **phase.state_dict()}
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Go on from what :meth:`state_dict` returned in the same phase; what was decided by then is not read."""
+        if self.phase is not None:
+            self.phase.load_state_dict(state_dict)
+        self.dense = Evaluation.from_json(state_dict["dense"])
+        self.history = [ProgressEvent(**row) for row in state_dict["history"]]
+        self.started = time.monotonic() - state_dict["seconds"]
+        random = under("random", state_dict)
+
+        def resume() -> None:
+            set_random_states_(random, self.problem.device)
+
+        self.epoch = epoch = self.problem.epoch(state_dict["epoch"])
+        epoch.step, epoch.total = state_dict["step"], float(state_dict["total"])
+        epoch.augmentation.set_state(state_dict["augmenting"])
+        epoch.loader_states = [state_dict[f"sources.{position}"] for position in range(len(epoch.loader_states))]
+        set_loader_states_(self.problem.data.train, epoch.loader_states)
+        epoch.resume = resume if epoch.step else None
+        resume()
+
+    def step_done_(self, phase: Phase, loss: float) -> None:
+        """Count a step, and report it."""
+        self.epoch.total, self.epoch.step = self.epoch.total + loss, self.epoch.step + 1
+
+        def event() -> ProgressEvent:
+            return replace(self._event(phase, loss), epoch_done=False)
+
+        self.reporter.step_(self, event)
+
+    def epoch_done_(self, phase: Phase, loss: float, measured: Evaluation) -> None:
+        """Go on to the next epoch, and report the one that is done."""
+        self.epoch.step = self.problem.steps_per_epoch
+        event = replace(self._event(phase, loss), metric=measured.metric, metric_name=measured.metric_name)
+        self.history.append(event)
+        self.epoch = self.problem.epoch(self.epoch.number + 1)
+        self.reporter.epoch_(self, event, ends_phase=self.epoch.number == phase.epochs.stop)
+
+    def progress(self, phase: Phase) -> float:
+        """The share of a phase that is done."""
+        done = self.epoch.number - phase.epochs.start + self.epoch.step / self.problem.steps_per_epoch
+        return done / len(phase.epochs)
+
+    def _event(self, phase: Phase, loss: float) -> ProgressEvent:
+        epochs, steps, step = self.problem.settings.epochs, self.problem.steps_per_epoch, self.epoch.step
+        seconds, done = time.monotonic() - self.started, self.epoch.number + step / steps
+        return ProgressEvent(
+            phase.name,
+            self.epoch.number + 1,
+            epochs,
+            step=step,
+            steps=steps,
+            loss=loss,
+            seconds=seconds,
+            seconds_left=seconds / done * (epochs - done),
+            **phase.report(self.progress(phase)),
+        )
+
+
+def train_(state: TrainingState, phase: Phase) -> None:
+    """Train what ``phase`` trains, from where the state is to the end of the phase.
+
+    Raises:
+        DivergedError: the loss is not finite or has exploded; the message names the step and the layer.
+    """
+    state.enter_(phase)
+    while state.epoch.number < phase.epochs.stop:
+        loss = _train_epoch_(state, phase)
+        state.epoch_done_(phase, loss, phase.end_epoch_(state.epoch.number))
+
+
+def _train_epoch_(state: TrainingState, phase: Phase) -> float:
+    """One pass over the training data, or what is left of it; returns its mean loss, without what regularises it."""
+    problem, epoch, network = phase.epoch_problem(), state.epoch, phase.network
+    highest = EXPLODED * max(1.0, abs(state.dense.loss))
+    network.train()
+    # The teacher's outputs may be endless, and what comes first ends the loop.
+    for batch, teacher_outputs in zip(problem.batches(epoch), problem.teacher_outputs(epoch), strict=False):
+        random = torch_states(problem.device)
+        loss = problem.loss(network, batch, teacher_outputs)
+        value = float(loss.detach())
+        if not value <= highest or not math.isfinite(value):
+            # What went wrong may go right with other gates and other dropped units.
+            set_torch_states_(random, problem.device)
+            raise diverged(value, epoch.where, network, problem.with_dropout(batch))
+        phase.regularized(loss).backward()
+        phase.step_(state.progress(phase))
+        state.step_done_(phase, value)
+    if epoch.step == 0:
+        raise DataError("The training data yields no batch. Nothing was changed.")
+    return epoch.total / epoch.step

@@ -1,0 +1,67 @@
+"""State dicts: all that it takes to go on, bit for bit, as tensors and plain values by name.
+
+A name is a path with dots. Tensors are on the CPU; everything else can be written as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+StateDict: TypeAlias = dict[str, Any]
+# The phases of a run: what ``state_dict["stage"]`` says.
+GATES, FINETUNE = "gates", "finetune"
+
+
+class Stateful(Protocol):
+    """What has a state, as torch's modules and optimizers do."""
+
+    def state_dict(self) -> StateDict: ...
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under a path, on the CPU."""
+    return {f"{prefix}.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+def under(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors under a path, without it.
+
+    >>> under("best", {"best": 1, "best.a": torch.zeros(1), "bestial.b": torch.ones(1)})
+    {'a': tensor([0.])}
+    """
+    start = f"{prefix}."
+    return {name.removeprefix(start): value for name, value in state_dict.items() if name.startswith(start)}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """An optimizer's state, as ``parameter name.key``; the schedule sets rates anew, so they are not in it.
+
+    >>> weight = nn.Parameter(torch.ones(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.5)
+    >>> weight.sum().backward(); optimizer.step()
+    >>> optimizer_tensors(optimizer, {"0.weight": weight})
+    {'0.weight.momentum_buffer': tensor([1., 1.])}
+    """
+    return {
+        f"{name}.{key}": value
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give a fresh optimizer the state that :func:`optimizer_tensors` returned."""
+    for path, value in tensors.items():
+        name, _, key = path.rpartition(".")
+        parameter = parameters[name]
+        state = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else None
+        # The strides of a parameter decide which kernel runs, and its state has the same ones.
+        loaded = value.clone().to(parameter.device) if state is None else state.detach().copy_(value)
+        optimizer.state[parameter][key] = loaded.requires_grad_(False)
