@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from bad_inputs import CASES, FIX, PAGE, build, contents, message_of, page
+from bad_files import build
+from bad_inputs import CASES
 from conftest import run_cli
+from errors_page import PAGE, message_of, page
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# What a message tells the reader to do.
+FIX = re.compile(
+    r"(Add|Ask|Build|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Remove|Rename|Repair|Return|Save|Say|Start"
+    r"|Take|Write|Download|Did you mean|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
+)
 MESSAGES: dict[str, str] = {}
 SAMPLE = ("a pickle that runs code", "a table without a target")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file and folder under a folder, with a digest of what is in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 @pytest.fixture(scope="module")
