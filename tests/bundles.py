@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from l0compress.export.bundle import BundleSettings, ExportedBundle, export_bundle
-from l0compress.graph import CapturedGraph, capture
-from l0compress.verification.calls import Call
+from l0compress import BundleSettings, CapturedGraph, capture, export_bundle
+from l0compress.export.bundle import ExportedBundle
+from l0compress.verification import Call
 
 SPARSE = BundleSettings(measure=False, threads=1)
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from mutant import Fault
 
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
-RUNTIME, PARTITION = "../test_bundle_runtime.py", "../test_bundle_partition.py"
+RUNTIME = "../test_bundle_runtime.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
+PARTITION, GRAPHS = "../test_bundle_partition.py", "../test_onnx_partition.py"
 ENGINES, NUMBA_LOOPS = "../test_engines.py", "../test_engines_numba.py"
 
 BUNDLES = (
@@ -104,7 +105,7 @@ BUNDLES = (
         "l0compress.export.partition.cut:_stages",
         "stages[maker] + (maker in owner)",
         "stages[maker]",
-        (PARTITION, "float64 or random"),
+        (GRAPHS, "random"),
     ),
     Fault(
         "l0compress.export.partition.cut:_ends",
@@ -130,13 +131,13 @@ BUNDLES = (
         "l0compress.export.partition.recurrent_nodes:_is_zero",
         "value is None or not np.any(numpy_helper.to_array(value))",
         "np.any(numpy_helper.to_array(value))",
-        (RECURRENT, "not_made"),
+        (GRAPHS, "not_made"),
     ),
     Fault(
         "l0compress.export.partition.recurrent_nodes:_is_zero",
         "if maker is None:\n    return False",
         "if maker is None:\n    return True",
-        (RECURRENT, "counts_as_zeros"),
+        (GRAPHS, "counts_as_zeros"),
     ),
     Fault(
         "l0compress.export.partition.recurrent_nodes:recurrence_of",
@@ -148,19 +149,19 @@ BUNDLES = (
         "l0compress.export.partition.recurrent_nodes:why_dense",
         "_input(node, _LENGTHS)",
         "False",
-        (RECURRENT, "stays_dense"),
+        (GRAPHS, "stays_dense"),
     ),
     Fault(
         "l0compress.export.partition.recurrent_nodes:why_dense",
         "_input(node, _PEEPHOLES)",
         "False",
-        (RECURRENT, "stays_dense"),
+        (GRAPHS, "stays_dense"),
     ),
     Fault(
         "l0compress.export.partition.recurrent_nodes:_cell",
         "given.get('linear_before_reset', 0)",
         "False",
-        (RECURRENT, "becomes_a_layer"),
+        (GRAPHS, "becomes_a_layer"),
     ),
     Fault(
         "l0compress.export.partition.candidates:Candidate.scale_axes",
@@ -217,19 +218,19 @@ BUNDLES = (
         "l0compress.export.partition.views:flattened_from",
         "given.get('allowzero', 0) and 0 in sizes",
         "False",
-        (PARTITION, "allowzero"),
+        (GRAPHS, "allowzero"),
     ),
     Fault(
         "l0compress.export.partition.views:_last_dimensions",
         "prod(rest) if len(rest) == len(before) - kept else None",
         "prod(rest)",
-        (PARTITION, "make_no_width"),
+        (GRAPHS, "make_no_width"),
     ),
     Fault(
         "l0compress.export.partition.views:_last_dimensions",
         "[target[dim] for dim in unknown] in ([], [-1])",
         "True",
-        (PARTITION, "make_no_width"),
+        (GRAPHS, "make_no_width"),
     ),
     Fault(
         "l0compress.export.partition.finding:_flattening",

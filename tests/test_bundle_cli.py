@@ -12,8 +12,7 @@ from conftest import printed_json, run_cli, tiny_mlp
 from torch import nn
 
 import l0compress as l0
-from l0compress.export.bundle import BundleSettings, export_bundle
-from l0compress.graph import capture
+from l0compress import BundleSettings, capture, export_bundle
 from l0compress_runtime import load
 
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import onnx
 import pytest
-from bundles import mlp_bundle
+from bundles import NETWORKS, SPARSE, mlp_bundle
+from hostile import members
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from onnx import TensorProto, helper
 
+from l0compress import capture, export_bundle
 from l0compress_runtime.archive import Archive, FormatError, write_zip
 from l0compress_runtime.coding import bits_at_least, decode, encode
 from l0compress_runtime.protobuf import check_model, with_initializers
@@ -190,11 +192,6 @@ class TestDamage:
             decode(spec, write_zip(files))
 
 
-def members(data: bytes) -> dict[str, bytes]:
-    archive = Archive.from_bytes(data, limit_bytes=10**6)
-    return {name: archive.read(name) for name in archive.names}
-
-
 def npy(array: np.ndarray) -> bytes:
     import io
 
@@ -308,3 +305,17 @@ class TestBundles:
         small = mlp_bundle(tmp_path / "small.l0c", storage=storage)
         assert small.size_bytes < full
         assert 1e-6 < small.equality.max_relative < 0.05
+
+
+@pytest.mark.parametrize("name", ["attention", "convolutions"])
+def test_every_graph_of_a_bundle_is_a_valid_model(tmp_path, name):
+    model, call = NETWORKS[name]()
+    exported = export_bundle(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
+    manifest, files = exported.manifest, members(exported.path.read_bytes())
+    for segment in manifest.segments.values():
+        tensors = {
+            inner: decode(manifest.tensors[name], files[manifest.tensors[name].member]).dense()
+            for inner, name in segment.tensors.items()
+        }
+        whole = onnx.load_from_string(with_initializers(files[segment.member], tensors))
+        onnx.checker.check_model(whole, full_check=True)

@@ -1,4 +1,4 @@
-"""A graph that is cut at its sparse products computes what it computed, whatever was chosen."""
+"""What becomes a sparse layer of a bundle, what stays dense and why, and that the whole computes the same."""
 
 from __future__ import annotations
 
@@ -11,27 +11,17 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from bundles import NETWORKS, SPARSE, Recurrent, mlp_graph, randomised
-from onnx import TensorProto, helper, numpy_helper
+from bundles import NETWORKS, SPARSE, mlp_graph, randomised
+from hostile import members
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from torch import nn
 
+from l0compress import BundleSettings, capture, export_bundle, export_onnx
 from l0compress.errors import InputError, RunError, SurgeryError
-from l0compress.export import bundle as exporting
-from l0compress.export.bundle import BundleSettings, ExportedBundle, export_bundle
-from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.cut import DenseSegment, Types, cut
-from l0compress.export.partition.finding import find_candidates
-from l0compress.export.partition.flow import flow_of
-from l0compress.export.partition.initializers import fold_constants
-from l0compress.export.partition.views import flattened_from
-from l0compress.graph import capture
-from l0compress.verification.calls import Call, checked_batch_sizes
+from l0compress.export.bundle import ExportedBundle
+from l0compress.verification import Call
 from l0compress_runtime import load
-from l0compress_runtime.archive import Archive, FormatError
-from l0compress_runtime.coding import decode
 from l0compress_runtime.engines import find
-from l0compress_runtime.protobuf import with_initializers
-from l0compress_runtime.sessions import NATIVE_ERRORS
 
 pytestmark = pytest.mark.slow
 
@@ -125,114 +115,10 @@ def test_a_dense_model_is_one_graph_with_the_nodes_of_the_onnx_file(tmp_path):
     export_onnx(graph, tmp_path / "model.onnx")
     (step,) = manifest.plans["whole"]
     segment = manifest.segments[step.part]
-    files = Archive.from_bytes((tmp_path / "model.l0c").read_bytes(), limit_bytes=10**9)
-    model = onnx.load_from_string(files.read(segment.member))
+    model = onnx.load_from_string(members((tmp_path / "model.l0c").read_bytes())[segment.member])
     expected = onnx.load(tmp_path / "model.onnx")
     assert [node.op_type for node in model.graph.node] == [node.op_type for node in expected.graph.node]
     assert set(manifest.plans) == {"whole"} and not manifest.layers
-
-
-@pytest.mark.parametrize("name", ["attention", "convolutions"])
-def test_every_graph_of_a_bundle_is_a_valid_model(made, name):
-    exported = made(name)[2]
-    manifest, files = exported.manifest, Archive.from_bytes(exported.path.read_bytes(), limit_bytes=10**9)
-    for segment in manifest.segments.values():
-        tensors = {
-            inner: decode(manifest.tensors[name], files.read(manifest.tensors[name].member)).dense()
-            for inner, name in segment.tensors.items()
-        }
-        whole = onnx.load_from_string(with_initializers(files.read(segment.member), tensors))
-        onnx.checker.check_model(whole, full_check=True)
-
-
-@pytest.fixture(scope="module")
-def flow(made, tmp_path_factory):
-    model, call, _ = made("attention")
-    path = tmp_path_factory.mktemp("flow") / "model.onnx"
-    export_onnx(capture(model, call.args), path)
-    return flow_of(fold_constants(onnx.load(path)))
-
-
-@pytest.fixture(scope="module")
-def types(flow):
-    return Types({name: onnx.ValueInfoProto(name=name) for name in (*flow.makers, *inputs_of(flow))})
-
-
-class TestCut:
-    """Any choice of candidates gives an order in which each value is there when it is read, with few graphs."""
-
-    @pytest.mark.parametrize("seed", range(20))
-    def test_a_random_choice(self, flow, types, seed):
-        generator = np.random.default_rng(seed)
-        candidates = find_candidates(flow).candidates
-        chosen = [candidate for candidate in candidates if generator.random() < 0.5]
-        made, nodes = set(inputs_of(flow)), 0
-        for part in cut(flow, types, chosen):
-            assert made.issuperset(part.inputs) and made.isdisjoint(part.outputs)
-            made.update(part.outputs)
-            nodes += len(part.model.graph.node) if isinstance(part, DenseSegment) else len(part.nodes)
-        assert made.issuperset(flow.outputs)
-        assert nodes == len(flow.nodes)
-
-    def test_products_on_one_input_stand_between_two_graphs(self, flow, types):
-        projections = [c for c in find_candidates(flow).candidates if c.name in ("q", "v") or c.bias is None][:4]
-        projections = [c for c in projections if c.kind == "linear" and c.inputs == projections[-1].inputs]
-        parts = cut(flow, types, projections)
-        assert [isinstance(part, DenseSegment) for part in parts] == [True, *[False] * len(projections), True]
-
-    def test_nothing_chosen_is_one_graph(self, flow, types):
-        (part,) = cut(flow, types, ())
-        assert isinstance(part, DenseSegment) and len(part.model.graph.node) == len(flow.nodes)
-
-
-def inputs_of(flow) -> list[str]:
-    return [value.name for value in flow.model.graph.input]
-
-
-def test_folding_evaluates_what_hangs_on_constants_alone(tmp_path):
-    model = randomised(Recurrent(nn.LSTM))
-    export_onnx(capture(model, (torch.randn(2, 5, 16),)), tmp_path / "model.onnx")
-    before = onnx.load(tmp_path / "model.onnx")
-    after = fold_constants(before)
-    (lstm,) = (node for node in after.graph.node if node.op_type == "LSTM")
-    flow = flow_of(after)
-    assert set(lstm.input[1:4]) <= flow.constants.keys()
-    weight = model.recurrent.weight_hh_l0.detach().numpy()
-    i, f, c, o = np.split(weight, 4)
-    np.testing.assert_array_equal(flow.array(lstm.input[2])[0], np.concatenate([i, o, f, c]))
-    assert any(node.op_type == "Split" for node in before.graph.node)
-
-
-def sequences(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
-    """Nodes on the constants a and b, of three numbers each, the position i and the input x; they make y."""
-    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in "xy")
-    constants = [numpy_helper.from_array(np.float32([k, k, k]), name) for k, name in enumerate("ab")]
-    constants.append(numpy_helper.from_array(np.int64(1), "i"))
-    graph = helper.make_graph(nodes, "g", [x], [y], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-
-
-def test_folding_leaves_sequences_that_something_else_reads():
-    """An initializer is a tensor, and a list of tensors is none."""
-    model = sequences([
-        helper.make_node("SequenceConstruct", ["a", "b"], ["pair"]),
-        helper.make_node("SequenceErase", ["pair", "i"], ["one"]),
-        helper.make_node("SequenceInsert", ["one", "x"], ["all"]),
-        helper.make_node("ConcatFromSequence", ["all"], ["y"], axis=0),
-    ])  # fmt: skip
-    folded = fold_constants(model)
-    assert [node.op_type for node in folded.graph.node] == [node.op_type for node in model.graph.node]
-
-
-def test_folding_evaluates_what_only_passes_through_sequences():
-    model = sequences([
-        helper.make_node("SequenceConstruct", ["a", "b"], ["pair"]),
-        helper.make_node("ConcatFromSequence", ["pair"], ["six"], axis=0),
-        helper.make_node("Add", ["x", "six"], ["y"]),
-    ])  # fmt: skip
-    folded = fold_constants(model)
-    assert [node.op_type for node in folded.graph.node] == ["Add"]
-    assert flow_of(folded).array("six").tolist() == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
@@ -339,28 +225,6 @@ def test_a_flattening_that_something_else_reads_is_left(tmp_path):
     assert [layer.flat_from for layer in exported.manifest.layers.values()] == [None]
 
 
-def flattened_at(before: list[int | str | None], target: list[int], **given: int) -> int | None:
-    shape = numpy_helper.from_array(np.array(target, np.int64), "shape")
-    node = helper.make_node("Reshape", ["x", "shape"], ["y"], **given)
-    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, before)
-    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    return flattened_from(flow_of(helper.make_model(helper.make_graph([node], "g", [value], [result], [shape]))), 0)
-
-
-def test_with_allowzero_a_zero_in_a_shape_is_a_size():
-    """Without it, it is the size that was there."""
-    assert flattened_at([0, 3, 4], [0, 12]) == 1
-    assert flattened_at([0, 3, 4], [0, 12], allowzero=1) is None
-    assert flattened_at([2, 3, 4], [-1, 12], allowzero=1) == 1
-
-
-def test_sizes_that_are_free_make_no_width():
-    assert flattened_at(["batch", 3, "length", 4], [-1, 12]) is None
-    assert flattened_at(["batch", 3, None, 4], [-1, 12]) is None
-    assert flattened_at(["batch", 6, 4, 5], [-1, 3, 20]) is None
-    assert flattened_at(["batch", 3, "length", 4], [0, -1]) == 1
-
-
 @pytest.mark.parametrize("storage", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("parameter", ["weight", "bias"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -391,32 +255,18 @@ def test_weights_of_another_precision_stay_dense_and_say_so(tmp_path, dtype):
 
 def test_a_graph_with_lists_stays_dense_and_says_so(tmp_path, monkeypatch):
     """Nothing that is exported here keeps a list, so it is only said that there is one."""
-    monkeypatch.setattr(exporting, "_all_tensors", lambda *_: False)
+    monkeypatch.setattr("l0compress.export.bundle._all_tensors", lambda *_: False)
     exported = export_bundle(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
     reason = "dense: the graph has values that are no tensors, such as lists, and is not cut"
     assert exported.manifest.whys == dict.fromkeys(("0", "2", "4"), reason)
     assert not exported.manifest.layers
 
 
-def test_a_recurrent_weight_that_is_not_finite_stays_dense(tmp_path):
-    model, x = randomised(Recurrent(nn.LSTM, num_layers=2)), torch.rand(2, 5, 16)
-    exported = onnx.load(export_onnx(capture(model, (x,)), tmp_path / "model.onnx").path)
-    weight = next(entry for entry in exported.graph.initializer if entry.name == "recurrent.weight_hh_l1")
-    values = numpy_helper.to_array(weight).copy()
-    values[3, 3] = np.inf
-    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    flow = flow_of(fold_constants(exported))
-    found = find_candidates(flow)
-    assert [candidate.name for candidate in found.candidates if candidate.kind == "recurrent"] == ["recurrent.l0"]
-    (reason,) = set(found.reasons.values())
-    assert reason.startswith("LSTM reads 'recurrent.weight_") and reason.endswith("of which a value is not finite")
-
-
 def test_a_bundle_that_cannot_be_read_again_is_named_as_what_it_was_to_be(tmp_path, monkeypatch):
     def damaged(*_, **__):
-        raise RunError("Cannot read it.") from FormatError("holds a value that is not finite")
+        raise RunError("Cannot read it.") from ValueError("holds a value that is not finite")
 
-    monkeypatch.setattr(exporting, "BundleSession", damaged)
+    monkeypatch.setattr("l0compress.export.bundle.BundleSession", damaged)
     reason = "cannot be read as a bundle: holds a value that is not finite. Nothing was written."
     with pytest.raises(SurgeryError, match="^" + re.escape(f"what was to become {tmp_path / 'model.l0c'} {reason}")):
         export_bundle(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
@@ -429,8 +279,9 @@ class TestArguments:
             export_bundle(mlp_graph(), tmp_path / "model.l0c", batch_sizes=sizes, settings=SPARSE)
 
     @pytest.mark.parametrize("sizes", [8, [8], (8,), np.array([8])], ids=repr)
-    def test_one_batch_size_may_be_given_by_itself(self, sizes):
-        assert checked_batch_sizes(sizes) == (8,)
+    def test_one_batch_size_may_be_given_by_itself(self, tmp_path, sizes):
+        exported = export_bundle(mlp_graph(), tmp_path / "model.l0c", batch_sizes=sizes, settings=SPARSE)
+        assert exported.equality.batch_sizes[-1] == 8
 
     @pytest.mark.parametrize("threads", [None, 0, 1.5, "2", True])
     def test_threads_that_are_no_number(self, threads):
@@ -451,42 +302,15 @@ class TestArguments:
 
 def test_what_onnx_runtime_refuses_of_a_graph_that_was_taken_apart(tmp_path, monkeypatch):
     def refusing(*_, **__):
-        raise NATIVE_ERRORS[0]("[ONNXRuntimeError] : 1 : FAIL : no such thing.")
+        raise Fail("[ONNXRuntimeError] : 1 : FAIL : no such thing.")
 
-    monkeypatch.setattr(exporting, "open_session", refusing)
+    monkeypatch.setattr("l0compress.export.bundle.open_session", refusing)
     message = (
         "ONNX Runtime cannot run the graph value by value, as a bundle needs it: no such thing. Nothing was written."
     )
     with pytest.raises(SurgeryError, match="^" + re.escape(message)):
         export_bundle(mlp_graph(), tmp_path / "model.l0c", settings=SPARSE)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_branch_reads_constants_and_values_from_outside():
-    """The inner graphs of an If see the values around them; the whole stays one graph, with its reason."""
-    model = branching(randomised(nn.Linear(32, 32)).weight.detach().numpy())
-    flow = flow_of(model)
-    found = find_candidates(flow)
-    assert flow.reads[-1] == ("flag", "hidden", "w")
-    assert [candidate.nodes for candidate in found.candidates] == [(0,)]
-    assert list(found.reasons.values()) == ["If has no sparse form"]
-
-
-def branching(weight: np.ndarray) -> onnx.ModelProto:
-    out = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
-    branches = [
-        helper.make_graph([helper.make_node(op, inputs, ["inner"])], op, [], [out])
-        for op, inputs in (("MatMul", ["hidden", "w"]), ("Relu", ["hidden"]))
-    ]
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 32])
-    flag = helper.make_tensor_value_info("flag", TensorProto.BOOL, [])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 32])
-    nodes = [
-        helper.make_node("MatMul", ["x", "w"], ["hidden"]),
-        helper.make_node("If", ["flag"], ["y"], then_branch=branches[0], else_branch=branches[1]),
-    ]
-    graph = helper.make_graph(nodes, "g", [x, flag], [y], [numpy_helper.from_array(weight, "w")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
 def test_a_free_length_stays_free(tmp_path):

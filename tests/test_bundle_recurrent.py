@@ -11,31 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
+import onnxruntime
 import pytest
 import torch
 from bundles import NETWORKS, SPARSE, LastStates, Recurrent, randomised
 from hostile import fuzz, members, rewritten
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.export import Dim
 
+from l0compress import BundleSettings, capture, export_bundle, export_onnx
 from l0compress.errors import InputError, RunError
-from l0compress.export.bundle import BundleSettings, export_bundle
-from l0compress.export.bundle_session import TOLERANCES
-from l0compress.export.onnx import export_onnx
-from l0compress.export.partition.finding import find_candidates
-from l0compress.export.partition.flow import flow_of
-from l0compress.export.partition.initializers import fold_constants
-from l0compress.export.partition.recurrent_nodes import without_zero_states
-from l0compress.export.session import OnnxSession
-from l0compress.graph import capture
 from l0compress_runtime import load
 from l0compress_runtime.engines import find
-from l0compress_runtime.manifest import DENSE
 
 pytestmark = pytest.mark.slow
 
+# How far each storage may be off, relative to the largest output; see docs/bundle.md.
+TOLERANCES = {"float32": 2e-6, "float16": 5e-3, "bfloat16": 4e-2, "int8": 5e-2}
 FREE = {"x": {0: Dim.AUTO, 1: Dim.AUTO}}
 SIZES = ((1, 1), (1, 9), (4, 1), (3, 7), (33, 2))
 
@@ -68,7 +60,7 @@ def test_any_batch_and_length_in_every_storage(tmp_path, kind, storage):
     for batch, length in SIZES:
         x = torch.randn(batch, length, 16)
         expected = double(x.double()).detach().numpy()
-        allowed = (TOLERANCES[storage] or 2e-6) * np.abs(expected).max()
+        allowed = TOLERANCES[storage] * np.abs(expected).max()
         for bundle in bundles:
             np.testing.assert_allclose(bundle.run({"x": x.numpy()})["output_0"], expected, rtol=0, atol=allowed)
 
@@ -78,22 +70,11 @@ def test_the_same_as_onnx_runtime(tmp_path, model):
     graph = capture(randomised(model()), (torch.randn(2, 5, 16),), dynamic=FREE)
     export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
     export_onnx(graph, tmp_path / "model.onnx")
-    bundle, dense = load(tmp_path / "model.l0c"), OnnxSession(tmp_path / "model.onnx")
+    bundle, dense = load(tmp_path / "model.l0c"), onnxruntime.InferenceSession(tmp_path / "model.onnx")
     for batch, length in SIZES:
         x = torch.randn(batch, length, 16)
-        expected = dense(x)["output_0"].numpy()
+        (expected,) = dense.run(None, {"x": x.numpy()})
         np.testing.assert_allclose(bundle.run({"x": x.numpy()})["output_0"], expected, atol=2e-6)
-
-
-def test_zeros_to_begin_with_are_not_made(tmp_path):
-    graph = capture(randomised(Recurrent(nn.LSTM, num_layers=2)), (torch.randn(2, 5, 16),), dynamic=FREE)
-    export_onnx(graph, tmp_path / "model.onnx")
-    model = without_zero_states(fold_constants(onnx.load(tmp_path / "model.onnx")))
-    found = [
-        (node.op_type, len(node.input)) for node in model.graph.node if node.op_type in ("LSTM", "ConstantOfShape")
-    ]
-    assert found == [("LSTM", 4), ("LSTM", 4)]
-    onnx.checker.check_model(model, full_check=True)
 
 
 def test_other_states_are_read(original):
@@ -129,7 +110,7 @@ def test_a_recurrent_layer_runs_on_the_engine_that_is_asked_for_or_on_the_defaul
 
 
 @pytest.mark.parametrize("size", [(0, 5, 16), (2, 0, 16)])
-@pytest.mark.parametrize("engine", ["scipy", DENSE])
+@pytest.mark.parametrize("engine", ["scipy", "dense"])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_no_sample_or_no_step_ends_in_nothing_or_is_refused(tmp_path, kind, engine, size):
     """ONNX Runtime's own kernels would end the process."""
@@ -138,7 +119,7 @@ def test_no_sample_or_no_step_ends_in_nothing_or_is_refused(tmp_path, kind, engi
     path.write_bytes(with_every_layer_on(engine, path.read_bytes()))
     bundle = load(path, threads=1)
     empty = {"x": np.zeros(size, np.float32)}
-    if engine == DENSE:
+    if engine == "dense":
         with pytest.raises(InputError, match=r"the model cannot run on .* Nothing was "):
             bundle.run(empty)
     else:
@@ -146,7 +127,7 @@ def test_no_sample_or_no_step_ends_in_nothing_or_is_refused(tmp_path, kind, engi
     assert bundle.run({"x": np.zeros((1, 1, 16), np.float32)})["output_0"].shape == (1, 1, 16)
 
 
-@pytest.mark.parametrize("engine", [*(engine.name for engine in find()), DENSE])
+@pytest.mark.parametrize("engine", [*(engine.name for engine in find()), "dense"])
 def test_four_threads_run_one_bundle_at_once(tmp_path, engine):
     graph = capture(randomised(LastStates(nn.LSTM, bidirectional=True)), (torch.randn(2, 5, 16),), dynamic=FREE)
     exported = export_bundle(graph, tmp_path / "model.l0c", settings=SPARSE)
@@ -185,138 +166,6 @@ def test_layers_are_named_after_the_module_and_its_layer(tmp_path, kind):
         graph = capture(randomised(model), (torch.randn(5, 2, 48),))
         exported = export_bundle(graph, tmp_path / f"{names[0]}.l0c", settings=SPARSE)
         assert [layer.name for layer in exported.manifest.layers.values()] == names
-
-
-def node_model(operator: str, *, zeros: tuple[float, float] = (0.9, 0.9), **options: Any) -> onnx.ModelProto:
-    """One recurrent node; ``inputs`` are those after its biases: a shape each, an array of a constant, or None."""
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[operator]
-    extra: dict[str, Any] = options.pop("inputs", {})
-    rng, sides = np.random.default_rng(0), 1 + (options.get("direction") == "bidirectional")
-    shapes = {"w": (sides, gates * 24, 16), "r": (sides, gates * 24, 24), "b": (sides, 8 * 24 * gates // 4)}
-    constants = {
-        name: (rng.normal(size=shape) * (rng.random(shape) >= share)).astype(np.float32)
-        for (name, shape), share in zip(shapes.items(), (*zeros, 0.0), strict=True)
-    }
-    constants |= {name: value for name, value in extra.items() if isinstance(value, np.ndarray)}
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, None, 16])]
-    for name, value in extra.items():
-        if isinstance(value, tuple):
-            inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, value))
-    names = ["x", "w", "r", "b", *("" if value is None else name for name, value in extra.items())]
-    node = helper.make_node(operator, names, ["y"], hidden_size=24, **options)
-    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
-    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph([node], "g", inputs, [output], tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-
-
-ZEROS, ONES = (np.full((1, 1, 24), value, np.float32) for value in (0, 1))
-STATES = {
-    "an input": ([], {}, False),
-    "zeros of some shape": ([("ConstantOfShape", ["shape"], {})], {}, True),
-    "ones of some shape": (
-        [("ConstantOfShape", ["shape"], {"value": numpy_helper.from_array(np.ones(1, np.float32))})],
-        {},
-        False,
-    ),
-    "expanded zeros": ([("Expand", ["zeros", "shape"], {})], {"zeros": ZEROS}, True),
-    "expanded ones": ([("Expand", ["ones", "shape"], {})], {"ones": ONES}, False),
-    "rearranged zeros": (
-        [("Expand", ["zeros", "shape"], {}), ("Transpose", ["0"], {"perm": [1, 0, 2]}), ("Identity", ["1"], {})],
-        {"zeros": ZEROS},
-        True,
-    ),
-    "what zeros become": ([("Expand", ["zeros", "shape"], {}), ("Exp", ["0"], {})], {"zeros": ZEROS}, False),
-}
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_a_state_counts_as_zeros_only_where_it_can_be_nothing_else(name):
-    makers, constants, is_zero = STATES[name]
-    model = node_model("GRU", inputs={"none": None, "h": ("one", "batch", 24)})
-    graph = model.graph
-    nodes = [
-        helper.make_node(op, inputs, ["h" if at == len(makers) - 1 else str(at)], **options)
-        for at, (op, inputs, options) in enumerate(makers)
-    ]
-    if nodes:
-        del graph.input[1]
-        graph.input.append(helper.make_tensor_value_info("shape", TensorProto.INT64, [3]))
-    graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in constants.items())
-    for at, node in enumerate(nodes):
-        graph.node.insert(at, node)
-    before = model.SerializeToString()
-    made = without_zero_states(model)
-    assert model.SerializeToString() == before
-    assert ("h" in made.graph.node[-1].input) != is_zero
-    assert len(made.graph.node) == 1 + (0 if is_zero else len(nodes))
-    (candidate,) = find_candidates(flow_of(made)).candidates
-    assert candidate.inputs == (("x",) if is_zero else ("x", "h"))
-
-
-LENGTHS = {"lengths": np.array([3], np.int32)}
-STAYS_DENSE = {
-    "lengths": ("LSTM", {"inputs": LENGTHS}, "is told the lengths of the sequences"),
-    "peepholes": (
-        "LSTM",
-        {"inputs": {"a": None, "h": None, "c": None, "p": np.ones((1, 72), np.float32)}},
-        "has peepholes",
-    ),
-    "clip": ("GRU", {"clip": 3.0}, "clips its sums, couples its gates or has the batch first"),
-    "coupled gates": ("LSTM", {"input_forget": 1}, "clips its sums, couples its gates or has the batch first"),
-    "batch first": ("RNN", {"layout": 1}, "clips its sums, couples its gates or has the batch first"),
-    "activations": ("GRU", {"activations": ["Relu", "Tanh"]}, "has the activations relu, tanh"),
-    "two activations": (
-        "RNN",
-        {"direction": "bidirectional", "activations": ["Relu", "Tanh"]},
-        "has the activations relu, tanh",
-    ),
-    "parameters": (
-        "RNN",
-        {"activations": ["Relu"], "activation_alpha": [0.5]},
-        "has the activations relu with parameters",
-    ),
-    "a constant state": (
-        "GRU",
-        {"inputs": {"a": None, "h": np.ones((1, 1, 24), np.float32)}},
-        "reads a sequence or a state that is a constant, or one as the other",
-    ),
-    "one dense weight": ("LSTM", {"zeros": (0.9, 0.1)}, "has too few zeros in its two weights together"),
-}
-
-
-@pytest.mark.parametrize("name", STAYS_DENSE)
-def test_what_stays_dense_says_why(name):
-    operator, options, reason = STAYS_DENSE[name]
-    found = find_candidates(flow_of(node_model(operator, **options)))
-    assert not found.candidates
-    assert set(found.reasons.values()) == {f"{operator} {reason}"}
-
-
-@pytest.mark.parametrize(
-    ("operator", "options", "cell"),
-    [
-        ("LSTM", {}, "lstm"),
-        ("LSTM", {"activations": ["Sigmoid", "Tanh", "Tanh"]}, "lstm"),
-        ("GRU", {"linear_before_reset": 0}, "gru"),
-        ("GRU", {"linear_before_reset": 1}, "gru_reset_after"),
-        ("RNN", {}, "rnn_tanh"),
-        ("RNN", {"activations": ["Relu", "Relu"], "direction": "bidirectional"}, "rnn_relu"),
-        ("RNN", {"direction": "reverse"}, "rnn_tanh"),
-        ("LSTM", {"zeros": (0.99, 0.4)}, None),
-        ("LSTM", {"zeros": (0.3, 0.99)}, "lstm"),
-        ("LSTM", {"inputs": {"a": None, "h": ("one", "batch", 24)}}, "lstm"),
-    ],
-)
-def test_what_becomes_a_layer(operator, options, cell):
-    """Zeros count in both weights together: a step costs the nonzeros of both."""
-    found = find_candidates(flow_of(node_model(operator, **options)))
-    if cell is None:
-        cell, share = "lstm", (0.99 * 16 + 0.4 * 24) / 40
-        assert found.candidates[0].zeros == pytest.approx(share, abs=0.03)
-    (candidate,) = found.candidates
-    assert (candidate.kind, candidate.recurrence.cell) == ("recurrent", cell)
-    assert candidate.recurrence.direction == options.get("direction", "forward")
 
 
 class TestStrangers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import pickle
 import shutil
 import subprocess
@@ -11,8 +13,8 @@ import threading
 import warnings
 import zipfile
 from collections import OrderedDict
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,25 +22,18 @@ import onnxruntime
 import pytest
 import torch
 from bundles import NETWORKS, SPARSE, TwoOutputs, mlp, mlp_bundle, randomised
+from hostile import members, rewritten
 from torch import nn
 from torch.export import Dim
 
+from l0compress import BundleSettings, capture, export_bundle, export_onnx
 from l0compress.errors import InputError, NotEqualError, RunError
-from l0compress.export import choosing
-from l0compress.export.assemble import bundle_bytes
-from l0compress.export.bundle import BundleSettings, export_bundle
 from l0compress.export.bundle_session import BundleSession
-from l0compress.export.choosing import InMemory
-from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
-from l0compress.graph import capture
-from l0compress_runtime import load, tuning
-from l0compress_runtime.archive import Archive
-from l0compress_runtime.bundle import from_files, read_manifest
+from l0compress_runtime import load
+from l0compress_runtime.bundle import read_manifest
 from l0compress_runtime.engines import find
-from l0compress_runtime.manifest import MANIFEST, LayerTiming, Step
-from l0compress_runtime.reading import parse
-from l0compress_runtime.sessions import SLOW_FUSIONS, open_session
+from l0compress_runtime.sessions import open_session
 
 NO_TORCH = """
 import sys
@@ -58,6 +53,9 @@ print([name for name in absent if sys.modules[name]])
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
     return mlp_bundle(tmp_path_factory.mktemp("bundle") / "model.l0c").path
+
+
+FUSION = ("SkipLayerNormFusion",)
 
 
 def expected(x: np.ndarray) -> np.ndarray:
@@ -90,7 +88,7 @@ class TestWithoutTorch:
 
 def test_the_manifest_alone_is_read_without_the_parts(path, tmp_path):
     with zipfile.ZipFile(path) as whole, zipfile.ZipFile(tmp_path / "alone.l0c", "w") as alone:
-        alone.writestr(MANIFEST, whole.read(MANIFEST))
+        alone.writestr("manifest.json", whole.read("manifest.json"))
     assert read_manifest(tmp_path / "alone.l0c") == load(path).manifest
     with pytest.raises(RunError, match=r"Cannot read bundle .*none\.l0c': there is no such file or folder\."):
         read_manifest(tmp_path / "none.l0c")
@@ -105,7 +103,9 @@ class TestRuns:
     @pytest.mark.parametrize("engine", ["scipy", "dense"])
     def test_kinds_of_arrays(self, path, tmp_path, engine):
         np.save(tmp_path / "x.npy", samples(3))
-        bundle = load(path, engine="scipy") if engine == "scipy" else packed(*all_dense(path))
+        bundle = (
+            load(path, engine="scipy") if engine == "scipy" else load(variant(path, choices=[[1, "whole"]]), threads=1)
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PendingDeprecationWarning)
             matrix = np.asmatrix(samples(3))
@@ -186,10 +186,9 @@ class TestRuns:
     )
     @pytest.mark.parametrize("plans", [("split",), ("whole",), ("split", "whole"), ("whole", "split")])
     def test_inputs_that_do_not_fit(self, path, inputs, message, plans):
-        manifest, files = unpacked(path)
-        choices = tuple((8**position, plan) for position, plan in enumerate(plans))
+        bundle = load(variant(path, choices=[[8**position, plan] for position, plan in enumerate(plans)]))
         with pytest.raises(InputError, match=message):
-            packed(replace(manifest, choices=choices), files).run(inputs)
+            bundle.run(inputs)
 
     @pytest.mark.parametrize("engine", [engine.name for engine in find()])
     def test_an_index_out_of_range_names_the_layer_and_what_it_read(self, tmp_path, engine):
@@ -205,8 +204,7 @@ class TestRuns:
 
     @pytest.mark.parametrize("plan", ["split", "whole"])
     def test_any_mapping_of_names_to_arrays(self, path, tmp_path, plan):
-        manifest, files = unpacked(path)
-        bundle = packed(replace(manifest, choices=((1, plan),)), files)
+        bundle = load(variant(path, choices=[[1, plan]]))
         np.savez(tmp_path / "inputs.npz", input=samples(3))
         with np.load(tmp_path / "inputs.npz") as inputs:
             np.testing.assert_array_equal(bundle.run(inputs)["output_0"], bundle.run({"input": samples(3)})["output_0"])
@@ -267,10 +265,8 @@ class TestChoices:
         ("batch_size", "chosen"), [(1, 1), (4, 1), (5, 16), (40, 16), (64, 16), (65, 256), (999, 256)]
     )
     def test_a_run_takes_the_choice_of_the_nearest_batch_size(self, path, batch_size, chosen):
-        manifest, files = unpacked(path)
-        plans = {**manifest.plans, "mixed": tuple(dense_after_first(manifest.plans["split"]))}
-        choices = ((1, "whole"), (16, "split"), (256, "mixed"))
-        bundle = packed(replace(manifest, plans=plans, choices=choices), files)
+        plans = plans_of(path) | {"mixed": mixed(path)}
+        bundle = load(variant(path, plans=plans, choices=[[1, "whole"], [16, "split"], [256, "mixed"]]), threads=1)
         way = bundle._way_for({"input": samples(batch_size)})
         assert way is dict(bundle._ways)[chosen]
         np.testing.assert_allclose(
@@ -288,19 +284,15 @@ class TestChoices:
             load(path, engine="blas")
 
     def test_an_engine_that_is_asked_for_runs_also_what_was_chosen_to_be_dense(self, path):
-        manifest, files = unpacked(path)
-        mixed = tuple(dense_after_first(manifest.plans["split"]))
-        manifest = replace(
-            manifest, plans={**manifest.plans, "mixed": mixed}, choices=((1, "whole"), (16, "mixed"), (64, "split"))
-        )
-        bundle = packed(manifest, files, engine="scipy")
+        plans = plans_of(path) | {"mixed": mixed(path)}
+        choices = [[1, "whole"], [16, "mixed"], [64, "split"]]
+        bundle = load(variant(path, plans=plans, choices=choices), threads=1, engine="scipy")
         assert [set(engines.values()) for engines in bundle.engines().values()] == [{"scipy"}] * 3
         np.testing.assert_allclose(bundle.run({"input": samples(4)})["output_0"], expected(samples(4)), atol=1e-5)
 
     def test_without_a_plan_of_all_layers_an_engine_runs_those_that_there_are(self, path):
-        manifest, files = unpacked(path)
-        mixed = tuple(dense_after_first(manifest.plans["split"]))
-        bundle = packed(replace(manifest, plans={"mixed": mixed}, choices=((1, "mixed"),)), files, engine="scipy")
+        other = variant(path, plans={"mixed": mixed(path)}, choices=[[1, "mixed"]])
+        bundle = load(other, threads=1, engine="scipy")
         assert [step.engine for step in bundle.plans[1] if step.engine] == ["scipy"] * 3
 
     def test_tuning_with_an_engine_chooses_between_it_and_dense(self, path, monkeypatch):
@@ -318,18 +310,23 @@ class TestChoices:
     @pytest.mark.parametrize(("split_ms", "chosen"), [(0.94, "scipy"), (0.96, "dense"), (1.5, "dense")])
     def test_tuning_cuts_the_model_where_it_clearly_gains(self, path, monkeypatch, split_ms, chosen):
         monkeypatch.setattr(
-            tuning, "layer_medians", lambda parts, *_: {name: {"scipy": 1.0} for name in parts.manifest.layers}
+            "l0compress_runtime.tuning.layer_medians",
+            lambda parts, *_: {name: {"scipy": 1.0} for name in parts.manifest.layers},
         )
-        monkeypatch.setattr(tuning, "medians_ms", lambda runs, **_: dict.fromkeys(runs, split_ms) | {"whole": 1.0})
+        monkeypatch.setattr(
+            "l0compress_runtime.tuning.medians_ms", lambda runs, **_: dict.fromkeys(runs, split_ms) | {"whole": 1.0}
+        )
         assert set(load(path, tune=True).engines()[1].values()) == {chosen}
 
-    @pytest.mark.parametrize(("without_ms", "disabled"), [(0.94, SLOW_FUSIONS), (0.96, ())])
+    @pytest.mark.parametrize(("without_ms", "disabled"), [(0.94, FUSION), (0.96, ())])
     def test_a_fusion_that_makes_the_dense_model_slower_is_left_out(self, tmp_path, monkeypatch, without_ms, disabled):
         monkeypatch.setattr(
-            tuning, "medians_ms", lambda runs, **_: {name: {"without": without_ms}.get(name, 1.0) for name in runs}
+            "l0compress_runtime.tuning.medians_ms",
+            lambda runs, **_: {name: {"without": without_ms}.get(name, 1.0) for name in runs},
         )
         monkeypatch.setattr(
-            choosing, "medians_ms", lambda runs, **_: {name: {"dense": 4.0}.get(name, 3.0) for name in runs}
+            "l0compress.export.choosing.medians_ms",
+            lambda runs, **_: {name: {"dense": 4.0}.get(name, 3.0) for name in runs},
         )
         model, x = randomised(Normed()), torch.randn(2, 5, 32)
         settings = BundleSettings(threads=1)
@@ -342,7 +339,7 @@ class TestChoices:
             with torch.no_grad():
                 np.testing.assert_allclose(bundle.run({"x": x.numpy()})["output_0"], model(x).numpy(), atol=1e-5)
 
-    @pytest.mark.parametrize("disabled", [(), SLOW_FUSIONS])
+    @pytest.mark.parametrize("disabled", [(), FUSION])
     def test_what_is_left_out_is_left_out(self, tmp_path, disabled):
         export_onnx(capture(randomised(Normed()), (torch.randn(2, 5, 32),)), tmp_path / "m.onnx")
         options = open_session(str(tmp_path / "m.onnx"), disabled=disabled).get_session_options()
@@ -367,43 +364,37 @@ class TestChoices:
             )
 
     def test_an_engine_that_is_not_here_is_replaced_by_the_fastest_that_is(self, path):
-        manifest, files = unpacked(path)
-        split = tuple(step if step.engine is None else Step(step.part, "elsewhere") for step in manifest.plans["split"])
-        layers = [step.part for step in split if step.engine]
-        timings = (
-            LayerTiming(layers[0], 1, {"elsewhere": 1.0, "dense": 2.0, "scipy": 3.0}),
-            LayerTiming(layers[1], 1, {"elsewhere": 1.0, "dense": 3.0, "scipy": 2.0}),
-        )
-        bundle = packed(
-            replace(manifest, plans={"split": split}, choices=((1, "split"),), layer_timings=timings), files
-        )
+        split = [step | {"engine": step["engine"] and "elsewhere"} for step in plans_of(path)["split"]]
+        layers = [step["part"] for step in split if step["engine"]]
+        timings = [
+            {"layer": layers[0], "batch_size": 1, "median_ms": {"elsewhere": 1.0, "dense": 2.0, "scipy": 3.0}},
+            {"layer": layers[1], "batch_size": 1, "median_ms": {"elsewhere": 1.0, "dense": 3.0, "scipy": 2.0}},
+        ]
+        other = variant(path, plans={"split": split}, choices=[[1, "split"]], layer_timings=timings)
+        bundle = load(other, threads=1)
         engines = [step.engine for step in bundle.plans[1] if step.engine]
         assert engines == ["dense", "scipy", "scipy"]
         np.testing.assert_allclose(bundle.run({"input": samples(4)})["output_0"], expected(samples(4)), atol=1e-5)
 
 
-def dense_after_first(plan):
-    seen = False
-    for step in plan:
-        yield replace(step, engine="dense") if step.engine and seen else step
-        seen = seen or step.engine is not None
+def plans_of(path: Path) -> dict[str, list[dict[str, Any]]]:
+    return json.loads(members(path.read_bytes())["manifest.json"])["plans"]
 
 
-def all_dense(path: Path):
-    manifest, files = unpacked(path)
-    return replace(manifest, choices=((1, "whole"),)), files
+def mixed(path: Path) -> list[dict[str, Any]]:
+    """The plan of all layers, every one but the first dense."""
+    split = plans_of(path)["split"]
+    first = next(position for position, step in enumerate(split) if step["engine"])
+    return [step | {"engine": step["engine"] and "dense"} if at > first else step for at, step in enumerate(split)]
 
 
-def unpacked(path: Path):
-    archive = Archive.from_bytes(path.read_bytes(), limit_bytes=10**8)
-    files = {name: archive.read(name) for name in archive.names}
-    return parse(files.pop("manifest.json")), files
-
-
-def packed(manifest, files, **options):
-    archive = Archive.from_bytes(bundle_bytes(manifest, files), limit_bytes=10**8)
-    members = InMemory({name: archive.read(name) for name in archive.names})
-    return from_files(members, threads=1, limit_bytes=10**8, **options)
+def variant(path: Path, **entries: Any) -> Path:
+    """A bundle beside another one, with other entries in its manifest."""
+    files = members(path.read_bytes())
+    data = rewritten(files, json.loads(files["manifest.json"]) | entries)
+    other = path.with_name(f"{hashlib.sha256(data).hexdigest()}.l0c")
+    other.write_bytes(data)
+    return other
 
 
 class TestArguments:
