@@ -8,7 +8,7 @@ from l0compress.graph import Cost
 from l0compress.measure.bench import BenchReport, Timing
 from l0compress.measure.report import Measured, bench_table, comparison_table, equality_table
 from l0compress.measure.table import Table
-from l0compress.verification.equality import Equality, OutputEquality
+from l0compress.verification import Equality, OutputEquality
 
 DENSE = Measured("dense", Cost(61706, 281640, 246824), metric=0.9861, file_bytes=250000)
 SMALL = Measured("small", Cost(20000, 70410, 80000), metric=0.9833, file_bytes=82000)

@@ -18,7 +18,8 @@ from torch.export import Dim
 from l0compress.errors import InputError, NotEqualError
 from l0compress.graph import capture
 from l0compress.verification.calls import Call, example_calls, named_leaves, resized
-from l0compress.verification.equality import TOLERANCES, compare, verify
+from l0compress.verification.comparison import TOLERANCES, compare
+from l0compress.verification.equality import verify
 
 REFUSED = "The result is refused and nothing was written."
 

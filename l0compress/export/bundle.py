@@ -45,7 +45,8 @@ from l0compress.verification.calls import (
     has_free_batch,
     sized_example,
 )
-from l0compress.verification.equality import Model, check_tolerance, verify
+from l0compress.verification.comparison import check_tolerance
+from l0compress.verification.equality import Model, verify
 from l0compress_runtime.archive import FormatError
 from l0compress_runtime.arguments import MOST_THREADS
 from l0compress_runtime.coding import FLOAT_STORAGES

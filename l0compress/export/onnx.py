@@ -40,7 +40,8 @@ from l0compress.graph.capture.rnn_layers import any_length
 from l0compress.graph.groups.cost import cost
 from l0compress.graph.nodes.network import GraphNetwork, op_name
 from l0compress.verification.calls import Call, asked_dims, example_calls, named_leaves
-from l0compress.verification.equality import Model, check_tolerance, verify
+from l0compress.verification.comparison import check_tolerance
+from l0compress.verification.equality import Model, verify
 from l0compress_runtime.sessions import first_line
 
 # A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.

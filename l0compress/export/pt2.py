@@ -29,7 +29,8 @@ from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.loading import load_pt2
 from l0compress.loading.exported import BATCH_DIMS, batch_dims_file
 from l0compress.verification.calls import Call, asked_dims, example_calls
-from l0compress.verification.equality import Model, check_tolerance, verify
+from l0compress.verification.comparison import check_tolerance
+from l0compress.verification.equality import Model, verify
 
 SUFFIX = ".pt2"
 
