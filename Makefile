@@ -146,7 +146,7 @@ test-lowest: $(STAMP)
 	$(call tested,$(LOWEST))
 
 errors: $(STAMP)
-	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/bad_inputs.py
+	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/errors_page.py
 
 fuzz-files: $(STAMP)
 	PYTHONPATH=.:tests OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/fuzz_files.py --mutations $(MUTATIONS) --seed $(SEED)

@@ -166,7 +166,7 @@ def test_groups_that_this_program_would_not_find_are_refused(graph, monkeypatch)
         pickle.loads(pickled)
     assert str(error.value) == (
         "the groups in this pickle are not those that this program finds in their graph. Nothing was changed. Call "
-        "register_operator first for the operators that it was called for then, and use the same version of l0compress."
+        "register_operator for the same operators as before, and use the same version of l0compress."
     )
 
 

@@ -170,7 +170,7 @@ def _found_again(graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...])
     if tuple((group.name, group.kind, len(group.moves)) for group in groups.groups) != wanted:
         raise PlanError(
             "the groups in this pickle are not those that this program finds in their graph. Nothing was changed. Call "
-            "register_operator first for the operators that it was called for then, and use the same version of l0compress."
+            "register_operator for the same operators as before, and use the same version of l0compress."
         )
     return groups
 
