@@ -24,6 +24,7 @@ from l0compress.training.descent import descend, held_back, steps_down
 from l0compress.training.equality import check_equal
 from l0compress.training.events import ignore
 from l0compress.training.finetune import finetune
+from l0compress.training.goals import goal_for
 from l0compress.training.harden import decide
 from l0compress.training.losses import objective_for
 from l0compress.training.methods import METHODS, method_of
@@ -291,7 +292,7 @@ class TestOneInterface:
         run = start(graph, course_of(graph, data, QUICK), ignore)
         run.journal.checkpoints = NoCheckpoints(Snapshot({"stage": "gates"}, {}))
         with pytest.raises(PlanError, match=r"^The snapshot is of an earlier version, whose gates began otherwise\. "):
-            METHODS["l0"](graph, run.course, {"params": 0.5}).decide(run)
+            METHODS["l0"](graph, run.course, goal_for(graph, {"params": 0.5})).decide(run)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
     def test_gates_that_no_score_stands_in_for_need_epochs(self, graph, data, granularity, target):

@@ -6,7 +6,6 @@ ensures:  a smaller graph within the budget, checked equal to the masked dense m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -23,6 +22,7 @@ from l0compress.training.course import Course
 from l0compress.training.equality import check_equal
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
+from l0compress.training.goals import AnyTarget, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.phases import train_small
 from l0compress.training.preparation import check_precision, course_of, start
@@ -41,7 +41,7 @@ _PLAN = "plan"
 def finetune(
     graph: CapturedGraph,
     data: Data,
-    target: Mapping[str, float] | str,
+    target: AnyTarget,
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
@@ -51,10 +51,10 @@ def finetune(
 
     ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}``, ``{"bytes": ...}`` or ``{"int8_bytes": ...}``,
     with a fraction of the dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as
-    text, ``"macs=0.5"`` or ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter),
-    ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
-    one device, and the global random state is left as it was. ``checkpoints`` takes snapshots on the way, and may hold
-    the one to go on from; the result is that of a run which was never stopped.
+    text, ``"macs=0.5"`` or ``"bytes=1MB"``, or is a :class:`~l0compress.training.targets.Target`. Or it names a fixed
+    penalty: ``{"penalty": 1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same
+    result, bit for bit on one device, and the global random state is left as it was. ``checkpoints`` takes snapshots
+    on the way, and may hold the one to go on from; the result is that of a run which was never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
@@ -72,7 +72,7 @@ def finetune(
     with seeded(settings.seed, settings.device):
         kept = None if checkpoints is None or checkpoints.start is None else checkpoints.start.values.get("reading")
         course = course_of(graph, data, settings, reading=Reading.from_json(kept))
-        method = method_of(course.settings)(graph, course, target)
+        method = method_of(course.settings)(graph, course, goal_for(graph, target))
         run = start(graph, course, on_event, checkpoints)
         kept = run.journal.start_of(FINETUNE)
         hardened = method.decide(run) if kept is None else _stand_in(method.groups, kept)

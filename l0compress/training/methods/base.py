@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups
 from l0compress.training.course import Course
+from l0compress.training.goals import Goal
 from l0compress.training.results import Hardened, Run
-
-Target = Mapping[str, float] | str
 
 
 class Method(ABC):
@@ -25,10 +23,10 @@ class Method(ABC):
     unit: str
 
     @abstractmethod
-    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
+    def __init__(self, graph: CapturedGraph, course: Course, goal: Goal) -> None:
         """Raises:
         NothingToPruneError: no channel can be removed.
-        TargetError: the target is malformed or out of reach.
+        TargetError: the goal is out of reach, or not of a kind that the method can have.
         InputError: the method cannot decide at this granularity.
         """
 

@@ -13,21 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l0compress.errors import InputError, PlanError, TargetError
+from l0compress.errors import InputError, PlanError
 from l0compress.gates.attach import GatedNetwork, attach, fold, gate
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
-from l0compress.graph.groups.cost import UNITS
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.course import Course
 from l0compress.training.descent import Descent
 from l0compress.training.events import DECIDED, ProgressEvent
+from l0compress.training.goals import Criterion, Goal
 from l0compress.training.harden import harden
 from l0compress.training.mending import mender
-from l0compress.training.methods.base import Method, Target
+from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
 from l0compress.training.multiplier import AscentSettings
@@ -36,9 +36,7 @@ from l0compress.training.phases import Gated, evaluate_on, train_gates
 from l0compress.training.results import Hardened, Run
 from l0compress.training.snapshot import GATES, Snapshot, prefixed
 from l0compress.training.sparse_harden import whole_masks
-from l0compress.training.targets import the_one
 
-TARGETS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
 _START, _PLAN, _STATE = "start", "score.plan", "score.state"
 
 
@@ -51,9 +49,8 @@ class LearnedGates(Method):
     better on the validation part.
     """
 
-    def __init__(self, graph: CapturedGraph, course: Course, target: Target) -> None:
-        unit, _ = the_one(target, names=TARGETS)
-        scored = course.settings.granularity == "structured" and unit in UNITS
+    def __init__(self, graph: CapturedGraph, course: Course, goal: Goal) -> None:
+        scored = course.settings.granularity == "structured" and not isinstance(goal, Criterion)
         if course.settings.gated_epochs == 0 and not scored:
             raise InputError(
                 "In 0 epochs gates learn nothing, and no score stands in for them on single weights or under a fixed "
@@ -61,10 +58,9 @@ class LearnedGates(Method):
             )
         self.gated = gated_for(graph, course)
         self.groups = self.gated.groups
-        self.budget = penalty_for(self.gated, target, course)
+        self.budget = penalty_for(self.gated, goal, course)
         self.unit = self.budget.unit
-        budget = self.budget.target
-        self.fisher = None if budget is None or not scored else Fisher.on(self.groups, target=budget, unit=self.unit)
+        self.fisher = None if isinstance(goal, Criterion) or not scored else Fisher.on(self.groups, goal)
 
     def decide(self, run: Run) -> Hardened:
         if self.fisher is not None and run.course.settings.gated_epochs == 0:
@@ -84,8 +80,7 @@ class LearnedGates(Method):
         gated, budget = self.gated, self.budget
         if not run.course.settings.gates.are_many(run.course.gated_steps):
             gated = _gated(begun, run.course)
-            dense, ascent = self.budget.dense, ascent_of(run.course)
-            budget = Budget.at(gated, fisher.unit, fisher.target, dense=dense, ascent=ascent)
+            budget = Budget.at(gated, fisher.goal, ascent=ascent_of(run.course))
         learned = harden_gates(begun.start, train_gates(run.course, gated, budget, run.journal), budget)
         return better(run, {"gates": learned, "gates, repaired": mended(run, learned), "score": scored})
 
@@ -153,23 +148,12 @@ def gated_for(graph: CapturedGraph, course: Course) -> GatedNetwork:
     return gated.to(settings.device)
 
 
-def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, course: Course) -> Penalty:
-    """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
-    unit, value = the_one(target, names=TARGETS)
-    num_samples = len(course.data.train)
-    if unit == "aic":
-        return FixedPenalty.aic(gated, num_samples)
-    if unit == "bic":
-        return FixedPenalty.bic(gated, num_samples)
-    if unit == "penalty":
-        return FixedPenalty(gated, value)
-    gates = course.settings.gates
-    ramp_steps = round(course.gated_steps * gates.ramp_share)
-    if unit not in UNITS:
-        raise TargetError(
-            f"Unknown target {unit!r}: expected one of {TARGETS}. Nothing was changed. Example: macs=0.5."
-        )
-    return Budget(gated, {unit: value}, ramp_steps=ramp_steps, ascent=ascent_of(course))
+def penalty_for(gated: GatedNetwork, goal: Goal, course: Course) -> Penalty:
+    """What gates are trained under to reach ``goal``."""
+    if isinstance(goal, Criterion):
+        return FixedPenalty(gated, goal.multiplier(len(course.data.train)))
+    ramp_steps = round(course.gated_steps * course.settings.gates.ramp_share)
+    return Budget(gated, goal, ramp_steps=ramp_steps, ascent=ascent_of(course))
 
 
 def ascent_of(course: Course) -> AscentSettings:
