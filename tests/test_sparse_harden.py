@@ -18,7 +18,7 @@ from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_weights, nonzero_cost
 from l0compress.graph.groups import groups_without_moves
 from l0compress.training.budget import Budget, FixedPenalty
-from l0compress.training.harden import harden
+from l0compress.training.harden import decide_by_gates, harden
 from l0compress.training.rounding import round_weights
 from l0compress.training.sparsity import check_zeros, keep_zeros_
 
@@ -195,6 +195,18 @@ def test_a_channel_that_only_zeros_read_is_cut_out_and_its_budget_goes_elsewhere
     small = l0.shrink(l0.fold(gated, plan), plan)
     assert len(small.state()["2.weight"]) < 8
     assert nonzero_cost(small).params == budget.target
+
+
+@pytest.mark.parametrize("granularity", ["structured", "weights", "both"])
+def test_a_decision_has_the_small_graph_that_its_plan_leaves(granularity):
+    gated = gated_at_random(NETWORKS["linear"](), granularity)
+    budget = Budget(gated, params=0.5)
+    decision, plan = decide_by_gates(gated, budget), harden(gated, budget)
+    assert torch.equal(decision.plan.keep, plan.keep)
+    assert all(torch.equal(mask, plan.masks[name]) for name, mask in decision.plan.masks.items())
+    expected = gated.shrink(plan)
+    assert decision.small.module().code == expected.module().code
+    assert all(torch.equal(tensor, expected.state()[name]) for name, tensor in decision.small.state().items())
 
 
 def test_a_target_below_one_element_of_each_weight_is_refused_before_training():

@@ -40,7 +40,7 @@ class Reporter:
 
     on_event: OnEvent = ignore
     checkpoints: Checkpoints = field(default_factory=NoCheckpoints)
-    _last_sent: float = 0.0
+    _last_sent: float = field(default=0.0, init=False)
 
     def step_(self, state: Stateful, make_event: Callable[[], ProgressEvent]) -> None:
         """Report a step; its event is made and sent at most twice a second."""
