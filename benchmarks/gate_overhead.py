@@ -67,7 +67,7 @@ def step_of(graph: CapturedGraph, inputs: Tensor, granularity: Granularity | Non
     budget = None
     if isinstance(network, GatedNetwork):
         optimizers.append(torch.optim.Adam(list(network.gate_parameters().values()), lr=1e-3, fused=True))
-        budget = Budget(network, params=0.1)
+        budget = Budget(network, {"params": 0.1})
 
     def step() -> None:
         loss = F.cross_entropy(network(inputs), targets)

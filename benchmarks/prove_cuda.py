@@ -97,7 +97,7 @@ def own_loop(name: str, device: torch.device) -> str:
     model, args = built(name)
     graph = capture(model, args)
     gated = gate(graph).to(device).train()
-    budget = l0.Budget(gated, params=0.6)
+    budget = l0.Budget(gated, {"params": 0.6})
     call = Call(args).to(device)
     with torch.no_grad():
         gated.gates.log_alpha[::5] = -8.0
@@ -239,7 +239,7 @@ def speed(device: torch.device) -> str:
         torch.manual_seed(0)
         x, y = torch.randn(256, 1, 24, 24).to(place), torch.randint(CLASSES, (256,)).to(place)
         gated = gate(capture(Convolutions(64), (x[:2].cpu(),))).to(place).train()
-        budget = l0.Budget(gated, macs=0.5)
+        budget = l0.Budget(gated, {"macs": 0.5})
         optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3), fused=True)
         taken = []
         for _ in range(3 + 10):

@@ -27,7 +27,7 @@ def main(epochs: int = EPOCHS) -> l0.CapturedGraph:
     graph = l0.capture(model, (x[:2],))
     steps = epochs * (len(x) // BATCH_SIZE)
     gated = l0.gate(graph)  # 1
-    budget = l0.Budget(gated, macs=0.3, ramp_steps=steps // 2)  # 2
+    budget = l0.Budget(gated, {"macs": 0.3}, ramp_steps=steps // 2)  # 2
     optimizer = torch.optim.AdamW(gated.param_groups(lr=2e-3, gate_lr=0.05))  # 3
     fit(gated, optimizer, x, y, epochs, budget)  # 4, 5: budget.penalty() and budget.step(), below
     small = gated.shrink(l0.harden(gated, budget))  # 6

@@ -12,7 +12,7 @@ In a training loop of your own, verb by verb, each documented where it is define
 >>> x, y = torch.randn(64, 8), torch.randint(3, (64,))
 >>> graph = l0.capture(model, (x[:2],))             # a CapturedGraph
 >>> gated = l0.gate(graph)                          # an nn.Module; l0.find_groups(graph) says what has gates, and why
->>> budget = l0.Budget(gated, macs=0.5)             # penalty() joins the loss, step() follows the optimizer's
+>>> budget = l0.Budget(gated, {"macs": 0.5})        # penalty() joins the loss, step() follows the optimizer's
 >>> optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3, weight_decay=0.01))
 >>> for _ in range(10):
 ...     loss = torch.nn.functional.cross_entropy(gated(x), y) + budget.penalty()
@@ -33,6 +33,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from l0compress.old_names import LEFT as _LEFT
 from l0compress.old_names import PUBLIC as _OLD_NAMES
 
 if TYPE_CHECKING:
@@ -57,7 +58,6 @@ if TYPE_CHECKING:
         register_operator,
         register_rule,
         shrink,
-        unshrink_state,
     )
     from l0compress.loading import DataSource, load_data, load_model
     from l0compress.pipeline.artifacts import load
@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
     from l0compress.training.settings import FinetuneSettings
-    from l0compress.training.sparsity import keep_zeros_
     from l0compress.verification.equality import verify
 
 __version__ = "0.1.0"
@@ -97,7 +96,6 @@ _HOMES = {
     "fold": "l0compress.gates.folding",
     "gate": "l0compress.gates.attach",
     "harden": "l0compress.training.harden",
-    "keep_zeros_": "l0compress.training.sparsity",
     "load": "l0compress.pipeline.artifacts",
     "load_data": "l0compress.loading",
     "load_model": "l0compress.loading",
@@ -107,7 +105,6 @@ _HOMES = {
     "register_operator": "l0compress.graph",
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
-    "unshrink_state": "l0compress.graph",
     "verify": "l0compress.verification.equality",
 }
 
@@ -137,7 +134,6 @@ __all__ = [
     "fold",
     "gate",
     "harden",
-    "keep_zeros_",
     "load",
     "load_data",
     "load_model",
@@ -147,16 +143,16 @@ __all__ = [
     "register_operator",
     "register_rule",
     "shrink",
-    "unshrink_state",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
     name = _OLD_NAMES.get(name, name)
-    if name not in _HOMES:
+    home = _HOMES.get(name) or _LEFT.get(name)
+    if home is None:
         raise AttributeError(f"module 'l0compress' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 

@@ -10,3 +10,6 @@ FORMATS = {"csr": "bundle"}
 
 # Names of the package ``l0compress``.
 PUBLIC = {"CsrSettings": "BundleSettings", "export_csr": "export_bundle"}
+
+# Names that only left the package's face, and where they are.
+LEFT = {"keep_zeros_": "l0compress.training.sparsity", "unshrink_state": "l0compress.graph"}

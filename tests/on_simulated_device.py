@@ -59,7 +59,7 @@ def own_loop(graph: CapturedGraph, device: str, granularity: Any = "structured",
     torch.manual_seed(0)
     gated = gate(graph, granularity=granularity).to(device).train()
     call = Call(graph.example_args, graph.example_kwargs).to(device)
-    budget = Budget(gated, params=SHARE)
+    budget = Budget(gated, {"params": SHARE})
     with torch.no_grad():  # of every group some gates are all but closed, so that there is something to remove
         gated.gates.log_alpha[::5] = -8.0
     losses = []

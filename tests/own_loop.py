@@ -18,7 +18,7 @@ def trained(
     """A gated network on the clouds after some steps, and the budget that it was trained under."""
     torch.manual_seed(0)
     gated = l0.gate(graph, granularity=granularity)
-    budget = l0.Budget(gated, macs=macs, ramp_steps=steps // 2)
+    budget = l0.Budget(gated, {"macs": macs}, ramp_steps=steps // 2)
     train_(gated, budget, data, steps=steps)
     return gated, budget
 

@@ -53,7 +53,7 @@ class TestInspect:
         assert found["cost"] == {
             "params": weights + outputs,
             "macs": weights,
-            "size_bytes": 4 * 75,
+            "bytes": 4 * 75,
             "int8_bytes": weights + (5 + 4) * outputs,
         }
         assert {(group["name"], group["kind"], group["moves"]) for group in found["groups"]} == {

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
+import operator
 import tomllib
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from conftest import run_cli
 
 from l0compress.cli.commands.finetune import finetune
 from l0compress.errors import InputError, TargetError
-from l0compress.pipeline.config import complete, config_text, parse_config, read_config
+from l0compress.loading.splits import SHARES, parse_shares
+from l0compress.pipeline.config import complete, config_schema, config_text, parse_config, read_config
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
+from l0compress.pipeline.readers import READERS
 from l0compress.pipeline.requests import request_of
 from l0compress.training.settings import FinetuneSettings, GateSettings
 
-NOT_SETTINGS = {"output", "resume", "config", "print_config", "as_json"}
+NOT_SETTINGS = {"output", "resume", "config", "print_config", "config_schema", "as_json"}
 NEEDED = {"model": "net.pt2", "data": "digits", "target": "macs=0.5"}
 OTHER = {
     "factory": "nets:lenet", "trust_pickle": True, "seed": 9, "device": "cuda", "threads": 3, "checkpoint_every": 17,
@@ -30,6 +35,55 @@ OTHER = {
 
 def test_every_flag_has_a_key_of_its_name() -> None:
     assert set(inspect.signature(finetune).parameters) - NOT_SETTINGS <= set(OPTIONS)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIONS))
+def test_every_flag_takes_what_its_setting_is(name: str) -> None:
+    found = inspect.signature(finetune).parameters.get(name)
+    assert (found is not None) == bool(OPTIONS[name].help)
+    assert found is None or get_args(found.annotation)[0] == OPTIONS[name].kind | None
+
+
+def test_defaults_that_are_written_out_are_those_of_what_reads_them() -> None:
+    assert parse_shares(OPTIONS["split"].default) == SHARES
+
+
+def test_every_setting_that_names_a_reader_has_one() -> None:
+    assert {row.format for row in OPTIONS.values()} - {""} == set(READERS)
+
+
+class TestSchema:
+    """Against a reading of JSON Schema that knows only the words that are used."""
+
+    @staticmethod
+    def fits(value: object, schema: dict[str, Any]) -> bool:
+        kinds = {"object": dict, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+        if not isinstance(value, kinds[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
+            return False
+        if isinstance(value, dict):
+            known = schema["properties"]
+            return all(name in known and TestSchema.fits(one, known[name]) for name, one in value.items())
+        limits = {"minimum": operator.ge, "maximum": operator.le, "exclusiveMinimum": operator.gt}
+        limits |= {"exclusiveMaximum": operator.lt, "enum": lambda one, names: one in names}
+        return all(holds(value, schema[word]) for word, holds in limits.items() if word in schema)
+
+    def test_what_is_printed_as_the_configuration_fits(self) -> None:
+        schema = json.loads(run_cli("finetune", "--config-schema").stdout)
+        assert schema == config_schema()
+        for given in ({}, {**NEEDED, **OTHER}, {**NEEDED, "clip": 0.0}):
+            assert self.fits(tomllib.loads(config_text(complete(given))), schema)
+
+    @pytest.mark.parametrize("case", ["a negative clip", "an unknown optimizer", "a share above 1", "an unknown key",
+                                      "a gate's rate of 0", "text for a number", "a number for true",
+                                      "true for a count", "a key in the wrong table"])  # fmt: skip
+    def test_what_the_reader_refuses_does_not(self, case: str) -> None:
+        assert not self.fits(tomllib.loads(WRONG[case][0]), config_schema())
+
+    def test_every_setting_is_in_it_with_its_default(self) -> None:
+        properties = config_schema()["properties"]
+        sections = [part["properties"] for part in properties.values() if part["type"] == "object"]
+        flat = {name: one for part in (properties, *sections) for name, one in part.items()}
+        assert {name: flat[name].get("default") for name in OPTIONS} == complete({})
 
 
 def test_every_constant_of_a_run_has_a_key() -> None:
@@ -45,7 +99,7 @@ def test_defaults_are_those_of_the_settings() -> None:
 
 def test_every_value_arrives_where_it_belongs() -> None:
     gates = {field.name: getattr(GateSettings(), field.name) / 2 for field in dataclasses.fields(GateSettings)}
-    gates |= {"full_steps": 7, "full_multiplier_steps": 8}
+    gates |= {"full_steps": 7, "full_multiplier_steps": 8, "many_steps": 9}
     request = request_of({**NEEDED, **OTHER, **gates})
     assert (request.source.factory, request.source.trust_pickle) == ("nets:lenet", True)
     assert (request.threads, request.checkpoint_every, request.loss) == (3, 17, "mse")
@@ -102,7 +156,7 @@ WRONG = {
         r"c\.toml, line 2: \[training\] bf16 = 1: expected true or false\.",
     ),
     "a number for text": ("data = 3\n", r"c\.toml, line 1: data = 3: expected text\."),
-    "too few epochs": ("[training]\nepochs = 1\n", r"line 2: \[training\] epochs = 1: expected 0, or at least 2\."),
+    "too few epochs": ("[training]\nepochs = -1\n", r"line 2: \[training\] epochs = -1: expected at least 0\."),
     "a rate of nan": ("[training]\nlr = nan\n", r"line 2: \[training\] lr = nan: expected a finite number above 0\."),
     "a negative clip": ("[training]\nclip = -1\n", r"line 2: \[training\] clip = -1: expected at least 0\."),
     "an unknown optimizer": ('[training]\noptimizer = "lion"\n', r"line 2: .*= 'lion': expected one of adamw, sgd\."),
@@ -149,6 +203,21 @@ class TestCommand:
             for name, value in complete({"model": "b.pt2", "seed": 4, "epochs": 9, "bf16": False, "clip": 0.0}).items()
             if value is not None
         }
+
+    @pytest.mark.parametrize("method", [(), ("--method", "fisher")])
+    def test_one_epoch_is_refused_where_gates_would_take_it(self, method: tuple[str, ...], tmp_path: Path) -> None:
+        needed = (tmp_path / "none.pt2", "--data", "digits", "--target", "macs=0.5")
+        outcome = run_cli("finetune", *needed, "--epochs", "1", *method)
+        assert outcome.exit_code == 2
+        assert outcome.stderr.startswith("Error: epochs=1 with method='l0': gates take that epoch") == (not method)
+
+    @pytest.mark.parametrize(("flag", "value"), [("--epochs", "-1"), ("--workers", "-1"), ("--seed", "-1")])
+    def test_a_flag_is_checked_as_the_file_is_and_in_the_same_words(self, flag: str, value: str) -> None:
+        outcome = run_cli("finetune", flag, value, "--print-config")
+        assert outcome.exit_code == 2
+        assert outcome.stderr == (
+            f"Error: {flag} = {value}: expected at least 0. Nothing was changed. Give such a value.\n"
+        )
 
     def test_what_is_missing_is_named_together(self) -> None:
         outcome = run_cli("finetune", "--data", "digits")

@@ -263,22 +263,36 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": -1}, "epochs=-1: expected 0 or more. Nothing was changed."),
+        ({"epochs": -1}, "epochs=-1: expected at least 0. Nothing was changed."),
         (
             {"method": "lottery"},
-            "method=lottery: expected one of l0, fisher, magnitude, layer-magnitude. Nothing was changed.",
+            "method='lottery': expected one of l0, fisher, magnitude, layer-magnitude. Nothing was changed.",
         ),
         ({"batch_size": 0}, "batch_size=0: expected at least 1. Nothing was changed."),
-        ({"learning_rate": math.nan}, "learning_rate=nan: expected above 0. Nothing was changed."),
-        ({"optimizer": "lion"}, "optimizer=lion: expected one of adamw, sgd. Nothing was changed."),
-        ({"clip": 0.0}, "clip=0.0: expected above 0. Nothing was changed."),
+        ({"learning_rate": math.nan}, "learning_rate=nan: expected a finite number above 0. Nothing was changed."),
+        ({"optimizer": "lion"}, "optimizer='lion': expected one of adamw, sgd. Nothing was changed."),
+        ({"clip": 0.0}, "clip=0.0: expected a finite number above 0. Nothing was changed."),
         ({"input_dropout": 1.0}, "input_dropout=1.0: expected 0 or more and below 1. Nothing was changed."),
+        ({"epochs": 2.5}, "epochs=2.5: expected a whole number. Nothing was changed."),
+        ({"bf16": 1}, "bf16=1: expected true or false. Nothing was changed."),
+        (
+            {"epochs": 1},
+            "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they leave. "
+            "Nothing was changed. Say --epochs 2 or more, or --epochs 0, where a score decides without training.",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(InputError) as error:
         FinetuneSettings(**changes)
     assert str(error.value) == message
+
+
+def test_constants_of_the_gated_phase_are_checked_as_in_a_file():
+    with pytest.raises(InputError) as error:
+        GateSettings(share=1.5)
+    assert str(error.value) == "share=1.5: expected between 0 and 1. Nothing was changed."
+    assert GateSettings(many_steps=0).are_many(1)
 
 
 class TestMagnitude:

@@ -154,7 +154,7 @@ def test_hardened_gates_shrink_to_the_cost_that_the_plan_says():
     gated = gate(wide().graph)
     with torch.no_grad():
         gated.gates.log_alpha.copy_(scores_of(0, gated.groups))
-    budget = Budget(gated, params=0.4)
+    budget = Budget(gated, {"params": 0.4})
     plan = harden(gated, budget)
     small = gated.shrink(plan)
     assert sum(parameter.numel() for parameter in small.module().parameters()) == plan.cost.params

@@ -19,9 +19,9 @@ from l0compress.errors import TargetError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8, quantize_onnx
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, nonzero_cost, shrink
-from l0compress.loading import Target, make_target, parse_target
 from l0compress.training.finetune import finetune
 from l0compress.training.methods.fisher import marginal_costs
+from l0compress.training.targets import Target, parse_target
 from l0compress.verification.calls import Call
 
 FLOATS, INT8, UINT8, INT32 = (
@@ -168,7 +168,7 @@ def test_a_run_keeps_to_it_and_uses_it(data: Data, method: str) -> None:
 
 
 def test_it_is_written_as_a_flag_or_as_a_key() -> None:
-    assert parse_target("int8-bytes=0.25") == make_target({"int8_bytes": 0.25}) == Target("int8_bytes", 0.25, True)
+    assert parse_target("int8-bytes=0.25") == Target.of({"int8_bytes": 0.25}) == Target("int8_bytes", 0.25, True)
     assert parse_target("int8_bytes=1.5MB") == Target("int8_bytes", 1_500_000, False)
     assert str(parse_target("int8-bytes=0.25")) == "int8_bytes=0.25"
 
@@ -185,7 +185,7 @@ def test_single_weights_save_nothing_of_it(granularity) -> None:
         capture(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), (torch.zeros(2, 4),)), granularity=granularity
     )
     with pytest.raises(TargetError) as error:
-        Budget(gated, int8_bytes=0.5)
+        Budget(gated, {"int8_bytes": 0.5})
     assert str(error.value) == MESSAGE
 
 
@@ -200,7 +200,7 @@ def test_nor_do_those_of_smallest_magnitude(data: Data, method: str) -> None:
 def test_what_cannot_be_reached_is_told_in_its_unit() -> None:
     gated = gate(capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.zeros(2, 4),)))
     with pytest.raises(TargetError) as error:
-        Budget(gated, int8_bytes=0.1)
+        Budget(gated, {"int8_bytes": 0.1})
     # One input and one unit: 1 + 2 weights, and 9 bytes for each of 3 outputs.
     assert str(error.value) == (
         "Target int8_bytes=0.1: at most 13 bytes of int8 cannot be reached. With everything removed that can be "

@@ -21,8 +21,8 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0compress.data import Data, Split, StreamSplit
-from l0compress.errors import DataError, ModelError, TargetError
-from l0compress.loading import Target, check_labels, check_values, fit_data, load_data, load_model, parse_target
+from l0compress.errors import DataError, ModelError
+from l0compress.loading import check_labels, check_values, fit_data, load_data, load_model
 from l0compress.loading.datasets import as_data, digits
 
 FACTORY = "conftest:tiny_mlp"
@@ -318,52 +318,6 @@ class TestFit:
         save_blobs(tmp_path / "bad.npz", y_test=np.full(60, 3))
         with pytest.raises(DataError, match=r"^Label 3 of sample 0 in the test part is out of range: the model has 3"):
             check_labels(load_data(str(tmp_path / "bad.npz")), num_classes=3)
-
-
-class TestTargets:
-    @pytest.mark.parametrize(
-        ("text", "target"),
-        [
-            ("macs=0.5", Target("macs", 0.5, True)),
-            ("macs=.25", Target("macs", 0.25, True)),
-            ("params=26500", Target("params", 26_500, False)),
-            ("params=26.5k", Target("params", 26_500, False)),
-            ("macs=12M", Target("macs", 12_000_000, False)),
-            ("macs=1.8G", Target("macs", 1_800_000_000, False)),
-            ("bytes=1MB", Target("bytes", 1_000_000, False)),
-            ("bytes=4096", Target("bytes", 4_096, False)),
-        ],
-    )
-    def test_what_can_be_asked_for(self, text, target):
-        assert parse_target(text) == target
-
-    @given(value=st.floats(0.001, 0.999))
-    def test_a_target_reads_back_as_it_is_written(self, value):
-        target = Target("macs", round(value, 4), True)
-        assert parse_target(str(target)) == target
-
-    @pytest.mark.parametrize("number", ["0", "1", "2", "2.5", "0.0", "1.0", "99"])
-    def test_a_number_that_is_neither_fraction_nor_plausible_count(self, number):
-        with pytest.raises(TargetError, match=r"is out of range\. A fraction of the dense model lies between 0 and 1"):
-            parse_target(f"macs={number}")
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("macs", "Target 'macs' has no '='. Write a unit and a number, such as macs=0.5."),
-            ("macs=half", "Target 'macs=half': 'half' is no positive number."),
-            ("macs=-0.5", "Target 'macs=-0.5': '-0.5' is no positive number."),
-            ("macs=12Q", "Target 'macs=12Q': unknown suffix 'Q'. Known are k, M and G."),
-            ("latency=0.5", "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, b"),
-            (
-                "flops=0.5",
-                "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes, int8_bytes.",
-            ),
-        ],
-    )
-    def test_a_malformed_target(self, text, message):
-        with pytest.raises(TargetError, match="^" + re.escape(message)):
-            parse_target(text)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from l0compress.training.curvature import probe
 from l0compress.training.decision import Decision
 from l0compress.training.descent import descend, held_back, steps_down
 from l0compress.training.finetune import finetune
+from l0compress.training.goals import goal_for
 from l0compress.training.harden import decide
 from l0compress.training.losses import objective_for
 from l0compress.training.methods import METHODS, method_of
@@ -291,7 +292,7 @@ class TestOneInterface:
         problem = problem_of(graph, data, QUICK)
         state = replace(TrainingState.begin(problem, Reporter()), resumed={"stage": "gates"})
         with pytest.raises(PlanError, match=r"^The snapshot is of an earlier version, whose gates began otherwise\. "):
-            METHODS["l0"](problem, {"params": 0.5}).decide(state)
+            METHODS["l0"](problem, goal_for(graph, {"params": 0.5})).decide(state)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
     def test_gates_that_no_score_stands_in_for_need_epochs(self, graph, data, granularity, target):

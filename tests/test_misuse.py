@@ -65,7 +65,7 @@ def twice_backward() -> None:
 
 def in_evaluation() -> None:
     gated = gated_mlp()
-    l0.Budget(gated.eval(), macs=0.5).penalty().backward()
+    l0.Budget(gated.eval(), {"macs": 0.5}).penalty().backward()
 
 
 # What somebody writes, and what they are told.
@@ -129,23 +129,23 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         "input, x.to(torch.float32), or the network, gated.to(x.dtype).",
     ),
     "a budget on a module": (
-        lambda: l0.Budget(mlp(), macs=0.5),
+        lambda: l0.Budget(mlp(), {"macs": 0.5}),
         InputError,
         f"Budget takes a gated network, and this is Sequential. Nothing was changed. {GATE}",
     ),
     "a budget on a network in DataParallel": (
-        lambda: l0.Budget(nn.DataParallel(gated_mlp()), macs=0.5),
+        lambda: l0.Budget(nn.DataParallel(gated_mlp()), {"macs": 0.5}),
         InputError,
         "Budget takes a gated network, and this is DataParallel. Nothing was changed. Pass the network inside of it, "
         ".module.",
     ),
     "a budget on a compiled network": (
-        lambda: l0.Budget(torch.compile(gated_mlp(), backend="eager"), macs=0.5),
+        lambda: l0.Budget(torch.compile(gated_mlp(), backend="eager"), {"macs": 0.5}),
         InputError,
         "Budget takes a gated network, and this is OptimizedModule. Nothing was changed. Pass the network inside of "
         "it, ._orig_mod.",
     ),
-    "a budget of 50 MACs": (lambda: l0.Budget(gated_mlp(), macs=50), TargetError, f"Target 'macs=50' {RANGE}"),
+    "a budget of 50 MACs": (lambda: l0.Budget(gated_mlp(), {"macs": 50}), TargetError, f"Target 'macs=50' {RANGE}"),
     "a budget of 50 %, in percent": (
         lambda: l0.Budget(gated_mlp(), {"macs": 50.0}),
         TargetError,
@@ -190,12 +190,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         "same outputs. Nothing was changed. Call the network once for every backward().",
     ),
     "hardening a module": (
-        lambda: l0.harden(mlp(), l0.Budget(gated_mlp(), macs=0.5)),
+        lambda: l0.harden(mlp(), l0.Budget(gated_mlp(), {"macs": 0.5})),
         InputError,
         f"harden takes a gated network, and this is Sequential. Nothing was changed. {GATE}",
     ),
     "hardening an average": (
-        lambda: l0.harden(AveragedModel(gated := gated_mlp()), l0.Budget(gated, macs=0.5)),
+        lambda: l0.harden(AveragedModel(gated := gated_mlp()), l0.Budget(gated, {"macs": 0.5})),
         InputError,
         "harden takes a gated network, and this is AveragedModel. Nothing was changed. Pass the network inside of it, "
         ".module.",
@@ -204,7 +204,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         lambda: l0.harden(gated_mlp(), 0.5),
         InputError,
         "harden takes the Budget that the gates were trained under, and this is float. Nothing was changed. Write "
-        "budget = l0compress.Budget(gated, macs=0.5) before training.",
+        "budget = l0compress.Budget(gated, {'macs': 0.5}) before training.",
     ),
     "a plan of another model": (
         lambda: l0.shrink(captured(mlp()), plan_of(captured(nn.Sequential(*mlp(), nn.ReLU(), nn.Linear(3, 3))))),
@@ -224,7 +224,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         "budget).",
     ),
     "a budget in place of a plan": (
-        lambda: (gated := gated_mlp()).shrink(l0.Budget(gated, macs=0.5)),
+        lambda: (gated := gated_mlp()).shrink(l0.Budget(gated, {"macs": 0.5})),
         PlanError,
         "shrink takes a plan, and this is a Budget. Nothing was changed. Write gated.shrink(l0compress.harden(gated, "
         "budget)).",
@@ -243,7 +243,7 @@ def test_it_is_refused_in_a_sentence(misuse):
 
 
 @pytest.mark.parametrize("granularity", ["structured", "weights", "both"])
-@pytest.mark.parametrize("penalty", [lambda g: l0.Budget(g, macs=0.5), lambda g: FixedPenalty.aic(g, 100)])
+@pytest.mark.parametrize("penalty", [lambda g: l0.Budget(g, {"macs": 0.5}), lambda g: FixedPenalty.aic(g, 100)])
 def test_gates_that_no_step_has_moved_are_not_hardened(graph, granularity, penalty):
     gated = l0.gate(graph, granularity=granularity, magnitude_slope=1.0)
     budget = penalty(gated)
@@ -265,13 +265,13 @@ def test_a_budget_of_another_network_is_refused_and_that_of_a_copy_taken(graph, 
     strangers = [l0.gate(captured(mlp(20))), l0.gate(alike), gate(graph, granularity="both")]
     for stranger in strangers:
         with pytest.raises(TargetError) as error:
-            l0.harden(gated, l0.Budget(stranger, macs=0.5))
+            l0.harden(gated, l0.Budget(stranger, {"macs": 0.5}))
         assert str(error.value) == (
             "the budget (macs) is on another network than the one to harden. Nothing was changed. Harden the network "
             "that the budget was made for, or make one for this network and train it."
         )
     again = l0.gate(graph.with_state(graph.state()))
-    pairs = ((gated, budget), (copy.deepcopy(gated), budget), (gated, l0.Budget(again, macs=0.5)))
+    pairs = ((gated, budget), (copy.deepcopy(gated), budget), (gated, l0.Budget(again, {"macs": 0.5})))
     plans = [l0.harden(*pair) for pair in pairs]
     assert all(torch.equal(plan.keep, plans[0].keep) for plan in plans)
 

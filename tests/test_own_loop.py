@@ -65,7 +65,7 @@ def test_where_training_left_the_weights_alone_the_plan_fits_them(graph):
     with torch.no_grad():
         gated.gates.log_alpha[::2] = -3.0
         gated.gates.log_alpha[1::2] = 3.0
-    plan = l0.harden(gated, l0.Budget(gated, macs=0.5))
+    plan = l0.harden(gated, l0.Budget(gated, {"macs": 0.5}))
     assert l0.verify(l0.shrink(graph, plan), gated.shrink(plan)).max_absolute == 0
 
 
@@ -73,14 +73,14 @@ def test_scores_set_by_hand_and_loaded_ones_count_as_trained(graph, data):
     gated, budget = trained(graph, data)
     loaded = l0.gate(graph)
     loaded.load_state_dict(gated.state_dict())
-    plan = l0.harden(loaded, l0.Budget(loaded, macs=0.5))
+    plan = l0.harden(loaded, l0.Budget(loaded, {"macs": 0.5}))
     assert torch.equal(plan.keep, l0.harden(gated, budget).keep)
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_first_scores_may_be_hardened_on_purpose(graph, granularity):
     gated = l0.gate(graph, granularity=granularity, magnitude_slope=1.0)
-    plan = l0.harden(gated, l0.Budget(gated, macs=0.6), allow_untrained=True)
+    plan = l0.harden(gated, l0.Budget(gated, {"macs": 0.6}), allow_untrained=True)
     assert l0.nonzero_cost(gated.shrink(plan)).macs <= 0.6 * l0.cost(graph).macs
 
 
@@ -131,10 +131,10 @@ def test_a_weight_named_log_alpha_keeps_its_gates_apart_from_those_of_the_moves(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_converted_network_trains_in_its_type_with_gates_in_float32_at_least(graph, data, x, dtype, granularity):
     gated = l0.gate(graph, granularity=granularity).to(dtype)
-    budget = l0.Budget(gated, macs=0.5)
+    budget = l0.Budget(gated, {"macs": 0.5})
     budget.step()
     penalty = budget.penalty()
-    reference = l0.Budget(l0.gate(graph, granularity=granularity), macs=0.5)
+    reference = l0.Budget(l0.gate(graph, granularity=granularity), {"macs": 0.5})
     assert penalty.dtype is torch.float64
     assert budget.violation == pytest.approx(reference.violation, rel=1e-6)
     (F.cross_entropy(gated(x.to(dtype)).float(), data.test.targets[:16]) + penalty).backward()
@@ -197,7 +197,7 @@ def test_several_calls_a_step_each_draw_their_own_gates(graph, x):
 def test_under_autocast_and_a_gradient_scaler_the_budget_is_met(graph, data, granularity):
     torch.manual_seed(0)
     gated = l0.gate(graph, granularity=granularity)
-    budget = l0.Budget(gated, macs=0.5)
+    budget = l0.Budget(gated, {"macs": 0.5})
     optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-2, gate_lr=0.2))
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     for _ in range(5):
@@ -240,7 +240,7 @@ def test_a_compiled_network_samples_and_evaluates_as_it_does_uncompiled(graph, x
         expected = gated(x)
         torch.manual_seed(1)
         torch.testing.assert_close(compiled(x), expected)
-    (compiled(x).sum() + l0.Budget(gated, macs=0.5).penalty()).backward()
+    (compiled(x).sum() + l0.Budget(gated, {"macs": 0.5}).penalty()).backward()
     assert all(gates.grad is not None for gates in gated.gate_parameters().values())
 
 

@@ -37,6 +37,12 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = l0.compres
 
 
+@pytest.mark.parametrize("name", ["keep_zeros_", "unshrink_state"])
+def test_what_was_public_once_still_resolves_and_is_not_shown(name: str) -> None:
+    assert getattr(l0, name).__name__ == name
+    assert name not in dir(l0) and name not in l0.__all__
+
+
 def test_importing_the_package_or_its_command_line_loads_neither_torch_nor_onnx() -> None:
     code = (
         "import sys, l0compress, l0compress.cli.app; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,10 @@ from run_folders import EQUAL, Killed, dying_at, files, hashes, hashes_of_all, r
 from safetensors import safe_open
 
 from l0compress.errors import DivergedError, InputError, RunError
+from l0compress.pipeline.durable import sha256_of
 from l0compress.pipeline.holding import check_new
 from l0compress.pipeline.manifest import read_manifest
-from l0compress.pipeline.runs import newest_run, newest_unfinished, open_run
+from l0compress.pipeline.runs import measured, newest_run, newest_unfinished, open_run
 from l0compress.pipeline.training_run import finetune_run, resume_run
 from l0compress.training.events import ProgressEvent
 
@@ -78,6 +80,18 @@ class TestReaders:
         Path("whole/small.pt2").unlink()
         with pytest.raises(RunError, match=r"Cannot read '.*small\.pt2' of run 'whole': No such file"):
             open_run(Path("whole"))
+
+    @pytest.mark.usefixtures("whole")
+    def test_a_run_of_an_earlier_version_reads_as_one_of_today(self) -> None:
+        path, written = Path("whole/result.json"), open_run(Path("whole"))
+        path.write_text(path.read_text().replace('"bytes"', '"size_bytes"'))
+        manifest = read_manifest(Path("whole"))
+        replace(manifest, files={**manifest.files, path.name: sha256_of(path)}).write(Path("whole"))
+        old = open_run(Path("whole"))
+        assert "size_bytes" in path.read_text() and old.result == written.result
+        assert [measured(old.result, name).cost.bytes for name in ("dense", "small")] == [
+            written.result[name]["bytes"] for name in ("dense", "small")
+        ]
 
     @pytest.mark.usefixtures("unfinished")
     def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(self) -> None:

@@ -27,6 +27,7 @@ from l0compress.training.final_phase import FinalPhase
 from l0compress.training.finetune import FinetuneResult, finetune, finish
 from l0compress.training.problem import problem_of
 from l0compress.training.reporting import Reporter
+from l0compress.training.sparsity import keep_zeros_
 from l0compress.training.state import TrainingState
 from l0compress.verification.calls import Call
 from l0compress.verification.equality import verify
@@ -225,7 +226,7 @@ class TestCommands:
 
 def test_in_a_loop_of_ones_own(data, graph):
     gated = l0.gate(graph, granularity="weights", magnitude_slope=1.0)
-    budget = l0.Budget(gated, params=0.5, ramp_steps=20)
+    budget = l0.Budget(gated, {"params": 0.5}, ramp_steps=20)
     x, y = data.train.inputs[0], data.train.targets
     optimizer = torch.optim.AdamW(gated.param_groups(lr=5e-3, gate_lr=0.1, weight_decay=0.01))
     for _ in range(60):
@@ -235,7 +236,7 @@ def test_in_a_loop_of_ones_own(data, graph):
         budget.step()
     plan = l0.harden(gated, budget)
     small = gated.shrink(plan)
-    network = l0.keep_zeros_(small.module(), plan.small_masks()).train()
+    network = keep_zeros_(small.module(), plan.small_masks()).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-2, weight_decay=0.1)
     for _ in range(100):
         optimizer.zero_grad()

@@ -22,8 +22,6 @@ from l0compress.training.harden import decide_by_gates, harden
 from l0compress.training.rounding import round_weights
 from l0compress.training.sparsity import check_zeros, keep_zeros_
 
-KEYWORDS = {"params": "params", "macs": "macs", "bytes": "size_bytes"}
-
 
 def mlp(sizes: tuple[int, ...] = (6, 10, 8, 3)) -> nn.Module:
     layers: list[nn.Module] = []
@@ -90,7 +88,7 @@ def gated_at_random(graph: CapturedGraph, granularity: Any, seed: int = 0) -> Ga
 def test_the_budget_is_met_and_used_and_the_small_model_equals_the_masked_dense_one(name, granularity, unit):
     graph = NETWORKS[name]().to(torch.float64)
     gated = gated_at_random(graph, granularity)
-    budget = Budget(gated, **{KEYWORDS[unit]: 0.4})
+    budget = Budget(gated, {unit: 0.4})
     plan = harden(gated, budget)
     folded = l0.fold(gated, plan)
     small = l0.shrink(folded, plan)
@@ -124,7 +122,7 @@ def test_no_network_goes_over_its_budget_and_in_parameters_none_stays_under_it(s
     graph = capture(mlp(sizes), (torch.randn(3, sizes[0]),))
     try:
         gated = gated_at_random(graph, granularity, seed)
-        budget = Budget(gated, **{KEYWORDS[unit]: share})
+        budget = Budget(gated, {unit: share})
         plan = harden(gated, budget)
     except (TargetError, TargetMissedError, NothingToPruneError):
         reject()  # Hypothesis fails where hardly any example gets beyond this.
@@ -171,7 +169,7 @@ def test_nothing_that_was_left_out_would_still_fit(costs, share, seed):
 def test_the_best_scores_stay():
     graph = NETWORKS["linear"]()
     gated = gated_at_random(graph, "weights")
-    plan = harden(gated, Budget(gated, params=0.5))
+    plan = harden(gated, Budget(gated, {"params": 0.5}))
     kept = torch.cat([gated.weight_gates[name].log_alpha.detach()[mask] for name, mask in plan.masks.items()])
     lost = torch.cat([gated.weight_gates[name].log_alpha.detach()[~mask] for name, mask in plan.masks.items()])
     assert float(kept.min()) >= float(lost.max())
@@ -191,7 +189,7 @@ def test_a_channel_that_only_zeros_read_is_cut_out_and_its_budget_goes_elsewhere
     with torch.no_grad():
         gated.gates.log_alpha.fill_(5.0)
         gated.weight_gates["4.weight"].log_alpha[:, 3] = -20.0  # nobody reads the fourth unit of the second layer
-    budget = Budget(gated, params=0.6)
+    budget = Budget(gated, {"params": 0.6})
     plan = harden(gated, budget)
     assert not bool(plan.keep[hidden.moves[3]])
     small = l0.shrink(l0.fold(gated, plan), plan)
@@ -213,7 +211,7 @@ def test_a_decision_has_the_small_graph_that_its_plan_leaves(granularity):
 
 def test_a_target_below_one_element_of_each_weight_is_refused_before_training():
     with pytest.raises(TargetError, match="24 of 185 stay"):
-        Budget(gate(NETWORKS["linear"](), granularity="weights"), params=20 / 185)
+        Budget(gate(NETWORKS["linear"](), granularity="weights"), {"params": 20 / 185})
 
 
 def test_a_decision_that_cuts_the_output_off_from_the_input_is_refused():
@@ -223,7 +221,7 @@ def test_a_decision_that_cuts_the_output_off_from_the_input_is_refused():
             weight_gate.log_alpha.fill_(-5.0)
             weight_gate.log_alpha[0, position] = 5.0  # units 0, 0 and 0 are fed, units 1 and 2 are read
     with pytest.raises(TargetMissedError) as error:
-        harden(gated, Budget(gated, params=24 / 185))
+        harden(gated, Budget(gated, {"params": 24 / 185}))
     assert str(error.value) == (
         "With so few weights the model's output no longer depends on its input. Nothing was written. Ask for a larger "
         "target."

@@ -110,7 +110,7 @@ class TestNetwork:
 
     def test_every_gate_and_every_weight_gets_a_gradient(self):
         gated = gate(mixed(), granularity="both").train()
-        Budget(gated, params=0.5)
+        Budget(gated, {"params": 0.5})
         torch.manual_seed(0)
         gated(*gated.groups.graph.example_args).square().sum().backward()
         parameters = {**gated.gate_parameters(), **gated.weights()}

@@ -10,16 +10,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, fx, nn
 
 from l0compress.errors import InputError, NothingToPruneError, PlanError
+from l0compress.gates.defaults import GRANULARITIES, OPEN_LOG_ALPHA, TEMPERATURE, Granularity
 from l0compress.gates.factors import ReadFactors
 from l0compress.gates.factors import product_of as product_of
 from l0compress.gates.folding import fold as fold
-from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, STRETCH, TEMPERATURE, HardConcrete, Stretch
+from l0compress.gates.hard_concrete import STRETCH, HardConcrete, Stretch
 from l0compress.gates.network import FACTORS, MOVES, WEIGHT_GATE, GatedNetwork, Start, check_trainable, gate_key
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph, check_captured
@@ -29,9 +29,6 @@ from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
 from l0compress.graph.groups.weights import Weight, find_weights
 from l0compress.graph.nodes.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
-
-Granularity = Literal["structured", "weights", "both"]
-GRANULARITIES: tuple[Granularity, ...] = ("structured", "weights", "both")
 
 
 def gate(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from l0compress.gates.decay import never_decay_
+from l0compress.gates.defaults import OPEN_LOG_ALPHA, TEMPERATURE
 
 
 class Stretch(NamedTuple):
@@ -27,8 +28,6 @@ class Stretch(NamedTuple):
 
 
 STRETCH = Stretch(-0.1, 1.1)
-TEMPERATURE = 0.5
-OPEN_LOG_ALPHA = 2.94
 _FINE = 4  # bytes of the coarsest type that log_alpha is kept in
 
 

@@ -1,4 +1,4 @@
-"""From files, names and flags to objects: models, data, targets. No pickle is read unless the caller trusts it."""
+"""From files, names and flags to objects: models and data. No pickle is read unless the caller trusts it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from l0compress.loading.fit import check_labels, check_values, fit_data
 from l0compress.loading.models import Model, ModelSource, load_model
 from l0compress.loading.parts import as_data
 from l0compress.loading.references import import_reference
-from l0compress.loading.targets import Target, make_target, parse_target
 
 __all__ = [
     "DataSource",
     "Model",
     "ModelSource",
-    "Target",
     "as_data",
     "check_labels",
     "check_values",
@@ -24,7 +22,5 @@ __all__ = [
     "load_data",
     "load_model",
     "load_pt2",
-    "make_target",
     "parse_factory_args",
-    "parse_target",
 ]

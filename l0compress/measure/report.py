@@ -49,14 +49,14 @@ _Count = tuple[str, Callable[[Measured], int | None]]
 _COUNTS: tuple[_Count, ...] = (
     ("parameters", lambda model: model.cost.params if model.cost else None),
     ("MACs per sample", lambda model: model.cost.macs if model.cost else None),
-    ("weight bytes", lambda model: model.cost.size_bytes if model.cost and not model.quantized else None),
+    ("weight bytes", lambda model: model.cost.bytes if model.cost and not model.quantized else None),
     ("file bytes", lambda model: model.file_bytes),
     ("memory bytes", lambda model: model.memory_bytes),
 )
 _SPARSE_COUNTS: tuple[_Count, ...] = (
     ("nonzero parameters", lambda model: model.without_zeros.params if model.without_zeros else None),
     ("MACs with nonzero weights", lambda model: model.without_zeros.macs if model.without_zeros else None),
-    ("weight bytes, zeros left out", lambda model: model.without_zeros.size_bytes if model.without_zeros else None),
+    ("weight bytes, zeros left out", lambda model: model.without_zeros.bytes if model.without_zeros else None),
 )
 
 

@@ -19,7 +19,7 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.cost import Cost, cost, cost_lines
 from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.graph.nodes.describe import headed
-from l0compress.loading import Model, Target, make_target
+from l0compress.loading import Model
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
@@ -29,6 +29,7 @@ from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
+from l0compress.training.targets import AbsoluteTarget, Target
 from l0compress.verification.equality import Equality, verify
 
 
@@ -54,6 +55,7 @@ class CompressResult:
         small: the smaller model, best by validation; ``small.module()`` is an ``nn.Module``.
         plan: which channels were kept.
         target: the budget.
+        limit: the most that the target allows, in its unit.
         dense_cost, small_cost: what both cost by their shapes.
         nonzero_cost: what ``small`` costs when the zeros in its weights are left out; None where no single weights were
             removed. With it, the target is on this.
@@ -68,6 +70,7 @@ class CompressResult:
     small: CapturedGraph
     plan: KeepPlan
     target: Target
+    limit: int
     dense_cost: Cost
     small_cost: Cost
     nonzero_cost: Cost | None
@@ -85,11 +88,6 @@ class CompressResult:
             f"small and masked model agree within {self.equality.max_relative:.2g}",
         ]
         return headed(f"CompressResult({self.target}: {self.reached:,} of at most {self.limit:,})", lines)
-
-    @property
-    def limit(self) -> int:
-        """The most that the target allows, in its unit."""
-        return self.target.limit(self.dense_cost.get(self.target.unit))
 
     @property
     def reached(self) -> int:
@@ -143,7 +141,7 @@ def compress(
         >>> result.dense_cost.params, result.small_cost.params <= 57
         (114, True)
     """
-    wanted = target if isinstance(target, Target) else make_target(target)
+    wanted = Target.of(target)
     settings = FinetuneSettings(device=_device_of(model)) if settings is None else settings
     if not isinstance(settings, FinetuneSettings):
         raise InputError(
@@ -176,16 +174,16 @@ def compress_prepared(
     checkpoints: Checkpoints | None = None,
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
-    wanted = {target.unit: target.value}
     for part in prepared.graph.training_only:
         message = f"No run does what the model does in training mode alone: {part.sentence}."
         event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
         on_event(replace(event, category=LostInCaptureWarning))
     with in_turn():
+        goal = target.on(cost(prepared.graph).get(target.unit))
         result = finetune(
-            prepared.graph, prepared.data, wanted, settings=settings, on_event=on_event, checkpoints=checkpoints
+            prepared.graph, prepared.data, goal, settings=settings, on_event=on_event, checkpoints=checkpoints
         )
-        return _checked(result, prepared, target, settings)
+        return _checked(result, prepared, goal, settings)
 
 
 def check_device(device: str) -> None:
@@ -201,18 +199,20 @@ def check_device(device: str) -> None:
         ) from reason
 
 
-def _checked(result: FinetuneResult, prepared: Prepared, target: Target, settings: FinetuneSettings) -> CompressResult:
+def _checked(
+    result: FinetuneResult, prepared: Prepared, goal: AbsoluteTarget, settings: FinetuneSettings
+) -> CompressResult:
     silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
     equality = verify(result.small, silenced)
-    dense_cost = cost(prepared.graph)
     sparse = nonzero_cost(result.small) if result.plan.masks else None
     compressed = CompressResult(
         dense=result.dense,
         masked=silenced,
         small=result.small,
         plan=result.plan,
-        target=target,
-        dense_cost=dense_cost,
+        target=goal.wanted,
+        limit=goal.limit,
+        dense_cost=cost(prepared.graph),
         small_cost=cost(result.small),
         nonzero_cost=sparse,
         val=Scores(result.dense_evaluation, result.best_evaluation),
@@ -223,8 +223,8 @@ def _checked(result: FinetuneResult, prepared: Prepared, target: Target, setting
     )
     if compressed.reached > compressed.limit:
         raise TargetMissedError(
-            f"Target {target}: the small model has {compressed.reached:,} {target.unit}, and at most "
-            f"{compressed.limit:,} were asked for. Nothing was written."
+            f"Target {goal.wanted}: the small model has {compressed.reached:,} {goal.unit}, and at most "
+            f"{goal.limit:,} were asked for. Nothing was written."
         )
     return compressed
 

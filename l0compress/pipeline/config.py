@@ -1,4 +1,4 @@
-"""Configuration files: every flag of ``l0compress finetune`` in TOML, read with the line of what is wrong, and written.
+"""Configuration files: every setting of a run in TOML, read with the line of what is wrong, and written.
 
 ensures: what :func:`config_text` writes is read back by :func:`read_config` as the same values.
 """
@@ -14,7 +14,9 @@ from typing import Any
 import tomli_w
 
 from l0compress.errors import InputError
-from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING, Option
+from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING
+from l0compress.pipeline.readers import READERS
+from l0compress.training.schema import Setting
 
 SECTIONS = (READING, TRAINING, GATES)
 _BY_PLACE = {(option.section, option.key): name for name, option in OPTIONS.items()}
@@ -69,13 +71,15 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     Raises:
         InputError: it will not.
     """
-    try:
-        expected = OPTIONS[option].wrong(value)
-    except InputError as error:
-        raise type(error)(f"{line}{error}") from error
+    row = OPTIONS[option].written
+    expected = row.wrong(value)
     if expected is not None:
         raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed. Give such a value.")
-    return float(value) if OPTIONS[option].kind is float else value
+    try:
+        READERS.get(row.format, str)(value)
+    except InputError as error:
+        raise type(error)(f"{line}{error}") from error
+    return float(value) if row.kind is float else value
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +102,31 @@ def config_text(values: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _written(option: Option, value: Any) -> str:
-    return f"# {option.key} =   ({option.absent})" if value is None else tomli_w.dumps({option.key: value}).strip()
+def config_schema() -> dict[str, Any]:
+    """The JSON Schema of configuration files, for editors that complete and check them.
+
+    >>> config_schema()["properties"]["training"]["properties"]["epochs"]["minimum"]
+    0
+    """
+    properties = {section: _object({}) for section in ("", *SECTIONS)}
+    for name, option in OPTIONS.items():
+        properties[option.section]["properties"][name] = option.written.json_schema()
+    whole = properties.pop("")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "l0compress finetune --config",
+        **_object({**whole["properties"], **properties}),
+    }
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _written(option: Setting, value: Any) -> str:
+    if value is not None:
+        return tomli_w.dumps({option.key: value}).strip()
+    return f"# {option.key} =   ({'needed: ' if option.needed else ''}{option.absent})"
 
 
 def _entries(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import InputError
-from l0compress.loading import DataSource, ModelSource, Target, import_reference, parse_factory_args, parse_target
+from l0compress.loading import DataSource, ModelSource, import_reference, parse_factory_args
 from l0compress.loading.datasets import kind_of
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
 from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import GATES, OPTIONS
+from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
+from l0compress.training.targets import Target, parse_target
 
 NEEDED = ("model", "data", "target")
 _STREAM_BATCH = 64
@@ -182,5 +184,5 @@ def _listed(numbers: Iterable[float]) -> str:
     return ",".join(map(str, numbers))
 
 
-def _is_gate(option: Any) -> bool:
+def _is_gate(option: Setting) -> bool:
     return option.section == GATES

@@ -37,6 +37,7 @@ PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 STATE, LOCK = "state", ".lock"
 READING = "reading"
+_COSTS, _OLD_BYTES = ("dense", "small", "nonzero"), "size_bytes"
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> FinishedRun:
             f"it is running right now, finish it with: {resume_command(folder)}"
         )
     manifest.check_files(folder)
-    return FinishedRun(folder, _read_json(folder / RESULT))
+    return FinishedRun(folder, _result_of(folder))
 
 
 def check_not_of(run: FinishedRun, path: Path) -> None:
@@ -168,6 +169,16 @@ def reading_of(folder: Path) -> Reading | None:
         RunError: the manifest is damaged.
     """
     return Reading.from_json(read_manifest(folder).about.get(READING))
+
+
+def _result_of(folder: Path) -> dict[str, Any]:
+    """The result as it is written now: the bytes of a cost had a longer name before."""
+    result = _read_json(folder / RESULT)
+    for name in _COSTS:
+        cost = result.get(name)
+        if cost is not None and _OLD_BYTES in cost:
+            result[name] = {"bytes" if key == _OLD_BYTES else key: value for key, value in cost.items()}
+    return result
 
 
 def _scores(result: Mapping[str, Any]) -> Mapping[str, Any]:

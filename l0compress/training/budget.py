@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Real
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
@@ -23,8 +24,16 @@ from torch import Tensor
 
 from l0compress.errors import InputError, TargetError
 from l0compress.gates.attach import GatedNetwork, check_gated
-from l0compress.training.multiplier import AscentSettings, Multiplier, cubic_ramp
-from l0compress.training.targets import check_countable, dense_cost, named_target, reachable_target
+from l0compress.training.goals import Criterion
+from l0compress.training.multiplier import AscentSettings, FixedMultiplier, Multiplier, cubic_ramp
+from l0compress.training.targets import (
+    AbsoluteTarget,
+    Target,
+    check_countable,
+    check_reachable,
+    dense_cost,
+    named_target,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -33,7 +42,9 @@ _ASCENT = AscentSettings()
 
 
 class Penalty(ABC):
-    """What joins the loss while gates are trained: a :class:`Budget` or a :class:`FixedPenalty`.
+    """What joins the loss while gates are trained: ``multiplier`` times an amount that the gates decide.
+
+    A :class:`Budget` or a :class:`FixedPenalty`.
 
     Attributes:
         unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
@@ -43,12 +54,13 @@ class Penalty(ABC):
 
     unit: str
     dense: int
-    target: int | None
+    target: int | None = None
 
-    def __init__(self, gated: GatedNetwork, unit: str) -> None:
+    def __init__(self, gated: GatedNetwork, unit: str, dense: int, multiplier: Multiplier | FixedMultiplier) -> None:
         self._gated = gated
         self.unit = unit
-        self.dense = dense_cost(gated.groups, unit)
+        self.dense = dense
+        self._multiplier = multiplier
 
     @property
     def gated(self) -> GatedNetwork:
@@ -78,40 +90,41 @@ class Penalty(ABC):
                 "Nothing was changed. Call gated.train() before the steps of training, and gated.eval() only to "
                 "evaluate."
             )
-        return self._penalty()
+        return self.multiplier * self._amount()
+
+    @property
+    def multiplier(self) -> float:
+        """What a unit of the amount weighs in the loss: of a budget the Lagrange multiplier, a unit of log cost."""
+        return self._multiplier.value
+
+    @abstractmethod
+    def _amount(self) -> Tensor:
+        """What the multiplier is multiplied with: a scalar, differentiable in the gates."""
+
+    @property
+    def violation(self) -> float:
+        """Feasible where <= 0; 0 without a target, where nothing is violated."""
+        return 0.0
+
+    def step(self) -> None:
+        """Called once after every step of the optimizer: the multiplier ascends by the violation."""
+        self._multiplier.ascend_(self.violation)
 
     def follow_(self, gated: GatedNetwork) -> None:
-        """Go on with ``gated``, what compaction made of the network so far."""
+        """Go on with ``gated``, what compaction made of the network so far; target and multiplier stay."""
         self._gated = gated
 
-    @property
-    @abstractmethod
-    def multiplier(self) -> float:
-        """What a unit of the penalty weighs in the loss."""
-
-    @property
-    @abstractmethod
-    def violation(self) -> float:
-        """Feasible where <= 0."""
-
-    @abstractmethod
-    def _penalty(self) -> Tensor: ...
-
-    @abstractmethod
-    def step(self) -> None:
-        """Called once after every step of the optimizer."""
-
-    @abstractmethod
     def values(self) -> dict[str, float]:
         """What has to be known between two steps to go on."""
+        return self._multiplier.values()
 
-    @abstractmethod
     def load_values_(self, values: Mapping[str, float]) -> None:
         """Go on from what :meth:`values` returned."""
+        self._multiplier.load_values_(values)
 
 
 class Units(TypedDict, total=False):
-    """The keywords that name a target."""
+    """The keywords that name a target, an older spelling of ``{"macs": 0.5}``; ``size_bytes`` is ``bytes``."""
 
     params: float | None
     macs: float | None
@@ -123,10 +136,10 @@ class Units(TypedDict, total=False):
 class Budget(Penalty):
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs, bytes or bytes of int8.
 
-    Name exactly one of ``params``, ``macs``, ``bytes`` (or ``size_bytes``) and ``int8_bytes``, which counts what the
-    int8 file will hold, see :mod:`l0compress.graph.groups.int8`: as a keyword, in a mapping,
-    ``Budget(gated, {"macs": 0.5})``, or as on the command line, ``Budget(gated, "macs=0.5")``. A number between 0 and 1
-    is a fraction of the cost that ``gated`` has when the budget is made, a whole number from 100 on is a count. Where
+    ``target`` names exactly one of ``params``, ``macs``, ``bytes`` and ``int8_bytes``, which counts what the int8 file
+    will hold, see :mod:`l0compress.graph.groups.int8`: as a mapping, ``Budget(gated, {"macs": 0.5})``, or as on the
+    command line, ``Budget(gated, "macs=0.5")``. The older ``Budget(gated, macs=0.5)`` works as well. A number between 0
+    and 1 is a fraction of the cost that ``gated`` has when the budget is made, an integer from 100 on is a count. Where
     single weights carry gates, the cost is that of what is not zero, see :func:`~l0compress.nonzero_cost`.
     ``ramp_steps`` is the number of calls of :meth:`step` over which the target falls from the model's own cost to the
     budget.
@@ -138,6 +151,12 @@ class Budget(Penalty):
         optimizer.step()
         budget.step()
 
+    >>> from l0compress import capture, gate
+    >>> gated = gate(capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), (torch.zeros(2, 4),)))
+    >>> budget = Budget(gated, {"macs": 0.5})
+    >>> budget.dense, budget.target
+    (48, 24)
+
     Raises TargetError for a malformed target, and for one that no choice of what to remove can reach; InputError where
     ``gated`` is no gated network.
     """
@@ -147,42 +166,36 @@ class Budget(Penalty):
     def __init__(
         self,
         gated: GatedNetwork,
-        target: Mapping[str, float] | str | None = None,
+        target: Target | AbsoluteTarget | Mapping[str, float] | str | None = None,
         *,
         ramp_steps: int = 0,
         ascent: AscentSettings = _ASCENT,
         **units: Unpack[Units],
     ) -> None:
         check_gated(gated, "Budget")
-        wanted = named_target(target, units)
-        check_countable(wanted.unit, single_weights=bool(gated.sparse))
-        super().__init__(gated, wanted.unit)
-        least = gated.smallest_cost
-        self._begin_(reachable_target(gated.groups, wanted.value, wanted.unit, smallest=least), ramp_steps, ascent)
+        if not isinstance(target, AbsoluteTarget):
+            wanted = named_target(target, units)
+            target = wanted.on(dense_cost(gated.groups, wanted.unit))
+        check_countable(target.unit, single_weights=bool(gated.sparse))
+        check_reachable(target, gated.groups, gated.smallest_cost)
+        self._begin_(gated, target, ramp_steps, ascent)
 
     @classmethod
-    def at(cls, gated: GatedNetwork, unit: str, target: int, *, dense: int, ascent: AscentSettings = _ASCENT) -> Budget:
-        """A budget on what is left of a larger network of cost ``dense``, in force from the first step.
+    def at(cls, gated: GatedNetwork, target: AbsoluteTarget, *, ascent: AscentSettings = _ASCENT) -> Budget:
+        """A budget on ``gated``, what is left of the network of ``target``, in force from the first step.
 
-        ``target`` is a count that was found to be within reach, however small.
+        The target was found to be within reach of that network, and is not checked again.
         """
         budget = cls.__new__(cls)
-        Penalty.__init__(budget, gated, unit)
-        budget.dense = dense
-        budget._begin_(target, 0, ascent)
+        budget._begin_(gated, target, 0, ascent)
         return budget
 
-    def _begin_(self, target: int, ramp_steps: int, ascent: AscentSettings) -> None:
-        self.target = target
+    def _begin_(self, gated: GatedNetwork, target: AbsoluteTarget, ramp_steps: int, ascent: AscentSettings) -> None:
+        super().__init__(gated, target.unit, target.dense, Multiplier(ascent))
+        self.target = target.limit
         self.ramp_steps = ramp_steps
-        self._multiplier = Multiplier(ascent)
         self._num_steps = 0
         self._last: float | None = None
-
-    @property
-    def multiplier(self) -> float:
-        """The Lagrange multiplier in force, in units of loss per unit of log cost."""
-        return self._multiplier.value
 
     @property
     def target_now(self) -> float:
@@ -197,11 +210,14 @@ class Budget(Penalty):
         with torch.no_grad():
             return float(self._violation())
 
-    def _penalty(self) -> Tensor:
-        """``multiplier * violation``."""
+    def _amount(self) -> Tensor:
+        """The violation, which the next :meth:`step` ascends on."""
         violation = self._violation()
         self._last = float(violation.detach())
-        return self.multiplier * violation
+        return violation
+
+    def _violation(self) -> Tensor:
+        return self.expected_cost().log() - math.log(self.target_now)
 
     def step(self) -> None:
         """Ascend on the multiplier by the violation of the last :meth:`penalty`, and move the target along its ramp."""
@@ -210,22 +226,17 @@ class Budget(Penalty):
         self._num_steps += 1
 
     def follow_(self, gated: GatedNetwork) -> None:
-        """Go on with ``gated``, what compaction made of the network so far; target and multiplier stay."""
         super().follow_(gated)
         self._last = None
 
     def values(self) -> dict[str, float]:
-        """What has to be known between two steps to go on: the ramp's position and the multiplier's state."""
-        return {"num_steps": self._num_steps, **self._multiplier.values()}
+        """The ramp's position and the multiplier's state."""
+        return {"num_steps": self._num_steps, **super().values()}
 
     def load_values_(self, values: Mapping[str, float]) -> None:
-        """Go on from what :meth:`values` returned."""
+        super().load_values_(values)
         self._num_steps = int(values["num_steps"])
-        self._multiplier.load_values_(values)
         self._last = None
-
-    def _violation(self) -> Tensor:
-        return self.expected_cost().log() - math.log(self.target_now)
 
     def __repr__(self) -> str:
         ramp = f" of {self.ramp_steps:,} of its ramp" if self.ramp_steps > 0 else ""
@@ -241,50 +252,28 @@ class FixedPenalty(Penalty):
     With ``unit="params"`` and a loss that is a mean negative log-likelihood, :meth:`aic` and :meth:`bic` are the
     expected Akaike and Bayesian information criteria divided by twice the number of samples.
     There is no target: hardening keeps what is kept with probability above one half.
-    """
 
-    target: None = None
+    Raises TargetError for a multiplier that is negative or not finite, InputError where ``gated`` is no gated network.
+    """
 
     def __init__(self, gated: GatedNetwork, multiplier: float, *, unit: str = "params") -> None:
         check_gated(gated, "FixedPenalty")
-        if not (multiplier >= 0 and math.isfinite(multiplier)):
+        if not (isinstance(multiplier, Real) and multiplier >= 0 and math.isfinite(multiplier)):
             raise TargetError(f"Penalty {multiplier}: a multiplier is a finite number, 0 or more. Nothing was changed.")
-        super().__init__(gated, unit)
-        self._multiplier = float(multiplier)
+        super().__init__(gated, unit, dense_cost(gated.groups, unit), FixedMultiplier(multiplier))
 
     @classmethod
     def aic(cls, gated: GatedNetwork, num_samples: int) -> FixedPenalty:
         """Akaike 1974: one nat a parameter, ``multiplier = 1 / N``."""
-        return cls(gated, 1 / num_samples)
+        return cls(gated, Criterion("aic").multiplier(num_samples))
 
     @classmethod
     def bic(cls, gated: GatedNetwork, num_samples: int) -> FixedPenalty:
         """Schwarz 1978: half of ``ln N`` nats a parameter, ``multiplier = ln N / (2 N)``."""
-        return cls(gated, math.log(num_samples) / (2 * num_samples))
+        return cls(gated, Criterion("bic").multiplier(num_samples))
 
-    @property
-    def multiplier(self) -> float:
-        """Loss per unit of cost."""
-        return self._multiplier
-
-    @property
-    def violation(self) -> float:
-        """Always 0: without a target nothing is violated."""
-        return 0.0
-
-    def _penalty(self) -> Tensor:
-        """``multiplier * E[cost]``."""
-        return self.multiplier * self.expected_cost()
-
-    def step(self) -> None:
-        """Nothing moves: the multiplier is fixed."""
-
-    def values(self) -> dict[str, float]:
-        """Nothing: a fixed penalty has no state."""
-        return {}
-
-    def load_values_(self, values: Mapping[str, float]) -> None:
-        """Nothing to load."""
+    def _amount(self) -> Tensor:
+        return self.expected_cost()
 
     def __repr__(self) -> str:
         return f"FixedPenalty({self.multiplier:.4g} for each of {self.unit}; expected now {self.density:.1%})"

@@ -6,7 +6,6 @@ ensures:  a smaller graph within the budget, checked equal to the masked dense m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 
@@ -22,6 +21,7 @@ from l0compress.training.decision import Decision
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.final_phase import FinalPhase
+from l0compress.training.goals import AnyTarget, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.randomness import seeded
@@ -43,7 +43,7 @@ _PLAN = "plan"
 def finetune(
     graph: CapturedGraph,
     data: Data,
-    target: Mapping[str, float] | str,
+    target: AnyTarget,
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
@@ -53,10 +53,10 @@ def finetune(
 
     ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}``, ``{"bytes": ...}`` or ``{"int8_bytes": ...}``,
     with a fraction of the dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as
-    text, ``"macs=0.5"`` or ``"bytes=1MB"``. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter),
-    ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on
-    one device, and the global random state is left as it was. ``checkpoints`` saves states on the way, and may have
-    the one to go on from; the result is that of a run which was never stopped.
+    text, ``"macs=0.5"`` or ``"bytes=1MB"``, or is a :class:`~l0compress.training.targets.Target`. Or it names a fixed
+    penalty: ``{"penalty": 1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same
+    result, bit for bit on one device, and the global random state is left as it was. ``checkpoints`` saves states on
+    the way, and may have the one to go on from; the result is that of a run which was never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
@@ -76,7 +76,7 @@ def finetune(
         resumed = reporter.checkpoints.start
         reading = None if resumed is None else Reading.from_json(resumed.get("reading"))
         problem = problem_of(graph, data, settings, reading=reading)
-        method = method_of(problem.settings)(problem, target)
+        method = method_of(problem.settings)(problem, goal_for(graph, target))
         state = TrainingState.begin(problem, reporter)
         resumed = state.resumed_in(FINETUNE)
         if resumed is None:

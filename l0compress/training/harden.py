@@ -41,7 +41,7 @@ def harden(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool = Fals
     >>> from l0compress import Budget, capture, gate
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3))
     >>> gated = gate(capture(model, (torch.zeros(2, 8),)))
-    >>> budget = Budget(gated, macs=0.5)
+    >>> budget = Budget(gated, {"macs": 0.5})
     >>> optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3))
     >>> (gated(torch.randn(16, 8)).square().mean() + budget.penalty()).backward()
     >>> optimizer.step()
@@ -78,7 +78,7 @@ def check_hardenable(gated: GatedNetwork, budget: Penalty, *, allow_untrained: b
     if not isinstance(budget, Penalty):
         raise InputError(
             f"harden takes the Budget that the gates were trained under, and this is {type(budget).__name__}. Nothing "
-            "was changed. Write budget = l0compress.Budget(gated, macs=0.5) before training."
+            "was changed. Write budget = l0compress.Budget(gated, {'macs': 0.5}) before training."
         )
     known = budget.gated.gate_parameters().keys() == gated.gate_parameters().keys()
     if not (known and budget.gated.is_of(gated.groups)):

@@ -20,9 +20,9 @@ from l0compress.training.outputs import (
     two_classes,
 )
 from l0compress.training.reading import BINARY, VALUES, Reading
+from l0compress.training.settings import LOSSES
 from l0compress.training.survey import Survey
 
-LOSSES = ("auto", "cross-entropy", "bce", "mse")
 # Softer distributions teach better; scores are of the model's own.
 SCORE_TEMPERATURE = 1.0
 

@@ -1,4 +1,4 @@
-"""A Lagrange multiplier's ascent, and the ramp of the target that it enforces."""
+"""What a penalty is multiplied by, a Lagrange multiplier that ascends or a constant, and the ramp of a target."""
 
 from __future__ import annotations
 
@@ -55,6 +55,28 @@ class Multiplier:
         """Go on from what :meth:`values` returned."""
         self.value, self._mean = float(values["multiplier"]), float(values["mean"])
         self._square, self._steps = float(values["square"]), int(values["steps"])
+
+
+class FixedMultiplier:
+    """A multiplier that stays what it is, whatever is violated.
+
+    >>> multiplier = FixedMultiplier(0.5)
+    >>> multiplier.ascend_(violation=3.0); multiplier.value, multiplier.values()
+    (0.5, {})
+    """
+
+    def __init__(self, value: float) -> None:
+        self.value = float(value)
+
+    def ascend_(self, violation: float) -> None:
+        """Nothing moves."""
+
+    def values(self) -> dict[str, float]:
+        """Nothing: it has no state."""
+        return {}
+
+    def load_values_(self, values: Mapping[str, float]) -> None:
+        """Nothing to load."""
 
 
 def cubic_ramp(start: float, target: float, progress: float) -> float:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from l0compress.errors import InputError
 from l0compress.gates.decay import weight_groups
 from l0compress.graph.cut.plan import Keeps, cut
-
-OPTIMIZERS = ("adamw", "sgd")
+from l0compress.training.settings import OPTIMIZERS
 
 
 def weight_optimizer(

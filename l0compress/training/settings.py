@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from l0compress.errors import InputError
-from l0compress.gates.attach import Granularity, check_granularity
-from l0compress.gates.hard_concrete import OPEN_LOG_ALPHA, TEMPERATURE
-from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.nodes.network import op_name
-from l0compress.training.optim import OPTIMIZERS
+from l0compress.gates.defaults import GRANULARITIES, OPEN_LOG_ALPHA, TEMPERATURE, Granularity
+from l0compress.training.schema import check_settings, setting
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from l0compress.graph.capture import CapturedGraph
 
 PLAIN_RATE = 1e-2
 ATTENTION_RATE = 5e-4
 FULL_STEPS = 20_000
 METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude")
+OPTIMIZERS = ("adamw", "sgd")
+LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _ATTENTION_OPS = ("scaled_dot_product_attention", "layer_norm", "rms_norm")
+_PANEL = "Training"
 
 
 @dataclass(frozen=True)
@@ -45,21 +48,24 @@ class GateSettings:
             the budget and in the order of a score.
     """
 
-    share: float = 1 / 3
-    log_alpha: float = OPEN_LOG_ALPHA
-    temperature: float = TEMPERATURE
-    learning_rate: float = 0.015
-    multiplier_rate: float = 0.05
-    ramp_share: float = 0.6
-    weight_rate_share: float = 2 / 3
-    weight_rate_floor: float = 0.3
-    compact_below: float = 0.01
-    full_steps: int = 2000
-    full_multiplier_steps: int = 1000
-    highest_rate: float = 0.1
-    highest_multiplier_rate: float = 0.5
-    magnitude_slope: float = 1.0
-    many_steps: int = 1000
+    share: float = field(default=1 / 3, metadata=setting(least=0, most=1))
+    log_alpha: float = field(default=OPEN_LOG_ALPHA, metadata=setting(least=-math.inf))
+    temperature: float = field(default=TEMPERATURE, metadata=setting(above=0))
+    learning_rate: float = field(default=0.015, metadata=setting(above=0))
+    multiplier_rate: float = field(default=0.05, metadata=setting(above=0))
+    ramp_share: float = field(default=0.6, metadata=setting(least=0, most=1))
+    weight_rate_share: float = field(default=2 / 3, metadata=setting(above=0))
+    weight_rate_floor: float = field(default=0.3, metadata=setting(above=0))
+    compact_below: float = field(default=0.01, metadata=setting(above=0))
+    full_steps: int = field(default=2000, metadata=setting(above=0))
+    full_multiplier_steps: int = field(default=1000, metadata=setting(above=0))
+    highest_rate: float = field(default=0.1, metadata=setting(above=0))
+    highest_multiplier_rate: float = field(default=0.5, metadata=setting(above=0))
+    magnitude_slope: float = field(default=1.0, metadata=setting(least=0))
+    many_steps: int = field(default=1000, metadata=setting(least=0))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     def are_many(self, num_steps: int) -> bool:
         """Whether gates can find their order by themselves in so many steps.
@@ -121,47 +127,108 @@ class FinetuneSettings:
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
     """
 
-    epochs: int = 48
-    method: str = "l0"
-    granularity: Granularity = "structured"
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    optimizer: str = "adamw"
-    weight_decay: float = 0.05
-    clip: float | None = 1.0
-    loss: str | Callable[[Any, Tensor], Tensor] = "auto"
-    distill: bool = True
-    distill_temperature: float = 2.0
-    final_temperature: float = 1.0
-    task_share: float = 0.5
-    input_dropout: float | None = None
-    seed: int = 0
-    device: str = "cpu"
-    bf16: bool = False
-    quantization_aware: bool = False
+    epochs: int = field(
+        default=48,
+        metadata=setting(
+            least=0,
+            panel=_PANEL,
+            help="All epochs together; 0 decides and repairs without training, on a few hundred samples.",
+        ),
+    )
+    method: str = field(
+        default=METHOD_NAMES[0],
+        metadata=setting(
+            names=METHOD_NAMES,
+            at_top=True,
+            help="What decides: learned gates (l0), a score of channels (fisher, magnitude), or of single weights "
+            "(magnitude, layer-magnitude).",
+        ),
+    )
+    granularity: Granularity = field(
+        default=GRANULARITIES[0],
+        metadata=setting(
+            names=GRANULARITIES,
+            at_top=True,
+            help="What may go: channels, heads and units (structured), single weights, which become zero (weights), or "
+            "both. With single weights the target counts what is not zero.",
+        ),
+    )
+    batch_size: int | None = field(
+        default=None,
+        metadata=setting(
+            kind=int, least=1, panel=_PANEL, absent="chosen by the number of samples", help="Samples a step."
+        ),
+    )
+    learning_rate: float | None = field(
+        default=None,
+        metadata=setting(
+            kind=float,
+            above=0,
+            key="lr",
+            panel=_PANEL,
+            absent="chosen by the network and the length of the run",
+            help="Highest learning rate.",
+        ),
+    )
+    optimizer: str = field(
+        default=OPTIMIZERS[0], metadata=setting(names=OPTIMIZERS, panel=_PANEL, help="For the weights.")
+    )
+    clip: float | None = field(
+        default=1.0,
+        metadata=setting(above=0, off=0, panel=_PANEL, help="Largest norm of the gradient; 0 does not clip."),
+    )
+    loss: str | Callable[[Any, Tensor], Tensor] = field(
+        default=LOSSES[0],
+        metadata=setting(
+            format="loss",
+            panel=_PANEL,
+            help="auto (by the targets' type), cross-entropy, bce, mse, or PKG.MOD:FN of (outputs, targets).",
+        ),
+    )
+    bf16: bool = field(default=False, metadata=setting(panel=_PANEL, help="bfloat16 autocast."))
+    quantization_aware: bool = field(
+        default=False,
+        metadata=setting(
+            panel=_PANEL,
+            help="Round in the last phase what export --quantize will round, so that weights learn to bear it.",
+        ),
+    )
+    weight_decay: float = field(default=0.05, metadata=setting(least=0))
+    distill: bool = field(default=True, metadata=setting())
+    distill_temperature: float = field(default=2.0, metadata=setting(above=0))
+    final_temperature: float = field(default=1.0, metadata=setting(above=0))
+    task_share: float = field(default=0.5, metadata=setting(least=0, most=1))
+    input_dropout: float | None = field(
+        default=None,
+        metadata=setting(
+            kind=float,
+            least=0,
+            below=1,
+            metavar="SHARE",
+            panel=_PANEL,
+            absent="0.1 of flat inputs of 64 features or more, and none of fewer",
+            help="Of the elements of flat inputs (n, features), dropped in training; other inputs are left alone.",
+        ),
+    )
+    seed: int = field(
+        default=0, metadata=setting(least=0, at_top=True, help="Of everything random but the data's parts.")
+    )
+    device: str = field(default="cpu", metadata=setting(at_top=True, help="cpu, cuda, cuda:1, ..."))
     gates: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
-        check_granularity(self.granularity)
-        rate = self.learning_rate
-        for name, ok, wanted in (
-            ("epochs", self.epochs >= 0, "0 or more"),
-            ("method", self.method in METHOD_NAMES, "one of " + ", ".join(METHOD_NAMES)),
-            ("batch_size", self.batch_size is None or self.batch_size >= 1, "at least 1"),
-            ("learning_rate", rate is None or (math.isfinite(rate) and rate > 0), "above 0"),
-            ("optimizer", self.optimizer in OPTIMIZERS, "one of " + ", ".join(OPTIMIZERS)),
-            ("weight_decay", self.weight_decay >= 0, "0 or more"),
-            ("clip", self.clip is None or self.clip > 0, "above 0"),
-            ("task_share", 0 <= self.task_share <= 1, "between 0 and 1"),
-            ("input_dropout", self.input_dropout is None or 0 <= self.input_dropout < 1, "0 or more and below 1"),
-        ):
-            if not ok:
-                raise InputError(f"{name}={getattr(self, name)}: expected {wanted}. Nothing was changed.")
+        check_settings(self)
         if self.quantization_aware and self.final_epochs < 1:
             raise InputError(
                 f"quantization_aware with epochs={self.epochs}: weights learn to be rounded in the phase after the "
                 "decision, and there is none. Nothing was changed. Say --epochs 2 or more, or leave "
                 "--quantization-aware out."
+            )
+        if self.epochs == 1 and self.method == "l0":
+            raise InputError(
+                "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
+                "leave. Nothing was changed. Say --epochs 2 or more, or --epochs 0, where a score decides without "
+                "training."
             )
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
@@ -182,6 +249,8 @@ class FinetuneSettings:
         """
         if self.learning_rate is not None:
             return self
+        from l0compress.graph.nodes.network import op_name  # needs torch, without which settings can be shown
+
         attends = any(op_name(node) in _ATTENTION_OPS for node in graph.nodes())
         highest = ATTENTION_RATE if attends else PLAIN_RATE
         return replace(self, learning_rate=highest * min(1.0, max(0.25, math.sqrt(num_steps / FULL_STEPS))))

@@ -59,12 +59,12 @@ def test_bytes_count_buffers_and_tied_weights_once() -> None:
     graph = captured(
         lambda s, t: F.linear(s.e(t) * s.scale, s.e.weight), ids, e=nn.Embedding(9, 4), scale=torch.rand(4)
     )
-    assert cost(graph) == Cost(params=36, macs=5 * 36, size_bytes=8 * 40)
-    assert cost(graph.to(torch.float32)).size_bytes == 4 * 40
+    assert cost(graph) == Cost(params=36, macs=5 * 36, bytes=8 * 40)
+    assert cost(graph.to(torch.float32)).bytes == 4 * 40
 
 
 def test_a_cost_is_read_by_unit() -> None:
-    found = Cost(params=1, macs=2, size_bytes=3, int8_bytes=4)
+    found = Cost(params=1, macs=2, bytes=3, int8_bytes=4)
     assert [found.get(unit) for unit in UNITS] == [1, 2, 3, 4]
     with pytest.raises(KeyError, match="flops"):
         found.get("flops")

@@ -127,7 +127,7 @@ def test_zeros_cost_nothing_and_biases_count_even_if_they_are_zero():
     assert found.params == kernel + 4 + last + 2
     assert found.macs == 16 * kernel + last
     # A CSR matrix of the kernel is smaller than the dense one, one of the last layer is not.
-    assert found.size_bytes == (8 * kernel + 4 * 5) + 4 * 4 + 4 * (128 + 2)
+    assert found.bytes == (8 * kernel + 4 * 5) + 4 * 4 + 4 * (128 + 2)
 
 
 def test_nonzeros_of_float64_weights_take_eight_bytes_and_an_index():
@@ -136,4 +136,4 @@ def test_nonzeros_of_float64_weights_take_eight_bytes_and_an_index():
         layer.weight.zero_()
         layer.weight[3, 4] = 1.0
     found = nonzero_cost(capture(layer, (torch.zeros(2, 10, dtype=torch.float64),)))
-    assert found == Cost(params=1, macs=1, size_bytes=8 + 4 + 4 * 11)
+    assert found == Cost(params=1, macs=1, bytes=8 + 4 + 4 * 11)

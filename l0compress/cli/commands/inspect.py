@@ -77,7 +77,7 @@ def _print_costs(inspection: Inspection) -> None:
         for name, whole, least in (
             ("parameters", dense.params, smallest.params),
             ("MACs a sample", dense.macs, smallest.macs),
-            ("bytes of weights", dense.size_bytes, smallest.size_bytes),
+            ("bytes of weights", dense.bytes, smallest.bytes),
             ("bytes in int8", dense.int8_bytes, smallest.int8_bytes),
         )
     ]

@@ -30,25 +30,30 @@ class Cost:
     Attributes:
         params: elements of distinct parameters (tied ones count once).
         macs: multiply-accumulates of linear, convolution, recurrent, matrix product and attention nodes, a sample.
-        size_bytes: bytes of parameters and floating-point buffers.
+        bytes: those of parameters and floating-point buffers.
         int8_bytes: bytes of the same in the int8 file, see :mod:`l0compress.graph.groups.int8`; 0 where nobody counted
             them. It says what another program makes of the model, so equality does not compare it.
     """
 
     params: int
     macs: int
-    size_bytes: int
+    bytes: int
     int8_bytes: int = field(default=0, repr=False, compare=False)
 
     def get(self, unit: str) -> int:
         """The cost in one unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
 
         Examples:
-            >>> Cost(params=10, macs=20, size_bytes=40).get("bytes")
+            >>> Cost(params=10, macs=20, bytes=40).get("bytes")
             40
         """
-        units = {"params": self.params, "macs": self.macs, "bytes": self.size_bytes, "int8_bytes": self.int8_bytes}
+        units = {"params": self.params, "macs": self.macs, "bytes": self.bytes, "int8_bytes": self.int8_bytes}
         return units[unit]
+
+    @property
+    def size_bytes(self) -> int:
+        """Return :attr:`bytes`, by the name that it had before."""
+        return self.bytes
 
 
 def cost(graph: CapturedGraph) -> Cost:
@@ -57,7 +62,7 @@ def cost(graph: CapturedGraph) -> Cost:
     Examples:
         >>> from l0compress.graph.capture import capture
         >>> cost(capture(nn.Linear(4, 3), (torch.zeros(2, 4),)))
-        Cost(params=15, macs=12, size_bytes=60)
+        Cost(params=15, macs=12, bytes=60)
 
     Raises:
         InputError: ``graph`` is no captured graph.

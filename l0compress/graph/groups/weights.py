@@ -96,7 +96,7 @@ class Weight:
 def nonzero_cost(graph: CapturedGraph) -> Cost:
     """What a graph costs when the exact zeros in its weights are left out; other parameters count in full.
 
-    ``params`` are the nonzeros, ``macs`` those of products with a nonzero weight, and ``size_bytes`` counts each
+    ``params`` are the nonzeros, ``macs`` those of products with a nonzero weight, and ``bytes`` counts each
     weight as a CSR matrix with indices of 4 bytes (a value and an index for each nonzero, a pointer for each row), or
     dense where that is smaller.
 
@@ -105,11 +105,11 @@ def nonzero_cost(graph: CapturedGraph) -> Cost:
     >>> _ = net.weight.data[:2].fill_(0)
     >>> graph = capture(net, (torch.zeros(2, 4),))
     >>> cost(graph), nonzero_cost(graph)
-    (Cost(params=15, macs=12, size_bytes=60), Cost(params=7, macs=4, size_bytes=60))
+    (Cost(params=15, macs=12, bytes=60), Cost(params=7, macs=4, bytes=60))
     """
     check_captured(graph, "nonzero_cost")
     whole = cost(graph)
-    params, macs, size_bytes = whole.params, 0.0, whole.size_bytes
+    params, macs, size_bytes = whole.params, 0.0, whole.bytes
     for weight in find_weights(graph):
         present = attribute(graph.graph_module, weight.name).detach() != 0
         nonzeros = int(present.sum())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
 from l0compress.graph.groups import Groups
 from l0compress.training.decision import Decision
+from l0compress.training.goals import Goal
 from l0compress.training.problem import Problem
 from l0compress.training.state import TrainingState
-
-Target = Mapping[str, float] | str
 
 
 class Method(ABC):
@@ -25,10 +23,10 @@ class Method(ABC):
     unit: str
 
     @abstractmethod
-    def __init__(self, problem: Problem, target: Target) -> None:
+    def __init__(self, problem: Problem, goal: Goal) -> None:
         """Raises:
         NothingToPruneError: no channel can be removed.
-        TargetError: the target is malformed or out of reach.
+        TargetError: the goal is out of reach, or not of a kind that the method can have.
         InputError: the method cannot decide at this granularity.
         """
 

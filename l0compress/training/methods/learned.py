@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l0compress.errors import InputError, PlanError, TargetError
+from l0compress.errors import InputError, PlanError
 from l0compress.gates.attach import GatedNetwork, attach, gate
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
-from l0compress.graph.groups.cost import UNITS
 from l0compress.training.budget import Budget, FixedPenalty, Penalty
 from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent
 from l0compress.training.events import DECIDED, ProgressEvent
 from l0compress.training.gate_phase import GatePhase
+from l0compress.training.goals import Criterion, Goal
 from l0compress.training.harden import decide_by_gates
-from l0compress.training.methods.base import Method, Target
+from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
 from l0compress.training.multiplier import AscentSettings
@@ -35,9 +35,7 @@ from l0compress.training.samples import repair_on_samples
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.state import TrainingState, train_
 from l0compress.training.state_dicts import GATES, StateDict, prefixed, under
-from l0compress.training.targets import the_one
 
-TARGETS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
 _START, _PLAN, _STATE = "start", "score.plan", "score.state"
 
 
@@ -50,9 +48,8 @@ class LearnedGates(Method):
     better on the validation part.
     """
 
-    def __init__(self, problem: Problem, target: Target) -> None:
-        unit, _ = the_one(target, names=TARGETS)
-        scored = problem.settings.granularity == "structured" and unit in UNITS
+    def __init__(self, problem: Problem, goal: Goal) -> None:
+        scored = problem.settings.granularity == "structured" and not isinstance(goal, Criterion)
         if problem.settings.gated_epochs == 0 and not scored:
             raise InputError(
                 "In 0 epochs gates learn nothing, and no score stands in for them on single weights or under a fixed "
@@ -60,10 +57,9 @@ class LearnedGates(Method):
             )
         self.gated = gated_for(problem)
         self.groups = self.gated.groups
-        self.budget = penalty_for(self.gated, target, problem)
+        self.budget = penalty_for(self.gated, goal, problem)
         self.unit = self.budget.unit
-        budget = self.budget.target
-        self.fisher = None if budget is None or not scored else Fisher.on(self.groups, target=budget, unit=self.unit)
+        self.fisher = None if isinstance(goal, Criterion) or not scored else Fisher.on(self.groups, goal)
 
     def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
@@ -85,8 +81,7 @@ class LearnedGates(Method):
         gated, budget = self.gated, self.budget
         if not problem.settings.gates.are_many(problem.gated_steps):
             gated = _gated(begun, problem)
-            dense, ascent = self.budget.dense, ascent_of(problem)
-            budget = Budget.at(gated, fisher.unit, fisher.target, dense=dense, ascent=ascent)
+            budget = Budget.at(gated, fisher.goal, ascent=ascent_of(problem))
         learned = self._learn(state, begun.start, gated, budget)
         repaired = repair_on_samples(problem)(learned.plan, learned.small)
         candidates = {"gates": learned, "gates, repaired": Decision(learned.plan, repaired, True), "score": scored}
@@ -160,23 +155,12 @@ def gated_for(problem: Problem) -> GatedNetwork:
     return gated.to(settings.device)
 
 
-def penalty_for(gated: GatedNetwork, target: Mapping[str, float] | str, problem: Problem) -> Penalty:
-    """The budget or fixed penalty that ``target`` names; see :func:`finetune`."""
-    unit, value = the_one(target, names=TARGETS)
-    num_samples = len(problem.data.train)
-    if unit == "aic":
-        return FixedPenalty.aic(gated, num_samples)
-    if unit == "bic":
-        return FixedPenalty.bic(gated, num_samples)
-    if unit == "penalty":
-        return FixedPenalty(gated, value)
-    gates = problem.settings.gates
-    ramp_steps = round(problem.gated_steps * gates.ramp_share)
-    if unit not in UNITS:
-        raise TargetError(
-            f"Unknown target {unit!r}: expected one of {TARGETS}. Nothing was changed. Example: macs=0.5."
-        )
-    return Budget(gated, {unit: value}, ramp_steps=ramp_steps, ascent=ascent_of(problem))
+def penalty_for(gated: GatedNetwork, goal: Goal, problem: Problem) -> Penalty:
+    """What gates are trained under to reach ``goal``."""
+    if isinstance(goal, Criterion):
+        return FixedPenalty(gated, goal.multiplier(len(problem.data.train)))
+    ramp_steps = round(problem.gated_steps * problem.settings.gates.ramp_share)
+    return Budget(gated, goal, ramp_steps=ramp_steps, ascent=ascent_of(problem))
 
 
 def ascent_of(problem: Problem) -> AscentSettings:

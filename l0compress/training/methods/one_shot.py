@@ -14,11 +14,12 @@ from l0compress.graph.groups import Groups, find_groups
 from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent, descend
 from l0compress.training.events import CUT, ProgressEvent
-from l0compress.training.methods.base import Method, Target
+from l0compress.training.goals import Goal, budget_of
+from l0compress.training.methods.base import Method
 from l0compress.training.problem import Problem
 from l0compress.training.samples import num_samples_for, repair_on_samples, take_samples
 from l0compress.training.state import TrainingState
-from l0compress.training.targets import dense_cost, reachable_target, the_budget
+from l0compress.training.targets import AbsoluteTarget, check_reachable
 
 # Few samples a probe, since every probe is one random draw.
 PROBE = 4
@@ -29,22 +30,24 @@ class OneShot(Method):
 
     name: ClassVar[str]
 
-    def __init__(self, problem: Problem, target: Target) -> None:
+    def __init__(self, problem: Problem, goal: Goal) -> None:
         if problem.settings.granularity != "structured":
             raise InputError(
                 f"Method {self.name!r} decides on channels, heads and units, not on single weights. Nothing was "
                 "changed. Say --granularity structured, or --method l0 or magnitude for single weights."
             )
-        self.unit, wanted = the_budget(target)
-        self.groups = find_groups(problem.graph)
-        self.target = reachable_target(self.groups, wanted, self.unit)
+        self._begin_(find_groups(problem.graph), budget_of(goal))
+        check_reachable(self.goal, self.groups)
 
     @classmethod
-    def on(cls, groups: Groups, *, target: int, unit: str) -> Self:
+    def on(cls, groups: Groups, goal: AbsoluteTarget) -> Self:
         """The method on groups that are known already, for a budget that was found to be within reach."""
         method = cls.__new__(cls)
-        method.groups, method.target, method.unit = groups, target, unit
+        method._begin_(groups, goal)
         return method
+
+    def _begin_(self, groups: Groups, goal: AbsoluteTarget) -> None:
+        self.groups, self.goal, self.unit = groups, goal, goal.unit
 
     @abstractmethod
     def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
@@ -53,18 +56,17 @@ class OneShot(Method):
     def descent(self, state: TrainingState) -> Descent:
         """The steps down to the budget, each reported before it is taken."""
         problem = state.problem
-        dense = dense_cost(self.groups, self.unit)
 
         def report(number: int, steps: int, left: int) -> None:
             event = ProgressEvent(CUT, 0, problem.settings.epochs, epoch_done=False, step=number, steps=steps)
-            state.reporter.on_event(replace(event, density=left / dense))
+            state.reporter.on_event(replace(event, density=left / self.goal.dense))
 
         samples = take_samples(problem, num_samples_for(problem.graph), batch_size=PROBE)
         return descend(
             self.groups,
             lambda groups: _finite(self.score(groups, problem, samples)),
             repair_on_samples(problem),
-            target=self.target,
+            target=self.goal.limit,
             unit=self.unit,
             on_step=report,
         )

@@ -21,11 +21,12 @@ from l0compress.graph.groups import groups_without_moves
 from l0compress.graph.groups.weights import find_weights
 from l0compress.graph.nodes.network import attribute
 from l0compress.training.decision import Decision
-from l0compress.training.methods.base import Method, Target
+from l0compress.training.goals import Goal, budget_of
+from l0compress.training.methods.base import Method
 from l0compress.training.problem import Problem
 from l0compress.training.rounding import round_weights
 from l0compress.training.state import TrainingState
-from l0compress.training.targets import check_countable, reachable_target, the_budget
+from l0compress.training.targets import check_countable, check_reachable
 
 Scope = Literal["global", "layer"]
 
@@ -39,22 +40,23 @@ class WeightMagnitude(Method):
 
     scope: ClassVar[Scope] = "global"
 
-    def __init__(self, problem: Problem, target: Target) -> None:
+    def __init__(self, problem: Problem, goal: Goal) -> None:
         if problem.settings.granularity != "weights":
             raise InputError(
                 f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}. Nothing "
                 "was changed. Say --granularity structured or weights, or --method l0."
             )
-        self.unit, wanted = the_budget(target)
+        self.goal = budget_of(goal)
+        self.unit = self.goal.unit
         check_countable(self.unit, single_weights=True)
         self.groups = groups_without_moves(problem.graph)
         costs = SparseCost(self.groups, find_weights(problem.graph))
         keep = torch.ones(0, dtype=torch.bool)
-        self.target = reachable_target(self.groups, wanted, self.unit, smallest=lambda unit: costs.smallest(keep, unit))
+        check_reachable(self.goal, self.groups, lambda unit: costs.smallest(keep, unit))
 
     def decide(self, state: TrainingState) -> Decision:
         graph = state.problem.graph
-        masks = round_weights(graph, weight_scores(graph, self.scope), target=self.target, unit=self.unit)
+        masks = round_weights(graph, weight_scores(graph, self.scope), target=self.goal.limit, unit=self.unit)
         return Decision.of(KeepPlan.everything(self.groups).with_masks(masks))
 
 
