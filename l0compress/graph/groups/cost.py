@@ -60,6 +60,7 @@ def cost(graph: CapturedGraph) -> Cost:
     """Count a graph's cost from the shapes of its nodes.
 
     Examples:
+        >>> import torch
         >>> from l0compress.graph.capture import capture
         >>> cost(capture(nn.Linear(4, 3), (torch.zeros(2, 4),)))
         Cost(params=15, macs=12, bytes=60)
