@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from clouds import QUICK
-from torch import nn
+from torch import Tensor, nn
 
 from l0compress.data import Batch, Data, Split, StreamSplit
 from l0compress.errors import DataError, InputError
@@ -21,7 +21,9 @@ from l0compress.training.input_dropout import drop_inputs, dropout
 from l0compress.training.losses import cross_entropy, kl_divergence, logits_of, mse, objective_for
 from l0compress.training.optim import carry_state_, cosine, weight_optimizer
 from l0compress.training.problem import problem_of
+from l0compress.training.rates import ATTENTION_RATE, FULL_STEPS, learning_rate_for, typical_width
 from l0compress.training.recalibrate import recalibrate
+from l0compress.training.settings import PLAIN_RATE
 from l0compress.training.teacher import outgrown
 
 
@@ -263,3 +265,43 @@ class TestInputDropout:
         batch = drop_inputs(Batch((image, tokens), {"features": flat}), 0.5)
         assert torch.equal(batch.args[0], image) and torch.equal(batch.args[1], tokens)
         assert (batch.kwargs["features"] == 0).any()
+
+
+class TestLearningRate:
+    """What attends trains at a rate that falls with the width of its layers; what does not, at one for all."""
+
+    @staticmethod
+    def graph(width: int, *, normed: bool) -> CapturedGraph:
+        layers = [nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 4)]
+        return capture(nn.Sequential(*([nn.LayerNorm(width)] if normed else []), *layers), (torch.zeros(2, width),))
+
+    @pytest.mark.parametrize(("width", "rate"), [(96, 2e-3), (384, 5e-4), (768, 2.5e-4), (8, PLAIN_RATE)])
+    def test_it_goes_by_the_inputs_that_most_weights_sum_over(self, width: int, rate: float) -> None:
+        assert learning_rate_for(self.graph(width, normed=True), FULL_STEPS) == pytest.approx(rate)
+
+    @pytest.mark.parametrize("width", [8, 768])
+    def test_without_attention_or_layer_norm_width_does_not_count(self, width: int) -> None:
+        assert learning_rate_for(self.graph(width, normed=False), FULL_STEPS) == PLAIN_RATE
+
+    @pytest.mark.parametrize(("normed", "share"), [(True, 0.5), (False, 0.25)])
+    def test_a_short_run_has_less_of_it(self, normed: bool, share: float) -> None:
+        graph = self.graph(384, normed=normed)
+        long, middle, short = (learning_rate_for(graph, steps) for steps in (FULL_STEPS, round(0.36 * FULL_STEPS), 50))
+        assert middle == pytest.approx(0.6 * long)
+        assert short == pytest.approx(share * long)
+
+    def test_half_of_the_elements_decide_and_tables_that_are_looked_up_do_not_count(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table, self.norm = nn.Embedding(1000, 8), nn.LayerNorm(8)
+                self.first, self.second = nn.Linear(8, 40), nn.Linear(40, 7)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.second(torch.relu(self.first(self.norm(self.table(x)))))
+
+        assert typical_width(capture(Net(), (torch.zeros(2, 5, dtype=torch.long),))) == 8
+
+    def test_a_network_without_products_has_the_width_of_reference(self) -> None:
+        graph = capture(nn.Sequential(nn.LayerNorm(4), nn.ReLU()), (torch.zeros(2, 4),))
+        assert learning_rate_for(graph, FULL_STEPS) == ATTENTION_RATE

@@ -17,12 +17,9 @@ if TYPE_CHECKING:
     from l0compress.graph.capture import CapturedGraph
 
 PLAIN_RATE = 1e-2
-ATTENTION_RATE = 5e-4
-FULL_STEPS = 20_000
 METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude")
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
-_ATTENTION_OPS = ("scaled_dot_product_attention", "layer_norm", "rms_norm")
 _PANEL = "Training"
 
 
@@ -234,26 +231,21 @@ class FinetuneSettings:
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
         """The same settings with a learning rate, where none was chosen.
 
-        Networks of convolutions and linear layers bear :data:`PLAIN_RATE`; those that attend or normalise layers lose
-        what they know at such a rate and get :data:`ATTENTION_RATE`. A run of fewer than :data:`FULL_STEPS` steps has
-        less time to make up for large ones: its rate is lower by the square root of the share, down to a quarter.
+        It is that of :func:`~l0compress.training.rates.learning_rate_for`.
 
         >>> from torch import nn, zeros
         >>> from l0compress.graph.capture import capture
-        >>> plain, normed = nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
-        >>> graphs = [capture(net, (zeros(2, 4),)) for net in (plain, normed)]
-        >>> [FinetuneSettings().settled(graph, 20_000).learning_rate for graph in graphs]
-        [0.01, 0.0005]
-        >>> FinetuneSettings().settled(graphs[0], 1_250).learning_rate
-        0.0025
+        >>> graph = capture(nn.Linear(4, 4), (zeros(2, 4),))
+        >>> FinetuneSettings().settled(graph, 20_000).learning_rate
+        0.01
+        >>> FinetuneSettings(learning_rate=0.002).settled(graph, 20_000).learning_rate
+        0.002
         """
         if self.learning_rate is not None:
             return self
-        from l0compress.graph.nodes.network import op_name  # needs torch, without which settings can be shown
+        from l0compress.training.rates import learning_rate_for  # needs torch, without which settings can be shown
 
-        attends = any(op_name(node) in _ATTENTION_OPS for node in graph.nodes())
-        highest = ATTENTION_RATE if attends else PLAIN_RATE
-        return replace(self, learning_rate=highest * min(1.0, max(0.25, math.sqrt(num_steps / FULL_STEPS))))
+        return replace(self, learning_rate=learning_rate_for(graph, num_steps))
 
     @property
     def rate(self) -> float:
