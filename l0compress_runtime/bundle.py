@@ -98,8 +98,8 @@ class Bundle:
 
     def __reduce__(self) -> NoReturn:
         raise InputError(
-            "a bundle cannot be pickled or copied: its graphs and compiled layers belong to this process. Nothing was "
-            "changed. Call l0compress_runtime.load in the other process, for instance in the initializer of a pool."
+            "a bundle cannot be pickled or copied: its graphs and compiled layers belong to this process.",
+            fix="Call l0compress_runtime.load in the other process, for instance in the initializer of a pool.",
         )
 
     def _way(self, stages: list[Stage]) -> _Way:

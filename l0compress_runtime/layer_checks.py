@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, InputError
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
 
@@ -28,7 +28,9 @@ def matrix_shape(weight: sparse.csr_array) -> tuple[int, int]:
 
 def refuse(problem: str) -> InputError:
     """Return the error to raise for a layer with this problem."""
-    return InputError(f"a sparse layer cannot be made: {problem}. Nothing was computed. Export the model again.")
+    return InputError(
+        f"a sparse layer cannot be made: {problem}.", fix="Export the model again.", assurance=NOTHING_COMPUTED
+    )
 
 
 def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from l0compress_runtime.archive import FormatError
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, InputError
 from l0compress_runtime.manifest import Segment
 from l0compress_runtime.protobuf import check_model, operators_of, with_initializers
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
@@ -94,14 +94,16 @@ class OpenSegment:
         if not self._takes_empty and any(array.size == 0 for array in feeds.values()):
             raise InputError(
                 "the model cannot run on arrays without elements: ONNX Runtime's recurrent layers need a sample and a "
-                "step. Nothing was computed. Pass at least one of each."
+                "step.",
+                fix="Pass at least one of each.",
+                assurance=NOTHING_COMPUTED,
             )
         try:
             return self._session.run(self._outputs, feeds)
         except _ERRORS as error:
             raise InputError(
-                f"the model cannot run on these inputs: {_said(error)}. Nothing was changed. Pass arrays of the "
-                "shapes that its inputs name."
+                f"the model cannot run on these inputs: {_said(error)}.",
+                fix="Pass arrays of the shapes that its inputs name.",
             ) from error
 
 

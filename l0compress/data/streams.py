@@ -169,7 +169,8 @@ def _check_form(batch: Batch, first: Batch, position: int) -> None:
         name = next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), "")
         raise DataError(
             f"Batch {position} of the data has {found.get(name, 'nothing')} as {name}, and the first batch "
-            f"{expected.get(name, 'nothing')}. Nothing was changed. Give batches that are alike."
+            f"{expected.get(name, 'nothing')}.",
+            fix="Give batches that are alike.",
         )
 
 

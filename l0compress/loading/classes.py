@@ -42,13 +42,16 @@ def _check_train(classes: Tensor) -> None:
     if len(classes) == 0:
         raise DataError(
             f"Every label of the train part is {IGNORED_LABEL}, which leaves a sample out: there is nothing to learn "
-            "from. Nothing was changed. Give labels, or say --no-labels to learn from the dense model alone."
+            "from.",
+            fix="Give labels, or say --no-labels to learn from the dense model alone.",
         )
     if len(classes) == 1:
         raise DataError(
-            f"All samples of the train part are of class {int(classes)}: there is nothing to tell apart. Nothing was "
-            "changed. Give samples of the other classes (shuffle data that are sorted by class before you cut them), "
-            "or say --no-labels to learn from the dense model alone."
+            f"All samples of the train part are of class {int(classes)}: there is nothing to tell apart.",
+            fix=(
+                "Give samples of the other classes (shuffle data that are sorted by class before you cut them), or "
+                "say --no-labels to learn from the dense model alone."
+            ),
         )
 
 

@@ -34,8 +34,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
         raise InputError(
-            f"Cannot read configuration {str(path)!r}: {reason}. Nothing was changed. Check the path, or write one "
-            "with finetune --print-config."
+            f"Cannot read configuration {str(path)!r}: {reason}.",
+            fix="Check the path, or write one with finetune --print-config.",
         ) from error
     return parse_config(text, name=str(path))
 
@@ -54,13 +54,13 @@ def parse_config(text: str, *, name: str) -> dict[str, Any]:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is no TOML: {error}. Nothing was changed. Repair the file.") from error
+        raise InputError(f"{name} is no TOML: {error}.", fix="Repair the file.") from error
     values: dict[str, Any] = {}
     for section, key, value in _entries(content):
         line = f"{name}, line {_line_of(text, section, key)}"
         option = _BY_PLACE.get((section, key))
         if option is None:
-            raise InputError(f"{line}: there is no setting {_place(section, key)}. Nothing was changed. {_hint(key)}")
+            raise InputError(f"{line}: there is no setting {_place(section, key)}.", fix=f"{_hint(key)}")
         values[option] = checked(option, value, OPTIONS[option].place, line=f"{line}: ")
     return values
 
@@ -74,7 +74,7 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     row = OPTIONS[option].written
     expected = row.wrong(value)
     if expected is not None:
-        raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed. Give such a value.")
+        raise InputError(f"{line}{name} = {value!r}: expected {expected}.", fix="Give such a value.")
     try:
         READERS.get(row.format, str)(value)
     except InputError as error:

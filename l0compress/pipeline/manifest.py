@@ -63,13 +63,14 @@ class RunManifest:
                 found = sha256_of(path)
             except OSError as error:
                 raise RunError(
-                    f"Cannot read {str(path)!r} of run {str(folder)!r}: {error.strerror}. Nothing was changed. Bring "
-                    "the file back, or make the run again."
+                    f"Cannot read {str(path)!r} of run {str(folder)!r}: {error.strerror}.",
+                    fix="Bring the file back, or make the run again.",
                 ) from error
             if found != expected:
                 raise RunError(
                     f"{str(path)!r} is damaged or was changed: its SHA-256 is {found[:12]}…, and {MANIFEST} says "
-                    f"{expected[:12]}…. Nothing was changed. Bring the file back from a copy, or make the run again."
+                    f"{expected[:12]}….",
+                    fix="Bring the file back from a copy, or make the run again.",
                 )
 
 
@@ -92,13 +93,10 @@ def read_manifest(folder: Path) -> RunManifest:
         intact, content = False, {}
     if not intact:
         raise RunError(
-            f"{str(path)!r} is damaged or was changed. Nothing was changed. Bring it back from a copy, or make the run "
-            "again."
+            f"{str(path)!r} is damaged or was changed.", fix="Bring it back from a copy, or make the run again."
         )
     if content.pop("format") != FORMAT:
-        raise RunError(
-            f"{str(path)!r} was written by another version of l0compress. Nothing was changed. Use that one."
-        )
+        raise RunError(f"{str(path)!r} was written by another version of l0compress.", fix="Use that one.")
     return RunManifest(**content)
 
 

@@ -118,8 +118,8 @@ def _stored_request(run: LivingRun, given: Mapping[str, Any]) -> RunRequest:
     for name, value in given.items():
         if name not in CHANGEABLE and value != values[name]:
             raise RunError(
-                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, and {value!r} was asked for. "
-                f"Nothing was changed. Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change."
+                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, and {value!r} was asked for.",
+                fix=f"Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change.",
             )
     changes = {name: value for name, value in given.items() if value != values[name]}
     if changes:

@@ -173,4 +173,4 @@ def check_settings(settings: Any) -> None:
             continue
         expected = row.wrong(value)
         if expected is not None:
-            raise InputError(f"{row.field}={value!r}: expected {expected}. Nothing was changed.")
+            raise InputError(f"{row.field}={value!r}: expected {expected}.", fix="")

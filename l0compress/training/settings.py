@@ -221,14 +221,14 @@ class FinetuneSettings:
         if self.quantization_aware and self.final_epochs < 1:
             raise InputError(
                 f"quantization_aware with epochs={self.epochs}: weights learn to be rounded in the phase after the "
-                "decision, and there is none. Nothing was changed. Say --epochs 2 or more, or leave "
-                "--quantization-aware out."
+                "decision, and there is none.",
+                fix="Say --epochs 2 or more, or leave --quantization-aware out.",
             )
         if self.epochs == 1 and self.method == "l0":
             raise InputError(
                 "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
-                "leave. Nothing was changed. Say --epochs 2 or more, or --epochs 0, where a score decides without "
-                "training."
+                "leave.",
+                fix="Say --epochs 2 or more, or --epochs 0, where a score decides without training.",
             )
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:

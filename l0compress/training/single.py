@@ -50,5 +50,6 @@ def check_batches(train: AnySplit, settings: FinetuneSettings) -> None:
     if longest < 2:
         raise DataError(
             "Every training batch has one sample, and the model has a batch norm with one value per channel in a "
-            f"sample, whose variance is not defined then. Nothing was changed. {advice}"
+            "sample, whose variance is not defined then.",
+            fix=f"{advice}",
         )

@@ -43,8 +43,9 @@ def check_tolerance(tolerance: float | None) -> None:
         return
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= float(tolerance) < math.inf:
         raise InputError(
-            f"the tolerance {tolerance!r} is no finite number of at least 0. Nothing was changed and nothing was "
-            "written. Leave it out for that of the dtype, or give a number such as 1e-5."
+            f"the tolerance {tolerance!r} is no finite number of at least 0.",
+            fix="Leave it out for that of the dtype, or give a number such as 1e-5.",
+            assurance="Nothing was changed and nothing was written.",
         )
 
 

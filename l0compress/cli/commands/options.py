@@ -53,8 +53,8 @@ def check_described(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None and value is not False:
             raise InputError(
-                f"{flag_name(name)} says how --data is read, and there is no --data. Nothing was changed. "
-                "Name the data too, or leave it out."
+                f"{flag_name(name)} says how --data is read, and there is no --data.",
+                fix="Name the data too, or leave it out.",
             )
 
 

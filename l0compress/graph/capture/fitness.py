@@ -27,7 +27,7 @@ def check_weights(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
     on_meta = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
     for what, why, way_out in _faults(model, on_meta):
-        raise CaptureError(f"{what} of {type(model).__name__} {why}. Nothing was changed. {way_out}")
+        raise CaptureError(f"{what} of {type(model).__name__} {why}.", fix=f"{way_out}")
 
 
 def _faults(model: nn.Module, on_meta: bool) -> Iterator[tuple[str, str, str]]:

@@ -97,7 +97,7 @@ class _Builder:
         if isinstance(value, Flow):
             return self.graph.call_function(as_tensor, (value.node,)) if value.perhaps_host else value.node
         if value is None:
-            raise ModelError("The ONNX model returns a value that has no name. Nothing was changed. Export it again.")
+            raise ModelError("The ONNX model returns a value that has no name.", fix="Export it again.")
         return self._attribute(value)
 
     def _node(self, node: Node, given: list[Value], values: dict[str, Value]) -> Sequence[Value]:

@@ -53,7 +53,8 @@ class LearnedGates(Method):
         if problem.settings.gated_epochs == 0 and not scored:
             raise InputError(
                 "In 0 epochs gates learn nothing, and no score stands in for them on single weights or under a fixed "
-                "penalty. Nothing was changed. Say --epochs 2 or more, or --method magnitude for single weights."
+                "penalty.",
+                fix="Say --epochs 2 or more, or --method magnitude for single weights.",
             )
         self.gated = gated_for(problem)
         self.groups = self.gated.groups
@@ -102,8 +103,8 @@ class LearnedGates(Method):
     def _resumed(self, stopped: StateDict) -> _Begun:
         if _START not in stopped:
             raise PlanError(
-                "The snapshot is of an earlier version, whose gates began otherwise. Nothing was changed. Resume the "
-                "run with that version of l0compress, or start it again."
+                "The snapshot is of an earlier version, whose gates began otherwise.",
+                fix="Resume the run with that version of l0compress, or start it again.",
             )
         plan = KeepPlan.from_tensors(self.groups, under(_PLAN, stopped))
         scored = Decision.of(plan, under(_STATE, stopped), repaired=True)
