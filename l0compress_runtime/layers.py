@@ -197,8 +197,8 @@ class SparseRecurrent:
         rows = self.directions * GATES[self.cell] * self.hidden
         if not rows or (matrix_shape(self.weight)[0], matrix_shape(self.recurrent)[0]) != (rows, rows):
             raise refuse(
-                f"its weights are {self.weight.shape} and {self.recurrent.shape}, and have to have {rows} rows, "
-                f"{GATES[self.cell]} of them for each hidden unit and direction, and at least one"
+                f"its weights are {self.weight.shape} and {self.recurrent.shape}, but must have {rows} rows, "
+                f"{GATES[self.cell]} for each hidden unit and direction, and at least one"
             )
         check_vector("bias", self.bias, 2 * rows)
 

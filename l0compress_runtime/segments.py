@@ -59,9 +59,9 @@ def open_segment(
     names, outputs = list(segment.inputs), list(segment.outputs)
     found = ({entry.name for entry in session.get_inputs()}, {entry.name for entry in session.get_outputs()})
     if found != (set(names), set(outputs)):
-        raise FormatError("has other inputs and outputs than the manifest says")
+        raise FormatError("has different inputs or outputs from those in the manifest")
     if any(not entry.type.startswith("tensor(") for entry in (*session.get_inputs(), *session.get_outputs())):
-        raise FormatError("hands on what is not a tensor")
+        raise FormatError("returns something other than a tensor")
 
     return OpenSegment(session, names, outputs, takes_empty=END_ON_EMPTY.isdisjoint(operators_of(graph)))
 
@@ -93,8 +93,8 @@ class OpenSegment:
         """
         if not self._takes_empty and any(array.size == 0 for array in feeds.values()):
             raise InputError(
-                "the model cannot run on arrays without elements: ONNX Runtime's recurrent layers need a sample and a "
-                "step.",
+                "the model cannot run on arrays without elements: ONNX Runtime's recurrent layers need at least one "
+                "sample and one step.",
                 fix="Pass at least one of each.",
                 assurance=NOTHING_COMPUTED,
             )

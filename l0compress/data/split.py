@@ -51,7 +51,7 @@ class Split:
         given: Any = self.inputs
         if not isinstance(given, tuple | list | dict):
             raise DataError(
-                f"The inputs of a part are {type(given).__name__}, and have to be a tuple or a dict.",
+                f"The inputs of a part are {type(given).__name__}, but must be a tuple or a dict.",
                 fix="Pass (x,) for x.",
             )
         if isinstance(given, dict):
@@ -79,7 +79,7 @@ class Split:
             single = "the targets" if single is None and self.targets.ndim == 0 else single
             rows["the targets"] = self.targets
         if single is not None:
-            raise DataError(f"A part has a single number as {single}.", fix="Give one for each sample.")
+            raise DataError(f"A part has a single number for {single}.", fix="Give one per sample.")
         lengths = {name: len(tensor) for name, tensor in rows.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
@@ -151,7 +151,7 @@ class Data:
         for name, split in self.parts().items():
             if not isinstance(split, Split | DatasetSplit | StreamSplit):
                 raise DataError(
-                    f"The {name} part is {type(split).__name__}, and has to be a Split or a StreamSplit.",
+                    f"The {name} part is {type(split).__name__}, but must be a Split or a StreamSplit.",
                     fix="Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader.",
                 )
 
@@ -200,7 +200,7 @@ def example_batch(data: Data, num_samples: int = 2) -> Batch:
         count = sum(map(len, found))
         raise DataError(
             f"The training part has {count} sample{'' if count == 1 else 's'}, and at least {num_samples} are needed.",
-            fix="Give it more.",
+            fix="Give it more samples.",
         )
     batch = joined(found)
     first = batch.each_column(lambda tensor: tensor[:num_samples].clone())

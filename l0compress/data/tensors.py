@@ -48,8 +48,8 @@ def as_tensor(value: Any, what: str) -> Tensor:
         kind = {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, str(array.dtype))
         held = f"holds {kind}" if array.ndim else f"is a {type(value).__name__}"
         raise DataError(
-            f"{what} {held}, and numbers are needed.",
-            fix="Make numbers of classes by numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer.",
+            f"{what} {held}, but numbers are needed.",
+            fix="Encode classes with numpy.unique(y, return_inverse=True)[1], sentences with a tokenizer.",
         )
     # As torch does it: numbers of Python are single precision, arrays keep what they have.
     from_python = array.dtype == np.float64 and isinstance(value, list | tuple | float)
@@ -126,5 +126,5 @@ def _check_shapes(found: Iterable[torch.Size], what: str) -> None:
     if len(shapes) > 1:
         raise DataError(
             f"{what} has samples of different shapes, {shapes[0]} and {shapes[-1]}.",
-            fix="Bring them to one size, or give a DataLoader with a collate_fn that pads them.",
+            fix="Resize them to one size, or give a DataLoader with a collate_fn that pads them.",
         )

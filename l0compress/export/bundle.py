@@ -82,11 +82,13 @@ class BundleSettings:
     def __post_init__(self) -> None:
         if self.storage not in FLOAT_STORAGES:
             raise InputError(
-                f"no storage {self.storage!r}.", fix=f"Choose {', '.join(FLOAT_STORAGES)}.", assurance=NOTHING_WRITTEN
+                f"there is no storage {self.storage!r}.",
+                fix=f"Choose {', '.join(FLOAT_STORAGES)}.",
+                assurance=NOTHING_WRITTEN,
             )
         if type(self.threads) is not int or not 1 <= self.threads <= MOST_THREADS:
             raise InputError(
-                f"threads={self.threads!r}: expected a whole number from 1 to {MOST_THREADS:,}.",
+                f"threads={self.threads!r}: expected an integer from 1 to {MOST_THREADS:,}.",
                 fix="",
                 assurance=NOTHING_WRITTEN,
             )
@@ -126,8 +128,8 @@ class ExportedBundle(Exported):
             return (*lines, *(f"{name}: {why}" for name, why in self.manifest.whys.items()))
         return (
             *lines,
-            f"nothing runs sparse, since no float32 weight of {FEWEST_ELEMENTS} numbers or more has {FEWEST_ZEROS:.0%} "
-            "zeros: finetune --granularity weights makes them",
+            f"nothing runs sparse, because no float32 weight with at least {FEWEST_ELEMENTS} elements has "
+            f"{FEWEST_ZEROS:.0%} zeros: finetune --granularity weights creates them",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def export_bundle(
             flow = flow_of(model)
             types, found = _types(flow, calls), find_candidates(flow)
         if not _all_tensors(flow, types):
-            found = found.refused("the graph has values that are no tensors, such as lists, and is not cut")
+            found = found.refused("the graph has values that are not tensors, such as lists, and is not cut")
         candidates = found.candidates
         members, manifest = members_of(flow, types, candidates, settings.storage)
         if settings.measure and (candidates or _has_norms(flow)):
@@ -222,7 +224,7 @@ def _read_again(staging: Path, destination: Path, threads: int) -> BundleSession
     except RunError as error:
         reason = first_line(error.__cause__ or error)
         raise SurgeryError(
-            f"what was to become {destination} cannot be read as a bundle: {reason}.",
+            f"the bundle for {destination} cannot be read back: {reason}.",
             fix="Export it as onnx, and please report the model.",
         ) from error
 
@@ -234,7 +236,7 @@ def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
         model = onnx.load(exported.path)
     if model.ByteSize() > MOST_MODEL_BYTES:
         raise SurgeryError(
-            f"the model takes {model.ByteSize():,} bytes as ONNX, and {MOST_MODEL_BYTES:,} fit into a bundle.",
+            f"the model takes {model.ByteSize():,} bytes as ONNX, but only {MOST_MODEL_BYTES:,} fit into a bundle.",
             fix="Export it as onnx.",
         )
     model = without_zero_states(fold_constants(model))

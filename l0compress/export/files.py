@@ -110,7 +110,7 @@ def written_file(destination: Path) -> Path:
         raise RunError(f"{destination} is a folder.", fix="Give the name of a file.", assurance=NOTHING_WRITTEN)
     if not stat.S_ISREG(mode):
         raise RunError(
-            f"{destination} is no file but a device, a pipe, a socket or a link to itself.",
+            f"{destination} is not a file but a device, a pipe, a socket or a link to itself.",
             fix="Give the name of a file.",
             assurance=NOTHING_WRITTEN,
         )

@@ -199,7 +199,7 @@ def _checked_session(path: Path) -> Callable[..., Any]:
     except (ValidationError, onnx.shape_inference.InferenceError, RunError) as error:
         raise SurgeryError(
             f"ONNX Runtime cannot run the converted graph: {_root_cause(error)}.",
-            fix="ONNX Runtime has most of its kernels for float32 alone: convert the model with .float() first.",
+            fix="ONNX Runtime has most of its kernels only for float32: convert the model with .float() first.",
         ) from error
 
 

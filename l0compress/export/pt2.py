@@ -90,7 +90,7 @@ def export_pt2(
             equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
         except AssertionError as guard:
             raise SurgeryError(
-                f"the archive does not take all sizes that the graph takes: {str(guard).splitlines()[0]}.",
+                f"the archive does not accept all sizes that the graph accepts: {str(guard).splitlines()[0]}.",
                 fix=(
                     "Capture the model with fewer free sizes (dynamic='batch', on the command line --fixed), or "
                     "export it as onnx."

@@ -89,15 +89,15 @@ def check_gateable(graph: CapturedGraph) -> None:
     """
     if isinstance(graph, GatedNetwork):
         raise InputError(
-            "the network has gates already.",
-            fix="Train it as it is; to begin again from its weights, write gate(gated.graph()).",
+            "the network already has gates.",
+            fix="Train it as it is; to start again from its weights, write gate(gated.graph()).",
         )
     check_captured(graph, "gate")
     state = graph.state()
     if any(FACTORS in name or WEIGHT_GATE in name for name in graph.graph_module.state_dict()):
         raise InputError(
-            "this graph was captured from a network that has gates already.",
-            fix="Capture the model itself; to begin again from a gated network's weights, write gate(gated.graph()).",
+            "this graph was captured from a network that already has gates.",
+            fix="Capture the model itself; to start again from a gated network's weights, write gate(gated.graph()).",
         )
     for dtype in {tensor.dtype for tensor in state.values()}:
         check_trainable(dtype)
@@ -115,7 +115,7 @@ def check_gated(gated: object, verb: str) -> None:
     if isinstance(gated, nn.Module):
         inside = [name for name, child in gated.named_children() if isinstance(child, GatedNetwork)]
         way = f"Pass the network inside of it, .{inside[0]}." if inside else way
-    raise InputError(f"{verb} takes a gated network, and this is {type(gated).__name__}.", fix=f"{way}")
+    raise InputError(f"{verb} takes a gated network, but this is {type(gated).__name__}.", fix=f"{way}")
 
 
 def check_granularity(granularity: str) -> None:
@@ -229,8 +229,8 @@ def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
         if torch.equal(compacted.kept_moves, kept_moves):
             return compacted
     raise PlanError(
-        "A removal of a stored run leads to another network than it did then.",
-        fix="Resume with the versions of l0compress and PyTorch that the run began with, or start it again.",
+        "Repeating a removal of a stored run gives a different network.",
+        fix="Resume with the versions of l0compress and PyTorch that the run started with, or start it again.",
     )
 
 

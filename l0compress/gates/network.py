@@ -170,7 +170,7 @@ class GatedNetwork(nn.Module):
         """
         if not isinstance(plan, KeepPlan):
             raise PlanError(
-                f"shrink takes a plan, and this is a {type(plan).__name__}.",
+                f"shrink takes a plan, but this is a {type(plan).__name__}.",
                 fix="Write gated.shrink(l0compress.harden(gated, budget)).",
             )
         if _shape_of(plan.groups) != _shape_of(self.groups) or (plan.unfit and not self.is_of(plan.groups)):
@@ -261,8 +261,8 @@ def check_trainable(dtype: torch.dtype) -> None:
     """
     if dtype.is_floating_point and dtype not in TRAINABLE:
         raise InputError(
-            f"a gated network cannot be {str(dtype).removeprefix('torch.')}, which is too narrow to train in.",
-            fix="Take bfloat16, or keep float32 weights and run forward under torch.autocast.",
+            f"a gated network cannot be {str(dtype).removeprefix('torch.')}, which is too narrow for training.",
+            fix="Use bfloat16, or keep float32 weights and run forward under torch.autocast.",
         )
 
 

@@ -94,7 +94,7 @@ def open_archive(content: bytes, name: str, *, error: type[InputError] = InputEr
         archive = zipfile.ZipFile(io.BytesIO(content))
     except ARCHIVE_ERRORS as reason:
         raise error(
-            f"Cannot read {name}: it is no zip archive, or a damaged one ({first_line(reason)}).",
+            f"Cannot read {name}: it is not a zip archive, or is damaged ({first_line(reason)}).",
             fix="Copy or download the file again.",
         ) from reason
     fault = _fault(archive, len(content))

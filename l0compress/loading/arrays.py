@@ -91,7 +91,7 @@ def read_npy(content: bytes, name: str) -> np.ndarray:
     start, count = file.tell(), math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - start:
         raise DataError(
-            f"Cannot read data {name!r}: its header claims {shape} elements of {dtype}, and {len(content) - start:,} "
+            f"Cannot read data {name!r}: its header claims {shape} elements of {dtype}, but {len(content) - start:,} "
             "bytes follow.",
             fix="Copy or save the file again.",
         )

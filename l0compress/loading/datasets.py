@@ -149,9 +149,9 @@ def checked_kind(source: DataSource) -> str:
         for option in options:
             if wanted != kind and getattr(source, option) != getattr(nothing, option):
                 raise DataError(
-                    f"--{option.replace('_', '-')} is for {KIND_NAMES[wanted]}, and data {source.name!r} is "
+                    f"--{option.replace('_', '-')} is for {KIND_NAMES[wanted]}, but data {source.name!r} is "
                     f"{KIND_NAMES[kind]}.",
-                    fix="Leave it out.",
+                    fix="Omit it.",
                 )
     return kind
 

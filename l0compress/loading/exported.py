@@ -87,7 +87,7 @@ def _check_calls(program: ExportedProgram) -> None:
     # torch does not look at the description of inputs until it is needed.
     spec = program.call_spec.in_spec
     if spec is None:
-        raise ValueError("it does not say what it is called with")
+        raise ValueError("it does not record its inputs")
     pytree.tree_unflatten([0] * spec.num_leaves, spec)
 
 
@@ -112,7 +112,7 @@ def _vetted(content: bytes, path: Path) -> bytes:
     entries = {name.partition("/")[2]: name for name in archive.names()}
     if PROGRAM not in entries:
         # Older layouts keep the weights as pickles.
-        _refuse(path, "an outdated layout" if "version" in archive.names() else "no program that is called 'model'")
+        _refuse(path, "an outdated layout" if "version" in archive.names() else "no program named 'model'")
     parts = {entry: archive.read(entries[entry]) for entry in FORMAT_FILES if entry in entries}
     program = without_notes(json.loads(archive.read(entries[PROGRAM])))
     fault = fault_of_program(program)
@@ -121,10 +121,10 @@ def _vetted(content: bytes, path: Path) -> bytes:
     unknown = unknown_containers(program)
     if unknown:
         raise ModelError(
-            f"Cannot read model {str(path)!r}: it takes or hands on {unknown[0]}, a container that nothing here knows.",
+            f"Cannot read model {str(path)!r}: it takes or returns {unknown[0]}, an unknown container.",
             fix=(
-                "Export a module that hands on tensors, tuples or dictionaries, or in Python import that container's "
-                "package first."
+                "Export a module that takes and returns tensors, tuples or dictionaries, or in Python import the "
+                "container's package first."
             ),
         )
     parts[PROGRAM] = json.dumps(on_cpu(program)).encode()
@@ -190,7 +190,8 @@ def _sample_inputs(archive: ForeignArchive, entries: dict[str, str], path: Path)
 
 def _refuse(path: Path, what: str) -> NoReturn:
     raise ModelError(
-        f"Model {str(path)!r} has parts that run code or claim more than it holds when they are loaded ({what}).",
-        fix="If you trust its author, say --trust-pickle.",
+        f"Model {str(path)!r} has parts that would run code, or claim more data than the file holds, when loaded "
+        f"({what}).",
+        fix="If you trust its author, pass --trust-pickle.",
         assurance=NOTHING_LOADED,
     )

@@ -32,11 +32,12 @@ def parse_factory_args(text: str | None) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as reason:
         raise ModelError(
-            f"--factory-args {text!r} is no JSON ({reason}).", fix="Write for example --factory-args '{\"width\": 64}'."
+            f"--factory-args {text!r} is not JSON ({reason}).",
+            fix="Write for example --factory-args '{\"width\": 64}'.",
         ) from reason
     if not isinstance(value, dict) or not all(key.isidentifier() for key in value):
         raise ModelError(
-            f"--factory-args {text!r} is no JSON object of keyword arguments.",
+            f"--factory-args {text!r} is not a JSON object of keyword arguments.",
             fix="Write for example --factory-args '{\"width\": 64}'.",
         )
     return value

@@ -81,10 +81,10 @@ def check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> No
         for targets in _targets_of(split):
             if targets.is_floating_point() and not (one_score and bool(((targets == 0) | (targets == 1)).all())):
                 raise DataError(
-                    f"The targets of the {part} part are floating-point numbers, no class labels. "
-                    "For regression say --loss mse."
+                    f"The targets of the {part} part are floating-point numbers, not class labels. For regression "
+                    "pass --loss mse."
                 )
-            source = "the model returns one score for each" if one_score else f"the model has {num_classes} outputs"
+            source = "the model returns one score per label" if one_score else f"the model has {num_classes} outputs"
             _check_range(targets.long(), num_classes, part, before=seen, source=source)
             seen += len(targets)
             if seen >= MOST_LABELS:
@@ -193,7 +193,7 @@ def _unfit_types(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> Da
         return None
     name, dtype = next(iter(whole.items()))
     return DataError(
-        f"The model cannot run on {name} of {str(dtype).removeprefix('torch.')} ({reason}), and can on float32.",
+        f"The model cannot run on {name} of {str(dtype).removeprefix('torch.')} ({reason}), but can on float32.",
         fix="Write x.float() / 255 for pixels, or what the model was trained on.",
     )
 
@@ -205,7 +205,7 @@ def _device_of(program: ExportedProgram) -> torch.device:
 
 def _unfit_shapes(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> DataError:
     return DataError(
-        f"The model was exported for samples of shape {_shapes(wanted)}, and the data has {_shapes(given)}.",
+        f"The model was exported for samples of shape {_shapes(wanted)}, but the data has {_shapes(given)}.",
         fix="Give data of that shape, or export the model for this one.",
     )
 

@@ -39,7 +39,7 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
     build = getattr(transformers, str(architecture), None)
     if not (isinstance(build, type) and issubclass(build, transformers.PreTrainedModel)):
         raise ModelError(
-            f"Model {str(folder)!r}: config.json names the architecture {architecture!r}, which is no model of "
+            f"Model {str(folder)!r}: config.json names the architecture {architecture!r}, which is not a model of "
             f"transformers {transformers.__version__}.",
             fix=(
                 "Name one in 'architectures', such as BertForSequenceClassification, or load the weights with "
@@ -116,7 +116,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         ) from reason
     if not isinstance(value, dict):
         raise ModelError(
-            f"Cannot read model {str(folder)!r}: {path.name} is no JSON object.", fix="Download the folder again."
+            f"Cannot read model {str(folder)!r}: {path.name} is not a JSON object.", fix="Download the folder again."
         )
     return value
 
@@ -128,6 +128,6 @@ def _check(report: dict[str, Any], folder: Path, architecture: str) -> None:
         names = [*missing, *[str(item[0]) for item in wrong]]
         raise ModelError(
             f"Model {str(folder)!r}: {architecture} needs {', '.join(map(repr, names[:NAMED]))} ({len(names)} in "
-            "all), which the weights lack or hold in another shape.",
+            "all), which are missing from the weights or have another shape there.",
             fix="Name the architecture that was trained in config.json ('architectures').",
         )

@@ -77,7 +77,7 @@ def parse_normalize(text: str) -> Statistics:
 
 def _bad_normalize(text: str) -> DataError:
     return DataError(
-        f"--normalize {text!r} is neither 'imagenet' nor means and deviations of 1 or 3 channels.",
+        f"--normalize {text!r} is neither 'imagenet' nor means and standard deviations of 1 or 3 channels.",
         fix="Write for example --normalize 0.5,0.5,0.5/0.25,0.25,0.25.",
     )
 
@@ -117,7 +117,7 @@ def load_images(folder: Path, options: ImageOptions) -> Data:
     classes = _classes(parts.get("train", folder))
     if not classes:
         raise DataError(
-            f"Data {str(folder)!r} is a folder without images in folders of classes.",
+            f"Data {str(folder)!r} is a folder without class folders of images.",
             fix=f"Expected are files such as {folder}/cat/1.png, or {folder}/train/cat/1.png.",
         )
     if parts:
@@ -144,7 +144,7 @@ def _listed(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     unknown = sorted(set(_classes(folder)) - set(classes))
     if unknown:
         raise DataError(
-            f"Data {str(folder)!r} has a class {unknown[0]!r}, which the training part has not ({', '.join(classes)}).",
+            f"Data {str(folder)!r} has a class {unknown[0]!r}, which the training part lacks ({', '.join(classes)}).",
             fix="Give every part the same class folders.",
         )
     found = [(file, label) for label, name in enumerate(classes) for file in _images(folder / name)]
@@ -156,7 +156,7 @@ def _format_of(file: Path, options: ImageOptions) -> ImageFormat:
     channels = 1 if image.mode in GREY else 3
     if options.normalize is not None and len(options.normalize[0]) != channels:
         raise DataError(
-            f"--normalize is for {len(options.normalize[0])} channels, and image {str(file)!r} has {channels}.", fix=""
+            f"--normalize is for {len(options.normalize[0])} channels, but image {str(file)!r} has {channels}.", fix=""
         )
     size = (image.height, image.width) if options.size is None else (options.size, options.size)
     return ImageFormat(channels, size, options.size is not None, options.normalize)
@@ -213,9 +213,9 @@ def _decoded(file: Path, form: ImageFormat) -> Tensor:
         ) from reason
     if pixels.shape[:2] != form.size:
         raise DataError(
-            f"Image {str(file)!r} has {pixels.shape[1]} x {pixels.shape[0]} pixels, and the first one has {width} x "
+            f"Image {str(file)!r} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but the first one has {width} x "
             f"{height}.",
-            fix="Say --image-size to bring all to one size.",
+            fix="Pass --image-size to resize all of them.",
         )
     return torch.from_numpy(pixels).view(*form.size, form.channels).permute(2, 0, 1)
 

@@ -103,13 +103,13 @@ def _from_weights(path: Path, factory: str | None, factory_args: Mapping[str, An
     weights = unwrap(content)
     if weights is None:
         raise ModelError(
-            f"Model {str(path)!r} holds a {type(content).__name__}, neither weights nor a module.",
+            f"Model {str(path)!r} holds a {type(content).__name__}, which is neither weights nor a module.",
             fix="Save the module's state_dict(), alone or under the key 'state_dict'.",
         )
     if factory is None:
         raise ModelError(
-            f"Model {str(path)!r} holds weights, not a module. Say what builds the module: "
-            "--factory package.module:function."
+            f"Model {str(path)!r} holds weights, not a module. Name the function that builds the module: --factory "
+            "package.module:function."
         )
     return build(factory, factory_args, weights, path)
 

@@ -63,8 +63,8 @@ def _opset(model: onnx.ModelProto, path: Path) -> int:
     version = max(versions, default=onnx.defs.onnx_opset_version())
     if version < OLDEST_OPSET:
         raise ModelError(
-            f"Model {str(path)!r} uses version {version} of the ONNX operators, and {OLDEST_OPSET} or later is read.",
-            fix=f"Bring it up: onnx.version_converter.convert_version(model, {OLDEST_OPSET + 6}).",
+            f"Model {str(path)!r} uses version {version} of the ONNX operators, but {OLDEST_OPSET} or later is needed.",
+            fix=f"Convert it: onnx.version_converter.convert_version(model, {OLDEST_OPSET + 6}).",
         )
     return version
 
@@ -109,7 +109,7 @@ def _check_external(model: onnx.ModelProto, path: Path) -> None:
         if not beside.is_file():
             raise ModelError(
                 f"Cannot read model {str(path)!r}: its weights are in {str(beside)!r}, and there is no such file.",
-                fix="Copy it beside the model.",
+                fix="Copy it next to the model.",
             )
         end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
         if end > beside.stat().st_size or end < 0:

@@ -85,7 +85,7 @@ def _of_parts(value: Mapping[Any, Any]) -> bool:
 def _whole(value: Any, name: str, seed: int, shares: Shares) -> Data:
     if isinstance(value, IterableDataset):
         raise DataError(
-            f"{name!r} is a {type(value).__name__}, whose samples have no positions, so that no part can be split off.",
+            f"{name!r} is a {type(value).__name__}, which has no random access, so no part can be split off.",
             fix="Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}.",
         )
     if not isinstance(value, Split | DatasetSplit | StreamSplit | Iterable | Indexed | ArrayLike):
@@ -100,7 +100,8 @@ def _whole(value: Any, name: str, seed: int, shares: Shares) -> Data:
 
 def _not_data(value: Any, name: str) -> DataError:
     return DataError(
-        f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test', and gives {type(value).__name__}.",
+        f"{name!r} must return Data or a dict with 'train', 'val' and optionally 'test', but returns "
+        f"{type(value).__name__}.",
         fix="Return for example {'train': (x, y)}.",
     )
 
@@ -155,8 +156,7 @@ def as_split(content: Any) -> AnySplit:
     if isinstance(content, Iterable) and not isinstance(content, str | bytes):
         return StreamSplit(content)
     raise DataError(
-        f"A part is {type(content).__name__}, and has to be arrays (x, y), a Dataset, a DataLoader or a list of "
-        "samples.",
+        f"A part is {type(content).__name__}, but must be arrays (x, y), a Dataset, a DataLoader or a list of samples.",
         fix="Write for example {'train': (x, y)}.",
     )
 

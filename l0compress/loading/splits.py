@@ -50,7 +50,7 @@ def parse_shares(text: str) -> Shares:
 
 def _bad_shares(text: str) -> DataError:
     return DataError(
-        f"--split {text!r} is no list of three shares that add up to 1.",
+        f"--split {text!r} is not a list of three shares that add up to 1.",
         fix="Write training, validation and test, such as --split 0.6,0.2,0.2.",
     )
 
@@ -63,8 +63,8 @@ def check_shares(shares: Shares, name: str) -> None:
     """
     if shares != SHARES:
         raise DataError(
-            f"--split is for data in one piece, and data {name!r} has parts of its own.",
-            fix="Leave it out, or give data in one piece.",
+            f"--split is for a single set of data, but data {name!r} already has parts.",
+            fix="Omit it, or give a single set.",
         )
 
 
@@ -82,7 +82,7 @@ def with_val(
     train = splits["train"]
     if isinstance(train, StreamSplit) and not (isinstance(train.source, DataLoader) and is_plain(train.source)):
         raise DataError(
-            f"Data {name!r} streams its training part and has no 'val' part.", fix="Add one: choices are made on it."
+            f"Data {name!r} streams its training part and has no 'val' part.", fix="Add one: decisions are made on it."
         )
     num_val = min(len(train) // VAL_SHARE, VAL_MOST)
     if num_val == 0:

@@ -109,7 +109,7 @@ def _target(frame: Any, name: str | None, path: Path) -> Any:
     if name is None:
         raise DataError(
             f"Data {str(path)!r} is a table.",
-            fix=f"Say which column is to be predicted: --target-column, one of {columns}.",
+            fix=f"Name the column to predict: --target-column, one of {columns}.",
         )
     if name not in frame.columns:
         raise DataError(f"Data {str(path)!r} has no column {name!r}.", fix=f"Name one of {columns} by --target-column.")
@@ -148,7 +148,7 @@ def _fitted(name: str, values: np.ndarray, path: Path) -> dict[str, Any]:
     categories = [str(category) for category in encoder.categories_[0]]
     if len(categories) > MOST_CATEGORIES:
         raise DataError(
-            f"Data {str(path)!r}: column {name!r} has {len(categories):,} different texts, which is no category.",
+            f"Data {str(path)!r}: column {name!r} has {len(categories):,} different strings, too many for a category.",
             fix="Remove the column.",
         )
     return {"column": name, "kind": "category", "fill": MISSING, "categories": categories}

@@ -58,7 +58,7 @@ def load_texts(path: Path, options: TextOptions) -> Data:
     if options.tokenizer is None:
         raise DataError(
             f"Data {str(path)!r} is text.",
-            fix="Say what makes numbers of it: --tokenizer FOLDER, with the tokenizer.json of a Hugging Face model.",
+            fix="Name its tokenizer: --tokenizer FOLDER, with the tokenizer.json of a Hugging Face model.",
         )
     files = part_files(path) if path.is_dir() else {"train": path}
     if path.is_dir():
@@ -102,7 +102,7 @@ def _read(path: Path) -> Sentences:
         if not label.strip() or not text.strip():
             raise DataError(
                 f"Data {str(path)!r}, line {number}: a label and a sentence are expected.",
-                fix="Write them with a space or a tab between, or name the columns in a header.",
+                fix="Separate them by a space or a tab, or name the columns in a header.",
             )
         rows.append((text.strip(), label.strip()))
     if not rows:
@@ -143,7 +143,7 @@ def _encoded(tokenizer: Any, found: Sentences, classes: list[str], length: int, 
     unknown = next((label for label in found.labels if label not in index), None)
     if unknown is not None:
         raise DataError(
-            f"Data {str(file)!r} has a label {unknown!r}, which the training part has not ({', '.join(classes[:9])}).",
+            f"Data {str(file)!r} has a label {unknown!r}, which the training part lacks ({', '.join(classes[:9])}).",
             fix="",
         )
     encoded = tokenizer(list(found.texts), padding="max_length", truncation=True, max_length=length)

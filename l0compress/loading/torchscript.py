@@ -13,7 +13,7 @@ from l0compress.errors import NOTHING_LOADED, CaptureError, ModelError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 WAY_OUT = (
-    "Take its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and say --factory "
+    "Take its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), with --factory "
     "package.module:function; or export the original module with torch.export.save."
 )
 
@@ -28,7 +28,7 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
         raise ModelError(
             f"Model {str(path)!r} is a TorchScript archive, which runs code that is in the file.",
             fix=(
-                "If you trust its author, say --trust-pickle; safer is to export the original module with "
+                "If you trust its author, pass --trust-pickle; safer is to export the original module with "
                 "torch.export.save, or its state_dict() with --factory."
             ),
             assurance=NOTHING_LOADED,
@@ -41,7 +41,7 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
     except FOREIGN_ERRORS as reason:
         raise ModelError(
             f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)}).",
-            fix="Save it again with torch.jit.save, or name weights by one of their own endings, such as .pt.",
+            fix="Save it again with torch.jit.save, or give weights one of their own suffixes, such as .pt.",
         ) from reason
 
 

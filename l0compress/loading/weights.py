@@ -48,15 +48,15 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> Any:
     except pickle.UnpicklingError as reason:
         if trust_pickle or not _looks_pickled(content):
             raise ModelError(
-                f"Cannot read {name}: the file is damaged or no model file ({first_line(reason)}).",
+                f"Cannot read {name}: the file is damaged or not a model file ({first_line(reason)}).",
                 fix="Copy or download it again.",
             ) from reason
         found = _REFUSED_GLOBAL.search(str(reason))
-        what = f" (it asks for {found[1]})" if found else ""
+        what = f" (it imports {found[1]})" if found else ""
         raise ModelError(
-            f"Model {str(path)!r} is a pickled object, and loading it runs code that is in the file.",
+            f"Model {str(path)!r} is a pickled object; loading it would run code from the file.",
             fix=(
-                "If you trust its author, say --trust-pickle; safer is torch.save(model.state_dict(), ...) with "
+                "If you trust its author, pass --trust-pickle; safer is torch.save(model.state_dict(), ...) with "
                 "--factory, or torch.export.save."
             ),
             assurance=f"Nothing was loaded{what}.",

@@ -138,8 +138,8 @@ def bench(
     counts = [type(count) is int and count >= 1 for count in (threads, rounds)]
     if not candidates or not all(counts):
         raise InputError(
-            f"{len(candidates)} candidates, threads={threads!r}, rounds={rounds!r}: a timing needs at least one of "
-            "each, in whole numbers.",
+            f"{len(candidates)} candidates, threads={threads!r}, rounds={rounds!r}: timing needs at least one of "
+            "each, as integers.",
             fix="",
             assurance=NOTHING_RUN,
         )
@@ -176,7 +176,7 @@ def open_candidate(candidate: Candidate, threads: int | None) -> Session | Captu
     if path.suffix == ".pt2":
         return captured_pt2(path)
     raise RunError(
-        f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle.", fix="", assurance=NOTHING_RUN
+        f"cannot time {path}: it is not an .onnx file, a .pt2 file or a bundle.", fix="", assurance=NOTHING_RUN
     )
 
 
@@ -194,7 +194,7 @@ def call_of(sources: Sequence[Any]) -> Call:
     for source in sources:
         if isinstance(source, Session):
             return source.example_call()
-    raise InputError("no candidate says what inputs it takes.", fix="Pass inputs=Call((x,)).", assurance=NOTHING_RUN)
+    raise InputError("no candidate records its inputs.", fix="Pass inputs=Call((x,)).", assurance=NOTHING_RUN)
 
 
 def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:

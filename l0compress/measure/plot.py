@@ -31,7 +31,7 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES or not path.parent.is_dir():
         raise InputError(
-            f"Cannot draw {str(path)!r}: name a {', '.join(SUFFIXES)} file in a folder that exists.",
+            f"Cannot draw {str(path)!r}: it must be a {', '.join(SUFFIXES)} file in an existing folder.",
             fix="",
             assurance="Nothing was drawn.",
         )

@@ -50,7 +50,7 @@ def existing_artifact(path: Path | str) -> Path:
             fix="Make one with l0compress export.",
         )
     if not path.is_file():
-        raise RunError(f"Cannot read artifact {str(path)!r}: it is no file. Make one with l0compress export.")
+        raise RunError(f"Cannot read artifact {str(path)!r}: it is not a file. Make one with l0compress export.")
     return path
 
 

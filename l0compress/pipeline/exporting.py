@@ -127,19 +127,19 @@ def _check(format: str, options: ExportOptions) -> None:
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(
-            f"Only ONNX files are {what}, and the format is {format!r}.", fix="", assurance=NOTHING_WRITTEN
+            f"Only ONNX files are {what}, but the format is {format!r}.", fix="", assurance=NOTHING_WRITTEN
         )
     bundle = options.bundle
     if format != "bundle" and bundle is not None and bundle != BundleSettings(threads=bundle.threads):
         raise InputError(
-            f"Storage and engines are chosen for bundles, and the format is {format!r}.",
-            fix="Say --format bundle, or leave out --dtype and --engines.",
+            f"Storage and engines apply to bundles, but the format is {format!r}.",
+            fix="Pass --format bundle, or omit --dtype and --engines.",
             assurance=NOTHING_WRITTEN,
         )
     if format != "bundle" and (bundle is not None or options.batch_sizes is not None):
         raise InputError(
-            f"Layers are timed for bundles, and the format is {format!r}.",
-            fix="Say --format bundle, or leave out --batch and --threads.",
+            f"Layers are timed only for bundles, but the format is {format!r}.",
+            fix="Pass --format bundle, or omit --batch and --threads.",
             assurance=NOTHING_WRITTEN,
         )
     if int8 is not None and sparse_weights:

@@ -28,9 +28,9 @@ def check_new(folder: Path) -> None:
     """
     if not _foreign(folder) if folder.is_dir() else not os.path.lexists(folder):
         return
-    way = f" To go on with it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
+    way = f" To resume it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
     raise RunError(
-        f"{str(folder)!r} exists already.", fix=f"Choose another folder with --output.{way}", assurance=NOTHING_WRITTEN
+        f"{str(folder)!r} already exists.", fix=f"Choose another folder with --output.{way}", assurance=NOTHING_WRITTEN
     )
 
 
@@ -89,7 +89,7 @@ def _held(folder: Path) -> Iterator[None]:
     except Timeout as error:
         raise RunError(
             f"Run {str(folder)!r} is in use by another process.",
-            fix="Wait until it has ended, or choose another folder with --output.",
+            fix="Wait for it to end, or choose another folder with --output.",
         ) from error
     except OSError as error:
         raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}.", fix="") from error

@@ -89,8 +89,8 @@ def check_not_of(run: FinishedRun, path: Path) -> None:
     own = {(run.folder / name).resolve() for name in (MANIFEST, *read_manifest(run.folder).files)}
     if path.resolve() in own:
         raise InputError(
-            f"{str(path)!r} is a file of the run {str(run.folder)!r} itself, which could not be used without it.",
-            fix="Leave the path out, or give that of another file.",
+            f"{str(path)!r} belongs to the run {str(run.folder)!r} itself, which needs it.",
+            fix="Omit the path, or give another one.",
             assurance=NOTHING_WRITTEN,
         )
 
@@ -117,7 +117,7 @@ def newest_unfinished(root: Path = RUNS) -> Path:
     if found is None:
         raise RunError(
             f"There is no unfinished run under {str(root)!r}.",
-            fix="Name the run to go on with: l0compress finetune --resume RUN",
+            fix="Name the run to resume: l0compress finetune --resume RUN",
         )
     return found
 

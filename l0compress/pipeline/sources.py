@@ -133,7 +133,7 @@ def open_graph(
         return capture_with(model, fit_data(found, model), dynamic=dynamic)
     if isinstance(model, nn.Module):
         raise InputError(
-            f"Model {str(source.path)!r} does not say what its inputs look like.",
+            f"Model {str(source.path)!r} does not record its inputs.",
             fix="Name data whose first samples serve as example: --data DATA.",
         )
     return _captured_program(model)
@@ -181,8 +181,8 @@ def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) ->
             batch.to(CPU).run(graph.module())
     except FOREIGN_ERRORS as reason:
         raise DataError(
-            f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
-            f"{_sizes(batch)}, and in the train part {expected}.",
+            f"The model cannot run on the {part} part ({first_line(reason)}). Its samples have the shape "
+            f"{_sizes(batch)}, those of the train part {expected}.",
             fix="Give all parts the shape that the model takes.",
         ) from reason
 
@@ -215,9 +215,9 @@ def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> No
         scores = logits_of(outputs)
         if one_score_each(scores, batch.targets):
             raise DataError(
-                f"The model returns one score for each label, {tuple(scores.shape)} for {tuple(batch.targets.shape)}, "
-                "and cross-entropy takes one for each class.",
-                fix="Say --loss bce for labels of 0 and 1.",
+                f"The model returns one score per label, {tuple(scores.shape)} for {tuple(batch.targets.shape)}, but "
+                "cross-entropy takes one per class.",
+                fix="For labels of 0 and 1 pass --loss bce.",
             )
         num_classes = class_last(scores, batch.targets).shape[-1]
         _check_labels(data, num_classes)

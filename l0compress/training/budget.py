@@ -87,7 +87,7 @@ class Penalty(ABC):
         if torch.is_grad_enabled() and not any(module.training for module in modules):
             raise InputError(
                 "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss.",
-                fix="Call gated.train() before the steps of training, and gated.eval() only to evaluate.",
+                fix="Call gated.train() before training steps, and gated.eval() only to evaluate.",
             )
         return self.multiplier * self._amount()
 

@@ -65,8 +65,8 @@ def budget_of(goal: Goal) -> AbsoluteTarget:
     """
     if isinstance(goal, Criterion):
         raise TargetError(
-            f"Target {goal.name!r} is no budget, and a score needs one: params, macs, bytes or int8_bytes.",
-            fix="Example: macs=0.5; or let gates be learned, by method l0.",
+            f"Target {goal.name!r} is not a budget, but a score needs one: params, macs, bytes or int8_bytes.",
+            fix="Example: macs=0.5; or learn gates, with method l0.",
         )
     return goal
 
@@ -90,4 +90,6 @@ def _number(number: str, text: str) -> float:
         return float(number)
     except ValueError as reason:
         name = text.partition("=")[0].strip()
-        raise TargetError(f"Target {text!r}: {number!r} is no number.", fix=f"Write for example {name}=1.") from reason
+        raise TargetError(
+            f"Target {text!r}: {number!r} is not a number.", fix=f"Write for example {name}=1."
+        ) from reason

@@ -62,7 +62,7 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
     predictions = logits_of(outputs)
     if predictions.numel() != targets.numel():
         raise DataError(
-            f"The model predicts values of shape {tuple(predictions.shape)} and the targets have shape "
+            f"The model predicts values of shape {tuple(predictions.shape)}, but the targets have shape "
             f"{tuple(targets.shape)}.",
             fix="Give one target for each predicted value.",
         )

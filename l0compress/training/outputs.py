@@ -96,9 +96,9 @@ def checked_labels(targets: Tensor, num_classes: int) -> Tensor:
     if wrong.any():
         position = tuple(wrong.nonzero()[0].tolist())
         raise DataError(
-            f"Label {targets[position].item():g} of sample {position[0]} of a batch is no class: the model tells "
-            f"{num_classes} apart, so labels are 0 to {num_classes - 1}. Give labels of the model's classes; -100 "
-            "leaves a sample out; for values say --loss mse."
+            f"Label {targets[position].item():g} of sample {position[0]} of a batch is out of range: the model has "
+            f"{num_classes} classes, so labels are 0 to {num_classes - 1}. Give labels of the model's classes; -100 "
+            "leaves a sample out; for regression pass --loss mse."
         )
     return labels
 

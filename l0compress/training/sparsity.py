@@ -43,7 +43,7 @@ def keep_zeros_(network: Network, masks: Mapping[str, Tensor] | None = None) -> 
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             raise InputError(
-                f"the mask for {name!r} has shape {tuple(mask.shape)}, and the network has no such parameter.",
+                f"the mask for {name!r} has shape {tuple(mask.shape)}, but the network has no such parameter.",
                 fix="Make the masks with plan.small_masks() of the plan that the network was shrunk by.",
             )
     for name, mask in masks.items():

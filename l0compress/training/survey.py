@@ -111,9 +111,9 @@ class _Evidence:
 
     def refusal(self) -> InputError:
         return InputError(
-            f"The labels are 0 and 1, and the model returns one number a sample, from {self.lowest:.3g} to "
-            f"{self.highest:.3g}, that may be a logit or a value.",
-            fix="Say --loss bce if it is a logit, or --loss mse if it is a value.",
+            f"The labels are 0 and 1, and the model returns one number per sample, from {self.lowest:.3g} to "
+            f"{self.highest:.3g}, which may be a logit or a value.",
+            fix="Pass --loss bce if it is a logit, or --loss mse if it is a value.",
         )
 
 

@@ -57,7 +57,7 @@ class Target:
             return parse_target(target)
         if not isinstance(target, Mapping):
             raise TargetError(
-                f"The target is {target!r}, and has to be a unit with a number.", fix="Write for example 'macs=0.5'."
+                f"The target is {target!r}, but must be a unit with a number.", fix="Write for example 'macs=0.5'."
             )
         if len(target) != 1:
             raise TargetError(
@@ -176,14 +176,14 @@ def parse_target(text: str) -> Target:
     match = _NUMBER.fullmatch(number)
     if match is None:
         raise TargetError(
-            f"Target {text!r}: {number!r} is no positive number. Write a fraction such as {unit}=0.5, "
-            f"or a count such as {unit}=26500 or {unit}=12M."
+            f"Target {text!r}: {number!r} is not a positive number. Write a fraction such as {unit}=0.5, or a count "
+            f"such as {unit}=26500 or {unit}=12M."
         )
     digits, suffix = match.groups()
     if unit.endswith("bytes"):
         suffix = suffix.removesuffix("B")
     if suffix.lower() not in _SCALES:
-        raise TargetError(f"Target {text!r}: unknown suffix {match[2]!r}. Known are k, M and G.")
+        raise TargetError(f"Target {text!r}: unknown suffix {match[2]!r}. Known suffixes are k, M and G.")
     value = float(digits) * _SCALES[suffix.lower()]
     return _checked(unit, value if not suffix and "." in digits else round(value))
 
@@ -216,7 +216,7 @@ def check_countable(unit: str, *, single_weights: bool) -> None:
         raise TargetError(
             "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with "
             "single weights.",
-            fix="Say --granularity structured, or name params, macs or bytes.",
+            fix="Pass --granularity structured, or name params, macs or bytes.",
         )
 
 
@@ -225,7 +225,7 @@ def _checked(unit: str, value: Any) -> Target:
     _check_unit(unit, text)
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TargetError(
-            f"Target {text!r}: {value!r} is {type(value).__name__}, and has to be a number.",
+            f"Target {text!r}: {value!r} is {type(value).__name__}, but must be a number.",
             fix=f"Write for example {{{unit!r}: 0.5}}.",
         )
     number = float(value)
@@ -235,10 +235,12 @@ def _checked(unit: str, value: Any) -> Target:
         return Target(unit, int(number), False)
     raise TargetError(
         f"Target {text!r} is out of range. A fraction of the dense model lies between 0 and 1 (such as {unit}=0.5); "
-        f"an absolute count is a whole number of at least {SMALLEST_COUNT} (such as {unit}=26500)."
+        f"an absolute count is an integer of at least {SMALLEST_COUNT} (such as {unit}=26500)."
     )
 
 
 def _check_unit(unit: str, text: str) -> None:
     if unit not in UNITS:
-        raise TargetError(f"Target {text!r}: {unit!r} is no unit to compress to. Supported are {', '.join(UNITS)}.")
+        raise TargetError(
+            f"Target {text!r}: {unit!r} is not a unit of a target. Supported units are {', '.join(UNITS)}."
+        )

@@ -114,11 +114,11 @@ def example_calls(graph: CapturedGraph, batch_sizes: Sequence[int] = BATCH_SIZES
         [2, 1, 7]
 
     Raises:
-        InputError: what is given is no captured graph.
+        InputError: what is given is not a captured graph.
     """
     if not isinstance(graph, CapturedGraph):
         raise InputError(
-            f"a {type(graph).__name__} is no captured graph.",
+            f"a {type(graph).__name__} is not a captured graph.",
             fix="Capture it first: l0compress.capture(model, example_args).",
             assurance="Nothing was changed and nothing was written.",
         )
@@ -143,7 +143,7 @@ def checked_batch_sizes(batch_sizes: Sequence[int] | int) -> tuple[int, ...]:
     fits = [isinstance(n, Integral) and not isinstance(n, bool) and 1 <= int(n) <= LARGEST_BATCH_SIZE for n in sizes]
     if not fits or not all(fits):
         raise InputError(
-            f"batch sizes {given!r}: expected whole numbers from 1 to {LARGEST_BATCH_SIZE:,}.",
+            f"batch sizes {given!r}: expected integers from 1 to {LARGEST_BATCH_SIZE:,}.",
             fix="Give for example 8, or (1, 8, 64).",
             assurance="Nothing was run or written.",
         )

@@ -85,7 +85,7 @@ def verify(
     Raises:
         NotEqualError: an output is missing, has another shape or dtype, differs by more than the tolerance, has NaN or
             infinity in other places, or holds nothing finite to compare.
-        InputError: no inputs to compare on, a module in training mode, or a tolerance that is no finite number of at
+        InputError: no inputs to compare on, a module in training mode, or a tolerance that is not a finite number of at
             least 0.
 
     Example:

@@ -21,7 +21,7 @@ def linear_input(layer: SparseLinear, x: Array) -> Array:
     columns = layer.shape[1]
     if x.dtype != _FLOAT32 or x.ndim < 1 or x.shape[-1] != columns:
         raise InputError(
-            f"a sparse linear layer takes float32 (..., {columns}) and was given {x.dtype} {x.shape}.",
+            f"a sparse linear layer takes float32 (..., {columns}), but was given {x.dtype} {x.shape}.",
             fix="Pass an array of that shape and dtype.",
             assurance=NOTHING_COMPUTED,
         )
@@ -34,7 +34,7 @@ def conv_input(layer: SparseConv, x: Array) -> Array:
     dims = len(layer.kernel)
     if x.dtype != _FLOAT32 or x.ndim != dims + 2 or x.shape[1] != layer.channels:
         raise InputError(
-            f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions) and was given "
+            f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions), but was given "
             f"{x.dtype} {x.shape}.",
             fix="Pass an array of that shape and dtype.",
             assurance=NOTHING_COMPUTED,
@@ -47,7 +47,7 @@ def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
     rows, _ = matrix_shape(layer.weight)
     if x.dtype.kind not in "iu" or (x.size and not (-rows <= x.min() and x.max() < rows)):
         raise InputError(
-            f"a sparse embedding takes integers from {-rows} to {rows - 1} and was given {x.dtype}"
+            f"a sparse embedding takes integers from {-rows} to {rows - 1}, but was given {x.dtype}"
             + (f" from {x.min()} to {x.max()}" if x.size else "")
             + ".",
             fix="Pass indices in that range.",
@@ -61,7 +61,7 @@ def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None
     """Return x as contiguous (length, batch, in), and copied states (directions, batch, hidden), zeros for None."""
     if x.dtype != _FLOAT32 or x.ndim != 3 or x.shape[2] != layer.columns:
         raise InputError(
-            f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}) and was given {x.dtype} "
+            f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}), but was given {x.dtype} "
             f"{x.shape}.",
             fix="Pass an array of that shape and dtype.",
             assurance=NOTHING_COMPUTED,
@@ -70,15 +70,15 @@ def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None
     for state in states:
         if state is not None and (state.dtype != np.float32 or state.shape != shape):
             raise InputError(
-                f"a sparse recurrent layer begins with states of float32 {shape} and was given {state.dtype} "
+                f"a sparse recurrent layer takes initial states of float32 {shape}, but was given {state.dtype} "
                 f"{state.shape}.",
                 fix="Pass arrays of that shape and dtype.",
                 assurance=NOTHING_COMPUTED,
             )
     if len(states) > layer.states:
         raise InputError(
-            f"a sparse recurrent layer with the cell {layer.cell!r} begins with {layer.states} state(s) and was given "
-            f"{len(states)}.",
+            f"a sparse recurrent layer with the cell {layer.cell!r} takes {layer.states} initial state(s), but was "
+            f"given {len(states)}.",
             fix="Pass no more.",
             assurance=NOTHING_COMPUTED,
         )

@@ -55,7 +55,7 @@ class TorchEngine:
         """
         if not isinstance(layer, SparseLinear) or not layer.weight.nnz:
             raise InputError(
-                f"the engine 'torch' runs linear layers with nonzeros and was given {type(layer).__name__}.",
+                f"the engine 'torch' runs linear layers with nonzeros, but was given {type(layer).__name__}.",
                 fix="Choose another engine for it.",
                 assurance=NOTHING_RUN,
             )
@@ -109,7 +109,7 @@ def _check_process() -> None:
     if _process_of_threads != here:
         raise InputError(
             "the engine 'torch' cannot use several threads in a process that was forked from one where it did.",
-            fix="Load the bundle there with threads=1 or another engine, or start the process by spawn.",
+            fix="Load the bundle there with threads=1 or another engine, or start the process with spawn.",
             assurance=NOTHING_COMPUTED,
         )
 

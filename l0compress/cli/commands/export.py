@@ -27,8 +27,8 @@ def export(
         if calibrate is not None and quantize in (None, "int8-dynamic"):
             why = "the file is not quantized" if quantize is None else "dynamic int8 needs none"
             raise InputError(
-                f"--calibrate counts the samples that static int8 is calibrated on, and {why}.",
-                fix="Say --quantize int8-static, or leave it out.",
+                f"--calibrate sets the number of samples for calibrating static int8, but {why}.",
+                fix="Pass --quantize int8-static, or omit it.",
                 assurance=NOTHING_WRITTEN,
             )
         from l0compress.export.bundle import BundleSettings, ExportedBundle

@@ -123,7 +123,7 @@ def check_captured(graph: object, verb: str) -> None:
     if isinstance(graph, CapturedGraph):
         return
     raise InputError(
-        f"{verb} takes a captured graph, and this is {type(graph).__name__}.",
+        f"{verb} takes a captured graph, but this is {type(graph).__name__}.",
         fix="Capture the model first: graph = l0compress.capture(model, (example_input,)).",
     )
 

@@ -48,7 +48,7 @@ def hints_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     unknown = [name for name in dynamic if name not in names]
     if unknown:
         raise CaptureError(
-            f"dynamic={dict(dynamic)!r} names the input {unknown[0]!r}, and the model is called with "
+            f"dynamic={dict(dynamic)!r} names the input {unknown[0]!r}, but the model is called with "
             f"{', '.join(map(repr, names)) or 'none'}.",
             fix="Use those names.",
         )
@@ -81,7 +81,7 @@ def _entry(dynamic: Mapping[str, Any], name: str) -> Any:
         return given
     position = int(place[:-1])
     if not isinstance(given, tuple | list):
-        raise _unfit(f"{{{base!r}: {given!r}}}, where *{base} takes a tuple with one entry an input")
+        raise _unfit(f"{{{base!r}: {given!r}}}, where *{base} takes a tuple with one entry per input")
     return given[position] if position < len(given) else None
 
 

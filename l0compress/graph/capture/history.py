@@ -144,7 +144,7 @@ def _located(name: str, line: str | None) -> str:
 def _state_kept(subject: str, named: Sequence[str]) -> CaptureError:
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
     return CaptureError(
-        f"{subject} changes {', '.join(named[:_MOST_NAMED])}{more}, and what it returns depends on that, so that "
-        "a second call returns something else than the first. A graph returns the same for the same inputs.",
-        fix="Take that state as an input and return the new one, or change it in training mode alone.",
+        f"{subject} changes {', '.join(named[:_MOST_NAMED])}{more} and its result depends on that, so a second call "
+        "returns something different. A graph returns the same for the same inputs.",
+        fix="Take that state as an input and return the new one, or change it only in training mode.",
     )

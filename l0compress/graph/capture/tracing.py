@@ -97,7 +97,7 @@ def capture(
     if isinstance(model, ExportedProgram):
         return _from_program(model)
     if isinstance(args, Tensor):
-        raise CaptureError("args is a tensor, and has to be a tuple of inputs.", fix="Pass (x,) for x.")
+        raise CaptureError("args is a tensor, but must be a tuple of inputs.", fix="Pass (x,) for x.")
     args, kwargs = tuple(args), dict(kwargs or {})
     model = unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -131,9 +131,9 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
 def _missing_message(model: nn.Module, missing: tuple[TrainingOnly, ...]) -> str:
     more = f", and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     return (
-        f"the graph of {type(model).__name__} does not do what the model does in training mode alone: "
-        f"{'; '.join(part.sentence for part in missing[:_MOST_NAMED])}{more}. What it computes in evaluation mode is "
-        "whole. CapturedGraph.training_only lists everything."
+        f"the graph of {type(model).__name__} omits what the model does only in training mode: "
+        f"{'; '.join(part.sentence for part in missing[:_MOST_NAMED])}{more}. Evaluation mode is complete. "
+        "CapturedGraph.training_only lists everything."
     )
 
 
@@ -160,11 +160,11 @@ def _refused(model: nn.Module, error: BaseException, hint: str) -> CaptureError:
     unknown = re.match(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output, which is not a known type", reason)
     if unknown:
         return CaptureError(
-            f"torch.export cannot capture {type(model).__name__}: it returns a {unknown[1]}, which is neither tensors "
-            "nor a container that torch.export knows.",
+            f"torch.export cannot capture {type(model).__name__}: it returns a {unknown[1]}, which is neither a "
+            "tensor nor a container known to torch.export.",
             fix=(
-                "Return tensors, in tuples, lists or dicts; leave out use_cache=True where it is a cache, since a "
-                f"graph keeps nothing from one call to the next.{hint}"
+                "Return tensors, in tuples, lists or dicts; if it is a cache, omit use_cache=True: a graph keeps "
+                f"nothing between calls.{hint}"
             ),
         )
     return CaptureError(

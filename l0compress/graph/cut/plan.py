@@ -167,17 +167,17 @@ class KeepPlan:
                     f"the plan was made for a graph whose {name!r} has shape {shape}, and here it has "
                     f"{tuple(state[name].shape)}.",
                     fix=(
-                        "If this graph is what the plan left, it is done already; otherwise make a plan with "
-                        "find_groups(graph)."
+                        "If this graph is the result of the plan, there is nothing left to do; otherwise make a plan "
+                        "with find_groups(graph)."
                     ),
                 )
         what = self.unfit.get(weights_checksum(state)) if self.unfit else None
         if what is not None:
             raise PlanError(
-                f"the plan was decided on by training, and the graph holds {what}.",
+                f"the plan was made by training, but the graph has {what}.",
                 fix=(
-                    "Write gated.shrink(plan), or take the graph from fold(gated, plan); for the bare decision on "
-                    "these very weights pass plan.decision()."
+                    "Write gated.shrink(plan), or take the graph from fold(gated, plan); to apply the bare decision "
+                    "to these weights pass plan.decision()."
                 ),
             )
 

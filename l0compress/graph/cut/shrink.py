@@ -147,7 +147,7 @@ def _checked(small: CapturedGraph, kept: dict[str, tuple[Kept, ...]]) -> Capture
             continue
         if shape_of(found) != expected[0].shape:
             raise SurgeryError(
-                f"{node.name} came out with shape {shape_of(found)} where the plan leaves {expected[0].shape}.",
+                f"{node.name} has shape {shape_of(found)}, but the plan leaves {expected[0].shape}.",
                 fix="Please report this with the model; until then freeze the layer.",
                 assurance=NOTHING_CHANGED,
             )

@@ -136,8 +136,8 @@ class _Surgeon:
         target = functional_of(node)
         if target is None:
             raise SurgeryError(
-                f"{node.name!r} writes in place into what is a constant now, and PyTorch has no such operator that "
-                "returns its result.",
+                f"{node.name!r} writes in place into a value that is now constant, and PyTorch has no out-of-place "
+                "form of it.",
                 fix="Please report this with the model; until then freeze the layer.",
                 assurance=NOTHING_CHANGED,
             )

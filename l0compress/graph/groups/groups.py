@@ -72,8 +72,8 @@ class Groups:
         """The components that are left, and what becomes of the nodes."""
         if keep.dtype != torch.bool or tuple(keep.shape) != (self.num_moves,):
             raise PlanError(
-                f"a keep mask must be bool of shape ({self.num_moves},), one entry a move, but it is {keep.dtype} of "
-                f"shape {tuple(keep.shape)}.",
+                f"a keep mask must be bool of shape ({self.num_moves},), one entry per move, but it is {keep.dtype} "
+                f"of shape {tuple(keep.shape)}.",
                 fix="",
             )
         dead = self._closure.dead(keep.numpy())

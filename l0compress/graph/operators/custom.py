@@ -42,12 +42,12 @@ def register_operator(name: str, operator: Operator | str, *, replace: bool = Fa
         >>> register_operator("doctest::halved", "relu")
         Traceback (most recent call last):
         ...
-        l0compress_runtime.errors.InputError: there is a rule for doctest::halved already. Nothing was changed. Pass \
+        l0compress_runtime.errors.InputError: doctest::halved already has a rule. Nothing was changed. Pass \
 replace=True to put another in its place.
     """
     key = _key(name)
     if known_operator(key) is not None and not replace:
-        raise InputError(f"there is a rule for {name} already.", fix="Pass replace=True to put another in its place.")
+        raise InputError(f"{name} already has a rule.", fix="Pass replace=True to replace it.")
     record = _like(name, operator) if isinstance(operator, str) else operator
     if record.label is None:
         raise InputError(
@@ -120,7 +120,7 @@ def _checked(operator: str, rule: Rule) -> Rule:
         for plane in pytree.tree_leaves([value.planes for value in values if value is not None]):
             if not isinstance(plane, Tensor) or plane.dtype is not torch.int64 or plane.shape not in step.shapes:
                 raise InputError(
-                    f"the rule for {operator} returned a plane at {step.node.name} that is no int64 tensor of the "
+                    f"the rule for {operator} returned a plane at {step.node.name} that is not an int64 tensor of the "
                     "result's shape.",
                     fix="Expand it with along(labels, dim, step.shape).",
                 )

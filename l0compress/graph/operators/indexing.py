@@ -89,7 +89,7 @@ def index_put(step: Step) -> Result:
     if any(node is not None and node.meta["val"].dtype is torch.bool for node in given):
         if len(parts) == 1 and parts[0].shape == value.shape and torch.Size(written.shape).numel() == 1:
             return step.space.merge([value, parts[0]], step.shape, step.node)
-        return _all_frozen(step, "it is written where a mask says at run time")
+        return _all_frozen(step, "it is written under a mask known only at run time")
     passed = _indexed(step, value, indices)
     place = _layout(passed, indices)
     step.space.merge([place, written], place.shape, step.node)
@@ -270,7 +270,7 @@ def _join_(cut: Cut, dim: int, written: Tensor) -> None:
 def _changed(cut: Cut) -> SurgeryError:
     return SurgeryError(
         f"the constant index of {cut.dense.name} is not the one that the plan was made with.",
-        fix="Make the plan with find_groups(graph) of this very graph.",
+        fix="Make the plan with find_groups(graph) for this graph.",
         assurance=NOTHING_CHANGED,
     )
 

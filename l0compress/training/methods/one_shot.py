@@ -34,7 +34,7 @@ class OneShot(Method):
         if problem.settings.granularity != "structured":
             raise InputError(
                 f"Method {self.name!r} decides on channels, heads and units, not on single weights.",
-                fix="Say --granularity structured, or --method l0 or magnitude for single weights.",
+                fix="Pass --granularity structured, or --method l0 or magnitude for single weights.",
             )
         self._begin_(find_groups(problem.graph), budget_of(goal))
         check_reachable(self.goal, self.groups)
@@ -86,8 +86,7 @@ def _finite(scores: Tensor) -> Tensor:
     """
     if not bool(scores.isfinite().all()):
         raise DivergedError(
-            "What the model returns on the training part, or its gradient, is not finite, so that nothing can be "
-            "scored.",
+            "The model's output on the training part, or its gradient, is not finite, so nothing can be scored.",
             fix="Look for values in data or weights that are not finite.",
             assurance=NOTHING_CHANGED,
         )

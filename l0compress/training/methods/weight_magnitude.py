@@ -44,7 +44,7 @@ class WeightMagnitude(Method):
         if problem.settings.granularity != "weights":
             raise InputError(
                 f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}.",
-                fix="Say --granularity structured or weights, or --method l0.",
+                fix="Pass --granularity structured or weights, or --method l0.",
             )
         self.goal = budget_of(goal)
         self.unit = self.goal.unit

@@ -99,5 +99,5 @@ def check_small(small: CapturedGraph, plan: KeepPlan) -> None:
         if tuple(state[name].shape) != expected:
             raise PlanError(
                 f"the small graph's {name!r} has shape {tuple(state[name].shape)} where the plan leaves {expected}.",
-                fix="Give repair the graph that shrink(graph, plan) returned, and that very plan.",
+                fix="Give repair the graph that shrink(graph, plan) returned, and the same plan.",
             )
