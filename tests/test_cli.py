@@ -340,7 +340,7 @@ class TestProcess:
         before = (finished / "run" / name).read_bytes()
         for path in (finished / "run" / name, finished / "run" / ".." / "run" / name):
             outcome = run_cli("export", str(finished / "run"), "--format", format, "-o", str(path))
-            assert outcome.exit_code == 2 and "is a file of the run" in outcome.stderr, outcome.stderr
+            assert outcome.exit_code == 2 and "itself, which needs it" in outcome.stderr, outcome.stderr
         assert (finished / "run" / name).read_bytes() == before
 
     @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def register_operator(name: str, operator: Operator | str, *, replace: bool = Fa
         Traceback (most recent call last):
         ...
         l0compress_runtime.errors.InputError: doctest::halved already has a rule. Nothing was changed. Pass \
-replace=True to put another in its place.
+replace=True to replace it.
     """
     key = _key(name)
     if known_operator(key) is not None and not replace:
@@ -52,7 +52,7 @@ replace=True to put another in its place.
     if record.label is None:
         raise InputError(
             f"the record of {name} has no label, so that nothing is known of its channels.",
-            fix="Say Operator(label=...), a function from a Step to the Value of the result.",
+            fix="Write Operator(label=...), a function from a Step to the Value of the result.",
         )
     register(record if isinstance(operator, str) else with_fields(record, label=_checked(name, record.label)), key)
 
