@@ -24,14 +24,31 @@ model does in training mode alone.
 What a bundle raises (L0Error, InputError, RunError) is defined by the runtime, a distribution of its own. Here are the
 same classes.
 
-A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it.
+A message says what was wrong, where (layer, file, flag), that nothing was changed, and what to do about it. The third
+comes from the class: ``DataError("Label 7 is out of range.", fix="Give labels from 0 to 2.")`` says it in between.
 """
 
 from __future__ import annotations
 
-from l0compress_runtime.errors import InputError, L0Error, RunError
+from functools import partial
+
+from l0compress_runtime.errors import (
+    NOTHING_CHANGED,
+    NOTHING_COMPUTED,
+    NOTHING_LOADED,
+    NOTHING_RUN,
+    NOTHING_WRITTEN,
+    InputError,
+    L0Error,
+    RunError,
+)
 
 __all__ = [
+    "NOTHING_CHANGED",
+    "NOTHING_COMPUTED",
+    "NOTHING_LOADED",
+    "NOTHING_RUN",
+    "NOTHING_WRITTEN",
     "CaptureError",
     "CheckError",
     "DataError",
@@ -87,6 +104,8 @@ class NothingToPruneError(InputError):
 class CheckError(L0Error):
     """A check on a result failed: the result is refused."""
 
+    assurance = NOTHING_WRITTEN
+
 
 class NotEqualError(CheckError):
     """Two models that must compute the same function do not; the message says where."""
@@ -110,3 +129,7 @@ class StoppedError(L0Error):
     def __init__(self, message: str, *, signal: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Rebuild with the signal: by default an exception is rebuilt from its positional arguments only."""
+        return partial(type(self), signal=self.exit_code - 128), self.args, self.__dict__

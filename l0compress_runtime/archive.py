@@ -89,9 +89,9 @@ class Archive:
             self._zip = zipfile.ZipFile(stream)
             members = self._zip.infolist()
         except _BROKEN as error:
-            raise FormatError(f"is no zip file: {_brief(error)}") from error
+            raise FormatError(f"is not a zip file: {_brief(error)}") from error
         if len({member.filename for member in members}) != len(members):
-            raise FormatError("has two members of one name")
+            raise FormatError("has two members with the same name")
         if len(members) > MOST_MEMBERS:
             raise FormatError(f"has {len(members):,} members")
         for member in members:
@@ -100,7 +100,7 @@ class Archive:
         if total > MOST_DEFLATED * (size + 1):
             raise FormatError(f"would unpack to {total:,} bytes, which {size:,} bytes cannot hold")
         if total > limit_bytes:
-            raise LimitError(f"would unpack to {total:,} bytes, and limit_bytes allows {limit_bytes:,}")
+            raise LimitError(f"would unpack to {total:,} bytes, but limit_bytes allows {limit_bytes:,}")
         self._members = {member.filename: member for member in members if not _is_folder(member)}
 
     @classmethod
@@ -147,7 +147,7 @@ class Folder:
         found = dict(_files_below(path))
         total = sum(file.stat().st_size for file in found.values())
         if total > limit_bytes:
-            raise LimitError(f"has {total:,} bytes, and limit_bytes allows {limit_bytes:,}")
+            raise LimitError(f"has {total:,} bytes, but limit_bytes allows {limit_bytes:,}")
         self._found = found
 
     @property
@@ -246,7 +246,7 @@ def _files_below(folder: Path) -> Iterator[tuple[str, Path]]:
         for file in (Path(parent, name) for name in files if not name.startswith(".")):
             name = file.relative_to(folder).as_posix()
             if not _NAME.fullmatch(name) or not stat.S_ISREG(file.lstat().st_mode):
-                raise FormatError(f"has {name[:80]!r}, which is no file of a bundle")
+                raise FormatError(f"has {name[:80]!r}, which is not a bundle file")
             count += 1
             if count > MOST_MEMBERS:
                 raise FormatError(f"has more than {MOST_MEMBERS:,} files")
@@ -280,11 +280,11 @@ def _check_member(member: zipfile.ZipInfo) -> None:
     if _is_folder(member):
         return
     if not _NAME.fullmatch(name):
-        raise FormatError(f"has a member named {name[:80]!r}, which is no file of a bundle")
+        raise FormatError(f"has a member named {name[:80]!r}, which is not a bundle file")
     if member.flag_bits & 0x1:
         raise FormatError(f"has an encrypted member {name}")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise FormatError(f"has {name} packed by method {member.compress_type}")
+        raise FormatError(f"has {name} compressed by method {member.compress_type}")
     if member.file_size > MOST_DEFLATED * (member.compress_size + 1):
         raise FormatError(f"has {name} of {member.file_size:,} bytes in {member.compress_size:,}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, NOTHING_LOADED, InputError
 from l0compress_runtime.manifest import Port
 
 Array = NDArray[Any]
@@ -30,8 +30,9 @@ def path_of(path: Any) -> Path:
     """
     if not isinstance(path, str | PathLike) or not isinstance(fspath(path), str):
         raise InputError(
-            f"the path of a bundle is {type(path).__name__}, and has to be a text or a pathlib.Path. Nothing was "
-            "loaded. Pass the path of a file or of a folder."
+            f"the path of a bundle is {type(path).__name__}, but must be a string or a pathlib.Path.",
+            fix="Pass the path of a file or of a folder.",
+            assurance=NOTHING_LOADED,
         )
     return Path(path)
 
@@ -52,8 +53,9 @@ def whole_number(name: str, value: Any, most: int | None = None) -> int | None:
     if not is_whole or value < 1 or (most is not None and value > most):
         up_to = "" if most is None else f" to {most}"
         raise InputError(
-            f"{name} is {value!r}, and has to be a whole number from 1{up_to}, or None. Nothing was loaded. Pass such "
-            "a number, or leave it out."
+            f"{name} is {value!r}, but must be an integer from 1{up_to}, or None.",
+            fix="Pass such a number, or omit it.",
+            assurance=NOTHING_LOADED,
         )
     return int(value)
 
@@ -113,8 +115,9 @@ def _fixed(port: Port) -> tuple[tuple[int, int], ...]:
 def _as_dict(inputs: Any) -> dict[str, Array]:
     if not isinstance(inputs, Mapping):
         raise InputError(
-            f"the inputs of a run are {type(inputs).__name__}, and have to be a dict with an array for each name. "
-            'Nothing was computed. Pass {"name": array}; the names are in inputs of the bundle.'
+            f"the inputs of a run are {type(inputs).__name__}, but must be a dict of arrays by name.",
+            fix='Pass {"name": array}; the names are in inputs of the bundle.',
+            assurance=NOTHING_COMPUTED,
         )
     return dict(inputs)
 
@@ -123,8 +126,9 @@ def _other_names(ports: Sequence[Port], values: Mapping[Any, Any]) -> InputError
     known, given = {port.name for port in ports}, set(values)
     return InputError(
         f"the model takes the inputs {_listed(known)}; missing {_listed(known - given)}, unexpected "
-        f"{_listed(given - known)}. "
-        "Nothing was computed."
+        f"{_listed(given - known)}.",
+        fix="",
+        assurance=NOTHING_COMPUTED,
     )
 
 
@@ -135,6 +139,7 @@ def _listed(names: Iterable[Any]) -> str:
 def _misfit(array: Any, port: Port) -> InputError:
     found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
     return InputError(
-        f"input {port.name!r} is {found}, and the model takes {port.described()}. Nothing was computed. Pass an array "
-        "of that dtype and shape."
+        f"input {port.name!r} is {found}, but the model takes {port.described()}.",
+        fix="Pass an array of that dtype and shape.",
+        assurance=NOTHING_COMPUTED,
     )

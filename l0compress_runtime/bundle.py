@@ -98,8 +98,8 @@ class Bundle:
 
     def __reduce__(self) -> NoReturn:
         raise InputError(
-            "a bundle cannot be pickled or copied: its graphs and compiled layers belong to this process. Nothing was "
-            "changed. Call l0compress_runtime.load in the other process, for instance in the initializer of a pool."
+            "a bundle cannot be pickled or copied: its graphs and compiled layers belong to this process.",
+            fix="Call l0compress_runtime.load in the other process, for instance in the initializer of a pool.",
         )
 
     def _way(self, stages: list[Stage]) -> _Way:
@@ -164,7 +164,7 @@ def _members(path: Path, limit_bytes: int | None = None) -> Iterator[tuple[Files
         with closing(files):
             yield files, limit
     except FormatError as error:
-        raise RunError(f"Cannot read bundle {str(path)!r}: {error}. Nothing of it was run. {error.advice}") from error
+        raise RunError(f"Cannot read bundle {str(path)!r}: {error}. None of it was run. {error.advice}") from error
     except MemoryError as error:
         raise RunError(f"Cannot read bundle {str(path)!r}: there is not enough memory for it.") from error
 
@@ -211,7 +211,7 @@ def _manifest(files: Files) -> Manifest:
         raise error.within(MANIFEST) from error
     unexpected = sorted(set(files.names) - {MANIFEST, *manifest.hashes})
     if unexpected:
-        raise FormatError(f"has {unexpected[0]}, which its manifest does not know")
+        raise FormatError(f"has {unexpected[0]}, which its manifest does not list")
     return manifest
 
 

@@ -38,7 +38,7 @@ class Fields:
         """Return an integer in a range, both ends included."""
         value = self._value.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self.wrong(key, f"a whole number from {low} to {high}")
+            raise self.wrong(key, f"an integer from {low} to {high}")
         return value
 
     def optional_integer(self, key: str, low: int = 0, high: int = 2**48) -> int | None:
@@ -70,7 +70,7 @@ class Fields:
         """Return a list of integers in a range."""
         values = self.items(key)
         if any(isinstance(v, bool) or not isinstance(v, int) or not low <= v <= high for v in values):
-            raise self.wrong(key, f"a list of whole numbers from {low} to {high}")
+            raise self.wrong(key, f"a list of integers from {low} to {high}")
         return tuple(values)
 
     def texts(self, key: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ class Fields:
     def raw(self) -> Mapping[str, Any]:
         """Return the object as it is; its keys are strings of a reasonable length."""
         if len(self._value) > MOST_ITEMS or any(len(key) > LONGEST_TEXT for key in self._value):
-            raise FormatError(f"{self.where}too many or too long keys")
+            raise FormatError(f"{self.where}too many keys, or keys that are too long")
         return self._value
 
     def wrong(self, key: str, expected: str) -> FormatError:

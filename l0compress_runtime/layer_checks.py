@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, InputError
 
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh")
 
@@ -28,7 +28,9 @@ def matrix_shape(weight: sparse.csr_array) -> tuple[int, int]:
 
 def refuse(problem: str) -> InputError:
     """Return the error to raise for a layer with this problem."""
-    return InputError(f"a sparse layer cannot be made: {problem}. Nothing was computed. Export the model again.")
+    return InputError(
+        f"a sparse layer cannot be made: {problem}.", fix="Export the model again.", assurance=NOTHING_COMPUTED
+    )
 
 
 def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
@@ -38,13 +40,13 @@ def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
         InputError: it is not.
     """
     if not isinstance(weight, sparse.csr_array) or weight.ndim != 2:
-        raise refuse(f"its weight is {type(weight).__name__}, and has to be a scipy.sparse.csr_array of two dimensions")
+        raise refuse(f"its weight is {type(weight).__name__}, but must be a scipy.sparse.csr_array of two dimensions")
     rows, columns = matrix_shape(weight)
     starts, indices = weight.indptr, weight.indices
     if any(array.dtype.kind not in "iu" or array.ndim != 1 for array in (starts, indices)):
         raise refuse(
-            f"its indices are {indices.dtype} {indices.shape} and its row pointers {starts.dtype} {starts.shape}, "
-            "and have to be vectors of integers"
+            f"its indices are {indices.dtype} {indices.shape} and its row pointers {starts.dtype} {starts.shape}, but "
+            "must be vectors of integers"
         )
     counts = np.diff(starts.astype(np.int64))
     if len(starts) != rows + 1 or starts[0] != 0 or starts[-1] != len(indices) or counts.min(initial=0) < 0:
@@ -58,7 +60,7 @@ def check_weight(weight: sparse.csr_array, scale: Array | None) -> None:
         raise refuse("the indices of a row do not increase")
     expected = np.float32 if scale is None else np.int8
     if weight.data.dtype != expected:
-        raise refuse(f"its values are {weight.data.dtype}, and have to be {np.dtype(expected)}")
+        raise refuse(f"its values are {weight.data.dtype}, but must be {np.dtype(expected)}")
     if not np.isfinite(weight.data).all():
         raise refuse("a value is not finite")
     check_vector("scale", scale, rows)
@@ -72,7 +74,7 @@ def check_epilogue(rows: int, bias: Array | None, activation: str | None) -> Non
     """
     check_vector("bias", bias, rows)
     if activation is not None and activation not in ACTIVATIONS:
-        raise refuse(f"its activation is {activation!r}, and has to be None or one of {', '.join(ACTIVATIONS)}")
+        raise refuse(f"its activation is {activation!r}, but must be None or one of {', '.join(ACTIVATIONS)}")
 
 
 def check_vector(name: str, values: Array | None, rows: int) -> None:
@@ -84,6 +86,6 @@ def check_vector(name: str, values: Array | None, rows: int) -> None:
     if values is None:
         return
     if values.shape != (rows,) or values.dtype != np.float32:
-        raise refuse(f"its {name} is {values.dtype} {values.shape}, and has to be float32 ({rows},)")
+        raise refuse(f"its {name} is {values.dtype} {values.shape}, but must be float32 ({rows},)")
     if not np.isfinite(values).all():
         raise refuse(f"its {name} is not finite")

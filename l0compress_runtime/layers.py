@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, InputError
 from l0compress_runtime.layer_checks import ACTIVATIONS as ACTIVATIONS
 from l0compress_runtime.layer_checks import check_epilogue, check_vector, check_weight, refuse
 from l0compress_runtime.layer_checks import matrix_shape as matrix_shape
@@ -124,7 +124,9 @@ class SparseConv:
         if min(sizes) < 1:
             raise InputError(
                 f"a convolution with kernel {self.kernel}, dilation {self.dilation} and padding {self.padding} does "
-                f"not fit into an input of size {spatial}. Nothing was computed. Pass a larger input."
+                f"not fit into an input of size {spatial}.",
+                fix="Pass a larger input.",
+                assurance=NOTHING_COMPUTED,
             )
         return sizes
 
@@ -195,8 +197,8 @@ class SparseRecurrent:
         rows = self.directions * GATES[self.cell] * self.hidden
         if not rows or (matrix_shape(self.weight)[0], matrix_shape(self.recurrent)[0]) != (rows, rows):
             raise refuse(
-                f"its weights are {self.weight.shape} and {self.recurrent.shape}, and have to have {rows} rows, "
-                f"{GATES[self.cell]} of them for each hidden unit and direction, and at least one"
+                f"its weights are {self.weight.shape} and {self.recurrent.shape}, but must have {rows} rows, "
+                f"{GATES[self.cell]} for each hidden unit and direction, and at least one"
             )
         check_vector("bias", self.bias, 2 * rows)
 

@@ -169,7 +169,7 @@ class Parts:
         self._spent[form, tensor] = num_bytes
         total = sum(self._spent.values())
         if total > self.limit_bytes:
-            raise LimitError(f"needs {total:,} bytes for its constants, and limit_bytes allows {self.limit_bytes:,}")
+            raise LimitError(f"needs {total:,} bytes for its constants, but limit_bytes allows {self.limit_bytes:,}")
 
     def _decoded(self, spec: TensorSpec) -> Stored:
         data = self._member(spec.member)

@@ -109,7 +109,7 @@ def _operators(message: memoryview, kind: str) -> Iterator[str]:
 
 def _message(wire: int, value: int | memoryview) -> memoryview:
     if wire != _BYTES or isinstance(value, int):
-        raise FormatError("is no ONNX model: a message is missing")
+        raise FormatError("is not an ONNX model: a message is missing")
     return value
 
 
@@ -127,9 +127,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
         elif wire in (_FIXED32, _FIXED64):
             size = 4 if wire == _FIXED32 else 8
         else:
-            raise FormatError(f"is no ONNX model: wire type {wire}")
+            raise FormatError(f"is not an ONNX model: wire type {wire}")
         if size > len(message) - at:
-            raise FormatError("is no ONNX model: it ends too early")
+            raise FormatError("is not an ONNX model: it ends too early")
         yield number, wire, message[at : at + size]
         at += size
 
@@ -138,7 +138,7 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         if at >= len(message) or shift > 63:
-            raise FormatError("is no ONNX model: a number does not end")
+            raise FormatError("is not an ONNX model: a number does not end")
         byte = message[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7

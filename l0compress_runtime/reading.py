@@ -36,7 +36,7 @@ def parse(text: bytes) -> Manifest:
     try:
         root = Fields(json.loads(text.decode("utf-8")), "")
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"is no JSON: {str(error)[:200]}") from error
+        raise FormatError(f"is not JSON: {str(error)[:200]}") from error
     root.text("format", (FORMAT,))
     version = root.integer("version", 1)
     if not OLDEST <= version <= VERSION:
@@ -74,14 +74,14 @@ def check(manifest: Manifest) -> None:
     for name, layer in manifest.layers.items():
         for tensor in layer.tensors:
             if tensor not in manifest.tensors:
-                raise FormatError(f"layers.{name} reads a tensor {tensor!r} that there is not")
+                raise FormatError(f"layers.{name} reads a tensor {tensor!r} that does not exist")
         dense = manifest.segments.get(layer.dense)
         if dense is None or dense.inputs != layer.inputs or dense.outputs != layer.outputs:
             raise FormatError(f"layers.{name} has no segment that computes the same")
     for name, segment in manifest.segments.items():
         absent = sorted(set(segment.tensors.values()) - manifest.tensors.keys())
         if absent:
-            raise FormatError(f"segments.{name} reads a tensor {absent[0]!r} that there is not")
+            raise FormatError(f"segments.{name} reads a tensor {absent[0]!r} that does not exist")
     members = [*(t.member for t in manifest.tensors.values()), *(s.member for s in manifest.segments.values())]
     for member in members:
         if member not in manifest.hashes:
@@ -89,7 +89,7 @@ def check(manifest: Manifest) -> None:
     for name, plan in manifest.plans.items():
         _check_plan(manifest, name, plan)
     if not manifest.choices or any(plan not in manifest.plans for _, plan in manifest.choices):
-        raise FormatError("choices name no plan, or one that there is not")
+        raise FormatError("choices name no plan, or one that does not exist")
 
 
 def _check_plan(manifest: Manifest, name: str, plan: tuple[Step, ...]) -> None:
@@ -97,7 +97,7 @@ def _check_plan(manifest: Manifest, name: str, plan: tuple[Step, ...]) -> None:
     for step in plan:
         part = manifest.segments.get(step.part) if step.engine is None else manifest.layers.get(step.part)
         if part is None:
-            raise FormatError(f"plans.{name} has a step {step.part!r} that there is not")
+            raise FormatError(f"plans.{name} has a step {step.part!r} that does not exist")
         if not made.issuperset(part.inputs):
             raise FormatError(f"plans.{name} reads {sorted(set(part.inputs) - made)[0]!r} before it is made")
         if not made.isdisjoint(part.outputs) or len(set(part.outputs)) != len(part.outputs):
@@ -186,7 +186,7 @@ def _check_ends(entry: Fields, step: SparseStep) -> None:
     """Check that a layer reads and produces one value, unless it is recurrent, which says what its values are."""
     recurrence = step.recurrence
     if step.flat_from is not None and step.kind != "linear":
-        raise entry.wrong("flat_from", "null but for a linear layer")
+        raise entry.wrong("flat_from", "null except for a linear layer")
     if (step.kind == "recurrent") != (recurrence is not None):
         raise entry.wrong("recurrence", "an object for a recurrent layer, and null otherwise")
     if len(set(step.inputs)) != len(step.inputs):

@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from l0compress_runtime.archive import FormatError
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, InputError
 from l0compress_runtime.manifest import Segment
 from l0compress_runtime.protobuf import check_model, operators_of, with_initializers
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
@@ -59,9 +59,9 @@ def open_segment(
     names, outputs = list(segment.inputs), list(segment.outputs)
     found = ({entry.name for entry in session.get_inputs()}, {entry.name for entry in session.get_outputs()})
     if found != (set(names), set(outputs)):
-        raise FormatError("has other inputs and outputs than the manifest says")
+        raise FormatError("has different inputs or outputs from those in the manifest")
     if any(not entry.type.startswith("tensor(") for entry in (*session.get_inputs(), *session.get_outputs())):
-        raise FormatError("hands on what is not a tensor")
+        raise FormatError("returns something other than a tensor")
 
     return OpenSegment(session, names, outputs, takes_empty=END_ON_EMPTY.isdisjoint(operators_of(graph)))
 
@@ -93,15 +93,17 @@ class OpenSegment:
         """
         if not self._takes_empty and any(array.size == 0 for array in feeds.values()):
             raise InputError(
-                "the model cannot run on arrays without elements: ONNX Runtime's recurrent layers need a sample and a "
-                "step. Nothing was computed. Pass at least one of each."
+                "the model cannot run on arrays without elements: ONNX Runtime's recurrent layers need at least one "
+                "sample and one step.",
+                fix="Pass at least one of each.",
+                assurance=NOTHING_COMPUTED,
             )
         try:
             return self._session.run(self._outputs, feeds)
         except _ERRORS as error:
             raise InputError(
-                f"the model cannot run on these inputs: {_said(error)}. Nothing was changed. Pass arrays of the "
-                "shapes that its inputs name."
+                f"the model cannot run on these inputs: {_said(error)}.",
+                fix="Pass arrays of the shapes that its inputs name.",
             ) from error
 
 

@@ -1,4 +1,4 @@
-"""``docs/errors.md``: every input that is wrong, with the message that it is refused with.
+"""``docs/errors.md``: wrong inputs, and the message that each gives.
 
 PYTHONPATH=.:tests python tests/errors_page.py        # write the page
 """
@@ -33,10 +33,10 @@ def page(messages: dict[str, str]) -> str:
     lines = [
         "# What is refused, and how",
         "",
-        f"{len(CASES)} inputs that are wrong. Each gives one message, exit code 2 and no traceback, and nothing is "
-        "written or changed.",
-        "The tests provoke them all, and `make errors` writes this page from what came out. What other libraries say",
-        "is shortened to (…). Where `--data` and `--target` are not shown, they are what they should be.",
+        f"{len(CASES)} wrong inputs. Each gives one message, exit code 2 and no traceback, and nothing is written or "
+        "changed.",
+        "The tests trigger all of them, and `make errors` generates this page from the results. Messages of other",
+        "libraries are shortened to (…). Where `--data` and `--target` are not shown, they are what they should be.",
     ]
     for title, chapter in CHAPTERS.items():
         lines += ["", f"## {title}", "", "| what is wrong | command | message |", "|---|---|---|"]

@@ -289,7 +289,7 @@ class TestADeviceWithoutFloat64:
         with pytest.raises(InputError) as refused:
             finetune(graph, Data(split, split), {"macs": 0.5}, settings=settings)
         assert str(refused.value) == (
-            "the model's '0.weight' is float64, and device 'simulated' has no such numbers. Nothing was changed. "
+            "the model's '0.weight' is float64, which device 'simulated' does not support. Nothing was changed. "
             "Convert the model first, model.float(), or train it on the CPU."
         )
 

@@ -18,8 +18,9 @@ from errors_page import PAGE, message_of, page
 REPOSITORY = Path(__file__).resolve().parent.parent
 # What a message tells the reader to do.
 FIX = re.compile(
-    r"(Add|Ask|Build|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Remove|Rename|Repair|Return|Save|Say|Start"
-    r"|Take|Write|Download|Did you mean|A model needs|do not use it|say --|such as|Supported are|expected one of)\b"
+    r"(Add|Ask|Build|Change|Check|Choose|Copy|Do not|Export|Fill|Give|Make|Name|Omit|Pass|Remove|Rename|Repair|Return"
+    r"|Save|Separate|Start|Take|Write|Download|Did you mean|A model needs|do not use it|pass --|such as"
+    r"|Supported units are|expected one of)\b"
 )
 MESSAGES: dict[str, str] = {}
 SAMPLE = ("a pickle that runs code", "a table without a target")

@@ -79,7 +79,7 @@ def test_bench_shows_what_was_measured_at_export(tmp_path):
     exported = export_bundle(graph, tmp_path / "model.l0c", batch_sizes=(2,), settings=settings)
     outcome = run_cli("bench", exported.path, "--batch", "2", "--threads", "1")
     assert outcome.exit_code == 0, outcome.stderr
-    assert "Sparse layers, as they were timed at export" in outcome.stdout
+    assert "Sparse layers, as timed at export" in outcome.stdout
     assert "batch 2" in outcome.stdout and "scipy 0." in outcome.stdout
 
 
@@ -106,7 +106,7 @@ def test_load_returns_what_is_called_like_the_model(tmp_path):
     ("arguments", "message"),
     [
         (("--engines", "blas"), "there is no engine 'blas'"),
-        (("--batch", "1,x"), "--batch '1,x' is no list of batch sizes"),
+        (("--batch", "1,x"), "--batch '1,x' is not a list of batch sizes"),
         (("-o", "missing/model.l0c"), "cannot write"),
     ],
 )
@@ -122,4 +122,4 @@ def test_a_damaged_bundle(finished, tmp_path, command):
     (tmp_path / "damaged.l0c").write_bytes(data)
     outcome = run_cli(command, tmp_path / "damaged.l0c", "--against", finished / "run")
     assert outcome.exit_code == 2
-    assert outcome.stderr.startswith("Error: Cannot read bundle") and "Nothing of it was run" in outcome.stderr
+    assert outcome.stderr.startswith("Error: Cannot read bundle") and "None of it was run" in outcome.stderr

@@ -35,7 +35,7 @@ def refused(data: bytes, folder: Path, message: str, **options: Any) -> None:
         load(path, **options)
     assert caught.value.exit_code == 2
     assert str(caught.value).startswith(f"Cannot read bundle {str(path)!r}: ")
-    assert "Nothing of it was run." in str(caught.value)
+    assert "None of it was run." in str(caught.value)
     assert sorted(entry.name for entry in folder.iterdir()) == ["hostile.l0c"]
 
 
@@ -61,19 +61,23 @@ class TestArchives:
         ],
     )
     def test_names_that_lead_elsewhere(self, original, tmp_path, name):
-        refused(write_zip({**members(original), name: b""}), tmp_path, "which is no file of a bundle")
+        refused(write_zip({**members(original), name: b""}), tmp_path, "which is not a bundle file")
 
     @pytest.mark.parametrize(
         "name", ["../", "/", "/etc/", "a/../b/", "C:\\x/", ".hidden/", "a//", "a/b/c/d/", "a" * 99 + "/"]
     )
     def test_folders_that_lead_elsewhere(self, original, tmp_path, name):
-        refused(write_zip({**members(original), name: b""}), tmp_path, "which is no file of a bundle")
+        refused(write_zip({**members(original), name: b""}), tmp_path, "which is not a bundle file")
 
     def test_a_folder_with_content_of_its_own(self, original, tmp_path):
-        refused(write_zip({**members(original), "segments/": b"x"}), tmp_path, "named 'segments/', which is no file")
+        refused(
+            write_zip({**members(original), "segments/": b"x"}),
+            tmp_path,
+            "named 'segments/', which is not a bundle file",
+        )
 
     def test_a_member_that_the_manifest_does_not_know(self, original, tmp_path):
-        refused(write_zip({**members(original), "tensors/extra.npz": b""}), tmp_path, "its manifest does not know")
+        refused(write_zip({**members(original), "tensors/extra.npz": b""}), tmp_path, "its manifest does not list")
 
     def test_a_member_that_is_missing(self, original, tmp_path):
         files = members(original)
@@ -85,7 +89,7 @@ class TestArchives:
         with warnings.catch_warnings(), zipfile.ZipFile(stream, "a") as archive:
             warnings.simplefilter("ignore", UserWarning)
             archive.writestr(zipfile.ZipInfo("tensors/0.npz"), b"other")
-        refused(stream.getvalue(), tmp_path, "two members of one name")
+        refused(stream.getvalue(), tmp_path, "two members with the same name")
 
     def test_a_bomb_that_says_how_large_it_is(self, original, tmp_path):
         bomb = write_zip({**members(original), "tensors/bomb.onnx": bytes(2**28)})
@@ -110,7 +114,7 @@ class TestArchives:
     @pytest.mark.parametrize("limit_bytes", [10, 5000])
     def test_a_limit_of_the_users_own(self, original, tmp_path, limit_bytes):
         message = (
-            rf"would unpack to [\d,]+ bytes, and limit_bytes allows {limit_bytes:,}\. Nothing of it was run\. If you "
+            rf"would unpack to [\d,]+ bytes, but limit_bytes allows {limit_bytes:,}\. None of it was run\. If you "
             r"trust it, load it with a larger limit: l0compress_runtime\.load\(path, limit_bytes=\.\.\.\)\.$"
         )
         refused(original, tmp_path, message, limit_bytes=limit_bytes)
@@ -123,7 +127,7 @@ class TestArchives:
 
     @pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"no zip at all", bytes(5000)])
     def test_files_that_are_no_zip(self, tmp_path, data):
-        refused(data, tmp_path, "is no zip file")
+        refused(data, tmp_path, "is not a zip file")
 
     def test_a_zip_without_a_manifest(self, tmp_path):
         refused(write_zip({"tensors/0.npz": b""}), tmp_path, r"has no manifest\.json")
@@ -138,7 +142,7 @@ class TestArchives:
             pipe = tmp_path / "link.l0c"
             pipe.symlink_to(tmp_path / "pipe.l0c")
         for read in (load, read_manifest):
-            with pytest.raises(RunError, match=r"l0c': is neither a file nor a folder\. Nothing of it was run\."):
+            with pytest.raises(RunError, match=r"l0c': is neither a file nor a folder\. None of it was run\."):
                 read(pipe)
 
     @pytest.mark.parametrize("name", ["notes.txt", "Thumbs.db", "tensors/0.npz.bak", "a/b/c/d/e.npz"])
@@ -147,7 +151,7 @@ class TestArchives:
             archive.extractall(tmp_path / "folder")
         (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "folder" / name).write_bytes(b"")
-        with pytest.raises(RunError, match=f"has '{name}', which is no file of a bundle"):
+        with pytest.raises(RunError, match=f"has '{name}', which is not a bundle file"):
             load(tmp_path / "folder")
 
     def test_a_folder_with_a_link(self, original, tmp_path):
@@ -157,7 +161,7 @@ class TestArchives:
         secret.write_bytes((folder / "tensors/0.npz").read_bytes())
         (folder / "tensors/0.npz").unlink()
         (folder / "tensors/0.npz").symlink_to(secret)
-        with pytest.raises(RunError, match=r"'tensors/0\.npz', which is no file of a bundle"):
+        with pytest.raises(RunError, match=r"'tensors/0\.npz', which is not a bundle file"):
             load(folder)
 
     def test_a_folder_that_is_a_link(self, original, tmp_path):
@@ -181,7 +185,7 @@ class TestManifests:
             (("inputs", 0, "dtype"), "object", r"inputs\[0\]\.dtype is 'object'"),
             (("inputs", 0, "shape"), [1.5], "a list of sizes and names"),
             (("inputs", 0, "shape"), ["batch", -48], "sizes from 0"),
-            (("tensors", "0.weight", "shape"), [-1, 48], "whole numbers from 0"),
+            (("tensors", "0.weight", "shape"), [-1, 48], "integers from 0"),
             (("tensors", "0.weight", "shape"), [2**30, 2**30], "shape is"),
             (("tensors", "0.weight", "shape"), [40, 48, 2], "has a weight of shape"),
             (("tensors", "0.weight", "nonzeros"), 10**9, "nonzeros"),
@@ -194,10 +198,10 @@ class TestManifests:
             (("layers", "l0", "transposed"), True, "bias is float32"),
             (("layers", "l0", "transposed"), "yes", "true or false"),
             (("layers", "l0", "activation"), "os.system", "activation is"),
-            (("layers", "l0", "weight"), "none", "tensor 'none' that there is not"),
+            (("layers", "l0", "weight"), "none", "tensor 'none' that does not exist"),
             (("layers", "l0", "dense"), "s0", "no segment that computes the same"),
             (("layers", "l0", "groups"), 0, "groups is 0"),
-            (("layers", "l0", "flat_from"), -1, "flat_from is -1, expected a whole number from 0 to 16"),
+            (("layers", "l0", "flat_from"), -1, "flat_from is -1, expected an integer from 0 to 16"),
             (("layers", "l0", "flat_from"), [1], "flat_from is"),
             (("layers", "l0", "kind"), "recurrent", "an object for a recurrent layer, and null otherwise"),
             (("layers", "l0", "inputs"), ["input", "input"], "expected different values"),
@@ -205,10 +209,10 @@ class TestManifests:
             (("layers", "l0", "outputs"), [], "expected one value, as outputs"),
             (("layers", "l0", "outputs"), "input", "outputs is 'input', expected a list"),
             (("layers", "l0", "padding"), [[0, -1]], "a list of pairs of sizes"),
-            (("segments", "s0", "tensors"), {"0.weight": "none"}, "tensor 'none' that there is not"),
+            (("segments", "s0", "tensors"), {"0.weight": "none"}, "tensor 'none' that does not exist"),
             (("segments", "s0", "inputs"), ["elsewhere"], "before it is made"),
             (("plans", "split"), [], "does not make the output"),
-            (("plans", "split"), [{"part": "none", "engine": None}], "a step 'none' that there is not"),
+            (("plans", "split"), [{"part": "none", "engine": None}], "a step 'none' that does not exist"),
             (("plans",), [], "an object is expected"),
             (("choices",), [[1, "none"]], "choices name no plan"),
             (("choices",), [], "choices name no plan"),
@@ -237,7 +241,7 @@ class TestManifests:
         def change(manifest: Any) -> None:
             manifest["layers"]["l0"].update(kind="embedding", flat_from=1)
 
-        refused(edited(original, change), tmp_path, "flat_from is 1, expected null but for a linear layer")
+        refused(edited(original, change), tmp_path, "flat_from is 1, expected null except for a linear layer")
 
     @pytest.mark.parametrize("flat_from", [0, 2, 16])
     def test_an_input_that_is_flattened_to_another_width(self, original, tmp_path, flat_from):
@@ -282,7 +286,7 @@ class TestManifests:
             manifest["tensors"]["0.weight"] |= {"shape": [2**17, 2**17]}
             manifest["choices"] = [[1, "whole"]]
 
-        message = r"needs 68,719,\d+,\d+ bytes for its constants, and limit_bytes allows .* with a larger limit"
+        message = r"needs 68,719,\d+,\d+ bytes for its constants, but limit_bytes allows .* with a larger limit"
         refused(edited(original, change), tmp_path, message)
 
     def test_tuning_makes_no_input_larger_than_it_should_be(self, original, tmp_path):
@@ -326,16 +330,16 @@ class TestGraphs:
     def test_other_inputs_than_the_manifest_says(self, original, tmp_path):
         model = self.model(helper.make_node("Relu", ["input"], ["output_0"]))
         model.graph.output[0].name = model.graph.node[0].output[0] = "other"
-        refused(self.replaced(original, model), tmp_path, "has other inputs and outputs")
+        refused(self.replaced(original, model), tmp_path, "has different inputs or outputs")
 
     def test_what_is_not_a_tensor(self, original, tmp_path):
         model = self.model(helper.make_node("SequenceConstruct", ["input"], ["output_0"]))
         model.graph.output[0].CopyFrom(helper.make_tensor_sequence_value_info("output_0", TensorProto.FLOAT, None))
-        refused(self.replaced(original, model), tmp_path, "what is not a tensor")
+        refused(self.replaced(original, model), tmp_path, "something other than a tensor")
 
     @pytest.mark.parametrize("model", [b"", b"\x00", b"\xff" * 50, b"\x3a\xff\xff\xff\xff\x7f"])
     def test_bytes_that_are_no_model(self, original, tmp_path, model):
-        refused(self.replaced(original, model), tmp_path, "is no ONNX model|cannot be loaded|other inputs")
+        refused(self.replaced(original, model), tmp_path, "is not an ONNX model|cannot be loaded|different inputs")
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -181,10 +181,10 @@ class TestStrangers:
             (("recurrence", "cell"), "gru", "recurrence is .* expected 1 states that are inputs"),
             (("recurrence", "direction"), "both", "direction is 'both'"),
             (("recurrence", "direction"), "bidirectional", "which no such recurrent layer has"),
-            (("recurrence", "weight"), "none", "reads a tensor 'none' that there is not"),
+            (("recurrence", "weight"), "none", "reads a tensor 'none' that does not exist"),
             (("recurrence", "states"), [1, 3], "2 states that are inputs, and no other inputs"),
             (("recurrence", "states"), [1, 1], "2 states that are inputs, and no other inputs"),
-            (("recurrence", "states"), [-1, 2], "whole numbers from 0"),
+            (("recurrence", "states"), [-1, 2], "integers from 0"),
             (("recurrence", "makes"), [3], "what each output is, from 0 to 2"),
             (("recurrence", "makes"), [0, 1], "what each output is, from 0 to 2"),
             (("recurrence", "makes"), [], "what each output is, from 0 to 2"),
@@ -212,7 +212,7 @@ class TestStrangers:
         manifest = json.loads(files["manifest.json"])
         layer = [layer for layer in manifest["layers"].values() if layer["kind"] == "recurrent"][1]
         manifest["tensors"][layer["recurrence"]["weight"]]["shape"] = shape
-        expected = "which no such recurrent layer has|have to have [0-9]+ rows|beyond the"
+        expected = "which no such recurrent layer has|must have [0-9]+ rows|beyond the"
         refused(rewritten(files, manifest), tmp_path, expected)
 
     def test_random_mutations(self, original, tmp_path):

@@ -171,17 +171,17 @@ class TestRuns:
             ({"input": samples(1), "x": samples(1)}, "missing none, unexpected x"),
             (
                 {"input": samples(1).astype(np.float64)},
-                r"input 'input' is float64 \(1, 48\), and the model takes float32",
+                r"input 'input' is float64 \(1, 48\), but the model takes float32",
             ),
-            ({"input": samples(1)[:, :5]}, r"is float32 \(1, 5\), and the model takes float32 \(batch, 48\)"),
+            ({"input": samples(1)[:, :5]}, r"is float32 \(1, 5\), but the model takes float32 \(batch, 48\)"),
             ({"input": samples(1)[0]}, r"is float32 \(48,\)"),
             ({"input": [1.0]}, "is list"),
             ({"input": samples(1).tolist()}, "is list"),
-            ({"input": samples(1).astype(">f4")}, r"is >f4 \(1, 48\), and the model takes float32 \(batch, 48\)"),
+            ({"input": samples(1).astype(">f4")}, r"is >f4 \(1, 48\), but the model takes float32 \(batch, 48\)"),
             ({1: samples(1)}, "missing input, unexpected 1"),
-            (None, "the inputs of a run are NoneType, and have to be a dict"),
-            (samples(1), "the inputs of a run are ndarray, and have to be a dict"),
-            ([("input", samples(1))], "the inputs of a run are list, and have to be a dict"),
+            (None, "the inputs of a run are NoneType, but must be a dict"),
+            (samples(1), "the inputs of a run are ndarray, but must be a dict"),
+            ([("input", samples(1))], "the inputs of a run are list, but must be a dict"),
         ],
     )
     @pytest.mark.parametrize("plans", [("split",), ("whole",), ("split", "whole"), ("whole", "split")])
@@ -196,8 +196,8 @@ class TestRuns:
         export_bundle(capture(model, call.args), tmp_path / "model.l0c", settings=SPARSE)
         bundle = load(tmp_path / "model.l0c", threads=1, engine=engine)
         message = (
-            r"^layer 'embedding' with the input tokens: a sparse embedding takes integers from -50 to 49 and was given "
-            r"int64 from 50 to 50\. Nothing was computed\. Pass indices in that range\.$"
+            r"^layer 'embedding' with the input tokens: a sparse embedding takes integers from -50 to 49, but was "
+            r"given int64 from 50 to 50\. Nothing was computed\. Pass indices in that range\.$"
         )
         with pytest.raises(InputError, match=message):
             bundle.run({"tokens": np.full((2, 6), 50)})
@@ -402,12 +402,12 @@ class TestArguments:
 
     @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", True, [2], 10**9])
     def test_threads(self, threads):
-        with pytest.raises(InputError, match=r"threads is .*, and has to be a whole number from 1 to 1024, or None\."):
+        with pytest.raises(InputError, match=r"threads is .*, but must be an integer from 1 to 1024, or None\."):
             load("none.l0c", threads=threads)
 
     @pytest.mark.parametrize("limit_bytes", [0, -1, 1e9, "x", True])
     def test_limit_bytes(self, limit_bytes):
-        with pytest.raises(InputError, match=r"limit_bytes is .*, and has to be a whole number from 1, or None\."):
+        with pytest.raises(InputError, match=r"limit_bytes is .*, but must be an integer from 1, or None\."):
             load("none.l0c", limit_bytes=limit_bytes)
 
     def test_whole_numbers_of_numpy_are_whole_numbers(self, path):
@@ -418,12 +418,12 @@ class TestArguments:
     @pytest.mark.parametrize("wrong", [None, 1, b"model.l0c", ["model.l0c"]])
     @pytest.mark.parametrize("read", [load, read_manifest])
     def test_paths(self, wrong, read):
-        with pytest.raises(InputError, match=rf"the path of a bundle is {type(wrong).__name__}, and has to be a text"):
+        with pytest.raises(InputError, match=rf"the path of a bundle is {type(wrong).__name__}, but must be a string"):
             read(wrong)
 
     @pytest.mark.parametrize("name", ["a\0b.l0c", "a" * 5000])
     def test_paths_that_no_file_can_have(self, name):
-        with pytest.raises(RunError, match=r"Cannot read bundle .*: cannot be read: .*Nothing of it was run\."):
+        with pytest.raises(RunError, match=r"Cannot read bundle .*: cannot be read: .*None of it was run\."):
             load(name)
 
     @pytest.mark.parametrize("engine", [["scipy"], 1, {}])
@@ -477,8 +477,8 @@ class TestExport:
         ("options", "message"),
         [
             ({"storage": "float8"}, "no storage 'float8'"),
-            ({"threads": 0}, "threads=0: expected a whole number from 1 to 1,024"),
-            ({"threads": 100_000}, "threads=100000: expected a whole number from 1 to 1,024"),
+            ({"threads": 0}, "threads=0: expected an integer from 1 to 1,024"),
+            ({"threads": 100_000}, "threads=100000: expected an integer from 1 to 1,024"),
             ({"engines": ("blas",)}, "no engine 'blas'"),
         ],
     )

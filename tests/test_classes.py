@@ -89,24 +89,25 @@ class TestWhatIsSaid:
 
     def test_a_training_part_of_one_class(self):
         message = (
-            "^All samples of the train part are of class 3: there is nothing to tell apart\\. Nothing was changed\\. "
-            "Give samples of the other classes \\(shuffle data that are sorted by class before you cut them\\), or say "
-            "--no-labels to learn from the dense model alone\\.$"
+            "^All samples of the train part are of class 3: there is nothing to distinguish\\. Nothing was changed\\. "
+            "Give samples of the other classes \\(shuffle data sorted by class before you split them\\), or "
+            "pass --no-labels to learn only from the dense model\\.$"
         )
         with pytest.raises(DataError, match=message):
             class_warnings(Data(labelled(3, 3, 3, -100), labelled(0, 1)))
 
     def test_a_training_part_whose_labels_are_all_ignored(self):
-        with pytest.raises(DataError, match=r"^Every label of the train part is -100, which leaves a sample out: "):
+        with pytest.raises(DataError, match=r"^Every label of the train part is -100, which marks a sample as ignored"):
             class_warnings(Data(labelled(-100, -100), labelled(0, 1)))
 
     def test_parts_that_were_cut_from_sorted_data(self):
         assert class_warnings(Data(labelled(0, 0, 1, 1), labelled(2, 2), labelled(3, 4))) == (
-            "All samples of the val part are of class 2, and the train part has 2 classes: what is measured on it says "
-            "little. Data that are sorted by class have to be shuffled before they are cut.",
-            "The train part has no sample of class 2, which the val part has: the network unlearns it.",
-            "The test part has no sample of classes 0 and 1, which the train part has: nothing is known of them there.",
-            "The train part has no sample of classes 3 and 4, which the test part has: the network unlearns them.",
+            "All samples of the val part are of class 2, and the train part has 2 classes, so metrics on it mean "
+            "little. Shuffle data sorted by class before splitting them.",
+            "The train part has no sample of class 2, which the val part has: the network will unlearn it.",
+            "The test part has no sample of classes 0 and 1, which the train part has: their accuracy there is "
+            "unknown.",
+            "The train part has no sample of classes 3 and 4, which the test part has: the network will unlearn them.",
         )
 
     def test_many_missing_classes_are_counted(self):
@@ -167,7 +168,7 @@ def test_the_order_of_training_mixes_what_is_sorted():
 class TestWhereItIsSaid:
     few = FinetuneSettings(epochs=2)
     odd = Data(labelled(0, 1, 2), labelled(0, 1))
-    said = "The val part has no sample of class 2, which the train part has: nothing is known of it there."
+    said = "The val part has no sample of class 2, which the train part has: its accuracy there is unknown."
 
     def model(self) -> nn.Module:
         return tiny_mlp()

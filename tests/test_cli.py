@@ -197,7 +197,7 @@ class TestExport:
     @pytest.mark.slow
     def test_a_bundle_without_zeros_says_so_and_shows_no_empty_table(self, finished: Path, tmp_path: Path) -> None:
         printed = run_cli("export", finished / "run", "--format", "bundle", "-o", tmp_path / "net.l0c").stdout
-        assert "nothing runs sparse, since no float32 weight of 256 numbers or more has 60% zeros" in printed
+        assert "nothing runs sparse, because no float32 weight with at least 256 elements has 60% zeros" in printed
         assert "Sparse layers" not in printed
         assert "Sparse layers" not in run_cli("bench", tmp_path / "net.l0c", "--batch", "1").stdout
 
@@ -276,7 +276,7 @@ class TestBench:
         arguments = ("bench", finished / "run/model.pt2", "--against", run, "--batch", "1")
         measured = printed_json(*arguments)
         assert [candidate["name"] for candidate in measured["bench"]["candidates"]] == ["dense", "small"]
-        assert measured["notes"] == ["ONNX files alone have an int8 form; give an .onnx artifact to compare with it."]
+        assert measured["notes"] == ["Only ONNX files have an int8 form; give an .onnx artifact to compare with it."]
 
     def test_alone_and_against_another_artifact(self, finished: Path) -> None:
         assert "model.onnx" in run_cli("bench", finished / "run/model.onnx", "--batch", "1").stdout
@@ -340,7 +340,7 @@ class TestProcess:
         before = (finished / "run" / name).read_bytes()
         for path in (finished / "run" / name, finished / "run" / ".." / "run" / name):
             outcome = run_cli("export", str(finished / "run"), "--format", format, "-o", str(path))
-            assert outcome.exit_code == 2 and "is a file of the run" in outcome.stderr, outcome.stderr
+            assert outcome.exit_code == 2 and "itself, which needs it" in outcome.stderr, outcome.stderr
         assert (finished / "run" / name).read_bytes() == before
 
     @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ class TestProcess:
         assert out == "" and re.fullmatch(
             r"Error: Interrupted\. The run is kept in 'some/run' at (step \d+ of \d+ in|the end of) epoch \d+ of "
             r"100000\. "
-            r"Go on with: l0compress finetune --resume some/run",
+            r"Resume with: l0compress finetune --resume some/run",
             err.splitlines()[-1],
         )
 

@@ -137,7 +137,7 @@ def test_a_request_is_what_its_values_say() -> None:
 
 
 WRONG = {
-    "a syntax error": ("seed = \n", r"c\.toml is no TOML: .*line 1.*"),
+    "a syntax error": ("seed = \n", r"c\.toml is not valid TOML: .*line 1.*"),
     "an unknown key": ("seed = 1\n\nsede = 2\n", r"c\.toml, line 3: there is no setting sede\..* Did you mean seed\?"),
     "a key in the wrong table": (
         "epochs = 3\n",
@@ -149,8 +149,8 @@ WRONG = {
         '[training]\n\nlr = "fast"\n',
         r"c\.toml, line 3: \[training\] lr = 'fast': expected a number\.",
     ),
-    "a fraction for a count": ("seed = 0.5\n", r"c\.toml, line 1: seed = 0\.5: expected a whole number\."),
-    "true for a count": ("seed = true\n", r"c\.toml, line 1: seed = True: expected a whole number\."),
+    "a fraction for a count": ("seed = 0.5\n", r"c\.toml, line 1: seed = 0\.5: expected an integer\."),
+    "true for a count": ("seed = true\n", r"c\.toml, line 1: seed = True: expected an integer\."),
     "a number for true": (
         "[training]\nbf16 = 1\n",
         r"c\.toml, line 2: \[training\] bf16 = 1: expected true or false\.",
@@ -216,14 +216,14 @@ class TestCommand:
         outcome = run_cli("finetune", flag, value, "--print-config")
         assert outcome.exit_code == 2
         assert outcome.stderr == (
-            f"Error: {flag} = {value}: expected at least 0. Nothing was changed. Give such a value.\n"
+            f"Error: {flag} = {value}: expected at least 0. Nothing was changed. Change the value.\n"
         )
 
     def test_what_is_missing_is_named_together(self) -> None:
         outcome = run_cli("finetune", "--data", "digits")
         assert outcome.exit_code == 2
         assert outcome.stderr == (
-            "Error: MODEL and --target must be given. Nothing was changed. Say it as a flag, or in the file of "
+            "Error: MODEL and --target must be given. Nothing was changed. Pass it as a flag, or in the file of "
             "--config.\n"
         )
 

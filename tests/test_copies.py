@@ -127,9 +127,7 @@ def test_a_copied_budget_and_plan_go_on_where_they_were(graph, data, copied, gra
     assert torch.equal(l0.harden(network, copied(budget)).keep, plan.keep)
     x = data.test.inputs[0][:8]
     torch.testing.assert_close(network.shrink(decision).module()(x), decided_(gated, plan)(x), rtol=1e-5, atol=1e-5)
-    with pytest.raises(
-        PlanError, match=r"^the plan was decided on by training, and the graph holds the weights from be"
-    ):
+    with pytest.raises(PlanError, match=r"^the plan was made by training, but the graph has the weights from be"):
         l0.shrink(copied(graph), decision)
 
 

@@ -138,15 +138,15 @@ def test_a_tensor_without_its_tuple_is_refused():
 
 
 def test_a_loader_alone_is_no_part():
-    message = r"^The val part is DataLoader, and has to be a Split or a StreamSplit\. .* StreamSplit\(loader\)"
+    message = r"^The val part is DataLoader, but must be a Split or a StreamSplit\. .* StreamSplit\(loader\)"
     with pytest.raises(DataError, match=message):
         Data(Split((X,), Y), DataLoader(TensorDataset(X, Y)))  # pyright: ignore[reportArgumentType]
 
 
 def test_what_is_no_batch_is_refused():
     message = (
-        "The data yields str, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), ({'name': x}, y), a tensor, "
-        "or a dict of tensors."
+        "The data yields str, which is not a batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), ({'name': x}, y), a "
+        "tensor, or a dict of tensors."
     )
     with pytest.raises(DataError, match=re.escape(message)):
         as_batch("x")
@@ -198,7 +198,7 @@ class TestBeforeAnythingIsTrained:
     def test_a_part_of_another_shape(self, part):
         parts = {"train": Split((X,), Y), "val": Split((X,), Y), part: Split((torch.zeros(4, 5),), Y[:4])}
         message = (
-            rf"^The model cannot run on the {part} part \(.+\)\. A sample of it has the shape \(5,\), and in the train "
+            rf"^The model cannot run on the {part} part \(.+\)\. Its samples have the shape \(5,\), those of the train "
             r"part \(3,\)\. Nothing was changed\. Give all parts the shape that the model takes\.$"
         )
         with pytest.raises(DataError, match=message):
@@ -207,7 +207,7 @@ class TestBeforeAnythingIsTrained:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_weights_that_are_too_coarse(self, dtype):
         part = Split((X.to(dtype),), Y)
-        message = rf"the model's '0\.weight' is {str(dtype)[6:]}, and training takes float32\. .*model\.float\(\)"
+        message = rf"the model's '0\.weight' is {str(dtype)[6:]}, but training requires float32\. .*model\.float\(\)"
         with pytest.raises(InputError, match=message):
             prepare(copy.deepcopy(self.model).to(dtype), Data(part, part))
 
@@ -230,11 +230,14 @@ class TestBeforeAnythingIsTrained:
     @pytest.mark.parametrize(
         ("wrong", "said"),
         [
-            ({"data": 3}, r"^'data' must give Data or a dict with 'train', 'val' and perhaps 'test', and gives int\."),
-            ({"target": 0.5}, r"The target is 0\.5, and has to be a unit with a number\."),
-            ({"target": {"params": "half"}}, r"Target 'params=half': 'half' is str, and has to be a number\."),
-            ({"settings": {"epochs": 2}}, r"settings is dict, and has to be FinetuneSettings\."),
-            ({"model": "net.pt"}, r"the model is str, and has to be an nn\.Module or an ExportedProgram\."),
+            (
+                {"data": 3},
+                r"^'data' must return Data or a dict with 'train', 'val' and optionally 'test', but returns int\.",
+            ),
+            ({"target": 0.5}, r"The target is 0\.5, but must be a unit with a number\."),
+            ({"target": {"params": "half"}}, r"Target 'params=half': 'half' is str, but must be a number\."),
+            ({"settings": {"epochs": 2}}, r"settings is dict, but must be FinetuneSettings\."),
+            ({"model": "net.pt"}, r"the model is str, but must be an nn\.Module or an ExportedProgram\."),
         ],
     )
     def test_arguments_of_another_type(self, wrong, said):

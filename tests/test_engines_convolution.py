@@ -144,7 +144,7 @@ def test_one_kernel_takes_images_of_any_size(engine, rng):
 @pytest.mark.parametrize("shape", [(2, 3, 9, 9), (2, 4, 9), (4, 9, 9)])
 def test_a_convolution_refuses_other_shapes(engine, rng, shape):
     kernel = engine.compile(convolution(rng, 4, 5, {"kernel": (3, 3)}), threads=1)
-    with pytest.raises(InputError, match=r"takes float32 \(n, 4, 2 spatial dimensions\) and was given"):
+    with pytest.raises(InputError, match=r"takes float32 \(n, 4, 2 spatial dimensions\), but was given"):
         kernel(np.zeros(shape, np.float32))
 
 

@@ -194,7 +194,9 @@ def test_four_threads_at_once_get_the_same_bits_as_one_and_outputs_stay(engine, 
 )
 def test_other_sequences_are_refused(engine, rng, x):
     kernel = engine.compile(recurrent_layer(rng, "gru", "forward", (6, 3)), threads=1)
-    with pytest.raises(InputError, match=r"takes float32 \(length, batch, 6\) and was given .* Nothing was computed\."):
+    with pytest.raises(
+        InputError, match=r"takes float32 \(length, batch, 6\), but was given .* Nothing was computed\."
+    ):
         kernel(x)
 
 
@@ -202,9 +204,9 @@ def test_other_sequences_are_refused(engine, rng, x):
 @pytest.mark.parametrize(
     ("states", "message"),
     [
-        ([np.zeros((1, 3, 3), np.float32)], r"states of float32 \(1, 2, 3\) and was given float32 \(1, 3, 3\)"),
-        ([np.zeros((1, 2, 3))], r"states of float32 \(1, 2, 3\) and was given float64"),
-        ([None, None], r"with the cell 'gru' begins with 1 state\(s\) and was given 2"),
+        ([np.zeros((1, 3, 3), np.float32)], r"states of float32 \(1, 2, 3\), but was given float32 \(1, 3, 3\)"),
+        ([np.zeros((1, 2, 3))], r"states of float32 \(1, 2, 3\), but was given float64"),
+        ([None, None], r"with the cell 'gru' takes 1 initial state\(s\), but was given 2"),
     ],
 )
 def test_other_states_are_refused(engine, rng, states, message):

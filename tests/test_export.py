@@ -180,14 +180,14 @@ class TestEveryFormat:
 
     @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_bundle, "model.l0c")])
     def test_a_module_has_to_be_captured_first(self, tmp_path, export, name):
-        with pytest.raises(InputError, match=r"^a ConvNet is no captured graph\. .* nothing was written\. Capture it"):
+        with pytest.raises(InputError, match=r"^a ConvNet is not a captured graph\. .* nothing was written\. Capture"):
             export(ConvNet(), tmp_path / name)
 
     @pytest.mark.parametrize("export, name", [*EXPORTERS.args[1], (export_bundle, "model.l0c")])
     @pytest.mark.parametrize("tolerance", [math.nan, math.inf])
     def test_a_tolerance_that_allows_everything_is_refused(self, tmp_path, export, name, tolerance):
         graph = convnet_graph()
-        with pytest.raises(InputError, match=f"the tolerance {tolerance} is no finite number of at least 0"):
+        with pytest.raises(InputError, match=f"the tolerance {tolerance} is not a finite number of at least 0"):
             export(graph, tmp_path / name, reference=lambda image: graph.module()(image) + 1, tolerance=tolerance)
         assert list(tmp_path.iterdir()) == []
 
@@ -525,7 +525,7 @@ class TestStaging:
         (tmp_path / "itself").symlink_to("itself")
         before = {entry.name: entry.lstat() for entry in tmp_path.iterdir()}
         message = (
-            f"{tmp_path / name} is no file but a device, a pipe, a socket or a link to itself. Nothing was written."
+            f"{tmp_path / name} is not a file but a device, a pipe, a socket or a link to itself. Nothing was written."
         )
         with pytest.raises(RunError, match="^" + re.escape(message)), staged(tmp_path / name):
             pytest.fail("work began")
@@ -538,7 +538,7 @@ class TestStaging:
 
     def test_data_that_would_replace_what_is_no_file(self, tmp_path):
         os.mkfifo(tmp_path / "model.onnx.data")
-        with pytest.raises(RunError, match=r"model\.onnx\.data is no file but"):
+        with pytest.raises(RunError, match=r"model\.onnx\.data is not a file but"):
             export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
         assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx.data"]
 

@@ -128,17 +128,16 @@ class TestIntegersBesideRoundedWeights:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("--batch", "1"), "Layers are timed for bundles, and the format is 'onnx'. Nothing was written. Say --format "
-         "bundle, or leave out --batch and --threads."),
-        (("--threads", "1", "--format", "pt2"), "Layers are timed for bundles, and the format is 'pt2'. Nothing was "
-         "written. Say --format bundle, or leave out --batch and --threads."),
-        (("--dtype", "int8"), "Storage and engines are chosen for bundles, and the format is 'onnx'. Nothing was "
-         "written. Say --format bundle, or leave out --dtype and --engines."),
-        (("--calibrate", "8"), "--calibrate counts the samples that static int8 is calibrated on, and the file is not "
-         "quantized. Nothing was written. Say --quantize int8-static, or leave it out."),
-        (("--calibrate", "8", "--quantize", "int8-dynamic"), "--calibrate counts the samples that static int8 is "
-         "calibrated on, and dynamic int8 needs none. Nothing was written. Say --quantize int8-static, or leave it "
-         "out."),
+        (("--batch", "1"), "Layers are timed only for bundles, but the format is 'onnx'. Nothing was written. Pass "
+        "--format bundle, or omit --batch and --threads."),
+        (("--threads", "1", "--format", "pt2"), "Layers are timed only for bundles, but the format is 'pt2'. Nothing "
+        "was written. Pass --format bundle, or omit --batch and --threads."),
+        (("--dtype", "int8"), "Storage and engines apply to bundles, but the format is 'onnx'. Nothing was written. "
+        "Pass --format bundle, or omit --dtype and --engines."),
+        (("--calibrate", "8"), "--calibrate sets the number of samples for calibrating static int8, but the file is "
+        "not quantized. Nothing was written. Pass --quantize int8-static, or omit it."),
+        (("--calibrate", "8", "--quantize", "int8-dynamic"), "--calibrate sets the number of samples for calibrating "
+        "static int8, but dynamic int8 needs none. Nothing was written. Pass --quantize int8-static, or omit it."),
     ],
 )  # fmt: skip
 def test_options_that_nobody_reads_are_refused(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:

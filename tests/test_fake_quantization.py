@@ -238,8 +238,8 @@ def test_without_a_final_phase_it_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(InputError) as error:
         FinetuneSettings(quantization_aware=True, **changes)
     assert str(error.value) == (
-        f"quantization_aware with epochs={changes['epochs']}: weights learn to be rounded in the phase after the "
-        "decision, and there is none. Nothing was changed. Say --epochs 2 or more, or leave --quantization-aware out."
+        f"quantization_aware with epochs={changes['epochs']}: weights adapt to rounding in the phase after the "
+        "decision, but there is none. Nothing was changed. Pass --epochs 2 or more, or omit --quantization-aware."
     )
     assert FinetuneSettings(quantization_aware=True, epochs=1, method="fisher").final_epochs == 1
 
@@ -259,6 +259,6 @@ def test_a_model_that_stays_in_float_is_refused() -> None:
     with pytest.raises(InputError) as error:
         finetune(capture(Reading(), (sequences,)), Data(part, part), {"params": 0.5}, settings=AWARE)
     assert str(error.value) == (
-        "quantization_aware: the int8 form of this model keeps all of its weights in float, since it has no linear "
+        "quantization_aware: the int8 form of this model keeps all of its weights in float, because it has no linear "
         "layer, convolution, product with a weight or embedding. Nothing was changed. Leave --quantization-aware out."
     )

@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(graph, data)
     assert str(error.value) == (
         "The loss became nan at step 1 of epoch 1. Every layer's output is finite: it arises in the loss itself. "
         "Training stopped. Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme "
-        "values in the data. A model that divides by flat inputs, or takes their logarithm, wants "
+        "values in the data. A model that divides by flat inputs, or takes their logarithm, needs "
         "FinetuneSettings(input_dropout=0): some are set to zero in training."
     )
 
@@ -237,8 +237,8 @@ def test_a_model_whose_outputs_are_not_finite_is_not_scored(data, method):
     with pytest.raises(DivergedError) as error:
         finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, method=method))
     assert str(error.value) == (
-        "What the model returns on the training part, or its gradient, is not finite, so that nothing can be "
-        "scored. Nothing was changed. Look for values in data or weights that are not finite."
+        "The model's output on the training part, or its gradient, is not finite, so nothing can be scored. Nothing "
+        "was changed. Look for values in data or weights that are not finite."
     )
 
 
@@ -273,12 +273,12 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
         ({"optimizer": "lion"}, "optimizer='lion': expected one of adamw, sgd. Nothing was changed."),
         ({"clip": 0.0}, "clip=0.0: expected a finite number above 0. Nothing was changed."),
         ({"input_dropout": 1.0}, "input_dropout=1.0: expected 0 or more and below 1. Nothing was changed."),
-        ({"epochs": 2.5}, "epochs=2.5: expected a whole number. Nothing was changed."),
+        ({"epochs": 2.5}, "epochs=2.5: expected an integer. Nothing was changed."),
         ({"bf16": 1}, "bf16=1: expected true or false. Nothing was changed."),
         (
             {"epochs": 1},
             "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they leave. "
-            "Nothing was changed. Say --epochs 2 or more, or --epochs 0, where a score decides without training.",
+            "Nothing was changed. Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
         ),
     ],
 )

@@ -145,8 +145,8 @@ def test_the_error_names_what_stays():
     with pytest.raises(TargetMissedError) as error:
         round_to_budget(tiny(), torch.zeros(10), target=7, unit="params")
     assert str(error.value) == (
-        "No choice of what to remove reaches 7 params: with everything removed that can be removed, 8 stay. Nothing "
-        "was written. Ask for a larger target."
+        "No choice of what to remove reaches 7 params: with everything removable removed, 8 remain. Nothing was "
+        "written. Ask for a larger target."
     )
 
 

@@ -175,7 +175,7 @@ def test_it_is_written_as_a_flag_or_as_a_key() -> None:
 
 MESSAGE = (
     "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with single "
-    "weights. Nothing was changed. Say --granularity structured, or name params, macs or bytes."
+    "weights. Nothing was changed. Pass --granularity structured, or name params, macs or bytes."
 )
 
 

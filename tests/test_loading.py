@@ -73,7 +73,7 @@ class TestModels:
     def test_a_pickled_module_is_not_unpickled_unless_trusted(self, tmp_path):
         path, sprung = tmp_path / "module.pt", tmp_path / "sprung"
         torch.save({"model": tiny_mlp(), "trap": Trap(sprung)}, path)
-        message = f"Model {str(path)!r} is a pickled object, and loading it runs code that is in the file. Nothing was"
+        message = f"Model {str(path)!r} is a pickled object; loading it would run code from the file. Nothing was"
         with pytest.raises(ModelError, match=re.escape(message)):
             load_model(path)
         assert not sprung.exists()
@@ -99,7 +99,7 @@ class TestModels:
                     content = pickle.dumps(Trap(sprung))
                 target.writestr(name, content)
         with pytest.raises(
-            ModelError, match=r"has parts that run code or .* when they are loaded .* say --trust-pickle\.$"
+            ModelError, match=r"has parts that would run code, or .* when loaded .* pass --trust-pickle\.$"
         ):
             load_model(bad)
         assert not sprung.exists()
@@ -125,7 +125,9 @@ class TestModels:
 
     def test_weights_without_a_factory(self, tmp_path, mlp):
         torch.save(mlp.state_dict(), tmp_path / "weights.pt")
-        with pytest.raises(ModelError, match=r"holds weights, not a module\. Say what builds the module: --factory"):
+        with pytest.raises(
+            ModelError, match=r"holds weights, not a module\. Name the function that builds the module: --factory"
+        ):
             load_model(tmp_path / "weights.pt")
 
     @pytest.mark.parametrize(
@@ -282,7 +284,7 @@ class TestFit:
         part = Split((torch.rand(6, 5),))
         with pytest.raises(DataError, match=r"^The model cannot run on samples of shape \(5,\) \(RuntimeError: mat1"):
             fit_data(Data(part, part), mlp)
-        message = "The model was exported for samples of shape (8,), and the data has (5,)."
+        message = "The model was exported for samples of shape (8,), but the data has (5,)."
         with pytest.raises(DataError, match=re.escape(message)):
             fit_data(Data(part, part), load_model(mlp_pt2))
 

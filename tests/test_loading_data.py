@@ -120,7 +120,7 @@ class TestImages:
             (tmp_path / "parts" / part).mkdir(parents=True)
             (tmp_path / "parts" / part / "dark").symlink_to(pictures / "dark")
         (tmp_path / "parts" / "val" / "odd").symlink_to(pictures / "bright")
-        with pytest.raises(DataError, match=r"has a class 'odd', which the training part has not \(dark\)"):
+        with pytest.raises(DataError, match=r"has a class 'odd', which the training part lacks \(dark\)"):
             load_data(str(tmp_path / "parts"))
 
     def test_a_picture_that_claims_to_be_huge(self, pictures):
@@ -212,7 +212,7 @@ class TestTables:
             ("a,y\n" + "1,0.5\ninf,0.5\n" * 9, "column 'a' has"),
             ("a,y\n" + ",0.5\n" * 9, "is empty"),
             ("y\n" + "0.5\n" * 9, "has no column besides the target 'y'"),
-            ("a,y\n" + "".join(f"t{i},0.5\n" for i in range(3000)), "which is no category"),
+            ("a,y\n" + "".join(f"t{i},0.5\n" for i in range(3000)), "too many for a category"),
         ],
     )
     def test_what_cannot_be_used(self, tmp_path, content, message):
@@ -275,7 +275,7 @@ class TestTexts:
         (tmp_path / "sst").mkdir()
         for part, label in {"train": "good", "dev": "odd"}.items():
             (tmp_path / "sst" / f"{part}.tsv").write_text(f"{label} a film\n" * 4)
-        with pytest.raises(DataError, match=r"dev\.tsv' has a label 'odd', which the training part has not \(good\)"):
+        with pytest.raises(DataError, match=r"dev\.tsv' has a label 'odd', which the training part lacks \(good\)"):
             load_data(DataSource(str(tmp_path / "sst"), tokenizer=tokenizer))
 
 

@@ -274,7 +274,7 @@ class TestOneInterface:
         settings = replace(QUICK, epochs=3)
         finetune(graph, data, {"params": 0.4}, settings=settings, on_event=lambda event: told.append(event.message))
         (message,) = [message for message in told if message]
-        assert message.startswith("Goes on with '")
+        assert message.startswith("Continues with '")
         assert "gates, repaired: " in message
         assert "score: " in message
 
@@ -291,7 +291,7 @@ class TestOneInterface:
     def test_a_snapshot_of_gates_that_began_otherwise_is_refused(self, graph, data):
         problem = problem_of(graph, data, QUICK)
         state = replace(TrainingState.begin(problem, Reporter()), resumed={"stage": "gates"})
-        with pytest.raises(PlanError, match=r"^The snapshot is of an earlier version, whose gates began otherwise\. "):
+        with pytest.raises(PlanError, match=r"^The snapshot is from an earlier version, whose gates started"):
             METHODS["l0"](problem, goal_for(graph, {"params": 0.5})).decide(state)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
@@ -299,8 +299,8 @@ class TestOneInterface:
         with pytest.raises(InputError) as error:
             finetune(graph, data, target, settings=replace(QUICK, epochs=0, granularity=granularity))
         assert str(error.value) == (
-            "In 0 epochs gates learn nothing, and no score stands in for them on single weights or under a fixed "
-            "penalty. Nothing was changed. Say --epochs 2 or more, or --method magnitude for single weights."
+            "In 0 epochs gates learn nothing, and no score can replace them for single weights or under a fixed "
+            "penalty. Nothing was changed. Pass --epochs 2 or more, or --method magnitude for single weights."
         )
 
     @pytest.mark.parametrize("method", ["fisher", "magnitude"])
@@ -308,8 +308,8 @@ class TestOneInterface:
         with pytest.raises(TargetError) as error:
             finetune(graph, data, {"aic": 1}, settings=replace(QUICK, method=method))
         assert str(error.value) == (
-            "Target 'aic' is no budget, and a score needs one: params, macs, bytes or int8_bytes. Nothing was "
-            "changed. Example: macs=0.5; or let gates be learned, by method l0."
+            "Target 'aic' is not a budget, but a score needs one: params, macs, bytes or int8_bytes. Nothing was "
+            "changed. Example: macs=0.5; or learn gates, with method l0."
         )
 
     @pytest.mark.parametrize(
@@ -318,19 +318,19 @@ class TestOneInterface:
             (
                 "fisher",
                 "weights",
-                "Method 'fisher' decides on channels, heads and units, not on single weights. Nothing was changed. Say "
-                "--granularity structured, or --method l0 or magnitude for single weights.",
+                "Method 'fisher' decides on channels, heads and units, not on single weights. Nothing was changed. "
+                "Pass --granularity structured, or --method l0 or magnitude for single weights.",
             ),
             (
                 "magnitude",
                 "both",
-                "Magnitudes decide on channels or on single weights, not on 'both'. Nothing was changed. Say "
+                "Magnitudes decide on channels or on single weights, not on 'both'. Nothing was changed. Pass "
                 "--granularity structured or weights, or --method l0.",
             ),
             (
                 "layer-magnitude",
                 "structured",
-                "Magnitudes decide on channels or on single weights, not on 'structured'. Nothing was changed. Say "
+                "Magnitudes decide on channels or on single weights, not on 'structured'. Nothing was changed. Pass "
                 "--granularity structured or weights, or --method l0.",
             ),
         ],

@@ -21,12 +21,12 @@ from l0compress.training.budget import FixedPenalty
 CAPTURE = "Capture the model first: graph = l0compress.capture(model, (example_input,))."
 GATE = "Make one with gated = l0compress.gate(l0compress.capture(model, (example_input,)))."
 NARROW = (
-    "a gated network cannot be float16, which is too narrow to train in. Nothing was changed. Take bfloat16, or keep "
+    "a gated network cannot be float16, which is too narrow for training. Nothing was changed. Use bfloat16, or keep "
     "float32 weights and run forward under torch.autocast."
 )
 RANGE = (
-    "is out of range. A fraction of the dense model lies between 0 and 1 (such as macs=0.5); an absolute count is a "
-    "whole number of at least 100 (such as macs=26500)."
+    "is out of range. A fraction of the dense model lies between 0 and 1 (such as macs=0.5); an absolute count is an "
+    "integer of at least 100 (such as macs=26500)."
 )
 
 
@@ -74,7 +74,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         f"{verb.__name__} of a module": (
             lambda verb=verb: verb(mlp()),
             InputError,
-            f"{verb.__name__} takes a captured graph, and this is Sequential. Nothing was changed. {CAPTURE}",
+            f"{verb.__name__} takes a captured graph, but this is Sequential. Nothing was changed. {CAPTURE}",
         )
         for verb in (l0.gate, l0.find_groups, l0.cost, l0.nonzero_cost)
     },
@@ -82,21 +82,21 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         f"{verb.__name__} of a module by a plan": (
             lambda verb=verb: verb(mlp(), half_plan()),
             InputError,
-            f"{verb.__name__} takes a captured graph, and this is Sequential. Nothing was changed. {CAPTURE}",
+            f"{verb.__name__} takes a captured graph, but this is Sequential. Nothing was changed. {CAPTURE}",
         )
         for verb in (l0.shrink, l0.masked)
     },
     "gates on a gated network": (
         lambda: l0.gate(gated_mlp()),
         InputError,
-        "the network has gates already. Nothing was changed. Train it as it is; to begin again from its weights, write "
-        "gate(gated.graph()).",
+        "the network already has gates. Nothing was changed. Train it as it is; to start again from its weights, "
+        "write gate(gated.graph()).",
     ),
     "gates on a captured gated network": (
         lambda: l0.gate(captured(gated_mlp())),
         InputError,
-        "this graph was captured from a network that has gates already. Nothing was changed. Capture the model itself; "
-        "to begin again from a gated network's weights, write gate(gated.graph()).",
+        "this graph was captured from a network that already has gates. Nothing was changed. Capture the model "
+        "itself; to start again from a gated network's weights, write gate(gated.graph()).",
     ),
     "nothing to prune": (
         lambda: l0.gate(l0.capture(nn.Softmax(1), (torch.zeros(2, 8),))),
@@ -113,36 +113,36 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "inputs of another width": (
         lambda: gated_mlp()(torch.zeros(4, 7)),
         InputError,
-        "input 'input' is float32 (4, 7), and the network takes float32 (any, 8). Nothing was changed. Give inputs of "
-        "that shape, or capture the model with the sizes free that differ.",
+        "input 'input' is float32 (4, 7), but the network takes float32 (any, 8). Nothing was changed. Give inputs of "
+        "that shape, or capture the model with the differing sizes free.",
     ),
     "one input too many": (
         lambda: gated_mlp()(torch.zeros(4, 8), None),
         InputError,
-        "the network was called with (float32 (4, 8), None), and takes input: float32 (any, 8). Nothing was changed. "
+        "the network was called with (float32 (4, 8), None), but takes input: float32 (any, 8). Nothing was changed. "
         "Call it as the model was called when it was captured.",
     ),
     "inputs in float64": (
         lambda: gated_mlp()(torch.zeros(4, 8).double()),
         InputError,
-        "input 'input' is float64 (4, 8), and the network's weights are float32. Nothing was changed. Convert the "
+        "input 'input' is float64 (4, 8), but the network's weights are float32. Nothing was changed. Convert the "
         "input, x.to(torch.float32), or the network, gated.to(x.dtype).",
     ),
     "a budget on a module": (
         lambda: l0.Budget(mlp(), {"macs": 0.5}),
         InputError,
-        f"Budget takes a gated network, and this is Sequential. Nothing was changed. {GATE}",
+        f"Budget takes a gated network, but this is Sequential. Nothing was changed. {GATE}",
     ),
     "a budget on a network in DataParallel": (
         lambda: l0.Budget(nn.DataParallel(gated_mlp()), {"macs": 0.5}),
         InputError,
-        "Budget takes a gated network, and this is DataParallel. Nothing was changed. Pass the network inside of it, "
+        "Budget takes a gated network, but this is DataParallel. Nothing was changed. Pass the network inside of it, "
         ".module.",
     ),
     "a budget on a compiled network": (
         lambda: l0.Budget(torch.compile(gated_mlp(), backend="eager"), {"macs": 0.5}),
         InputError,
-        "Budget takes a gated network, and this is OptimizedModule. Nothing was changed. Pass the network inside of "
+        "Budget takes a gated network, but this is OptimizedModule. Nothing was changed. Pass the network inside of "
         "it, ._orig_mod.",
     ),
     "a budget of 50 MACs": (lambda: l0.Budget(gated_mlp(), {"macs": 50}), TargetError, f"Target 'macs=50' {RANGE}"),
@@ -160,26 +160,26 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a budget in no unit": (
         lambda: l0.Budget(gated_mlp(), 0.5),
         TargetError,
-        "The target is 0.5, and has to be a unit with a number. Nothing was changed. Write for example 'macs=0.5'.",
+        "The target is 0.5, but must be a unit with a number. Nothing was changed. Write for example 'macs=0.5'.",
     ),
     "a budget in a unit that is none": (
         lambda: l0.Budget(gated_mlp(), flops=0.5),
         TargetError,
-        "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes, int8_bytes.",
+        "Target 'flops=0.5': 'flops' is not a unit of a target. Supported units are params, macs, bytes, int8_bytes.",
     ),
     "a penalty in evaluation mode": (
         in_evaluation,
         InputError,
-        "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss. Nothing "
-        "was changed. Call gated.train() before the steps of training, and gated.eval() only to evaluate.",
+        "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss. "
+        "Nothing was changed. Call gated.train() before training steps, and gated.eval() only to evaluate.",
     ),
     **{
         f"{optimizer.__name__} over all parameters": (
             lambda optimizer=optimizer: stepped(optimizer, gated_mlp()),
             InputError,
-            f"{optimizer.__name__} decays gates (weight_decay=0.01), which pulls each of them half open, whatever the "
-            "budget is. Nothing was changed. Make the optimizer from gated.param_groups(lr=...), which decays weights "
-            "alone.",
+            f"{optimizer.__name__} decays gates (weight_decay=0.01), which pulls each of them half open, regardless "
+            "of the budget. Nothing was changed. Make the optimizer from gated.param_groups(lr=...), which decays "
+            "only weights.",
         )
         for optimizer in (torch.optim.AdamW, torch.optim.SGD)
     },
@@ -192,18 +192,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "hardening a module": (
         lambda: l0.harden(mlp(), l0.Budget(gated_mlp(), {"macs": 0.5})),
         InputError,
-        f"harden takes a gated network, and this is Sequential. Nothing was changed. {GATE}",
+        f"harden takes a gated network, but this is Sequential. Nothing was changed. {GATE}",
     ),
     "hardening an average": (
         lambda: l0.harden(AveragedModel(gated := gated_mlp()), l0.Budget(gated, {"macs": 0.5})),
         InputError,
-        "harden takes a gated network, and this is AveragedModel. Nothing was changed. Pass the network inside of it, "
+        "harden takes a gated network, but this is AveragedModel. Nothing was changed. Pass the network inside of it, "
         ".module.",
     ),
     "hardening to a number": (
         lambda: l0.harden(gated_mlp(), 0.5),
         InputError,
-        "harden takes the Budget that the gates were trained under, and this is float. Nothing was changed. Write "
+        "harden takes the Budget that the gates were trained under, but this is float. Nothing was changed. Write "
         "budget = l0compress.Budget(gated, {'macs': 0.5}) before training.",
     ),
     "a plan of another model": (
@@ -214,8 +214,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a plan that was carried out already": (
         lambda: l0.shrink(l0.shrink(captured(mlp()), half_plan()), half_plan()),
         PlanError,
-        "the plan was made for a graph whose '0.weight' has shape (16, 8), and here it has (8, 8). Nothing was changed"
-        ". If this graph is what the plan left, it is done already; otherwise make a plan with find_groups(graph).",
+        "the plan was made for a graph whose '0.weight' has shape (16, 8), and here it has (8, 8). Nothing was "
+        "changed. If this graph is the result of the plan, there is nothing left to do; otherwise make a plan with "
+        "find_groups(graph).",
     ),
     "a wider network's plan": (
         lambda: gated_mlp().shrink(plan_of(captured(mlp(20)))),
@@ -226,7 +227,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a budget in place of a plan": (
         lambda: (gated := gated_mlp()).shrink(l0.Budget(gated, {"macs": 0.5})),
         PlanError,
-        "shrink takes a plan, and this is a Budget. Nothing was changed. Write gated.shrink(l0compress.harden(gated, "
+        "shrink takes a plan, but this is a Budget. Nothing was changed. Write gated.shrink(l0compress.harden(gated, "
         "budget)).",
     ),
 }
@@ -253,9 +254,9 @@ def test_gates_that_no_step_has_moved_are_not_hardened(graph, granularity, penal
         with pytest.raises(TargetError) as error:
             l0.harden(network, budget)
         assert str(error.value) == (
-            "the gates are where they began: no step has moved them, so hardening would remove at random. Nothing was "
-            "changed. Train first, with an optimizer over gated.param_groups(lr=...) and budget.penalty() in the loss; "
-            "if their first order is meant, say harden(gated, budget, allow_untrained=True)."
+            "the gates are at their initial values: no step has moved them, so hardening would remove at random. "
+            "Nothing was changed. Train first, with an optimizer over gated.param_groups(lr=...) and budget.penalty() "
+            "in the loss; to use the initial order, write harden(gated, budget, allow_untrained=True)."
         )
 
 
@@ -267,8 +268,8 @@ def test_a_budget_of_another_network_is_refused_and_that_of_a_copy_taken(graph, 
         with pytest.raises(TargetError) as error:
             l0.harden(gated, l0.Budget(stranger, {"macs": 0.5}))
         assert str(error.value) == (
-            "the budget (macs) is on another network than the one to harden. Nothing was changed. Harden the network "
-            "that the budget was made for, or make one for this network and train it."
+            "the budget (macs) belongs to a different network. Nothing was changed. Harden the network that the "
+            "budget was made for, or make one for this network and train it."
         )
     again = l0.gate(graph.with_state(graph.state()))
     pairs = ((gated, budget), (copy.deepcopy(gated), budget), (gated, l0.Budget(again, {"macs": 0.5})))

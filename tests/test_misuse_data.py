@@ -247,34 +247,34 @@ def uneven(rows: list[Any]) -> Any:
 
 
 KEEPS = "Nothing was changed. "
-NUMBERS = "Make numbers of classes by numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer."
+NUMBERS = "Encode classes with numpy.unique(y, return_inverse=True)[1], sentences with a tokenizer."
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a number": (3, "'data' must give Data or a dict with 'train', 'val' and perhaps 'test', and gives int. " + KEEPS
-        + "Return for example {'train': (x, y)}."),
-    "an empty dict": ({}, "'data' must give Data or a dict with 'train', 'val' and perhaps 'test', and gives dict. "
-        + KEEPS + "Return for example {'train': (x, y)}."),
-    "a dict without a training part": ({"val": VAL}, "'data' must give Data or a dict with 'train', 'val' and perhaps "
-        "'test', and gives dict. " + KEEPS + "Return for example {'train': (x, y)}."),
+    "a number": (3, "'data' must return Data or a dict with 'train', 'val' and optionally 'test', but returns "
+        "int. " + KEEPS + "Return for example {'train': (x, y)}."),
+    "an empty dict": ({}, "'data' must return Data or a dict with 'train', 'val' and optionally 'test', but returns "
+        "dict. " + KEEPS + "Return for example {'train': (x, y)}."),
+    "a dict without a training part": ({"val": VAL}, "'data' must return Data or a dict with 'train', 'val' and "
+        "optionally 'test', but returns dict. " + KEEPS + "Return for example {'train': (x, y)}."),
     "a part of another name": ({"train": VAL, "holdout": VAL}, "'data' gives an unknown part 'holdout'; the parts are "
         "train, val, test. " + KEEPS + "Rename it."),
-    "a part that is none": ({"train": VAL, "val": 3}, "In the val part: A part is int, and has to be arrays (x, y), a "
-        "Dataset, a DataLoader or a list of samples. " + KEEPS + "Write for example {'train': (x, y)}."),
-    "a part that is missing": ({"train": VAL, "val": None}, "In the val part: A part is NoneType, and has to be arrays "
-        "(x, y), a Dataset, a DataLoader or a list of samples. " + KEEPS + "Write for example {'train': (x, y)}."),
-    "labels that are texts": ((X, np.array(["cat", "dog"] * 30)), "In 'data': the target holds text, and numbers are "
-        "needed. " + KEEPS + NUMBERS),
-    "inputs that are texts": ({"train": (["a film"] * N, Y)}, "In the train part: input 0 holds text, and numbers are "
-        "needed. " + KEEPS + NUMBERS),
+    "a part that is none": ({"train": VAL, "val": 3}, "In the val part: A part is int, but must be arrays (x, y), a "
+    "Dataset, a DataLoader or a list of samples. " + KEEPS + "Write for example {'train': (x, y)}."),
+    "a part that is missing": ({"train": VAL, "val": None}, "In the val part: A part is NoneType, but must be arrays "
+    "(x, y), a Dataset, a DataLoader or a list of samples. " + KEEPS + "Write for example {'train': (x, y)}."),
+    "labels that are texts": ((X, np.array(["cat", "dog"] * 30)), "In 'data': the target holds text, but numbers are "
+    "needed. " + KEEPS + NUMBERS),
+    "inputs that are texts": ({"train": (["a film"] * N, Y)}, "In the train part: input 0 holds text, but numbers are "
+    "needed. " + KEEPS + NUMBERS),
     "rows of different lengths": (([[1.0], [1.0, 2.0]] * 30, Y), "In 'data': input 0 is a list whose rows have "
         "different lengths. " + KEEPS + "Pad them to one length."),
-    "objects": ((np.array([object()] * N), Y), "In 'data': input 0 holds objects, and numbers are needed. " + KEEPS
+    "objects": ((np.array([object()] * N), Y), "In 'data': input 0 holds objects, but numbers are needed. " + KEEPS
         + NUMBERS),
-    "something else for inputs": ({"train": (Named(), Y)}, "In the train part: input 0 is a Named, and numbers are "
-        "needed. " + KEEPS + NUMBERS),
+    "something else for inputs": ({"train": (Named(), Y)}, "In the train part: input 0 is a Named, but numbers are "
+    "needed. " + KEEPS + NUMBERS),
     "another number of labels": ((X, Y[:-1]), "In 'data': Inputs and targets have different numbers of samples (input "
         "0: 60, the targets: 59). " + KEEPS + "Give one target for each sample."),
-    "a label alone": ((X, np.array(1)), "In 'data': A part has a single number as the targets. " + KEEPS
-        + "Give one for each sample."),
+    "a label alone": ((X, np.array(1)), "In 'data': A part has a single number for the targets. " + KEEPS
+        + "Give one per sample."),
     "no samples": ((X[:0], Y[:0]), "In 'data': The data has no samples."),
     "an empty list": ({"train": [], "val": VAL}, "In the train part: The data has no samples."),
     "an empty loader": ({"train": LOADER, "val": DataLoader(TensorDataset(TX[:0], TY[:0]))}, "In the val part: The "
@@ -283,44 +283,44 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "one sample": ((X[:1], Y[:1]), "Data 'data' has 1 samples, too few to split into three parts. " + KEEPS
         + "Give it more samples, or parts of its own."),
     "a training part of one sample": ({"train": DataLoader(TensorDataset(TX[:1], TY[:1])), "val": VAL},
-        "The training part has 1 sample, and at least 3 are needed. " + KEEPS + "Give it more."),
+        "The training part has 1 sample, and at least 3 are needed. " + KEEPS + "Give it more samples."),
     "a generator": ({"train": ((X, Y) for _ in range(3)), "val": VAL}, "In the train part: The data is an iterator "
         "that is used up after one epoch. Give a DataLoader or a list of batches."),
-    "an iterable data set alone": (Stream(), "'data' is a Stream, whose samples have no positions, so that no part "
-        "can be split off. " + KEEPS + "Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}."),
+    "an iterable data set alone": (Stream(), "'data' is a Stream, which has no random access, so no part can be split "
+    "off. " + KEEPS + "Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}."),
     "batches alone": ([(X, Y), (X, Y)], "Data 'data' streams its training part and has no 'val' part. " + KEEPS
-        + "Add one: choices are made on it."),
+        + "Add one: decisions are made on it."),
     "a loader of weighted samples alone": (
         DataLoader(TensorDataset(TX, TY), sampler=WeightedRandomSampler([1.0] * N, N)),
-        "Data 'data' streams its training part and has no 'val' part. " + KEEPS + "Add one: choices are made on it."),
+        "Data 'data' streams its training part and has no 'val' part. " + KEEPS + "Add one: decisions are made on it."),
     "batches without a length in common": ({"train": [(X[:9], Y[:8])], "val": VAL}, "In the train part: A batch has "
         "different numbers of samples (input 0: 9, the targets: 8). " + KEEPS + "Give one target for each sample."),
-    "a batch of other numbers": ({"train": [(X, Y), (X.astype(np.int64), Y)], "val": VAL}, "In the train part: Batch 1 "
-        "of the data has whole numbers of 2 dimensions as input 0, and the first batch decimal numbers of 2 dimensions"
-        ". " + KEEPS + "Give batches that are alike."),
+    "a batch of other numbers": ({"train": [(X, Y), (X.astype(np.int64), Y)], "val": VAL}, "In the train part: Batch "
+    "1 of the data has whole numbers of 2 dimensions for input 0, but the first batch has decimal numbers of 2 "
+    "dimensions. " + KEEPS + "Give batches of the same form."),
     "a batch without labels": ({"train": [(X, Y), (X,)], "val": VAL}, "In the train part: Batch 1 of the data has "
-        "nothing as the target, and the first batch whole numbers of 1 dimensions. " + KEEPS
-        + "Give batches that are alike."),
-    "batches that are none": ({"train": ["ab"], "val": VAL}, "In the train part: The data yields str, which is no "
-        "batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), ({'name': x}, y), a tensor, or a dict of tensors."),
+    "nothing for the target, but the first batch has whole numbers of 1 dimensions. " + KEEPS
+        + "Give batches of the same form."),
+    "batches that are none": ({"train": ["ab"], "val": VAL}, "In the train part: The data yields str, which is not a "
+    "batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), ({'name': x}, y), a tensor, or a dict of tensors."),
     "a loader that fails": ({"train": DataLoader(TensorDataset(TX, TY), collate_fn=uneven), "val": VAL}, "Reading the "
         "train part, a DataLoader, fails (AssertionError: a collate_fn broke on 1 sample). " + KEEPS
         + "Check that one pass over it works: for batch in data: ..."),
     "samples of different sizes": ([(X[i, : 1 + i % 2], 0) for i in range(N)], "In 'data': input 0 has samples of "
-        "different shapes, (1,) and (2,). " + KEEPS + "Bring them to one size, or give a DataLoader with a collate_fn "
-        "that pads them."),
-    "samples of which some have no label": ([(X[0], 1), (X[1],)] * 30, "In 'data': Some samples have other inputs than "
-        "others, or no target. " + KEEPS + "Give all of them the same."),
+        "different shapes, (1,) and (2,). " + KEEPS + "Resize them to one size, or give a DataLoader with a "
+        "collate_fn that pads them."),
+    "samples of which some have no label": ([(X[0], 1), (X[1],)] * 30, "In 'data': The samples do not all have the "
+    "same inputs, or some lack a target. " + KEEPS + "Give all of them the same ones."),
     "a training part of one class": ((X, Y * 0), "All samples of the train part are of class 0: there is nothing to "
-        "tell apart. " + KEEPS + "Give samples of the other classes (shuffle data that are sorted by class before you "
-        "cut them), or say --no-labels to learn from the dense model alone."),
+    "distinguish. " + KEEPS + "Give samples of the other classes (shuffle data sorted by class before you split "
+    "them), or pass --no-labels to learn only from the dense model."),
     "labels beyond the model's classes": ((X, Y + 1), "Label 2 of sample 0 in the train part is out of range: the "
         "model has 2 outputs, so labels are 0 to 1. " + KEEPS + "Give labels of the model's classes; -100 leaves a "
         "sample out."),
-    "a tensor where inputs are expected": (lambda: Split(TX, TY), "The inputs of a part are Tensor, and have to be a "
-        "tuple or a dict. " + KEEPS + "Pass (x,) for x."),
-    "a loader where a part is expected": (lambda: Data(LOADER, LOADER), "The train part is DataLoader, and has to be a "
-        "Split or a StreamSplit. " + KEEPS + "Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader."),
+    "a tensor where inputs are expected": (lambda: Split(TX, TY), "The inputs of a part are Tensor, but must be a "
+    "tuple or a dict. " + KEEPS + "Pass (x,) for x."),
+    "a loader where a part is expected": (lambda: Data(LOADER, LOADER), "The train part is DataLoader, but must be a "
+    "Split or a StreamSplit. " + KEEPS + "Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader."),
 }  # fmt: skip
 
 
@@ -333,7 +333,7 @@ def test_it_is_refused_in_a_sentence(name):
 
 def test_pixels_of_whole_numbers():
     message = (
-        r"^The model cannot run on input 0 of uint8 \(RuntimeError: .+\), and can on float32\. Nothing was changed\. "
+        r"^The model cannot run on input 0 of uint8 \(RuntimeError: .+\), but can on float32\. Nothing was changed\. "
         r"Write x\.float\(\) / 255 for pixels, or what the model was trained on\.$"
     )
     with pytest.raises(DataError, match=message):
@@ -342,7 +342,7 @@ def test_pixels_of_whole_numbers():
 
 def test_a_validation_loader_of_another_shape():
     message = (
-        r"^The model cannot run on the val part \(RuntimeError: .+\)\. A sample of it has the shape \(4,\), and in the "
+        r"^The model cannot run on the val part \(RuntimeError: .+\)\. Its samples have the shape \(4,\), those of the "
         r"train part \(3,\)\. Nothing was changed\. Give all parts the shape that the model takes\.$"
     )
     val = DataLoader(TensorDataset(torch.zeros(8, 4), TY[:8]), batch_size=4)
@@ -388,18 +388,18 @@ def given() -> tuple[np.ndarray, np.ndarray]:
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "whole.npz": ({"tokenizer": "there"}, "--tokenizer is for sentences, and data 'whole.npz' is arrays."),
-    "parts.npz": ({"workers": 2}, "--workers is for a folder of images, and data 'parts.npz' is arrays."),
-    "digits": ({"target_column": "y"}, "--target-column is for a table, and data 'digits' is the digits."),
-    "table.csv": ({"image_size": 8}, "--image-size is for a folder of images, and data 'table.csv' is a table."),
-    "pictures": ({"max_length": 8}, "--max-length is for sentences, and data 'pictures' is a folder of images."),
+    "whole.npz": ({"tokenizer": "there"}, "--tokenizer is for sentences, but data 'whole.npz' is arrays."),
+    "parts.npz": ({"workers": 2}, "--workers is for a folder of images, but data 'parts.npz' is arrays."),
+    "digits": ({"target_column": "y"}, "--target-column is for a table, but data 'digits' is the digits."),
+    "table.csv": ({"image_size": 8}, "--image-size is for a folder of images, but data 'table.csv' is a table."),
+    "pictures": ({"max_length": 8}, "--max-length is for sentences, but data 'pictures' is a folder of images."),
     "sentences": (
         {"normalize": ((0.5,), (0.5,))},
-        "--normalize is for a folder of images, and data 'sentences' is sentences.",
+        "--normalize is for a folder of images, but data 'sentences' is sentences.",
     ),
     "test_misuse_data:given": (
         {"image_size": 8},
-        "--image-size is for a folder of images, and data 'test_misuse_data:given' is a function of yours.",
+        "--image-size is for a folder of images, but data 'test_misuse_data:given' is a function of yours.",
     ),
 }
 
@@ -408,7 +408,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_an_option_of_another_kind_of_data(name):
     options, message = OTHERS[name]
-    with pytest.raises(DataError, match=f"^{re.escape(message)} Nothing was changed\\. Leave it out\\.$"):
+    with pytest.raises(DataError, match=f"^{re.escape(message)} Nothing was changed\\. Omit it\\.$"):
         load_data(DataSource(name, **options))
 
 
@@ -416,9 +416,10 @@ def test_an_option_of_another_kind_of_data(name):
 @pytest.mark.parametrize("name", ["parts.npz", "sentences"])
 def test_shares_of_what_has_parts_already(name):
     message = (
-        f"--split is for data in one piece, and data '{name}' has parts of its own. Nothing was changed. Leave it "
+        f"--split is for a single set of data, but data '{name}' already has parts. Nothing was changed. Omit "
+        "it, or give a single set."
     )
-    with pytest.raises(DataError, match=f"^{re.escape(message)}out, or give data in one piece\\.$"):
+    with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
         load_data(DataSource(name, tokenizer="." if name == "sentences" else None, shares=(0.8, 0.1, 0.1)))
 
 
@@ -434,15 +435,15 @@ def test_the_command_line_says_the_same():
     outcome = run_cli(*usual, "--image-size", "8")
     assert (outcome.exit_code, outcome.stderr) == (
         2,
-        "Error: --image-size is for a folder of images, and data 'parts.npz' is arrays. Nothing was changed. Leave it "
-        "out.\n",
+        "Error: --image-size is for a folder of images, but data 'parts.npz' is arrays. Nothing was changed. Omit "
+        "it.\n",
     )
     assert not Path("run").exists()
     outcome = run_cli("inspect", "net.pt2", "--image-size", "8")
     assert (outcome.exit_code, outcome.stderr) == (
         2,
-        "Error: --image-size says how --data is read, and there is no --data. Nothing was changed. Name the data too, "
-        "or leave it out.\n",
+        "Error: --image-size applies to --data, but there is no --data. Nothing was changed. Give the data too, or "
+        "omit it.\n",
     )
 
 

@@ -164,15 +164,15 @@ class TestStates:
 
     def test_samples_of_other_structures_are_refused(self) -> None:
         x, h = np.zeros(2), np.zeros(1)
-        message = "^Some samples have other inputs than others, or no target. Nothing was changed. Give all of them the"
+        message = "^The samples do not all have the same inputs, or some lack a target. Nothing was changed. Give all"
         with pytest.raises(DataError, match=message):
             collate([((x, (h, h)), 1), ((x, (h,)), 1)])
 
     def test_a_batch_of_another_structure_is_refused(self) -> None:
         x, (h, c), y = states(4)
         message = (
-            "Batch 1 of the data has nothing as input 1[1], and the first batch decimal numbers of 3 dimensions. "
-            "Nothing was changed. Give batches that are alike."
+            "Batch 1 of the data has nothing for input 1[1], but the first batch has decimal numbers of 3 dimensions. "
+            "Nothing was changed. Give batches of the same form."
         )
         with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
             StreamSplit([((x, (h, c)), y), ((x, (h,)), y)])
@@ -261,7 +261,7 @@ class TestConstants:
         assert torch.equal(joined([batch, batch]).args[1], HALF) and len(joined([batch, batch])) == 4
 
     def test_constants_alone_are_no_data(self) -> None:
-        message = "A part has a single number as input 0. Nothing was changed. Give one for each sample."
+        message = "A part has a single number for input 0. Nothing was changed. Give one per sample."
         with pytest.raises(DataError, match=f"^{re.escape(message)}$"):
             Split((HALF, 3.0), torch.zeros(2))
 

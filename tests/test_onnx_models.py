@@ -206,9 +206,7 @@ class TestRefusals:
           y = If (c) <then_branch = t () => (float[n,3] p) { p = Relu(x) },
                       else_branch = e () => (float[n,3] q) { q = Neg(x) }>
         }"""
-        reason = (
-            "node '#2' (If): it takes one of two branches by a value that is only known when the model runs; export"
-        )
+        reason = "node '#2' (If): its branch depends on a value known only at run time; export"
         self.refused(tmp_path, body, reason)
 
     @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ class TestRefusals:
             ),
             (
                 "(float[n,3] x) => (float[k,2] y) { z = NonZero(x) y = Cast<to=1>(z) }",
-                "node '#0' (NonZero): how many values it returns depends on the data",
+                "node '#0' (NonZero): the size of its result depends on the data",
             ),
             (
                 "(float[n,3] x) => (float[n,3] y) { r = RandomNormalLike(x) y = Add(x, r) }",
@@ -229,11 +227,11 @@ class TestRefusals:
             ),
             (
                 "(float[n,3] x) => (float[n,3] y) { y = own.Thing(x) }",
-                "node '#0' (own::Thing): this operator is not known here. Nothing was changed.",
+                "node '#0' (own::Thing): this operator is not supported. Nothing was changed.",
             ),
             (
                 "(float[n,3] x) => (float[n,3] y) { y = com.microsoft.QuickGelu<beta=1.0>(x) }",
-                "node '#0' (com.microsoft::QuickGelu): its attribute 'beta' is not known here",
+                "node '#0' (com.microsoft::QuickGelu): its attribute 'beta' is not supported",
             ),
         ],
     )
@@ -244,13 +242,13 @@ class TestRefusals:
         body = """g (float[n,3] x) => (float[n,3] y) <int64 times = {3}, bool go = {1}> {
           y = Loop (times, go, x) <body = b (int64 i, bool c, float[n,3] a) => (bool c, float[n,3] d) { d = Relu(a) }>
         }"""
-        self.refused(tmp_path, body, "node '#0' (Loop): it runs its body as often as the data says")
+        self.refused(tmp_path, body, "node '#0' (Loop): its number of iterations depends on the data")
 
     def test_complex_numbers_and_texts(self, tmp_path):
         body = "g (complex64[n] x) => (float[n] y) { y = Cast<to=1>(x) }"
-        self.refused(tmp_path, body, "its input 'x' is no tensor of real numbers")
+        self.refused(tmp_path, body, "its input 'x' is not a tensor of real numbers")
         body = "g (string[n] x) => (float[n] y) { y = Cast<to=1>(x) }"
-        self.refused(tmp_path, body, "its input 'x' is no tensor of real numbers")
+        self.refused(tmp_path, body, "its input 'x' is not a tensor of real numbers")
 
     def test_a_size_computed_from_data(self, tmp_path):
         body = "g (float[n,3] x, int64[2] sizes) => (float[a,b] y) { y = Reshape(x, sizes) }"
@@ -270,7 +268,7 @@ class TestRefusals:
             ),
             (
                 {"linear_before_reset": 1, "lengths": True},
-                "(GRU): it has lengths of its own for every sequence, which PyTorch's layer does not have",
+                "(GRU): it has a length per sequence, which PyTorch's layer does not have",
             ),
         ],
     )
@@ -286,7 +284,7 @@ class TestRefusals:
 
     def test_versions_that_are_too_old(self, tmp_path):
         path = written(tmp_path, "g (float[n,3] x) => (float[n,3] y) { y = Relu(x) }", opset=6)
-        with pytest.raises(ModelError, match="uses version 6 of the ONNX operators, and 7 or later is read"):
+        with pytest.raises(ModelError, match="uses version 6 of the ONNX operators, but 7 or later is needed"):
             load_model(path)
 
 

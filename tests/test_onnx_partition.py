@@ -148,7 +148,9 @@ def test_a_recurrent_weight_that_is_not_finite_stays_dense(tmp_path):
     found = find_candidates(flow)
     assert [candidate.name for candidate in found.candidates if candidate.kind == "recurrent"] == ["recurrent.l0"]
     (reason,) = set(found.reasons.values())
-    assert reason.startswith("LSTM reads 'recurrent.weight_") and reason.endswith("of which a value is not finite")
+    assert reason.startswith("LSTM reads 'recurrent.weight_") and reason.endswith(
+        "which has a value that is not finite"
+    )
 
 
 def test_a_branch_reads_constants_and_values_from_outside():
@@ -262,7 +264,7 @@ LENGTHS = {"lengths": np.array([3], np.int32)}
 
 
 STAYS_DENSE = {
-    "lengths": ("LSTM", {"inputs": LENGTHS}, "is told the lengths of the sequences"),
+    "lengths": ("LSTM", {"inputs": LENGTHS}, "takes the lengths of the sequences"),
     "peepholes": (
         "LSTM",
         {"inputs": {"a": None, "h": None, "c": None, "p": np.ones((1, 72), np.float32)}},

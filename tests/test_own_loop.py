@@ -45,14 +45,14 @@ def test_a_plan_out_of_training_refuses_the_weights_that_it_was_not_made_for(gra
     plan = l0.harden(gated, budget)
     for carry_out in (l0.shrink, l0.masked):
         for weights, what in (
-            (graph, "the weights from before it"),
-            (gated.graph(), "trained weights without the values of their gates"),
+            (graph, "the weights from before training"),
+            (gated.graph(), "trained weights without their gate values"),
         ):
             with pytest.raises(PlanError) as error:
                 carry_out(weights, plan)
             assert str(error.value) == (
-                f"the plan was decided on by training, and the graph holds {what}. Nothing was changed. Write "
-                "gated.shrink(plan), or take the graph from fold(gated, plan); for the bare decision on these very "
+                f"the plan was made by training, but the graph has {what}. Nothing was changed. Write "
+                "gated.shrink(plan), or take the graph from fold(gated, plan); to apply the bare decision to these "
                 "weights pass plan.decision()."
             )
     small = l0.shrink(l0.fold(gated, plan), plan)

@@ -219,8 +219,8 @@ def test_one_batch_is_not_enough() -> None:
     with pytest.raises(DataError) as caught:
         repair(small, graph, plan, batches_of(lambda n: torch.randn(n, 6), count=1))
     assert str(caught.value) == (
-        "repair got 1 batch, and it needs some to solve layers on and others to check them on. Nothing was changed. "
-        "Give two or more, or some as held_out."
+        "repair got 1 batch, but needs some to solve layers on and others to check them on. Nothing was changed. Give "
+        "two or more, or some as held_out."
     )
 
 
@@ -235,7 +235,7 @@ def test_another_small_graph_than_the_plan_leaves_is_refused() -> None:
     assert shape[0] == width
     assert str(caught.value) == (
         f"the small graph's '0.weight' has shape {shape} where the plan leaves (1, 6). Nothing was changed. Give "
-        "repair the graph that shrink(graph, plan) returned, and that very plan."
+        "repair the graph that shrink(graph, plan) returned, and the same plan."
     )
     with pytest.raises(InputError, match="repair takes a captured graph"):
         repair(small.module(), graph, plan, [])

@@ -56,7 +56,7 @@ def test_equality_names_outputs_that_say_little():
     assert table.rows[0] == ("logits", "1.0e-07", "2.0e-07", "1e-05")
     assert table.notes == (
         "Compared at batch sizes 2, 1, 5.",
-        "Zero everywhere in the reference, so that equality says little: aux.",
+        "All zero in the reference, so equality says little about: aux.",
     )
 
 

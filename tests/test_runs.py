@@ -31,7 +31,7 @@ class TestFolder:
     @pytest.mark.parametrize("make", [os.mkfifo, lambda name: Path(name).symlink_to("nowhere")])
     def test_what_is_no_folder_is_refused_before_anything_is_read(self, make) -> None:
         make("taken")
-        with pytest.raises(RunError, match=r"^'taken' exists already\. Nothing was written\."):
+        with pytest.raises(RunError, match=r"^'taken' already exists\. Nothing was written\."):
             check_new(Path("taken"))
 
     def test_the_manifest_has_the_checksum_of_every_file_but_the_log(self, whole: dict[str, str]) -> None:
@@ -72,7 +72,7 @@ class TestReaders:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
-        with pytest.raises(RunError, match=r"is damaged or was changed.* Nothing was changed\."):
+        with pytest.raises(RunError, match=r"is damaged or was modified.* Nothing was changed\."):
             open_run(Path("whole"))
 
     @pytest.mark.usefixtures("whole")
@@ -109,7 +109,7 @@ class TestReaders:
         content = bytearray(state.read_bytes())
         content[-1] ^= 1
         state.write_bytes(content)
-        with pytest.raises(RunError, match="is damaged or was changed"):
+        with pytest.raises(RunError, match="is damaged or was modified"):
             resume_run(unfinished)
 
 
@@ -144,8 +144,8 @@ class TestResume:
         outcome = run_cli("finetune", "--resume", "run", "--seed", "4")
         assert outcome.exit_code == 2
         assert outcome.stderr == (
-            "Error: Run 'run' has seed = 0, and 4 was asked for. Nothing was changed. Resume it without that, or start "
-            "a new run; lr, clip, checkpoint_every may change.\n"
+            "Error: Run 'run' has seed = 0, but 4 was requested. Nothing was changed. Resume it without that, or "
+            "start a new run; lr, clip, checkpoint_every may change.\n"
         )
         assert hashes_of_all(unfinished) == before
 
@@ -183,7 +183,7 @@ class TestBreakdown:
             finetune_run(request("run", lr=1e30, clip=0.0, optimizer="sgd"))
         message = str(error.value)
         assert "Lower the learning rate (--lr)" in message
-        assert message.endswith("by: l0compress finetune --resume run --lr NUMBER")
+        assert message.endswith("with a lower rate: l0compress finetune --resume run --lr NUMBER")
         assert run_cli("finetune", "--resume", "run", "--lr", "0.001").exit_code == 0
         assert open_run(Path("run")).result["small"]["params"] <= 45
 

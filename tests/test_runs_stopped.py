@@ -209,7 +209,8 @@ class TestSignals:
             finetune_run(request("run"), on_event=raise_in_epoch_2)
         assert error.value.exit_code == 128 + number
         assert str(error.value) == (
-            f"{name}. The run is kept in 'run' at the end of epoch 2 of 3. Go on with: l0compress finetune --resume run"
+            f"{name}. The run is kept in 'run' at the end of epoch 2 of 3. "
+            "Resume with: l0compress finetune --resume run"
         )
         assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == handlers
         resume_run(Path("run"))

@@ -37,13 +37,13 @@ BAD = {
     "too few values": ({"data": [1.0, 2.0]}, "it has values of shape (2,) at 3 indices"),
     "not a number": ({"data": [1.0, float("nan"), 2.0]}, "a value is not finite"),
     "infinity": ({"data": [1.0, float("inf"), 2.0]}, "a value is not finite"),
-    "float64": ({"dtype": np.float64}, "its values are float64, and have to be float32"),
+    "float64": ({"dtype": np.float64}, "its values are float64, but must be float32"),
     "indices that are no integers": (
         {"indices": [0.0, 2.0, 1.0]},
-        "its indices are float64 (3,) and its row pointers int64 (3,), and have to be vectors of integers",
+        "its indices are float64 (3,) and its row pointers int64 (3,), but must be vectors of integers",
     ),
     "values in two dimensions": ({"data": [[1.0], [2.0], [3.0]]}, "it has values of shape (3, 1) at 3 indices"),
-    "int8 without a scale": ({"dtype": np.int8}, "its values are int8, and have to be float32"),
+    "int8 without a scale": ({"dtype": np.int8}, "its values are int8, but must be float32"),
 }
 
 
@@ -74,11 +74,11 @@ def test_the_good_one_is_a_layer():
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"bias": np.zeros(3, np.float32)}, r"its bias is float32 \(3,\), and has to be float32 \(2,\)"),
-        ({"bias": np.zeros(2)}, r"its bias is float64 \(2,\), and has to be float32 \(2,\)"),
+        ({"bias": np.zeros(3, np.float32)}, r"its bias is float32 \(3,\), but must be float32 \(2,\)"),
+        ({"bias": np.zeros(2)}, r"its bias is float64 \(2,\), but must be float32 \(2,\)"),
         ({"bias": np.full(2, np.nan, np.float32)}, "its bias is not finite"),
-        ({"activation": "softmax"}, "its activation is 'softmax', and has to be None or one of relu, gelu, gelu_tanh,"),
-        ({"scale": np.ones(2, np.float32)}, "its values are float32, and have to be int8"),
+        ({"activation": "softmax"}, "its activation is 'softmax', but must be None or one of relu, gelu, gelu_tanh,"),
+        ({"scale": np.ones(2, np.float32)}, "its values are float32, but must be int8"),
     ],
 )
 def test_what_follows_the_product_has_to_fit(options, problem):
@@ -88,12 +88,12 @@ def test_what_follows_the_product_has_to_fit(options, problem):
 
 def test_a_scale_has_to_have_a_number_a_row():
     weight = raw(**{**GOOD, "dtype": np.int8})
-    with pytest.raises(InputError, match=r"its scale is float32 \(3,\), and has to be float32 \(2,\)"):
+    with pytest.raises(InputError, match=r"its scale is float32 \(3,\), but must be float32 \(2,\)"):
         SparseLinear(weight, scale=np.ones(3, np.float32))
 
 
 def test_a_dense_matrix_is_no_weight():
-    with pytest.raises(InputError, match="its weight is ndarray, and has to be a scipy"):
+    with pytest.raises(InputError, match="its weight is ndarray, but must be a scipy"):
         SparseLinear(np.eye(3, dtype=np.float32))
 
 
@@ -122,11 +122,11 @@ def test_a_window_that_makes_no_sense_is_no_convolution(options):
 @pytest.mark.parametrize(
     ("cell", "direction", "rows", "bias", "problem"),
     [
-        ("lstm", "forward", (8, 7), None, r"its weights are \(8, 3\) and \(7, 2\), and have to have 8 rows, 4 of them"),
+        ("lstm", "forward", (8, 7), None, r"its weights are \(8, 3\) and \(7, 2\), but must have 8 rows, 4 for each"),
         ("lstm", "forward", (7, 8), None, r"its weights are \(7, 3\) and \(8, 2\)"),
-        ("gru", "forward", (8, 8), None, ".* and have to have 6 rows, 3 of them for each hidden unit"),
-        ("lstm", "bidirectional", (8, 8), None, ".* and have to have 16 rows"),
-        ("lstm", "forward", (8, 8), 8, r"its bias is float32 \(8,\), and has to be float32 \(16,\)"),
+        ("gru", "forward", (8, 8), None, ".* but must have 6 rows, 3 for each hidden unit"),
+        ("lstm", "bidirectional", (8, 8), None, ".* but must have 16 rows"),
+        ("lstm", "forward", (8, 8), 8, r"its bias is float32 \(8,\), but must be float32 \(16,\)"),
         ("peephole", "forward", (8, 8), None, "there is no cell 'peephole' in direction 'forward'"),
         ("lstm", "sideways", (8, 8), None, "there is no cell 'lstm' in direction 'sideways'"),
     ],
@@ -139,7 +139,7 @@ def test_a_recurrent_layer_has_the_rows_of_its_gates(cell, direction, rows, bias
 
 def test_a_recurrent_layer_has_a_hidden_unit():
     weight, recurrent = (sparse.csr_array((0, width), dtype=np.float32) for width in (3, 0))
-    with pytest.raises(InputError, match="and have to have 0 rows"):
+    with pytest.raises(InputError, match="but must have 0 rows"):
         SparseRecurrent("lstm", "forward", weight, recurrent)
 
 

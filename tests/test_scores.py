@@ -341,9 +341,9 @@ class TestOneLogit:
         with pytest.raises(InputError) as error:
             problem_of(graph, data, QUICK)
         assert str(error.value) == (
-            f"The labels are 0 and 1, and the model returns one number a sample, from {lowest} to {highest}, that may "
-            "be a logit or a value. Nothing was changed. Say --loss bce if it is a logit, or --loss mse if it is a "
-            "value."
+            f"The labels are 0 and 1, and the model returns one number per sample, from {lowest} to {highest}, which "
+            "may be a logit or a value. Nothing was changed. Pass --loss bce if it is a logit, or --loss mse if it is "
+            "a value."
         )
         assert problem_of(graph, data, replace(QUICK, loss="bce")).objective.kind == "binary"
 
@@ -359,7 +359,7 @@ class TestOneLogit:
         with pytest.raises(DataError) as error:
             l0.compress(self.net(), data_of(self.inputs, counts), target={"params": 0.6}, settings=QUICK)
         assert str(error.value) == (
-            "Label 5 of sample 7 in the train part is out of range: the model returns one score for each, so labels "
+            "Label 5 of sample 7 in the train part is out of range: the model returns one score per label, so labels "
             "are 0 to 1. Nothing was changed. Give labels of the model's classes; -100 leaves a sample out."
         )
 
@@ -368,8 +368,8 @@ class TestOneLogit:
         with pytest.raises(DataError) as error:
             l0.compress(self.net(), data_of(self.inputs, self.labels), target={"params": 0.6}, settings=settings)
         assert str(error.value) == (
-            "The model returns one score for each label, (2, 1) for (2,), and cross-entropy takes one for each class. "
-            "Nothing was changed. Say --loss bce for labels of 0 and 1."
+            "The model returns one score per label, (2, 1) for (2,), but cross-entropy takes one per class. Nothing "
+            "was changed. For labels of 0 and 1 pass --loss bce."
         )
 
 
@@ -409,8 +409,8 @@ class TestLabels:
         with pytest.raises(DataError) as error:
             cross_entropy(torch.zeros(4, 3), torch.tensor([0, 1, 3, 2]))
         assert str(error.value) == (
-            "Label 3 of sample 2 of a batch is no class: the model tells 3 apart, so labels are 0 to 2. Give labels of "
-            "the model's classes; -100 leaves a sample out; for values say --loss mse."
+            "Label 3 of sample 2 of a batch is out of range: the model has 3 classes, so labels are 0 to 2. Give "
+            "labels of the model's classes; -100 leaves a sample out; for regression pass --loss mse."
         )
 
     def test_a_batch_in_which_no_label_counts_teaches_nothing(self) -> None:
@@ -451,9 +451,9 @@ class TestBatchesOfOneSample:
         with pytest.raises(DataError) as error:
             l0.compress(model, data, target={"params": 0.6}, settings=replace(QUICK, batch_size=1))
         assert str(error.value) == (
-            "Every training batch has one sample, and the model has a batch norm with one value per channel in a "
-            "sample, whose variance is not defined then. Nothing was changed. Say --batch-size 2 or more, for at least "
-            "two training samples."
+            "Every training batch has one sample, and the model has a batch norm with one value per channel and "
+            "sample, so its variance is undefined. Nothing was changed. Pass --batch-size 2 or more, for at least two "
+            "training samples."
         )
 
     def test_a_streams_last_sample_is_passed_over(self) -> None:

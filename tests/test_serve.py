@@ -82,7 +82,7 @@ def test_whole_numbers_are_taken_where_the_model_takes_numbers(client) -> None:
     [
         (
             {"input": [[0.0] * 47]},
-            "input 'input' is float32 (1, 47), and the model takes float32 (batch, 48). Nothing was computed. Pass an "
+            "input 'input' is float32 (1, 47), but the model takes float32 (batch, 48). Nothing was computed. Pass an "
             "array of that dtype and shape.",
         ),
         (

@@ -115,7 +115,7 @@ def test_a_small_model_that_is_not_what_the_plan_leaves_is_refused(graph, data):
         finish(state, forgotten, unit="params")
     assert re.fullmatch(
         r"After surgery: The two models are not equal: output 'output_0' differs at index \(\d+, \d\) for batch size "
-        r"\d+: .*, allowed is 1e-05\. The result is refused and nothing was written\. Repeat the check in float64 to "
+        r"\d+: .*, the limit is 1e-05\. The result is refused and nothing was written\. Repeat the check in float64 to "
         r"tell rounding from a real difference\. This is a defect of l0compress: please report the model\.",
         str(error.value),
     )
@@ -199,7 +199,7 @@ class TestCommands:
             "3", "-o", tmp_path / "run",
         )  # fmt: skip
         assert outcome.exit_code == 0
-        assert "nonzero parameters" in outcome.stdout and "weight bytes, zeros left out" in outcome.stdout
+        assert "nonzero parameters" in outcome.stdout and "weight bytes without zeros" in outcome.stdout
         assert "Budget: at most 37 params; 37 were used (100.0%)." in outcome.stdout
         return tmp_path / "run"
 

@@ -60,7 +60,7 @@ def test_weights_beside_the_file_are_refused(tmp_path: Path) -> None:
         capture(network(0.05), (torch.randn(2, 40),)), tmp_path / "model.onnx", largest_file_bytes=10
     ).path
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"lie beside it, where none can be sparse\. Nothing was changed\."):
+    with pytest.raises(InputError, match=r"are in a separate file, where none can be sparse\. Nothing was changed\."):
         store_sparsely_(path)
     assert path.read_bytes() == before
 

@@ -50,13 +50,17 @@ def test_a_number_that_is_neither_fraction_nor_plausible_count(number: str) -> N
     ("text", "message"),
     [
         ("macs", "Target 'macs' has no '='. Write a unit and a number, such as macs=0.5."),
-        ("macs=half", "Target 'macs=half': 'half' is no positive number."),
-        ("macs=-0.5", "Target 'macs=-0.5': '-0.5' is no positive number."),
-        ("macs=12Q", "Target 'macs=12Q': unknown suffix 'Q'. Known are k, M and G."),
-        ("latency=0.5", "Target 'latency=0.5': 'latency' is no unit to compress to. Supported are params, macs, b"),
+        ("macs=half", "Target 'macs=half': 'half' is not a positive number."),
+        ("macs=-0.5", "Target 'macs=-0.5': '-0.5' is not a positive number."),
+        ("macs=12Q", "Target 'macs=12Q': unknown suffix 'Q'. Known suffixes are k, M and G."),
+        (
+            "latency=0.5",
+            "Target 'latency=0.5': 'latency' is not a unit of a target. Supported units are params, macs, b",
+        ),
         (
             "flops=0.5",
-            "Target 'flops=0.5': 'flops' is no unit to compress to. Supported are params, macs, bytes, int8_bytes.",
+            "Target 'flops=0.5': 'flops' is not a unit of a target. Supported units are params, macs, bytes, "
+            "int8_bytes.",
         ),
     ],
 )
@@ -82,8 +86,8 @@ def test_a_malformed_target_is_refused_in_the_words_of_the_command_line(wanted: 
     with pytest.raises(TargetError) as error:
         Target.of({"macs": wanted})
     assert str(error.value) == (
-        f"Target 'macs={shown}' is out of range. A fraction of the dense model lies between 0 and 1 (such as macs=0.5)"
-        "; an absolute count is a whole number of at least 100 (such as macs=26500)."
+        f"Target 'macs={shown}' is out of range. A fraction of the dense model lies between 0 and 1 (such as "
+        "macs=0.5); an absolute count is an integer of at least 100 (such as macs=26500)."
     )
 
 
@@ -134,14 +138,14 @@ def test_a_fixed_penalty_is_a_goal_too(graph: CapturedGraph, written: str, name:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("penalty=half", "Target 'penalty=half': 'half' is no number. Nothing was changed. Write for "
+        ("penalty=half", "Target 'penalty=half': 'half' is not a number. Nothing was changed. Write for "
          "example penalty=1."),
         ({"flops": 0.5}, "Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, penalty, aic and "
          "bic. Nothing was changed. Example: macs=0.5."),
         ({}, "A target names exactly one of params, macs, bytes, int8_bytes, penalty, aic and bic; given: none. "
          "Nothing was changed. Example: macs=0.5."),
-        (0.5, "The target is 0.5, and has to be a unit with a number. Nothing was changed. Write for "
-         "example 'macs=0.5'."),
+        (0.5, "The target is 0.5, but must be a unit with a number. Nothing was changed. Write for example "
+         "'macs=0.5'."),
     ],
 )  # fmt: skip
 def test_a_goal_that_nobody_can_reach_for(graph: CapturedGraph, target: str, message: str) -> None:

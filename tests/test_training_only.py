@@ -28,7 +28,7 @@ class Noisy(nn.Module):
 
 
 LOST = TrainingOnly("randn_like", "", f"test_training_only.py:{Noisy.forward.__code__.co_firstlineno + 2}")
-SAID = f"No run does what the model does in training mode alone: {LOST.sentence}."
+SAID = f"No run does what the model does only in training mode: {LOST.sentence}."
 
 
 def data() -> l0.Data:
@@ -57,5 +57,5 @@ def test_inspect_lists_it(tmp_path: Path, blobs_npz: Path) -> None:
     torch.save(Noisy().state_dict(), tmp_path / "noisy.pt")
     command = ("inspect", tmp_path / "noisy.pt", "--factory", "test_training_only:Noisy", "--data", blobs_npz)
     assert printed_json(*command)["training_only"] == [{"what": "randn_like", "module": "", "source": LOST.source}]
-    title = "Lost in capture: what the model does in training mode alone, and no run will do"
+    title = "Lost in capture: what the model does only in training mode, and no run will do"
     assert f"{title}\n  {LOST.sentence}\n" in run_cli(*command).stdout

@@ -109,7 +109,7 @@ class TestNotEqual:
         got[1, 2] = 4.0
         message = (
             "output 'y' differs at index (1, 2) for batch size 2: 4, expected 5; that is 2.00e-01 of the output's "
-            f"largest magnitude 5, allowed is 1e-05. {REFUSED} Repeat the check in float64 to tell rounding from a "
+            f"largest magnitude 5, the limit is 1e-05. {REFUSED} Repeat the check in float64 to tell rounding from a "
             "real difference."
         )
         with pytest.raises(NotEqualError, match=refusal(message) + "$"):
@@ -137,7 +137,7 @@ class TestNotEqual:
 
     def test_float64_is_held_to_its_own_tolerance(self):
         expected = torch.ones(3, dtype=torch.float64)
-        with pytest.raises(NotEqualError, match=re.escape("allowed is 1e-10")):
+        with pytest.raises(NotEqualError, match=re.escape("the limit is 1e-10")):
             compare({"y": expected + 1e-9}, {"y": expected}, 3)
 
     def test_integers_must_be_the_same(self):
@@ -147,7 +147,7 @@ class TestNotEqual:
     @pytest.mark.parametrize("value, what", [(math.nan, "NaN"), (math.inf, "infinity"), (-math.inf, "-infinity")])
     def test_a_value_that_is_not_finite_in_one_of_them(self, value, what):
         finite, broken = torch.ones(4), torch.tensor([1.0, 1.0, value, 1.0])
-        message = f"output 'y' has {what} in other places than the reference, first at index (2,) for batch size 4"
+        message = f"output 'y' has {what} in different places from the reference, first at index (2,) for batch size 4"
         for pair in ((finite, broken), (broken, finite)):
             with pytest.raises(NotEqualError, match=refusal(message)):
                 compare({"y": pair[0]}, {"y": pair[1]}, 4)
@@ -271,7 +271,8 @@ class TestTolerance:
 
     @pytest.mark.parametrize("tolerance", [math.nan, math.inf, -math.inf, -1e-5, True, "1e-5"])
     def test_what_is_no_finite_number_of_at_least_0_is_refused(self, tolerance):
-        model, message = linear(), f"the tolerance {tolerance!r} is no finite number of at least 0. Nothing was changed"
+        model = linear()
+        message = f"the tolerance {tolerance!r} is not a finite number of at least 0. Nothing was changed"
         with pytest.raises(InputError, match="^" + re.escape(message)):
             verify(model.eval(), linear(seed=1).eval(), inputs=[Call((torch.randn(2, 4),))], tolerance=tolerance)
         with pytest.raises(InputError, match="^" + re.escape(message)):

@@ -16,7 +16,7 @@ from l0compress.devices import moved
 from l0compress.errors import DataError
 
 TARGET_KEYS = ("labels", "label", "targets", "target", "y")
-_UNLIKE = "Some samples have other inputs than others, or no target. Nothing was changed. Give all of them the same."
+_UNLIKE = "The samples do not all have the same inputs, or some lack a target."
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ def parts_of(item: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         )
         return tuple(inputs[0] if several else inputs), {}, last
     raise DataError(
-        f"The data yields {type(item).__name__}, which is no batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), "
+        f"The data yields {type(item).__name__}, which is not a batch. Yield (x, y), (x1, x2, y), ((x1, x2), y), "
         "({'name': x}, y), a tensor, or a dict of tensors."
     )
 
@@ -179,7 +179,7 @@ def collate(items: Sequence[Any]) -> Batch:
     read = [parts_of(item) for item in items]
     forms = {(len(args), tuple(kwargs), targets is None) for args, kwargs, targets in read}
     if len(forms) > 1:
-        raise DataError(_UNLIKE)
+        raise DataError(_UNLIKE, fix="Give all of them the same ones.")
     flat = [
         pytree.tree_flatten(
             (
@@ -191,7 +191,7 @@ def collate(items: Sequence[Any]) -> Batch:
     ]
     leaves, structure = flat[0]
     if any(other != structure for _, other in flat):
-        raise DataError(_UNLIKE)
+        raise DataError(_UNLIKE, fix="Give all of them the same ones.")
     names = Batch(*pytree.tree_unflatten(leaves, structure)).inputs()
     columns = zip(names, zip(*(leaves for leaves, _ in flat), strict=True), strict=True)
     args, kwargs = pytree.tree_unflatten([_column(column, name) for name, column in columns], structure)
@@ -225,13 +225,13 @@ def check_samples(batch: Batch, subject: str) -> None:
     name, first = next(((name, leaf) for name, leaf in batch.inputs().items() if has_samples(leaf)), ("", None))
     if first is None or (batch.targets is not None and batch.targets.ndim == 0):
         raise DataError(
-            f"{subject} a single number where a row of them is needed, one for each sample. Nothing was changed. Give "
-            "batches, or a Dataset of samples."
+            f"{subject} a single number where one per sample is needed.",
+            fix="Give batches, or a Dataset of samples.",
         )
     if batch.targets is not None and len(first) != len(batch.targets):
         raise DataError(
-            f"{subject} different numbers of samples ({name}: {len(first)}, the targets: {len(batch.targets)}). "
-            "Nothing was changed. Give one target for each sample."
+            f"{subject} different numbers of samples ({name}: {len(first)}, the targets: {len(batch.targets)}).",
+            fix="Give one target for each sample.",
         )
 
 

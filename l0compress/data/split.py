@@ -51,8 +51,8 @@ class Split:
         given: Any = self.inputs
         if not isinstance(given, tuple | list | dict):
             raise DataError(
-                f"The inputs of a part are {type(given).__name__}, and have to be a tuple or a dict. Nothing "
-                "was changed. Pass (x,) for x."
+                f"The inputs of a part are {type(given).__name__}, but must be a tuple or a dict.",
+                fix="Pass (x,) for x.",
             )
         if isinstance(given, dict):
             inputs: Any = _named(given)
@@ -79,13 +79,13 @@ class Split:
             single = "the targets" if single is None and self.targets.ndim == 0 else single
             rows["the targets"] = self.targets
         if single is not None:
-            raise DataError(f"A part has a single number as {single}. Nothing was changed. Give one for each sample.")
+            raise DataError(f"A part has a single number for {single}.", fix="Give one per sample.")
         lengths = {name: len(tensor) for name, tensor in rows.items()}
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
             raise DataError(
-                f"Inputs and targets have different numbers of samples ({listed}). Nothing was changed. Give one "
-                "target for each sample."
+                f"Inputs and targets have different numbers of samples ({listed}).",
+                fix="Give one target for each sample.",
             )
         if len(self) == 0:
             raise DataError("The data has no samples.")
@@ -151,8 +151,8 @@ class Data:
         for name, split in self.parts().items():
             if not isinstance(split, Split | DatasetSplit | StreamSplit):
                 raise DataError(
-                    f"The {name} part is {type(split).__name__}, and has to be a Split or a StreamSplit. Nothing was "
-                    "changed. Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader."
+                    f"The {name} part is {type(split).__name__}, but must be a Split or a StreamSplit.",
+                    fix="Write Split((x,), y) for tensors, and StreamSplit(loader) for a loader.",
                 )
 
     def parts(self) -> dict[str, AnySplit]:
@@ -199,8 +199,8 @@ def example_batch(data: Data, num_samples: int = 2) -> Batch:
     else:
         count = sum(map(len, found))
         raise DataError(
-            f"The training part has {count} sample{'' if count == 1 else 's'}, and at least {num_samples} are needed. "
-            "Nothing was changed. Give it more."
+            f"The training part has {count} sample{'' if count == 1 else 's'}, and at least {num_samples} are needed.",
+            fix="Give it more samples.",
         )
     batch = joined(found)
     first = batch.each_column(lambda tensor: tensor[:num_samples].clone())

@@ -168,8 +168,9 @@ def _check_form(batch: Batch, first: Batch, position: int) -> None:
     if found != expected:
         name = next((name for name in (*expected, *found) if found.get(name) != expected.get(name)), "")
         raise DataError(
-            f"Batch {position} of the data has {found.get(name, 'nothing')} as {name}, and the first batch "
-            f"{expected.get(name, 'nothing')}. Nothing was changed. Give batches that are alike."
+            f"Batch {position} of the data has {found.get(name, 'nothing')} for {name}, but the first batch has "
+            f"{expected.get(name, 'nothing')}.",
+            fix="Give batches of the same form.",
         )
 
 

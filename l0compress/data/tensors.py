@@ -42,15 +42,14 @@ def as_tensor(value: Any, what: str) -> Tensor:
         array = np.asarray(value)
     except ValueError as reason:
         raise DataError(
-            f"{what} is a {type(value).__name__} whose rows have different lengths. Nothing was changed. Pad them to "
-            "one length."
+            f"{what} is a {type(value).__name__} whose rows have different lengths.", fix="Pad them to one length."
         ) from reason
     if array.dtype.kind not in _NUMBERS or array.dtype.itemsize > 8:
         kind = {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, str(array.dtype))
         held = f"holds {kind}" if array.ndim else f"is a {type(value).__name__}"
         raise DataError(
-            f"{what} {held}, and numbers are needed. Nothing was changed. Make numbers of classes by "
-            "numpy.unique(y, return_inverse=True)[1], of sentences by a tokenizer."
+            f"{what} {held}, but numbers are needed.",
+            fix="Encode classes with numpy.unique(y, return_inverse=True)[1], sentences with a tokenizer.",
         )
     # As torch does it: numbers of Python are single precision, arrays keep what they have.
     from_python = array.dtype == np.float64 and isinstance(value, list | tuple | float)
@@ -126,6 +125,6 @@ def _check_shapes(found: Iterable[torch.Size], what: str) -> None:
     shapes = sorted(set(map(tuple, found)))
     if len(shapes) > 1:
         raise DataError(
-            f"{what} has samples of different shapes, {shapes[0]} and {shapes[-1]}. Nothing was changed. Bring them to "
-            "one size, or give a DataLoader with a collate_fn that pads them."
+            f"{what} has samples of different shapes, {shapes[0]} and {shapes[-1]}.",
+            fix="Resize them to one size, or give a DataLoader with a collate_fn that pads them.",
         )

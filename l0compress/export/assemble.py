@@ -10,7 +10,7 @@ from itertools import chain, count
 import numpy as np
 from onnx import helper
 
-from l0compress.errors import InputError
+from l0compress.errors import NOTHING_WRITTEN, InputError
 from l0compress.export.partition.candidates import Candidate
 from l0compress.export.partition.cut import DenseSegment, Types, cut, segment
 from l0compress.export.partition.flow import Flow
@@ -122,8 +122,9 @@ class Members:
             spec, data = encode(array, storage=storage or str(array.dtype), is_sparse=is_sparse, scale_axis=axis)
         except OverflowError as error:
             raise InputError(
-                f"the constant {name!r} cannot be stored as {self.storage}: {error}. Nothing was written. Choose "
-                "bfloat16 or float32."
+                f"the constant {name!r} cannot be stored as {self.storage}: {error}.",
+                fix="Choose bfloat16 or float32.",
+                assurance=NOTHING_WRITTEN,
             ) from error
         member = f"tensors/{len(self.tensors)}.npz"
         self.files[member] = data

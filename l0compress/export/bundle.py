@@ -22,7 +22,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.errors import InputError, RunError, SurgeryError
+from l0compress.errors import NOTHING_WRITTEN, InputError, RunError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundle_session import BundleSession
 from l0compress.export.choosing import chosen_plans
@@ -81,18 +81,25 @@ class BundleSettings:
 
     def __post_init__(self) -> None:
         if self.storage not in FLOAT_STORAGES:
-            raise InputError(f"no storage {self.storage!r}. Nothing was written. Choose {', '.join(FLOAT_STORAGES)}.")
+            raise InputError(
+                f"there is no storage {self.storage!r}.",
+                fix=f"Choose {', '.join(FLOAT_STORAGES)}.",
+                assurance=NOTHING_WRITTEN,
+            )
         if type(self.threads) is not int or not 1 <= self.threads <= MOST_THREADS:
             raise InputError(
-                f"threads={self.threads!r}: expected a whole number from 1 to {MOST_THREADS:,}. Nothing was written."
+                f"threads={self.threads!r}: expected an integer from 1 to {MOST_THREADS:,}.",
+                fix="",
+                assurance=NOTHING_WRITTEN,
             )
         engines: Any = (self.engines,) if isinstance(self.engines, str) else self.engines
         if engines is not None:
             listed = isinstance(engines, list | tuple) and engines
             if not listed or not all(isinstance(name, str) for name in engines):
                 raise InputError(
-                    f"engines={engines!r} names no engines. Nothing was written. Give names, or None for all that are "
-                    "installed and need no torch."
+                    f"engines={engines!r} names no engines.",
+                    fix="Give names, or None for all that are installed and need no torch.",
+                    assurance=NOTHING_WRITTEN,
                 )
             object.__setattr__(self, "engines", tuple(engines))
 
@@ -121,8 +128,8 @@ class ExportedBundle(Exported):
             return (*lines, *(f"{name}: {why}" for name, why in self.manifest.whys.items()))
         return (
             *lines,
-            f"nothing runs sparse, since no float32 weight of {FEWEST_ELEMENTS} numbers or more has {FEWEST_ZEROS:.0%} "
-            "zeros: finetune --granularity weights makes them",
+            f"nothing runs sparse, because no float32 weight with at least {FEWEST_ELEMENTS} elements has "
+            f"{FEWEST_ZEROS:.0%} zeros: finetune --granularity weights creates them",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -193,7 +200,7 @@ def export_bundle(
             flow = flow_of(model)
             types, found = _types(flow, calls), find_candidates(flow)
         if not _all_tensors(flow, types):
-            found = found.refused("the graph has values that are no tensors, such as lists, and is not cut")
+            found = found.refused("the graph has values that are not tensors, such as lists, and is not cut")
         candidates = found.candidates
         members, manifest = members_of(flow, types, candidates, settings.storage)
         if settings.measure and (candidates or _has_norms(flow)):
@@ -217,8 +224,8 @@ def _read_again(staging: Path, destination: Path, threads: int) -> BundleSession
     except RunError as error:
         reason = first_line(error.__cause__ or error)
         raise SurgeryError(
-            f"what was to become {destination} cannot be read as a bundle: {reason}. Nothing was written. Export it as "
-            "onnx, and please report the model."
+            f"the bundle for {destination} cannot be read back: {reason}.",
+            fix="Export it as onnx, and please report the model.",
         ) from error
 
 
@@ -229,14 +236,14 @@ def _dense_model(graph: CapturedGraph) -> tuple[onnx.ModelProto, int]:
         model = onnx.load(exported.path)
     if model.ByteSize() > MOST_MODEL_BYTES:
         raise SurgeryError(
-            f"the model takes {model.ByteSize():,} bytes as ONNX, and {MOST_MODEL_BYTES:,} fit into a bundle. Nothing "
-            "was written. Export it as onnx."
+            f"the model takes {model.ByteSize():,} bytes as ONNX, but only {MOST_MODEL_BYTES:,} fit into a bundle.",
+            fix="Export it as onnx.",
         )
     model = without_zero_states(fold_constants(model))
     try:
         check_model(model.SerializeToString())
     except FormatError as error:
-        raise SurgeryError(f"the converted graph {error}. Nothing was written. Export it as onnx.") from error
+        raise SurgeryError(f"the converted graph {error}.", fix="Export it as onnx.") from error
     return model, exported.size_bytes
 
 
@@ -247,8 +254,8 @@ def _refusals() -> Iterator[None]:
         yield
     except NATIVE_ERRORS as error:
         raise SurgeryError(
-            f"ONNX Runtime cannot run the graph value by value, as a bundle needs it: {first_line(error)}. Nothing was "
-            "written. Export it as onnx."
+            f"ONNX Runtime cannot run the graph value by value, as a bundle needs it: {first_line(error)}.",
+            fix="Export it as onnx.",
         ) from error
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import RunError
+from l0compress.errors import NOTHING_WRITTEN, RunError
 from l0compress.verification.equality import Equality
 
 
@@ -69,13 +69,13 @@ def staged(destination: Path) -> Iterator[Path]:
     try:
         folder = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
     except OSError as error:
-        raise RunError(_no_place(destination, destination.parent, error)) from error
+        raise _no_place(destination, destination.parent, error) from error
     with folder as name:
         path = Path(name, destination.name)
         try:
             yield path
         except OSError as error:
-            raise RunError(_no_room(destination, error)) from error
+            raise _no_room(destination, error) from error
         stale = _data_file(destination) if has_external_data(destination) and not _data_file(path).exists() else None
         entries = sorted(Path(name).iterdir(), key=lambda entry: entry.name == path.name)
         others = {entry: written_file(destination.parent / entry.name) for entry in entries if entry != path}
@@ -102,31 +102,38 @@ def written_file(destination: Path) -> Path:
         mode = file.lstat().st_mode
     except FileNotFoundError as error:
         if file is not destination and not file.parent.is_dir():
-            raise RunError(_no_place(destination, file.parent, error)) from error
+            raise _no_place(destination, file.parent, error) from error
         return file
     except (OSError, ValueError) as error:
-        raise RunError(_no_place(destination, destination.parent, error)) from error
+        raise _no_place(destination, destination.parent, error) from error
     if stat.S_ISDIR(mode):
-        raise RunError(f"{destination} is a folder. Nothing was written. Give the name of a file.")
+        raise RunError(f"{destination} is a folder.", fix="Give the name of a file.", assurance=NOTHING_WRITTEN)
     if not stat.S_ISREG(mode):
         raise RunError(
-            f"{destination} is no file but a device, a pipe, a socket or a link to itself. Nothing was written. Give "
-            "the name of a file."
+            f"{destination} is not a file but a device, a pipe, a socket or a link to itself.",
+            fix="Give the name of a file.",
+            assurance=NOTHING_WRITTEN,
         )
     return file
 
 
-def _no_place(destination: Path, folder: Path, error: Exception) -> str:
+def _no_place(destination: Path, folder: Path, error: Exception) -> RunError:
     reason = getattr(error, "strerror", None) or error
-    return (
-        f"cannot write {destination}: {reason} ({folder}). Nothing was written. Create that folder, or choose another."
+    return RunError(
+        f"cannot write {destination}: {reason} ({folder}).",
+        fix="Create that folder, or choose another.",
+        assurance=NOTHING_WRITTEN,
     )
 
 
-def _no_room(destination: Path, error: OSError) -> str:
+def _no_room(destination: Path, error: OSError) -> RunError:
     # NumPy says only how many bytes it could not write.
     reason = error.strerror or os.strerror(errno.ENOSPC)
-    return f"Cannot write {str(destination)!r}: {reason}. Nothing was written. Make room, or choose another folder."
+    return RunError(
+        f"Cannot write {str(destination)!r}: {reason}.",
+        fix="Make room, or choose another folder.",
+        assurance=NOTHING_WRITTEN,
+    )
 
 
 def _move(entry: Path, file: Path, destination: Path) -> None:
@@ -140,7 +147,7 @@ def _move(entry: Path, file: Path, destination: Path) -> None:
             with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
                 Path(shutil.copyfile(entry, Path(folder, file.name))).replace(file)
     except OSError as error:
-        raise RunError(_no_place(destination, file.parent, error)) from error
+        raise _no_place(destination, file.parent, error) from error
 
 
 def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:
@@ -152,7 +159,7 @@ def write_new(path: Path, content: bytes | memoryview, *, for_: Path) -> None:
     try:
         path.write_bytes(content)
     except OSError as error:
-        raise RunError(_no_room(for_, error)) from error
+        raise _no_room(for_, error) from error
 
 
 def size_on_disk(path: Path) -> int:

@@ -184,11 +184,11 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
             )
     except (OnnxExporterError, UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(
-            f"the graph cannot be converted to ONNX: {_root_cause(error)}. Nothing was written. Export it as pt2, or "
-            "replace the operation in the model."
+            f"the graph cannot be converted to ONNX: {_root_cause(error)}.",
+            fix="Export it as pt2, or replace the operation in the model.",
         ) from error
     if converted is None:
-        raise SurgeryError("torch.onnx returned no program. Nothing was written. Export the graph as pt2.")
+        raise SurgeryError("torch.onnx returned no program.", fix="Export the graph as pt2.")
     return converted
 
 
@@ -198,8 +198,8 @@ def _checked_session(path: Path) -> Callable[..., Any]:
         return OnnxSession(path)
     except (ValidationError, onnx.shape_inference.InferenceError, RunError) as error:
         raise SurgeryError(
-            f"ONNX Runtime cannot run the converted graph: {_root_cause(error)}. Nothing was written. ONNX Runtime has "
-            "most of its kernels for float32 alone: convert the model with .float() first."
+            f"ONNX Runtime cannot run the converted graph: {_root_cause(error)}.",
+            fix="ONNX Runtime has most of its kernels only for float32: convert the model with .float() first.",
         ) from error
 
 

@@ -19,7 +19,7 @@ from torch._dynamo.exc import UserError
 from torch.export import ExportedProgram
 from torch.fx.graph import _PyTreeCodeGen
 
-from l0compress.errors import ModelError, RunError, SurgeryError
+from l0compress.errors import NOTHING_WRITTEN, ModelError, RunError, SurgeryError
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.ties import tie_sizes_
 from l0compress.graph.capture import CapturedGraph, capture
@@ -74,7 +74,9 @@ def export_pt2(
     check_tolerance(tolerance)
     destination = Path(path)
     if destination.suffix != SUFFIX:
-        raise RunError(f"{destination} does not end in {SUFFIX}, which torch.export expects. Nothing was written.")
+        raise RunError(
+            f"{destination} does not end in {SUFFIX}, which torch.export expects.", fix="", assurance=NOTHING_WRITTEN
+        )
     calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
         # Torch's own writer kills the process if the disk is full, and names the archive's folder after the file.
@@ -88,9 +90,11 @@ def export_pt2(
             equality = verify(reloaded.forward, reference or graph, inputs=calls, tolerance=tolerance)
         except AssertionError as guard:
             raise SurgeryError(
-                f"the archive does not take all sizes that the graph takes: {str(guard).splitlines()[0]}. Nothing was "
-                "written. Capture the model with fewer free sizes (dynamic='batch', on the command line --fixed), or "
-                "export it as onnx."
+                f"the archive does not accept all sizes that the graph accepts: {str(guard).splitlines()[0]}.",
+                fix=(
+                    "Capture the model with fewer free sizes (dynamic='batch', on the command line --fixed), or "
+                    "export it as onnx."
+                ),
             ) from guard
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
@@ -143,7 +147,7 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
             )
     except (UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(
-            f"torch.export cannot capture the graph again: {str(error).splitlines()[0]} Nothing was written."
+            f"torch.export cannot capture the graph again: {str(error).splitlines()[0]}", fix=""
         ) from error
     if batch_dims_of_program(program) != graph.batch_dims:
         program.graph_module.meta[BATCH_DIMS] = graph.batch_dims

@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from torch import Tensor
 
-from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
+from l0compress.errors import NOTHING_WRITTEN, InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.files import has_external_data, staged
 from l0compress.export.session import OnnxSession
 from l0compress.export.unsharing import unshared
@@ -62,11 +62,15 @@ class Int8:
     def __post_init__(self) -> None:
         if self.method not in ("auto", "dynamic", "static"):
             raise InputError(
-                f"Unknown int8 method {self.method!r}: expected auto, dynamic or static. Nothing was written."
+                f"Unknown int8 method {self.method!r}: expected auto, dynamic or static.",
+                fix="",
+                assurance=NOTHING_WRITTEN,
             )
         if self.num_samples < 1:
             raise InputError(
-                f"{self.num_samples} samples cannot calibrate anything. Nothing was written. Give 1 or more."
+                f"{self.num_samples} samples cannot calibrate anything.",
+                fix="Give 1 or more.",
+                assurance=NOTHING_WRITTEN,
             )
 
     def method_for(self, source: Path) -> str:
@@ -135,8 +139,7 @@ def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) ->
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
     except _OF_THE_QUANTIZER as error:
         raise SurgeryError(
-            f"ONNX Runtime cannot quantize {source.name}: {first_line(error)}. Nothing was written. Export it without "
-            "--quantize."
+            f"ONNX Runtime cannot quantize {source.name}: {first_line(error)}.", fix="Export it without --quantize."
         ) from error
 
 
@@ -200,8 +203,8 @@ def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
     except (RunError, InputError) as error:
         reason = first_line(error.__cause__ or error)
         raise SurgeryError(
-            f"ONNX Runtime cannot run what its quantizer made of {exact.path.name}: {reason}. Nothing was written. "
-            "Export it without --quantize."
+            f"ONNX Runtime cannot run what its quantizer made of {exact.path.name}: {reason}.",
+            fix="Export it without --quantize.",
         ) from error
     for name, values in expected.items():
         share = rms_difference(got[name], values)

@@ -39,7 +39,8 @@ def check_translatable(graph: CapturedGraph) -> None:
         if is_recurrent(node) and op_name(node) == "lstm" and _is_projected(node) and not _starts_from_zeros(node):
             raise SurgeryError(
                 f"{node.name} is an LSTM with projections that starts from a given state, which ONNX has no operator "
-                "for. Nothing was written. Export it as pt2, let it start from zeros, or set proj_size=0."
+                "for.",
+                fix="Export it as pt2, let it start from zeros, or set proj_size=0.",
             )
 
 

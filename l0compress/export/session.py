@@ -92,8 +92,8 @@ class OnnxSession:
             self._session = open_session(str(self.path), threads=threads, disabled=disabled)
         except NATIVE_ERRORS as error:
             raise RunError(
-                f"ONNX Runtime cannot load {self.path}: {first_line(error)}. Nothing was changed. Check the path, or "
-                "export the model again."
+                f"ONNX Runtime cannot load {self.path}: {first_line(error)}.",
+                fix="Check the path, or export the model again.",
             ) from error
         properties = self._session.get_modelmeta().custom_metadata_map
         declared = properties.get(OUTPUT_NAMES_KEY)
@@ -125,7 +125,7 @@ class OnnxSession:
         except NATIVE_ERRORS as error:
             takes = ", ".join(f"{spec.name} {spec.described()}" for spec in self.inputs)
             raise InputError(
-                f"{self.path} cannot run on these inputs: {first_line(error)}. Nothing was changed. It takes {takes}."
+                f"{self.path} cannot run on these inputs: {first_line(error)}.", fix=f"It takes {takes}."
             ) from error
         return {name: torch.as_tensor(value) for name, value in zip(self.output_names, outputs, strict=True)}
 
@@ -172,8 +172,9 @@ def named_feeds(
     missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
     if missing or extra:
         raise InputError(
-            f"{source} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, "
-            f"unexpected {', '.join(extra) or 'none'}. Nothing was changed."
+            f"{source} takes the inputs {', '.join(names)}; missing {', '.join(missing) or 'none'}, unexpected "
+            f"{', '.join(extra) or 'none'}.",
+            fix="",
         )
     return feeds
 

@@ -75,7 +75,8 @@ def gate(
     if not weight_gates:
         raise NothingToPruneError(
             "no linear layer, convolution, recurrent layer, matrix product or embedding of this model reads a "
-            "parameter as it is, so there are no weights to gate. Nothing was changed."
+            "parameter as it is, so there are no weights to gate.",
+            fix="",
         )
     return attach(groups, gates, weight_gates, start=start).train()
 
@@ -88,15 +89,15 @@ def check_gateable(graph: CapturedGraph) -> None:
     """
     if isinstance(graph, GatedNetwork):
         raise InputError(
-            "the network has gates already. Nothing was changed. Train it as it is; to begin again from its weights, "
-            "write gate(gated.graph())."
+            "the network already has gates.",
+            fix="Train it as it is; to start again from its weights, write gate(gated.graph()).",
         )
     check_captured(graph, "gate")
     state = graph.state()
     if any(FACTORS in name or WEIGHT_GATE in name for name in graph.graph_module.state_dict()):
         raise InputError(
-            "this graph was captured from a network that has gates already. Nothing was changed. Capture the model "
-            "itself; to begin again from a gated network's weights, write gate(gated.graph())."
+            "this graph was captured from a network that already has gates.",
+            fix="Capture the model itself; to start again from a gated network's weights, write gate(gated.graph()).",
         )
     for dtype in {tensor.dtype for tensor in state.values()}:
         check_trainable(dtype)
@@ -114,7 +115,7 @@ def check_gated(gated: object, verb: str) -> None:
     if isinstance(gated, nn.Module):
         inside = [name for name, child in gated.named_children() if isinstance(child, GatedNetwork)]
         way = f"Pass the network inside of it, .{inside[0]}." if inside else way
-    raise InputError(f"{verb} takes a gated network, and this is {type(gated).__name__}. Nothing was changed. {way}")
+    raise InputError(f"{verb} takes a gated network, but this is {type(gated).__name__}.", fix=f"{way}")
 
 
 def check_granularity(granularity: str) -> None:
@@ -124,9 +125,7 @@ def check_granularity(granularity: str) -> None:
         InputError: it does not.
     """
     if granularity not in GRANULARITIES:
-        raise InputError(
-            f"granularity={granularity!r}: expected one of {', '.join(GRANULARITIES)}. Nothing was changed."
-        )
+        raise InputError(f"granularity={granularity!r}: expected one of {', '.join(GRANULARITIES)}.", fix="")
 
 
 def attach(
@@ -230,8 +229,8 @@ def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
         if torch.equal(compacted.kept_moves, kept_moves):
             return compacted
     raise PlanError(
-        "A removal of a stored run leads to another network than it did then. Nothing was changed. Resume with the "
-        "versions of l0compress and PyTorch that the run began with, or start it again."
+        "Repeating a removal of a stored run gives a different network.",
+        fix="Resume with the versions of l0compress and PyTorch that the run started with, or start it again.",
     )
 
 

@@ -62,6 +62,6 @@ def _refuse_decay(optimizer: Optimizer, *_: Any) -> None:
         if any(id(parameter) in gates for parameter in group["params"]):
             raise InputError(
                 f"{type(optimizer).__name__} decays gates (weight_decay={group['weight_decay']}), which pulls each of "
-                "them half open, whatever the budget is. Nothing was changed. Make the optimizer from "
-                "gated.param_groups(lr=...), which decays weights alone."
+                "them half open, regardless of the budget.",
+                fix="Make the optimizer from gated.param_groups(lr=...), which decays only weights.",
             )

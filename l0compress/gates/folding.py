@@ -56,8 +56,8 @@ def unfit_weights(gated: GatedNetwork, plan: KeepPlan) -> dict[str, str]:
     """
     now = gated.graph().state()
     wrong = {
-        weights_checksum(gated.groups.graph.state()): "the weights from before it",
-        weights_checksum(now): "trained weights without the values of their gates",
+        weights_checksum(gated.groups.graph.state()): "the weights from before training",
+        weights_checksum(now): "trained weights without their gate values",
     }
     wrong.pop(weights_checksum({**now, **folded_weights(gated, plan, now)}), None)
     return wrong

@@ -170,13 +170,12 @@ class GatedNetwork(nn.Module):
         """
         if not isinstance(plan, KeepPlan):
             raise PlanError(
-                f"shrink takes a plan, and this is a {type(plan).__name__}. Nothing was changed. Write "
-                "gated.shrink(l0compress.harden(gated, budget))."
+                f"shrink takes a plan, but this is a {type(plan).__name__}.",
+                fix="Write gated.shrink(l0compress.harden(gated, budget)).",
             )
         if _shape_of(plan.groups) != _shape_of(self.groups) or (plan.unfit and not self.is_of(plan.groups)):
             raise PlanError(
-                "the plan was made for another network. Nothing was changed. Make it of this one: "
-                "l0compress.harden(gated, budget)."
+                "the plan was made for another network.", fix="Make it of this one: l0compress.harden(gated, budget)."
             )
         plan.decision().check_fits(self.groups.graph)
         return shrink(fold(self, plan), plan.decision())
@@ -262,8 +261,8 @@ def check_trainable(dtype: torch.dtype) -> None:
     """
     if dtype.is_floating_point and dtype not in TRAINABLE:
         raise InputError(
-            f"a gated network cannot be {str(dtype).removeprefix('torch.')}, which is too narrow to train in. Nothing "
-            "was changed. Take bfloat16, or keep float32 weights and run forward under torch.autocast."
+            f"a gated network cannot be {str(dtype).removeprefix('torch.')}, which is too narrow for training.",
+            fix="Use bfloat16, or keep float32 weights and run forward under torch.autocast.",
         )
 
 

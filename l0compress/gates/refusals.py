@@ -28,21 +28,21 @@ def refused_call(graph: CapturedGraph, args: Any, kwargs: Any, dtype: torch.dtyp
     if spec != pytree.tree_structure((graph.example_args, graph.example_kwargs)):
         texts = [input_text(value) for value in args] + [f"{key}={input_text(v)}" for key, v in kwargs.items()]
         return InputError(
-            f"the network was called with ({', '.join(texts)}), and takes {takes}. Nothing was changed. Call it as the "
-            "model was called when it was captured."
+            f"the network was called with ({', '.join(texts)}), but takes {takes}.",
+            fix="Call it as the model was called when it was captured.",
         )
     for node, value in zip(wanted, given, strict=True):
         sample = node.meta.get("val")
         if isinstance(sample, Tensor) and not (isinstance(value, Tensor) and _fits(value, sample)):
             return InputError(
-                f"input {node.target!r} is {input_text(value)}, and the network takes {input_text(sample)}. Nothing "
-                "was changed. Give inputs of that shape, or capture the model with the sizes free that differ."
+                f"input {node.target!r} is {input_text(value)}, but the network takes {input_text(sample)}.",
+                fix="Give inputs of that shape, or capture the model with the differing sizes free.",
             )
         if isinstance(value, Tensor) and value.is_floating_point() and dtype not in (None, value.dtype):
             name = str(dtype).removeprefix("torch.")
             return InputError(
-                f"input {node.target!r} is {input_text(value)}, and the network's weights are {name}. Nothing was "
-                f"changed. Convert the input, x.to(torch.{name}), or the network, gated.to(x.dtype)."
+                f"input {node.target!r} is {input_text(value)}, but the network's weights are {name}.",
+                fix=f"Convert the input, x.to(torch.{name}), or the network, gated.to(x.dtype).",
             )
     return None
 

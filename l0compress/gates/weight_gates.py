@@ -131,8 +131,9 @@ class _Gated(torch.autograd.Function):
         (weight,), z, ctx.z = ctx.saved_tensors, ctx.z, None
         if z is None:
             raise InputError(
-                "the gates of single weights keep what they need for one backward pass, and this is the second through "
-                "the same outputs. Nothing was changed. Call the network once for every backward()."
+                "the gates of single weights keep what they need for one backward pass, and this is the second "
+                "through the same outputs.",
+                fix="Call the network once for every backward().",
             )
         low, high = ctx.stretch
         scale, middle, half = 1 / ((high - low) * ctx.temperature), (low + high) / 2, (high - low) / 2

@@ -51,8 +51,8 @@ class ForeignArchive:
             return self.file.read(member)
         except ARCHIVE_ERRORS as reason:
             raise self.error(
-                f"Cannot read {self.name}: its part {member!r} is damaged ({first_line(reason)}). Nothing was changed. "
-                "Copy or download the file again."
+                f"Cannot read {self.name}: its part {member!r} is damaged ({first_line(reason)}).",
+                fix="Copy or download the file again.",
             ) from reason
 
 
@@ -94,14 +94,12 @@ def open_archive(content: bytes, name: str, *, error: type[InputError] = InputEr
         archive = zipfile.ZipFile(io.BytesIO(content))
     except ARCHIVE_ERRORS as reason:
         raise error(
-            f"Cannot read {name}: it is no zip archive, or a damaged one ({first_line(reason)}). Nothing was "
-            "changed. Copy or download the file again."
+            f"Cannot read {name}: it is not a zip archive, or is damaged ({first_line(reason)}).",
+            fix="Copy or download the file again.",
         ) from reason
     fault = _fault(archive, len(content))
     if fault is not None:
-        raise error(
-            f"Cannot read {name}: {fault}. Nothing was changed. No honest writer makes such a file; do not use it."
-        )
+        raise error(f"Cannot read {name}: {fault}.", fix="No honest writer makes such a file; do not use it.")
     return ForeignArchive(archive, name, error)
 
 

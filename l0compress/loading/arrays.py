@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l0compress.data import AnySplit, Data, Split
 from l0compress.data.tensors import tensor_of
-from l0compress.errors import DataError
+from l0compress.errors import NOTHING_LOADED, DataError
 from l0compress.loading.archives import open_archive
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.splits import PARTS, SHARES, check_shares, split_whole, with_val
@@ -38,8 +38,7 @@ def load_arrays(path: Path, *, seed: int = 0, shares: tuple[float, float, float]
     if "x_train" not in arrays:
         found = ", ".join(sorted(arrays)) or "nothing"
         raise DataError(
-            f"Data {name!r} holds {found}. It needs x_train and y_train, or x and y. Nothing was changed. Save it with "
-            "those names."
+            f"Data {name!r} holds {found}. It needs x_train and y_train, or x and y.", fix="Save it with those names."
         )
     check_shares(shares, name)
     splits: dict[str, AnySplit] = {part: _split(arrays, f"_{part}", name) for part in PARTS if f"x_{part}" in arrays}
@@ -80,19 +79,21 @@ def read_npy(content: bytes, name: str) -> np.ndarray:
         shape, is_fortran, dtype = _HEADERS[version](file)
     except (*FOREIGN_ERRORS, tokenize.TokenError) as reason:
         raise DataError(
-            f"Cannot read data {name!r} as an array ({first_line(reason)}). Nothing was changed. Save it again with "
-            "numpy.save or numpy.savez."
+            f"Cannot read data {name!r} as an array ({first_line(reason)}).",
+            fix="Save it again with numpy.save or numpy.savez.",
         ) from reason
     if dtype.hasobject:
         raise DataError(
-            f"Cannot read data {name!r}: it holds Python objects, and loading them runs code. Nothing was loaded. "
-            "Save an array of numbers."
+            f"Cannot read data {name!r}: it holds Python objects, and loading them runs code.",
+            fix="Save an array of numbers.",
+            assurance=NOTHING_LOADED,
         )
     start, count = file.tell(), math.prod(shape)
     if min(shape, default=0) < 0 or count * dtype.itemsize != len(content) - start:
         raise DataError(
-            f"Cannot read data {name!r}: its header claims {shape} elements of {dtype}, and {len(content) - start:,} "
-            "bytes follow. Nothing was changed. Copy or save the file again."
+            f"Cannot read data {name!r}: its header claims {shape} elements of {dtype}, but {len(content) - start:,} "
+            "bytes follow.",
+            fix="Copy or save the file again.",
         )
     if count == 0 or dtype.itemsize == 0:
         return np.zeros(shape, dtype)
@@ -114,8 +115,8 @@ def _split(arrays: dict[str, np.ndarray], suffix: str, name: str) -> Split:
 def _as_tensor(array: np.ndarray, key: str, name: str) -> Tensor:
     if array.ndim == 0 or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
         raise DataError(
-            f"Data {name!r}: {key} is {array.dtype} of shape {array.shape}; an array of numbers is needed. Nothing was "
-            "changed. Save it with one."
+            f"Data {name!r}: {key} is {array.dtype} of shape {array.shape}; an array of numbers is needed.",
+            fix="Save it with one.",
         )
     return tensor_of(array)
 

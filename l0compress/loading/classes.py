@@ -26,7 +26,7 @@ def class_warnings(data: Data) -> tuple[str, ...]:
         >>> from l0compress.data import Split
         >>> train, val = (Split((torch.zeros(len(y), 1),), torch.tensor(y)) for y in ([0, 1, 2, 0], [0, 1]))
         >>> class_warnings(Data(train, val))
-        ('The val part has no sample of class 2, which the train part has: nothing is known of it there.',)
+        ('The val part has no sample of class 2, which the train part has: its accuracy there is unknown.',)
 
     Raises:
         DataError: all samples of the training part are of one class, or none has a label.
@@ -41,14 +41,17 @@ def class_warnings(data: Data) -> tuple[str, ...]:
 def _check_train(classes: Tensor) -> None:
     if len(classes) == 0:
         raise DataError(
-            f"Every label of the train part is {IGNORED_LABEL}, which leaves a sample out: there is nothing to learn "
-            "from. Nothing was changed. Give labels, or say --no-labels to learn from the dense model alone."
+            f"Every label of the train part is {IGNORED_LABEL}, which marks a sample as ignored: there is nothing to "
+            "learn from.",
+            fix="Give labels, or pass --no-labels to learn only from the dense model.",
         )
     if len(classes) == 1:
         raise DataError(
-            f"All samples of the train part are of class {int(classes)}: there is nothing to tell apart. Nothing was "
-            "changed. Give samples of the other classes (shuffle data that are sorted by class before you cut them), "
-            "or say --no-labels to learn from the dense model alone."
+            f"All samples of the train part are of class {int(classes)}: there is nothing to distinguish.",
+            fix=(
+                "Give samples of the other classes (shuffle data sorted by class before you split them), or pass "
+                "--no-labels to learn only from the dense model."
+            ),
         )
 
 
@@ -60,18 +63,17 @@ def _missing(found: dict[str, Tensor]) -> Iterable[str]:
         if len(classes) == 1:
             yield (
                 f"All samples of the {name} part are of class {int(classes)}, and the train part has {len(train)} "
-                "classes: what is measured on it says little. Data that are sorted by class have to be shuffled before "
-                "they are cut."
+                "classes, so metrics on it mean little. Shuffle data sorted by class before splitting them."
             )
         elif unseen := _without(train, classes):
             yield (
-                f"The {name} part has no sample of {_named(unseen)}, which the train part has: nothing is known of "
-                f"{'it' if len(unseen) == 1 else 'them'} there."
+                f"The {name} part has no sample of {_named(unseen)}, which the train part has: "
+                f"{'its' if len(unseen) == 1 else 'their'} accuracy there is unknown."
             )
         if unlearned := _without(classes, train):
             yield (
-                f"The train part has no sample of {_named(unlearned)}, which the {name} part has: the network unlearns "
-                f"{'it' if len(unlearned) == 1 else 'them'}."
+                f"The train part has no sample of {_named(unlearned)}, which the {name} part has: the network will "
+                f"unlearn {'it' if len(unlearned) == 1 else 'them'}."
             )
 
 

@@ -125,7 +125,7 @@ def kind_of(name: str, *, target_column: str | None = None) -> str:
     if not path.exists():
         known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
         reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
-        raise DataError(f"Cannot read data {name!r}: {reason}. Nothing was changed. Check the path.")
+        raise DataError(f"Cannot read data {name!r}: {reason}.", fix="Check the path.")
     if path.is_dir():
         return "arrays" if any(path.glob("x*.npy")) else "text" if part_files(path) else "images"
     if path.suffix in (".npz", ".npy"):
@@ -134,7 +134,7 @@ def kind_of(name: str, *, target_column: str | None = None) -> str:
         return "table"
     if path.suffix in TEXT_SUFFIXES:
         return "text"
-    raise DataError(f"Cannot read data {name!r}: data is {KINDS}. Nothing was changed. Give one of these.")
+    raise DataError(f"Cannot read data {name!r}: data is {KINDS}.", fix="Give one of these.")
 
 
 def checked_kind(source: DataSource) -> str:
@@ -149,8 +149,9 @@ def checked_kind(source: DataSource) -> str:
         for option in options:
             if wanted != kind and getattr(source, option) != getattr(nothing, option):
                 raise DataError(
-                    f"--{option.replace('_', '-')} is for {KIND_NAMES[wanted]}, and data {source.name!r} is "
-                    f"{KIND_NAMES[kind]}. Nothing was changed. Leave it out."
+                    f"--{option.replace('_', '-')} is for {KIND_NAMES[wanted]}, but data {source.name!r} is "
+                    f"{KIND_NAMES[kind]}.",
+                    fix="Omit it.",
                 )
     return kind
 

@@ -24,7 +24,7 @@ import torch.utils._pytree as pytree
 from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
-from l0compress.errors import ModelError
+from l0compress.errors import NOTHING_LOADED, ModelError
 from l0compress.loading.archives import FREE_BYTES, ForeignArchive, open_archive
 from l0compress.loading.containers import unknown_containers
 from l0compress.loading.programs import fault_of_program, on_cpu, without_notes
@@ -58,8 +58,8 @@ def load_pt2(path: Path | str, *, trust_pickle: bool = False) -> ExportedProgram
         return program
     except (*READ_ERRORS, SpecViolationError) as reason:
         raise ModelError(
-            f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}). Nothing was "
-            "changed. Export the model again, or copy the file again."
+            f"Cannot read model {str(path)!r} as an archive of torch.export.save ({first_line(reason)}).",
+            fix="Export the model again, or copy the file again.",
         ) from reason
 
 
@@ -77,8 +77,8 @@ def _batch_dims(content: bytes, path: Path) -> dict[str, tuple[int | None, ...]]
     dims = json.loads(archive.read(name))
     if not isinstance(dims, list) or not all(dim is None or (type(dim) is int and dim >= 0) for dim in dims):
         raise ModelError(
-            f"Cannot read model {str(path)!r}: {BATCH_DIMS_FILE} in it names no dimensions. Nothing was changed. "
-            "Export the model again."
+            f"Cannot read model {str(path)!r}: {BATCH_DIMS_FILE} in it names no dimensions.",
+            fix="Export the model again.",
         )
     return {BATCH_DIMS: tuple(dims)}
 
@@ -87,7 +87,7 @@ def _check_calls(program: ExportedProgram) -> None:
     # torch does not look at the description of inputs until it is needed.
     spec = program.call_spec.in_spec
     if spec is None:
-        raise ValueError("it does not say what it is called with")
+        raise ValueError("it does not record its inputs")
     pytree.tree_unflatten([0] * spec.num_leaves, spec)
 
 
@@ -112,7 +112,7 @@ def _vetted(content: bytes, path: Path) -> bytes:
     entries = {name.partition("/")[2]: name for name in archive.names()}
     if PROGRAM not in entries:
         # Older layouts keep the weights as pickles.
-        _refuse(path, "an outdated layout" if "version" in archive.names() else "no program that is called 'model'")
+        _refuse(path, "an outdated layout" if "version" in archive.names() else "no program named 'model'")
     parts = {entry: archive.read(entries[entry]) for entry in FORMAT_FILES if entry in entries}
     program = without_notes(json.loads(archive.read(entries[PROGRAM])))
     fault = fault_of_program(program)
@@ -121,9 +121,11 @@ def _vetted(content: bytes, path: Path) -> bytes:
     unknown = unknown_containers(program)
     if unknown:
         raise ModelError(
-            f"Cannot read model {str(path)!r}: it takes or hands on {unknown[0]}, a container that nothing here knows. "
-            "Nothing was changed. Export a module that hands on tensors, tuples or dictionaries, or in Python import "
-            "that container's package first."
+            f"Cannot read model {str(path)!r}: it takes or returns {unknown[0]}, an unknown container.",
+            fix=(
+                "Export a module that takes and returns tensors, tuples or dictionaries, or in Python import the "
+                "container's package first."
+            ),
         )
     parts[PROGRAM] = json.dumps(on_cpu(program)).encode()
     for kind in PAYLOADS:
@@ -152,8 +154,8 @@ def _payloads(archive: ForeignArchive, entries: dict[str, str], kind: str, path:
             _refuse(path, f"{kind[:-1]} {name!r}, which is an object")
         if entry not in entries:
             raise ModelError(
-                f"Cannot read model {str(path)!r}: {kind[:-1]} {name!r} is missing in the archive. Nothing was "
-                "changed. Export the model again."
+                f"Cannot read model {str(path)!r}: {kind[:-1]} {name!r} is missing in the archive.",
+                fix="Export the model again.",
             )
         _check_size(name, payload["tensor_meta"], archive.size(entries[entry]), path)
         parts[entry] = archive.read(entries[entry])
@@ -165,8 +167,9 @@ def _check_size(name: str, meta: dict[str, Any], num_bytes: int, path: Path) -> 
     shape = [size["as_int"] for size in meta["sizes"]]
     if math.prod(shape) > max(num_bytes, FREE_BYTES) or min(shape, default=0) < 0:
         raise ModelError(
-            f"Cannot read model {str(path)!r}: its tensor {name!r} claims shape {tuple(shape)}, which is more than the "
-            "file holds. Nothing was changed. No honest writer makes such a file; do not use it."
+            f"Cannot read model {str(path)!r}: its tensor {name!r} claims shape {tuple(shape)}, which is more than "
+            "the file holds.",
+            fix="No honest writer makes such a file; do not use it.",
         )
 
 
@@ -187,6 +190,8 @@ def _sample_inputs(archive: ForeignArchive, entries: dict[str, str], path: Path)
 
 def _refuse(path: Path, what: str) -> NoReturn:
     raise ModelError(
-        f"Model {str(path)!r} has parts that run code or claim more than it holds when they are loaded ({what}). "
-        "Nothing was loaded. If you trust its author, say --trust-pickle."
+        f"Model {str(path)!r} has parts that would run code, or claim more data than the file holds, when loaded "
+        f"({what}).",
+        fix="If you trust its author, pass --trust-pickle.",
+        assurance=NOTHING_LOADED,
     )

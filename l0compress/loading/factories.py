@@ -32,13 +32,13 @@ def parse_factory_args(text: str | None) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError) as reason:
         raise ModelError(
-            f"--factory-args {text!r} is no JSON ({reason}). Nothing was changed. "
-            """Write for example --factory-args '{"width": 64}'."""
+            f"--factory-args {text!r} is not JSON ({reason}).",
+            fix="Write for example --factory-args '{\"width\": 64}'.",
         ) from reason
     if not isinstance(value, dict) or not all(key.isidentifier() for key in value):
         raise ModelError(
-            f"--factory-args {text!r} is no JSON object of keyword arguments. Nothing was changed. "
-            """Write for example --factory-args '{"width": 64}'."""
+            f"--factory-args {text!r} is not a JSON object of keyword arguments.",
+            fix="Write for example --factory-args '{\"width\": 64}'.",
         )
     return value
 
@@ -53,8 +53,8 @@ def build(factory: str, arguments: Mapping[str, Any], weights: Mapping[str, Tens
     module = call_reference(factory, flag="--factory", error=ModelError, arguments=arguments)
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"--factory {factory!r} returned a {type(module).__name__}, not a torch.nn.Module. Nothing was changed. "
-            "Name a function that returns the module."
+            f"--factory {factory!r} returned a {type(module).__name__}, not a torch.nn.Module.",
+            fix="Name a function that returns the module.",
         )
     return fill(module, weights, f"the module of --factory {factory!r}", path)
 
@@ -72,8 +72,8 @@ def fill(module: nn.Module, weights: Mapping[str, Tensor], what: str, path: Path
     faults = _name_faults(set(wanted), set(given)) + _shape_faults(wanted, given)
     if faults:
         raise ModelError(
-            f"The weights in {str(path)!r} do not fit {what}: {'; '.join(faults)}. Nothing was changed. "
-            "Build the module as it was built for training (--factory-args), or name the right file."
+            f"The weights in {str(path)!r} do not fit {what}: {'; '.join(faults)}.",
+            fix="Build the module as it was built for training (--factory-args), or name the right file.",
         )
     module.load_state_dict(given)
     return module.eval()

@@ -81,10 +81,10 @@ def check_labels(data: Data, num_classes: int, *, one_score: bool = False) -> No
         for targets in _targets_of(split):
             if targets.is_floating_point() and not (one_score and bool(((targets == 0) | (targets == 1)).all())):
                 raise DataError(
-                    f"The targets of the {part} part are floating-point numbers, no class labels. "
-                    "For regression say --loss mse."
+                    f"The targets of the {part} part are floating-point numbers, not class labels. For regression "
+                    "pass --loss mse."
                 )
-            source = "the model returns one score for each" if one_score else f"the model has {num_classes} outputs"
+            source = "the model returns one score per label" if one_score else f"the model has {num_classes} outputs"
             _check_range(targets.long(), num_classes, part, before=seen, source=source)
             seen += len(targets)
             if seen >= MOST_LABELS:
@@ -112,8 +112,8 @@ def _check_range(labels: Tensor, num_classes: int, part: str, *, before: int, so
         position = wrong.nonzero()[0].tolist()
         raise DataError(
             f"Label {labels[tuple(position)].item()} of sample {before + position[0]} in the {part} part is out of "
-            f"range: {source}, so labels are 0 to {num_classes - 1}. Nothing was changed. Give labels of the model's "
-            "classes; -100 leaves a sample out."
+            f"range: {source}, so labels are 0 to {num_classes - 1}.",
+            fix="Give labels of the model's classes; -100 leaves a sample out.",
         )
 
 
@@ -124,12 +124,13 @@ def _check_finite(tensor: Tensor, part: str, name: str) -> None:
     if torch.isfinite(tensor.sum()):
         return
     if tensor.ndim == 0:
-        raise DataError(f"In the {part} part, {name} is {float(tensor)}. Nothing was changed. Give a finite number.")
+        raise DataError(f"In the {part} part, {name} is {float(tensor)}.", fix="Give a finite number.")
     wrong = ~torch.isfinite(tensor).flatten(1).all(1) if tensor.ndim > 1 else ~torch.isfinite(tensor)
     if wrong.any():
         raise DataError(
             f"Sample {int(wrong.nonzero()[0])} of the {part} part has a value that is not finite in {name} "
-            f"({int(wrong.sum())} such samples). Nothing was changed. Remove or repair them."
+            f"({int(wrong.sum())} such samples).",
+            fix="Remove or repair them.",
         )
 
 
@@ -164,15 +165,14 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
             data = data.mapped(lambda batch: _single(batch, fitting[0], next(iter(kwargs), None)))
             given = wanted
     if len(wanted) != len(given) or any(len(a) != len(b) for a, b in zip(wanted, given, strict=True)):
-        raise DataError(_shape_message(wanted, given))
+        raise _unfit_shapes(wanted, given)
     batch = example_batch(data, PROBE_SAMPLES).to(_device_of(program))
     reason = _raised(program.module(), batch)
     if reason is not None:
         if wanted != given:
-            raise DataError(_shape_message(wanted, given))
-        raise DataError(
-            _type_message(batch, reason, lambda floats: _raised(program.module(), floats) is None)
-            or f"The exported model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed."
+            raise _unfit_shapes(wanted, given)
+        raise _unfit_types(batch, reason, lambda floats: _raised(program.module(), floats) is None) or DataError(
+            f"The exported model cannot run on samples of shape {_shapes(given)} ({reason}).", fix=""
         )
     return data
 
@@ -185,16 +185,16 @@ def _single(batch: Batch, shape: tuple[int, ...], name: str | None = None) -> Ba
     return Batch(*named, batch.targets, batch.batch_dims)
 
 
-def _type_message(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> str | None:
-    """Return a message if floats would work where integers do not."""
+def _unfit_types(batch: Batch, reason: str, fits: Callable[[Batch], bool]) -> DataError | None:
+    """Return an error if floats would work where integers do not."""
     tensors = [(name, leaf) for name, leaf in batch.inputs().items() if isinstance(leaf, Tensor)]
     whole = {name: tensor.dtype for name, tensor in tensors if not tensor.is_floating_point()}
     if not whole or not fits(batch.each(torch.Tensor.float)):
         return None
     name, dtype = next(iter(whole.items()))
-    return (
-        f"The model cannot run on {name} of {str(dtype).removeprefix('torch.')} ({reason}), and can on float32. "
-        "Nothing was changed. Write x.float() / 255 for pixels, or what the model was trained on."
+    return DataError(
+        f"The model cannot run on {name} of {str(dtype).removeprefix('torch.')} ({reason}), but can on float32.",
+        fix="Write x.float() / 255 for pixels, or what the model was trained on.",
     )
 
 
@@ -203,10 +203,10 @@ def _device_of(program: ExportedProgram) -> torch.device:
     return next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), CPU)
 
 
-def _shape_message(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> str:
-    return (
-        f"The model was exported for samples of shape {_shapes(wanted)}, and the data has {_shapes(given)}. "
-        "Nothing was changed. Give data of that shape, or export the model for this one."
+def _unfit_shapes(wanted: list[tuple[int, ...]], given: list[tuple[int, ...]]) -> DataError:
+    return DataError(
+        f"The model was exported for samples of shape {_shapes(wanted)}, but the data has {_shapes(given)}.",
+        fix="Give data of that shape, or export the model for this one.",
     )
 
 
@@ -229,9 +229,8 @@ def _fit_module(data: Data, module: nn.Module) -> Data:
             if _failure(module, _single(batch, shape)) is None:
                 return data.mapped(lambda batch, shape=shape: _single(batch, shape))
     given = _sample_shapes(batch.leaves())
-    raise DataError(
-        _type_message(batch, reason, lambda floats: _failure(module, floats) is None)
-        or f"The model cannot run on samples of shape {_shapes(given)} ({reason}). Nothing was changed."
+    raise _unfit_types(batch, reason, lambda floats: _failure(module, floats) is None) or DataError(
+        f"The model cannot run on samples of shape {_shapes(given)} ({reason}).", fix=""
     )
 
 

@@ -39,9 +39,13 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
     build = getattr(transformers, str(architecture), None)
     if not (isinstance(build, type) and issubclass(build, transformers.PreTrainedModel)):
         raise ModelError(
-            f"Model {str(folder)!r}: config.json names the architecture {architecture!r}, which is no model of "
-            f"transformers {transformers.__version__}. Nothing was loaded; code in the folder is never run. Name one "
-            "in 'architectures', such as BertForSequenceClassification, or load the weights with --factory."
+            f"Model {str(folder)!r}: config.json names the architecture {architecture!r}, which is not a model of "
+            f"transformers {transformers.__version__}.",
+            fix=(
+                "Name one in 'architectures', such as BertForSequenceClassification, or load the weights with "
+                "--factory."
+            ),
+            assurance="Nothing was loaded; code in the folder is never run.",
         )
     # The weights are read here, by readers that run no code, and passed on by name.
     weights = _weights(folder)
@@ -54,7 +58,7 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
         )
     except FOREIGN_ERRORS as reason:
         raise ModelError(
-            f"Cannot read model {str(folder)!r} ({first_line(reason)}). Nothing was changed. Check config.json."
+            f"Cannot read model {str(folder)!r} ({first_line(reason)}).", fix="Check config.json."
         ) from reason
     finally:
         logging.disable(disabled)
@@ -79,8 +83,8 @@ def _weights(folder: Path) -> dict[str, Tensor]:
         if (folder / name).exists():
             return _shard(folder, name)
     raise ModelError(
-        f"Model {str(folder)!r} has no weights: neither {SAFE} nor {PICKLED} is there. Nothing was changed. "
-        "Download the folder again, or save the model with save_pretrained."
+        f"Model {str(folder)!r} has no weights: neither {SAFE} nor {PICKLED} is there.",
+        fix="Download the folder again, or save the model with save_pretrained.",
     )
 
 
@@ -88,14 +92,12 @@ def _shard(folder: Path, name: str) -> dict[str, Tensor]:
     path = folder / str(name)
     if path.parent != folder or not path.is_file():
         raise ModelError(
-            f"Model {str(folder)!r}: its part {str(name)!r} is missing or outside the folder. "
-            "Nothing was changed. Download the folder again."
+            f"Model {str(folder)!r}: its part {str(name)!r} is missing or outside the folder.",
+            fix="Download the folder again.",
         )
     weights = unwrap(read_weights(path))
     if weights is None:
-        raise ModelError(
-            f"Model {str(folder)!r}: {name!r} holds no weights. Nothing was changed. Download the folder again."
-        )
+        raise ModelError(f"Model {str(folder)!r}: {name!r} holds no weights.", fix="Download the folder again.")
     return weights
 
 
@@ -104,18 +106,17 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as reason:
         raise ModelError(
-            f"Cannot read model {str(folder)!r}: {path.name} is missing. Nothing was changed. Name a model folder "
-            "of Hugging Face transformers, with config.json and model.safetensors."
+            f"Cannot read model {str(folder)!r}: {path.name} is missing.",
+            fix="Name a model folder of Hugging Face transformers, with config.json and model.safetensors.",
         ) from reason
     except (OSError, ValueError, RecursionError) as reason:
         raise ModelError(
-            f"Cannot read model {str(folder)!r}: {path.name} is damaged ({first_line(reason)}). Nothing was changed. "
-            "Download the folder again."
+            f"Cannot read model {str(folder)!r}: {path.name} is damaged ({first_line(reason)}).",
+            fix="Download the folder again.",
         ) from reason
     if not isinstance(value, dict):
         raise ModelError(
-            f"Cannot read model {str(folder)!r}: {path.name} is no JSON object. Nothing was changed. "
-            "Download the folder again."
+            f"Cannot read model {str(folder)!r}: {path.name} is not a JSON object.", fix="Download the folder again."
         )
     return value
 
@@ -126,7 +127,7 @@ def _check(report: dict[str, Any], folder: Path, architecture: str) -> None:
     if missing or wrong:
         names = [*missing, *[str(item[0]) for item in wrong]]
         raise ModelError(
-            f"Model {str(folder)!r}: {architecture} needs {', '.join(map(repr, names[:NAMED]))} ({len(names)} in all), "
-            "which the weights lack or hold in another shape. Nothing was changed. "
-            "Name the architecture that was trained in config.json ('architectures')."
+            f"Model {str(folder)!r}: {architecture} needs {', '.join(map(repr, names[:NAMED]))} ({len(names)} in "
+            "all), which are missing from the weights or have another shape there.",
+            fix="Name the architecture that was trained in config.json ('architectures').",
         )

@@ -69,16 +69,16 @@ def parse_normalize(text: str) -> Statistics:
     try:
         mean, std = (tuple(float(number) for number in side.split(",")) for side in text.split("/"))
     except ValueError as reason:
-        raise DataError(_normalize_message(text)) from reason
+        raise _bad_normalize(text) from reason
     if len(mean) != len(std) or len(mean) not in (1, 3) or not all(number > 0 for number in std):
-        raise DataError(_normalize_message(text))
+        raise _bad_normalize(text)
     return mean, std
 
 
-def _normalize_message(text: str) -> str:
-    return (
-        f"--normalize {text!r} is neither 'imagenet' nor means and deviations of 1 or 3 channels. Nothing was changed. "
-        "Write for example --normalize 0.5,0.5,0.5/0.25,0.25,0.25."
+def _bad_normalize(text: str) -> DataError:
+    return DataError(
+        f"--normalize {text!r} is neither 'imagenet' nor means and standard deviations of 1 or 3 channels.",
+        fix="Write for example --normalize 0.5,0.5,0.5/0.25,0.25,0.25.",
     )
 
 
@@ -117,8 +117,8 @@ def load_images(folder: Path, options: ImageOptions) -> Data:
     classes = _classes(parts.get("train", folder))
     if not classes:
         raise DataError(
-            f"Data {str(folder)!r} is a folder without images in folders of classes. Nothing was changed. Expected are "
-            f"files such as {folder}/cat/1.png, or {folder}/train/cat/1.png."
+            f"Data {str(folder)!r} is a folder without class folders of images.",
+            fix=f"Expected are files such as {folder}/cat/1.png, or {folder}/train/cat/1.png.",
         )
     if parts:
         check_shares(options.shares, str(folder))
@@ -144,8 +144,8 @@ def _listed(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
     unknown = sorted(set(_classes(folder)) - set(classes))
     if unknown:
         raise DataError(
-            f"Data {str(folder)!r} has a class {unknown[0]!r}, which the training part has not ({', '.join(classes)}). "
-            "Nothing was changed. Give every part the same class folders."
+            f"Data {str(folder)!r} has a class {unknown[0]!r}, which the training part lacks ({', '.join(classes)}).",
+            fix="Give every part the same class folders.",
         )
     found = [(file, label) for label, name in enumerate(classes) for file in _images(folder / name)]
     return [file for file, _ in found], [label for _, label in found]
@@ -156,8 +156,7 @@ def _format_of(file: Path, options: ImageOptions) -> ImageFormat:
     channels = 1 if image.mode in GREY else 3
     if options.normalize is not None and len(options.normalize[0]) != channels:
         raise DataError(
-            f"--normalize is for {len(options.normalize[0])} channels, and image {str(file)!r} has {channels}. "
-            "Nothing was changed."
+            f"--normalize is for {len(options.normalize[0])} channels, but image {str(file)!r} has {channels}.", fix=""
         )
     size = (image.height, image.width) if options.size is None else (options.size, options.size)
     return ImageFormat(channels, size, options.size is not None, options.normalize)
@@ -165,7 +164,7 @@ def _format_of(file: Path, options: ImageOptions) -> ImageFormat:
 
 def _split(files: list[Path], labels: list[int], form: ImageFormat, options: ImageOptions, part: str) -> AnySplit:
     if not files:
-        raise DataError(f"The {part} part has no images. Nothing was changed.")
+        raise DataError(f"The {part} part has no images.", fix="")
     num_bytes = 4 * len(files) * form.channels * form.size[0] * form.size[1]
     if num_bytes <= IN_MEMORY_BYTES:
         with ThreadPoolExecutor(max(1, options.workers)) as pool:
@@ -192,7 +191,7 @@ def _opened(file: Path) -> Any:
             return pillow.open(io.BytesIO(file.read_bytes()), formats=FORMATS)
     except (*FOREIGN_ERRORS, pillow.DecompressionBombWarning, pillow.DecompressionBombError) as reason:
         raise DataError(
-            f"Image {str(file)!r} cannot be read ({first_line(reason)}). Nothing was changed. Repair or remove it."
+            f"Image {str(file)!r} cannot be read ({first_line(reason)}).", fix="Repair or remove it."
         ) from reason
 
 
@@ -210,12 +209,13 @@ def _decoded(file: Path, form: ImageFormat) -> Tensor:
         pixels = np.array(image.convert("L" if form.channels == 1 else "RGB"))
     except FOREIGN_ERRORS as reason:
         raise DataError(
-            f"Image {str(file)!r} is damaged ({first_line(reason)}). Nothing was changed. Repair or remove it."
+            f"Image {str(file)!r} is damaged ({first_line(reason)}).", fix="Repair or remove it."
         ) from reason
     if pixels.shape[:2] != form.size:
         raise DataError(
-            f"Image {str(file)!r} has {pixels.shape[1]} x {pixels.shape[0]} pixels, and the first one has {width} x "
-            f"{height}. Nothing was changed. Say --image-size to bring all to one size."
+            f"Image {str(file)!r} has {pixels.shape[1]} x {pixels.shape[0]} pixels, but the first one has {width} x "
+            f"{height}.",
+            fix="Pass --image-size to resize all of them.",
         )
     return torch.from_numpy(pixels).view(*form.size, form.channels).permute(2, 0, 1)
 

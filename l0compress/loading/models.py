@@ -71,7 +71,7 @@ def load_model(
     """
     path = Path(path)
     if not path.exists():
-        raise ModelError(f"Cannot read model {str(path)!r}: no such file. Nothing was changed. Check the path.")
+        raise ModelError(f"Cannot read model {str(path)!r}: no such file.", fix="Check the path.")
     if path.is_dir():
         from l0compress.loading.huggingface import load_folder
 
@@ -87,9 +87,7 @@ def load_model(
 
         return load_torchscript(path, trust_pickle=trust_pickle)
     if path.suffix not in WEIGHT_SUFFIXES:
-        raise ModelError(
-            f"Cannot read model {str(path)!r}: a model is {KINDS}. Nothing was changed. Give one of these."
-        )
+        raise ModelError(f"Cannot read model {str(path)!r}: a model is {KINDS}.", fix="Give one of these.")
     return _from_weights(path, factory, factory_args or {}, trust_pickle)
 
 
@@ -105,13 +103,13 @@ def _from_weights(path: Path, factory: str | None, factory_args: Mapping[str, An
     weights = unwrap(content)
     if weights is None:
         raise ModelError(
-            f"Model {str(path)!r} holds a {type(content).__name__}, neither weights nor a module. Nothing was changed. "
-            "Save the module's state_dict(), alone or under the key 'state_dict'."
+            f"Model {str(path)!r} holds a {type(content).__name__}, which is neither weights nor a module.",
+            fix="Save the module's state_dict(), alone or under the key 'state_dict'.",
         )
     if factory is None:
         raise ModelError(
-            f"Model {str(path)!r} holds weights, not a module. Say what builds the module: "
-            "--factory package.module:function."
+            f"Model {str(path)!r} holds weights, not a module. Name the function that builds the module: --factory "
+            "package.module:function."
         )
     return build(factory, factory_args, weights, path)
 

@@ -44,8 +44,8 @@ def load_onnx(path: Path) -> nn.Module:
         return build(parse(model.graph, outputs), opset)
     except (NodeError, ContentError) as reason:
         raise ModelError(
-            f"Model {str(path)!r} cannot be converted: {reason}. Nothing was changed. Export it without that, or give "
-            "the original PyTorch module as .pt2."
+            f"Model {str(path)!r} cannot be converted: {reason}.",
+            fix="Export it without that, or give the original PyTorch module as .pt2.",
         ) from reason
     except ONNX_ERRORS as reason:
         raise _unreadable(path, reason) from reason
@@ -53,8 +53,8 @@ def load_onnx(path: Path) -> nn.Module:
 
 def _unreadable(path: Path, reason: BaseException) -> ModelError:
     return ModelError(
-        f"Cannot read model {str(path)!r} as an ONNX file ({first_line(reason)}). Nothing was changed. "
-        "Export it again, or copy the file again."
+        f"Cannot read model {str(path)!r} as an ONNX file ({first_line(reason)}).",
+        fix="Export it again, or copy the file again.",
     )
 
 
@@ -63,8 +63,8 @@ def _opset(model: onnx.ModelProto, path: Path) -> int:
     version = max(versions, default=onnx.defs.onnx_opset_version())
     if version < OLDEST_OPSET:
         raise ModelError(
-            f"Model {str(path)!r} uses version {version} of the ONNX operators, and {OLDEST_OPSET} or later is read. "
-            f"Nothing was changed. Bring it up: onnx.version_converter.convert_version(model, {OLDEST_OPSET + 6})."
+            f"Model {str(path)!r} uses version {version} of the ONNX operators, but {OLDEST_OPSET} or later is needed.",
+            fix=f"Convert it: onnx.version_converter.convert_version(model, {OLDEST_OPSET + 6}).",
         )
     return version
 
@@ -74,8 +74,8 @@ def _differentiable(model: onnx.ModelProto, path: Path) -> list[str]:
     outputs = [value.name for value in model.graph.output if value.type.tensor_type.elem_type in FLOATING]
     if not outputs:
         raise ModelError(
-            f"Model {str(path)!r} has no output of floating-point numbers to train on. Nothing was changed. "
-            "Export it with its scores or probabilities as a tensor (skl2onnx: options={'zipmap': False})."
+            f"Model {str(path)!r} has no output of floating-point numbers to train on.",
+            fix="Export it with its scores or probabilities as a tensor (skl2onnx: options={'zipmap': False}).",
         )
     return outputs
 
@@ -102,19 +102,21 @@ def _check_external(model: onnx.ModelProto, path: Path) -> None:
         beside = path.parent / location
         if location.is_absolute() or len(location.parts) != 1 or ".." in location.parts or beside.is_symlink():
             raise ModelError(
-                f"Cannot read model {str(path)!r}: its weight {tensor.name!r} points to {str(location)!r}, outside the "
-                "folder of the model. Nothing was changed. Do not use this file."
+                f"Cannot read model {str(path)!r}: its weight {tensor.name!r} points to {str(location)!r}, outside "
+                "the folder of the model.",
+                fix="Do not use this file.",
             )
         if not beside.is_file():
             raise ModelError(
-                f"Cannot read model {str(path)!r}: its weights are in {str(beside)!r}, and there is no such file. "
-                "Nothing was changed. Copy it beside the model."
+                f"Cannot read model {str(path)!r}: its weights are in {str(beside)!r}, and there is no such file.",
+                fix="Copy it next to the model.",
             )
         end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
         if end > beside.stat().st_size or end < 0:
             raise ModelError(
                 f"Cannot read model {str(path)!r}: its weight {tensor.name!r} ends at byte {end:,} of "
-                f"{str(beside)!r}, which has {beside.stat().st_size:,}. Nothing was changed. Copy both files again."
+                f"{str(beside)!r}, which has {beside.stat().st_size:,}.",
+                fix="Copy both files again.",
             )
 
 

@@ -70,7 +70,7 @@ def parse(graph: onnx.GraphProto, outputs: Iterable[str]) -> Graph:
     inputs = [value for value in graph.input if value.name not in {tensor.name for tensor in graph.initializer}]
     for value in inputs:
         if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type not in _DTYPES:
-            raise ContentError(f"its input {value.name!r} is no tensor of real numbers")
+            raise ContentError(f"its input {value.name!r} is not a tensor of real numbers")
     return Graph(
         nodes=tuple(_node(node, position, used) for position, node in enumerate(nodes)),
         constants=constants,
@@ -102,7 +102,7 @@ def _constant(attributes: dict[str, Any]) -> Tensor:
         return torch.tensor(value, dtype=torch.float32)
     if name in ("value_int", "value_ints"):
         return torch.tensor(value, dtype=torch.int64)
-    raise ContentError(f"one of its constants is a {name.removeprefix('value_')}, no tensor of real numbers")
+    raise ContentError(f"one of its constants is a {name.removeprefix('value_')}, not a tensor of real numbers")
 
 
 _READ: dict[int, Callable[[onnx.AttributeProto], Any]] = {
@@ -119,7 +119,7 @@ _READ: dict[int, Callable[[onnx.AttributeProto], Any]] = {
 def _attribute(given: onnx.AttributeProto, node: onnx.NodeProto) -> Any:
     if given.type not in _READ:
         raise ContentError(
-            f"attribute {given.name!r} of its node {node.name!r} ({node.op_type}) is no number or tensor"
+            f"attribute {given.name!r} of its node {node.name!r} ({node.op_type}) is not a number or tensor"
         )
     value = _READ[given.type](given)
     if given.name in ("to", "dtype") and isinstance(value, int):
@@ -138,7 +138,7 @@ def dtype_of(number: int) -> torch.dtype:
         return found
     name = next((name.lower() for name, known in _TYPE.DataType.items() if known == number), str(number))
     quantized = re.match(r"(float|u?int)\d", name) is not None
-    what = "quantized ones; give the float file that it was made of" if quantized else "no real numbers"
+    what = "quantized ones; give the float file that it was made from" if quantized else "no real numbers"
     raise ContentError(f"it computes with values of type {name}, which are {what}")
 
 

@@ -69,12 +69,11 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
     unknown = sorted(str(part) for part in value if part not in PART_NAMES)
     if unknown:
         raise DataError(
-            f"{name!r} gives an unknown part {unknown[0]!r}; the parts are train, val, test. Nothing was changed. "
-            "Rename it."
+            f"{name!r} gives an unknown part {unknown[0]!r}; the parts are train, val, test.", fix="Rename it."
         )
     splits = {PART_NAMES[part]: _read(content, f"the {PART_NAMES[part]} part") for part, content in value.items()}
     if "train" not in splits:
-        raise DataError(_not_data(value, name))
+        raise _not_data(value, name)
     return with_val(splits, name, seed)
 
 
@@ -86,11 +85,11 @@ def _of_parts(value: Mapping[Any, Any]) -> bool:
 def _whole(value: Any, name: str, seed: int, shares: Shares) -> Data:
     if isinstance(value, IterableDataset):
         raise DataError(
-            f"{name!r} is a {type(value).__name__}, whose samples have no positions, so that no part can be split off. "
-            "Nothing was changed. Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}."
+            f"{name!r} is a {type(value).__name__}, which has no random access, so no part can be split off.",
+            fix="Give parts: {'train': DataLoader(dataset, batch_size=64), 'val': ...}.",
         )
     if not isinstance(value, Split | DatasetSplit | StreamSplit | Iterable | Indexed | ArrayLike):
-        raise DataError(_not_data(value, name))
+        raise _not_data(value, name)
     split = _read(value, repr(name))
     return (
         with_val({"train": split}, name, seed)
@@ -99,10 +98,11 @@ def _whole(value: Any, name: str, seed: int, shares: Shares) -> Data:
     )
 
 
-def _not_data(value: Any, name: str) -> str:
-    return (
-        f"{name!r} must give Data or a dict with 'train', 'val' and perhaps 'test', and gives {type(value).__name__}. "
-        "Nothing was changed. Return for example {'train': (x, y)}."
+def _not_data(value: Any, name: str) -> DataError:
+    return DataError(
+        f"{name!r} must return Data or a dict with 'train', 'val' and optionally 'test', but returns "
+        f"{type(value).__name__}.",
+        fix="Return for example {'train': (x, y)}.",
     )
 
 
@@ -118,8 +118,8 @@ def _read(content: Any, what: str) -> AnySplit:
         raise DataError(f"In {what}: {reason}") from reason
     except FOREIGN_ERRORS as reason:
         raise DataError(
-            f"Reading {what}, a {type(content).__name__}, fails ({first_line(reason)}). Nothing was changed. Check "
-            "that one pass over it works: for batch in data: ..."
+            f"Reading {what}, a {type(content).__name__}, fails ({first_line(reason)}).",
+            fix="Check that one pass over it works: for batch in data: ...",
         ) from reason
 
 
@@ -156,8 +156,8 @@ def as_split(content: Any) -> AnySplit:
     if isinstance(content, Iterable) and not isinstance(content, str | bytes):
         return StreamSplit(content)
     raise DataError(
-        f"A part is {type(content).__name__}, and has to be arrays (x, y), a Dataset, a DataLoader or a list of "
-        "samples. Nothing was changed. Write for example {'train': (x, y)}."
+        f"A part is {type(content).__name__}, but must be arrays (x, y), a Dataset, a DataLoader or a list of samples.",
+        fix="Write for example {'train': (x, y)}.",
     )
 
 
@@ -224,7 +224,6 @@ def _of_dataset(dataset: Any) -> AnySplit:
         count = len(dataset)
     except TypeError as reason:
         raise DataError(
-            f"A {type(dataset).__name__} has no length. Nothing was changed. Give it __len__, or make it an "
-            "IterableDataset."
+            f"A {type(dataset).__name__} has no length.", fix="Give it __len__, or make it an IterableDataset."
         ) from reason
     return DatasetSplit(dataset, torch.arange(count), dataset_labels(dataset))

@@ -69,8 +69,8 @@ def import_reference(reference: str, *, flag: str, error: type[InputError] = Inp
     """
     if not is_reference(reference):
         raise error(
-            f"{flag} {reference!r} does not have the form package.module:function. Nothing was changed. "
-            f"Write for example {flag} nets.lenet:build."
+            f"{flag} {reference!r} does not have the form package.module:function.",
+            fix=f"Write for example {flag} nets.lenet:build.",
         )
     module_name, _, name = reference.partition(":")
     folder = str(Path.cwd())
@@ -80,14 +80,14 @@ def import_reference(reference: str, *, flag: str, error: type[InputError] = Inp
         module = importlib.import_module(module_name)
     except FOREIGN_ERRORS as reason:
         raise error(
-            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)}). "
-            "Nothing was changed. Check the spelling, and run where the module is (the working directory is searched)."
+            f"{flag} {reference!r}: module {module_name!r} cannot be imported ({first_line(reason)}).",
+            fix="Check the spelling, and run where the module is (the working directory is searched).",
         ) from reason
     try:
         return getattr(module, name)
     except AttributeError as reason:
         raise error(
-            f"{flag} {reference!r}: module {module_name!r} has no {name!r}. Nothing was changed. Check the spelling."
+            f"{flag} {reference!r}: module {module_name!r} has no {name!r}.", fix="Check the spelling."
         ) from reason
 
 
@@ -106,16 +106,15 @@ def call_reference(
     function = import_reference(reference, flag=flag, error=error)
     if not callable(function):
         raise error(
-            f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called. Nothing was changed. "
-            "Name a function."
+            f"{flag} {reference!r} names a {type(function).__name__}, which cannot be called.", fix="Name a function."
         )
     try:
         return function(**(arguments or {}))
     except FOREIGN_ERRORS as reason:
         given = f" with {dict(arguments)}" if arguments else ""
         raise error(
-            f"{flag} {reference!r} failed when it was called{given} ({first_line(reason)}). Nothing was changed. "
-            "Check the function and what it is given."
+            f"{flag} {reference!r} failed when it was called{given} ({first_line(reason)}).",
+            fix="Check the function and what it is given.",
         ) from reason
 
 
@@ -142,8 +141,8 @@ def import_extra(module: str, *, extra: str, purpose: str, error: type[InputErro
         return importlib.import_module(module)
     except ImportError as reason:
         raise error(
-            f"{purpose} needs {module.partition('.')[0]}, which is not installed. Nothing was changed. "
-            f"Install it: pip install 'l0compress[{extra}]'."
+            f"{purpose} needs {module.partition('.')[0]}, which is not installed.",
+            fix=f"Install it: pip install 'l0compress[{extra}]'.",
         ) from reason
 
 

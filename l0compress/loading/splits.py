@@ -42,16 +42,16 @@ def parse_shares(text: str) -> Shares:
     try:
         train, val, test = (float(part) for part in text.split(","))
     except ValueError as reason:
-        raise DataError(_shares_message(text)) from reason
+        raise _bad_shares(text) from reason
     if not (0 < train < 1 and 0 < val < 1 and 0 <= test < 1 and abs(train + val + test - 1) < 1e-6):
-        raise DataError(_shares_message(text))
+        raise _bad_shares(text)
     return train, val, test
 
 
-def _shares_message(text: str) -> str:
-    return (
-        f"--split {text!r} is no list of three shares that add up to 1. Nothing was changed. "
-        "Write training, validation and test, such as --split 0.6,0.2,0.2."
+def _bad_shares(text: str) -> DataError:
+    return DataError(
+        f"--split {text!r} is not a list of three shares that add up to 1.",
+        fix="Write training, validation and test, such as --split 0.6,0.2,0.2.",
     )
 
 
@@ -63,8 +63,8 @@ def check_shares(shares: Shares, name: str) -> None:
     """
     if shares != SHARES:
         raise DataError(
-            f"--split is for data in one piece, and data {name!r} has parts of its own. Nothing was changed. Leave it "
-            "out, or give data in one piece."
+            f"--split is for a single set of data, but data {name!r} already has parts.",
+            fix="Omit it, or give a single set.",
         )
 
 
@@ -82,14 +82,13 @@ def with_val(
     train = splits["train"]
     if isinstance(train, StreamSplit) and not (isinstance(train.source, DataLoader) and is_plain(train.source)):
         raise DataError(
-            f"Data {name!r} streams its training part and has no 'val' part. Nothing was changed. Add one: choices are "
-            "made on it."
+            f"Data {name!r} streams its training part and has no 'val' part.", fix="Add one: decisions are made on it."
         )
     num_val = min(len(train) // VAL_SHARE, VAL_MOST)
     if num_val == 0:
         raise DataError(
-            f"Data {name!r} has {len(train)} training samples, too few to split a validation part off. Nothing was "
-            "changed. Give it a validation part, or more samples."
+            f"Data {name!r} has {len(train)} training samples, too few to split a validation part off.",
+            fix="Give it a validation part, or more samples.",
         )
     if isinstance(train, StreamSplit):
         return _split_loader(train, num_val, seed, test)
@@ -133,8 +132,8 @@ def shuffled_parts(count: int, name: str, seed: int, shares: Shares, labels: Ten
     num_train, num_val = (int(count * share) for share in shares[:2])
     if num_val == 0:
         raise DataError(
-            f"Data {name!r} has {count} samples, too few to split into three parts. Nothing was changed. Give it more "
-            "samples, or parts of its own."
+            f"Data {name!r} has {count} samples, too few to split into three parts.",
+            fix="Give it more samples, or parts of its own.",
         )
     if not shares[2]:
         num_val = count - num_train

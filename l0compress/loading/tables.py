@@ -50,7 +50,7 @@ def load_table(path: Path, options: TableOptions) -> Data:
     target = _target(frame, options.target, path)
     kept = {str(name): _values(pandas, frame[name]) for name in frame.columns if name != options.target}
     if not kept:
-        raise DataError(f"Data {str(path)!r} has no column besides the target {options.target!r}. Nothing was changed.")
+        raise DataError(f"Data {str(path)!r} has no column besides the target {options.target!r}.", fix="")
     labels, about = _labels(pandas, target)
     parts = shuffled_parts(len(frame), str(path), options.seed, options.shares, class_labels(labels))
     rows = parts["train"].numpy()
@@ -96,11 +96,11 @@ def _read(pandas: Any, path: Path) -> Any:
             frame = pandas.read_csv(path, sep=SEPARATORS[path.suffix], low_memory=False, engine="c")
     except (*FOREIGN_ERRORS, pandas.errors.ParserError, pandas.errors.EmptyDataError) as reason:
         raise DataError(
-            f"Cannot read data {str(path)!r} as a table ({first_line(reason)}). Nothing was changed. "
-            "Check that the first line names the columns and that every line has as many fields."
+            f"Cannot read data {str(path)!r} as a table ({first_line(reason)}).",
+            fix="Check that the first line names the columns and that every line has as many fields.",
         ) from reason
     if frame.empty:
-        raise DataError(f"Data {str(path)!r} has no rows below its header. Nothing was changed. Give it samples.")
+        raise DataError(f"Data {str(path)!r} has no rows below its header.", fix="Give it samples.")
     return frame
 
 
@@ -108,18 +108,16 @@ def _target(frame: Any, name: str | None, path: Path) -> Any:
     columns = ", ".join(map(str, frame.columns))
     if name is None:
         raise DataError(
-            f"Data {str(path)!r} is a table. Nothing was changed. Say which column is to be predicted: "
-            f"--target-column, one of {columns}."
+            f"Data {str(path)!r} is a table.",
+            fix=f"Name the column to predict: --target-column, one of {columns}.",
         )
     if name not in frame.columns:
-        raise DataError(
-            f"Data {str(path)!r} has no column {name!r}. Nothing was changed. Name one of {columns} by --target-column."
-        )
+        raise DataError(f"Data {str(path)!r} has no column {name!r}.", fix=f"Name one of {columns} by --target-column.")
     missing = frame[name].isna().to_numpy().nonzero()[0]
     if len(missing):
         raise DataError(
-            f"Data {str(path)!r}: the target {name!r} is missing in line {missing[0] + 2} ({len(missing)} such lines). "
-            "Nothing was changed. Fill or remove them."
+            f"Data {str(path)!r}: the target {name!r} is missing in line {missing[0] + 2} ({len(missing)} such lines).",
+            fix="Fill or remove them.",
         )
     return frame[name]
 
@@ -138,9 +136,9 @@ def _fitted(name: str, values: np.ndarray, path: Path) -> dict[str, Any]:
     scaling = import_extra("sklearn.preprocessing", extra="tables", purpose="A table", error=DataError)
     if values.dtype != object:
         if np.isinf(values).any():
-            raise DataError(f"Data {str(path)!r}: column {name!r} has a value that is not finite. Nothing was changed.")
+            raise DataError(f"Data {str(path)!r}: column {name!r} has a value that is not finite.", fix="")
         if np.isnan(values).all():
-            raise DataError(f"Data {str(path)!r}: column {name!r} is empty. Nothing was changed. Remove the column.")
+            raise DataError(f"Data {str(path)!r}: column {name!r} is empty.", fix="Remove the column.")
         imputer = impute.SimpleImputer(strategy="median").fit(values[:, None])
         scaler = scaling.StandardScaler().fit(imputer.transform(values[:, None]))
         fill, mean, scale = (float(number[0]) for number in (imputer.statistics_, scaler.mean_, scaler.scale_))
@@ -150,8 +148,8 @@ def _fitted(name: str, values: np.ndarray, path: Path) -> dict[str, Any]:
     categories = [str(category) for category in encoder.categories_[0]]
     if len(categories) > MOST_CATEGORIES:
         raise DataError(
-            f"Data {str(path)!r}: column {name!r} has {len(categories):,} different texts, which is no category. "
-            "Nothing was changed. Remove the column."
+            f"Data {str(path)!r}: column {name!r} has {len(categories):,} different strings, too many for a category.",
+            fix="Remove the column.",
         )
     return {"column": name, "kind": "category", "fill": MISSING, "categories": categories}
 

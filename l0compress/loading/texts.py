@@ -57,14 +57,14 @@ def load_texts(path: Path, options: TextOptions) -> Data:
     """
     if options.tokenizer is None:
         raise DataError(
-            f"Data {str(path)!r} is text. Nothing was changed. Say what makes numbers of it: --tokenizer FOLDER, with "
-            "the tokenizer.json of a Hugging Face model."
+            f"Data {str(path)!r} is text.",
+            fix="Name its tokenizer: --tokenizer FOLDER, with the tokenizer.json of a Hugging Face model.",
         )
     files = part_files(path) if path.is_dir() else {"train": path}
     if path.is_dir():
         check_shares(options.shares, str(path))
     if "train" not in files:
-        raise DataError(f"Data {str(path)!r} has no training part: a file such as train.tsv. Nothing was changed.")
+        raise DataError(f"Data {str(path)!r} has no training part: a file such as train.tsv.", fix="")
     sentences = {part: _read(file) for part, file in files.items()}
     classes = _sorted_classes(sentences["train"].labels)
     tokenizer = _tokenizer(options.tokenizer)
@@ -101,12 +101,12 @@ def _read(path: Path) -> Sentences:
             label, text = (fields[at] if at < len(fields) else "" for at in (label_at, text_at))
         if not label.strip() or not text.strip():
             raise DataError(
-                f"Data {str(path)!r}, line {number}: a label and a sentence are expected. Nothing was changed. "
-                "Write them with a space or a tab between, or name the columns in a header."
+                f"Data {str(path)!r}, line {number}: a label and a sentence are expected.",
+                fix="Separate them by a space or a tab, or name the columns in a header.",
             )
         rows.append((text.strip(), label.strip()))
     if not rows:
-        raise DataError(f"Data {str(path)!r} has no sentences. Nothing was changed. Give it some.")
+        raise DataError(f"Data {str(path)!r} has no sentences.", fix="Give it some.")
     return Sentences(tuple(text for text, _ in rows), tuple(label for _, label in rows))
 
 
@@ -117,7 +117,7 @@ def _sorted_classes(labels: Sequence[str]) -> list[str]:
 
 def _tokenizer(folder: Path) -> Any:
     if not folder.is_dir():
-        raise DataError(f"--tokenizer {str(folder)!r}: no such folder. Nothing was changed. Check the path.")
+        raise DataError(f"--tokenizer {str(folder)!r}: no such folder.", fix="Check the path.")
     with without_broken("torchvision"):
         transformers = import_extra("transformers", extra="transformers", purpose="Text data", error=DataError)
         try:
@@ -126,8 +126,8 @@ def _tokenizer(folder: Path) -> Any:
             )
         except FOREIGN_ERRORS as reason:
             raise DataError(
-                f"--tokenizer {str(folder)!r} cannot be read ({first_line(reason)}). Nothing was changed. "
-                "Name the folder of a model with its tokenizer.json."
+                f"--tokenizer {str(folder)!r} cannot be read ({first_line(reason)}).",
+                fix="Name the folder of a model with its tokenizer.json.",
             ) from reason
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -143,8 +143,8 @@ def _encoded(tokenizer: Any, found: Sentences, classes: list[str], length: int, 
     unknown = next((label for label in found.labels if label not in index), None)
     if unknown is not None:
         raise DataError(
-            f"Data {str(file)!r} has a label {unknown!r}, which the training part has not ({', '.join(classes[:9])}). "
-            "Nothing was changed."
+            f"Data {str(file)!r} has a label {unknown!r}, which the training part lacks ({', '.join(classes[:9])}).",
+            fix="",
         )
     encoded = tokenizer(list(found.texts), padding="max_length", truncation=True, max_length=length)
     inputs = {name: torch.tensor(rows) for name, rows in encoded.items()}

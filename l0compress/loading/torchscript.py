@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from l0compress.errors import CaptureError, ModelError
+from l0compress.errors import NOTHING_LOADED, CaptureError, ModelError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 WAY_OUT = (
-    "Take its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), and say --factory "
+    "Take its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), with --factory "
     "package.module:function; or export the original module with torch.export.save."
 )
 
@@ -26,9 +26,12 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
     """
     if not trust_pickle:
         raise ModelError(
-            f"Model {str(path)!r} is a TorchScript archive, which runs code that is in the file. Nothing was loaded. "
-            "If you trust its author, say --trust-pickle; safer is to export the original module with "
-            "torch.export.save, or its state_dict() with --factory."
+            f"Model {str(path)!r} is a TorchScript archive, which runs code that is in the file.",
+            fix=(
+                "If you trust its author, pass --trust-pickle; safer is to export the original module with "
+                "torch.export.save, or its state_dict() with --factory."
+            ),
+            assurance=NOTHING_LOADED,
         )
     try:
         with warnings.catch_warnings():
@@ -37,8 +40,8 @@ def load_torchscript(path: Path, *, trust_pickle: bool) -> nn.Module:
             return torch.jit.load(str(path), map_location="cpu").eval()
     except FOREIGN_ERRORS as reason:
         raise ModelError(
-            f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)}). Nothing was changed. "
-            "Save it again with torch.jit.save, or name weights by one of their own endings, such as .pt."
+            f"Cannot read model {str(path)!r} as a TorchScript archive ({first_line(reason)}).",
+            fix="Save it again with torch.jit.save, or give weights one of their own suffixes, such as .pt.",
         ) from reason
 
 
@@ -56,7 +59,7 @@ def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[s
     try:
         unlifted = TS2EPConverter(module, args, kwargs).convert().module(check_guards=False)
     except FOREIGN_ERRORS as reason:
-        raise CaptureError(f"torch cannot convert the script ({first_line(reason)}). Nothing was changed.") from reason
+        raise CaptureError(f"torch cannot convert the script ({first_line(reason)}).", fix="") from reason
     # The module of an exported program refuses eval(); one with the same graph does not.
     converted = fx.GraphModule(unlifted, unlifted.graph)  # pyright: ignore[reportArgumentType]
     parameters = dict(module.named_parameters())

@@ -48,19 +48,22 @@ def read_weights(path: Path, *, trust_pickle: bool = False) -> Any:
     except pickle.UnpicklingError as reason:
         if trust_pickle or not _looks_pickled(content):
             raise ModelError(
-                f"Cannot read {name}: the file is damaged or no model file ({first_line(reason)}). Nothing was "
-                "changed. Copy or download it again."
+                f"Cannot read {name}: the file is damaged or not a model file ({first_line(reason)}).",
+                fix="Copy or download it again.",
             ) from reason
         found = _REFUSED_GLOBAL.search(str(reason))
-        what = f" (it asks for {found[1]})" if found else ""
+        what = f" (it imports {found[1]})" if found else ""
         raise ModelError(
-            f"Model {str(path)!r} is a pickled object, and loading it runs code that is in the file. "
-            f"Nothing was loaded{what}. If you trust its author, say --trust-pickle; safer is "
-            "torch.save(model.state_dict(), ...) with --factory, or torch.export.save."
+            f"Model {str(path)!r} is a pickled object; loading it would run code from the file.",
+            fix=(
+                "If you trust its author, pass --trust-pickle; safer is torch.save(model.state_dict(), ...) with "
+                "--factory, or torch.export.save."
+            ),
+            assurance=f"Nothing was loaded{what}.",
         ) from reason
     except READ_ERRORS as reason:
         raise ModelError(
-            f"Cannot read {name} ({first_line(reason)}). Nothing was changed. Copy or download the file again."
+            f"Cannot read {name} ({first_line(reason)}).", fix="Copy or download the file again."
         ) from reason
 
 
@@ -79,7 +82,8 @@ def load_tensors(content: bytes, name: str) -> Any:
         if tensor.numel() * tensor.element_size() > limit:
             raise ModelError(
                 f"Cannot read {name}: its tensor {key!r} claims shape {tuple(tensor.shape)}, which is more than the "
-                "file holds. Nothing was changed. No honest writer makes such a file; do not use it."
+                "file holds.",
+                fix="No honest writer makes such a file; do not use it.",
             )
     return found
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from l0compress.devices import device_of, synchronize
-from l0compress.errors import InputError, RunError
+from l0compress.errors import NOTHING_RUN, InputError, RunError
 from l0compress.export.bundle_session import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
 from l0compress.export.pt2 import captured_pt2
@@ -138,8 +138,10 @@ def bench(
     counts = [type(count) is int and count >= 1 for count in (threads, rounds)]
     if not candidates or not all(counts):
         raise InputError(
-            f"{len(candidates)} candidates, threads={threads!r}, rounds={rounds!r}: a timing needs at least one of "
-            "each, in whole numbers. Nothing was run."
+            f"{len(candidates)} candidates, threads={threads!r}, rounds={rounds!r}: timing needs at least one of "
+            "each, as integers.",
+            fix="",
+            assurance=NOTHING_RUN,
         )
     opened = {name: open_candidate(candidate, threads) for name, candidate in candidates.items()}
     call = call_of([inputs] if inputs is not None else list(opened.values()))
@@ -173,7 +175,9 @@ def open_candidate(candidate: Candidate, threads: int | None) -> Session | Captu
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":
         return captured_pt2(path)
-    raise RunError(f"cannot time {path}: it is neither an .onnx nor a .pt2 file nor a bundle. Nothing was run.")
+    raise RunError(
+        f"cannot time {path}: it is not an .onnx file, a .pt2 file or a bundle.", fix="", assurance=NOTHING_RUN
+    )
 
 
 def call_of(sources: Sequence[Any]) -> Call:
@@ -190,7 +194,7 @@ def call_of(sources: Sequence[Any]) -> Call:
     for source in sources:
         if isinstance(source, Session):
             return source.example_call()
-    raise InputError("no candidate says what inputs it takes. Nothing was run. Pass inputs=Call((x,)).")
+    raise InputError("no candidate records its inputs.", fix="Pass inputs=Call((x,)).", assurance=NOTHING_RUN)
 
 
 def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) -> Callable[[], Any]:
@@ -205,7 +209,9 @@ def runner(candidate: Session | CapturedGraph | Callable[..., Any], call: Call) 
     model = candidate.module() if isinstance(candidate, CapturedGraph) else candidate
     device = device_of(model) if isinstance(model, nn.Module) else None
     if isinstance(model, nn.Module) and model.training:
-        raise InputError(f"{type(model).__name__} is in training mode. Nothing was run. Call .eval() on it first.")
+        raise InputError(
+            f"{type(model).__name__} is in training mode.", fix="Call .eval() on it first.", assurance=NOTHING_RUN
+        )
     if device is None or device.type == "cpu":
         return lambda: model(*call.args, **call.kwargs)
     there = call.to(device)

@@ -31,11 +31,15 @@ def check_picture(path: Path) -> None:
     """
     if path.suffix not in SUFFIXES or not path.parent.is_dir():
         raise InputError(
-            f"Cannot draw {str(path)!r}: name a {', '.join(SUFFIXES)} file in a folder that exists. Nothing was drawn."
+            f"Cannot draw {str(path)!r}: it must be a {', '.join(SUFFIXES)} file in an existing folder.",
+            fix="",
+            assurance="Nothing was drawn.",
         )
     written_file(path)
     if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("Drawing needs matplotlib: pip install 'l0compress[plot]'. Nothing was drawn.")
+        raise InputError(
+            "Drawing needs matplotlib: pip install 'l0compress[plot]'.", fix="", assurance="Nothing was drawn."
+        )
 
 
 def _draw(report: BenchReport, path: Path) -> None:

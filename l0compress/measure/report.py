@@ -56,7 +56,7 @@ _COUNTS: tuple[_Count, ...] = (
 _SPARSE_COUNTS: tuple[_Count, ...] = (
     ("nonzero parameters", lambda model: model.without_zeros.params if model.without_zeros else None),
     ("MACs with nonzero weights", lambda model: model.without_zeros.macs if model.without_zeros else None),
-    ("weight bytes, zeros left out", lambda model: model.without_zeros.bytes if model.without_zeros else None),
+    ("weight bytes without zeros", lambda model: model.without_zeros.bytes if model.without_zeros else None),
 )
 
 
@@ -138,7 +138,7 @@ def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
     return Table(title, columns, tuple(row(timing) for timing in ordered), (_thread_note(report),))
 
 
-def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as they were timed at export") -> Table:
+def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as timed at export") -> Table:
     """Every layer of a bundle: its zeros, and which form each batch size uses beside what it was compared with."""
     sizes = [size for size, _ in manifest.choices]
     timed = {(timing.layer, timing.batch_size): timing.median_ms for timing in manifest.layer_timings}
@@ -180,7 +180,7 @@ def equality_table(equality: Equality, *, title: str = "Equality") -> Table:
     notes = [f"Compared at batch sizes {', '.join(str(size) for size in equality.batch_sizes)}."]
     if equality.zero_outputs:
         names = ", ".join(equality.zero_outputs)
-        notes.append(f"Zero everywhere in the reference, so that equality says little: {names}.")
+        notes.append(f"All zero in the reference, so equality says little about: {names}.")
     return Table(title, ("output", "max absolute", "max relative", "allowed relative"), rows, tuple(notes))
 
 

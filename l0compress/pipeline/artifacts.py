@@ -46,11 +46,11 @@ def existing_artifact(path: Path | str) -> Path:
         raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
     if path.suffix not in SUFFIXES:
         raise RunError(
-            f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file. Nothing was "
-            "changed. Make one with l0compress export."
+            f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.",
+            fix="Make one with l0compress export.",
         )
     if not path.is_file():
-        raise RunError(f"Cannot read artifact {str(path)!r}: it is no file. Make one with l0compress export.")
+        raise RunError(f"Cannot read artifact {str(path)!r}: it is not a file. Make one with l0compress export.")
     return path
 
 

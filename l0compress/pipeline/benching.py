@@ -30,7 +30,7 @@ from l0compress_runtime.manifest import Manifest
 
 DENSE, SMALL = "dense", "small"
 INT8, BUNDLE = " int8", " bundle"
-_NO_INT8 = "ONNX files alone have an int8 form; give an .onnx artifact to compare with it."
+_NO_INT8 = "Only ONNX files have an int8 form; give an .onnx artifact to compare with it."
 
 
 @dataclass(frozen=True)

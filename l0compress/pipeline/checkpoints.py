@@ -105,7 +105,7 @@ def stopped(run: LivingRun, number: int) -> StoppedError:
     run.log_("stopped", signal=signal.Signals(number).name, position=run.manifest.position)
     name = NAMES.get(signal.Signals(number), "Stopped")
     return StoppedError(
-        f"{name}. The run is kept in {str(run.folder)!r} at {run.manifest.position}. Go on with: "
+        f"{name}. The run is kept in {str(run.folder)!r} at {run.manifest.position}. Resume with: "
         f"{resume_command(run.folder)}",
         signal=number,
     )

@@ -145,14 +145,14 @@ def compress(
     settings = FinetuneSettings(device=_device_of(model)) if settings is None else settings
     if not isinstance(settings, FinetuneSettings):
         raise InputError(
-            f"settings is {type(settings).__name__}, and has to be FinetuneSettings. Nothing was changed. Write for "
-            "example settings=l0compress.FinetuneSettings(epochs=5)."
+            f"settings is {type(settings).__name__}, but must be FinetuneSettings.",
+            fix="Write for example settings=l0compress.FinetuneSettings(epochs=5).",
         )
     settings = settings if epochs is None else replace(settings, epochs=epochs)
     if not isinstance(model, nn.Module | ExportedProgram):
         raise InputError(
-            f"the model is {type(model).__name__}, and has to be an nn.Module or an ExportedProgram. Nothing was "
-            "changed. Load a file first: torch.export.load(path), or l0compress.loading.load_model(path)."
+            f"the model is {type(model).__name__}, but must be an nn.Module or an ExportedProgram.",
+            fix="Load a file first: torch.export.load(path), or l0compress.loading.load_model(path).",
         )
     check_device(settings.device)
     with in_turn():
@@ -175,7 +175,7 @@ def compress_prepared(
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
     for part in prepared.graph.training_only:
-        message = f"No run does what the model does in training mode alone: {part.sentence}."
+        message = f"No run does what the model does only in training mode: {part.sentence}."
         event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
         on_event(replace(event, category=LostInCaptureWarning))
     with in_turn():
@@ -194,9 +194,7 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as reason:
         lines = str(reason).splitlines()
-        raise InputError(
-            f"Device {device!r} cannot be used: {lines[0]} Nothing was changed. Say --device cpu."
-        ) from reason
+        raise InputError(f"Device {device!r} cannot be used: {lines[0]}", fix="Pass --device cpu.") from reason
 
 
 def _checked(
@@ -223,8 +221,9 @@ def _checked(
     )
     if compressed.reached > compressed.limit:
         raise TargetMissedError(
-            f"Target {goal.wanted}: the small model has {compressed.reached:,} {goal.unit}, and at most "
-            f"{goal.limit:,} were asked for. Nothing was written."
+            f"Target {goal.wanted}: the small model has {compressed.reached:,} {goal.unit}, but at most "
+            f"{goal.limit:,} were requested.",
+            fix="",
         )
     return compressed
 

@@ -32,10 +32,10 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(
-            f"Cannot read configuration {str(path)!r}: {reason}. Nothing was changed. Check the path, or write one "
-            "with finetune --print-config."
+            f"Cannot read configuration {str(path)!r}: {reason}.",
+            fix="Check the path, or write one with finetune --print-config.",
         ) from error
     return parse_config(text, name=str(path))
 
@@ -54,13 +54,13 @@ def parse_config(text: str, *, name: str) -> dict[str, Any]:
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{name} is no TOML: {error}. Nothing was changed. Repair the file.") from error
+        raise InputError(f"{name} is not valid TOML: {error}.", fix="Repair the file.") from error
     values: dict[str, Any] = {}
     for section, key, value in _entries(content):
         line = f"{name}, line {_line_of(text, section, key)}"
         option = _BY_PLACE.get((section, key))
         if option is None:
-            raise InputError(f"{line}: there is no setting {_place(section, key)}. Nothing was changed. {_hint(key)}")
+            raise InputError(f"{line}: there is no setting {_place(section, key)}.", fix=f"{_hint(key)}")
         values[option] = checked(option, value, OPTIONS[option].place, line=f"{line}: ")
     return values
 
@@ -74,7 +74,7 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     row = OPTIONS[option].written
     expected = row.wrong(value)
     if expected is not None:
-        raise InputError(f"{line}{name} = {value!r}: expected {expected}. Nothing was changed. Give such a value.")
+        raise InputError(f"{line}{name} = {value!r}: expected {expected}.", fix="Change the value.")
     try:
         READERS.get(row.format, str)(value)
     except InputError as error:
@@ -126,7 +126,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 def _written(option: Setting, value: Any) -> str:
     if value is not None:
         return tomli_w.dumps({option.key: value}).strip()
-    return f"# {option.key} =   ({'needed: ' if option.needed else ''}{option.absent})"
+    return f"# {option.key} =   ({'required: ' if option.needed else ''}{option.absent})"
 
 
 def _entries(content: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import InputError
+from l0compress.errors import NOTHING_WRITTEN, InputError
 from l0compress.export.bundle import BATCH_SIZES, BundleSettings, export_bundle
 from l0compress.export.bundle_session import SUFFIX
 from l0compress.export.files import Exported, size_on_disk, staged
@@ -121,24 +121,30 @@ def _of_the_run(run: FinishedRun, small: CapturedGraph) -> tuple[Call, ...]:
 def _check(format: str, options: ExportOptions) -> None:
     int8, sparse_weights = options.int8, options.sparse_weights
     if format not in SUFFIXES:
-        raise InputError(f"Unknown format {format!r}: expected one of {', '.join(SUFFIXES)}. Nothing was written.")
+        raise InputError(
+            f"Unknown format {format!r}: expected one of {', '.join(SUFFIXES)}.", fix="", assurance=NOTHING_WRITTEN
+        )
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
-        raise InputError(f"Only ONNX files are {what}, and the format is {format!r}. Nothing was written.")
+        raise InputError(
+            f"Only ONNX files are {what}, but the format is {format!r}.", fix="", assurance=NOTHING_WRITTEN
+        )
     bundle = options.bundle
     if format != "bundle" and bundle is not None and bundle != BundleSettings(threads=bundle.threads):
         raise InputError(
-            f"Storage and engines are chosen for bundles, and the format is {format!r}. Nothing was written. Say "
-            "--format bundle, or leave out --dtype and --engines."
+            f"Storage and engines apply to bundles, but the format is {format!r}.",
+            fix="Pass --format bundle, or omit --dtype and --engines.",
+            assurance=NOTHING_WRITTEN,
         )
     if format != "bundle" and (bundle is not None or options.batch_sizes is not None):
         raise InputError(
-            f"Layers are timed for bundles, and the format is {format!r}. Nothing was written. Say --format bundle, or "
-            "leave out --batch and --threads."
+            f"Layers are timed only for bundles, but the format is {format!r}.",
+            fix="Pass --format bundle, or omit --batch and --threads.",
+            assurance=NOTHING_WRITTEN,
         )
     if int8 is not None and sparse_weights:
         raise InputError(
-            "A file is either quantized or stored sparsely. Nothing was written. Leave out one of the two."
+            "A file is either quantized or stored sparsely.", fix="Leave out one of the two.", assurance=NOTHING_WRITTEN
         )
 
 

@@ -64,8 +64,8 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: str) -> None:
     """
     if then["model"] != now["model"]:
         raise RunError(
-            f"The model is not the one that run {folder!r} began with. Nothing was changed. Bring that model back, or "
-            "start a new run."
+            f"The model is not the one that run {folder!r} started with.",
+            fix="Restore that model, or start a new run.",
         )
     for part in sorted(then["data"].keys() | now["data"].keys()):
         before, after = then["data"].get(part), now["data"].get(part)
@@ -73,6 +73,6 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: str) -> None:
             counts = [0 if found is None else found["samples"] for found in (before, after)]
             what = f"{counts[1]:,} samples instead of {counts[0]:,}" if counts[0] != counts[1] else "other values"
             raise RunError(
-                f"The {part} part of the data is not the one that run {folder!r} began with: {what}. Nothing was "
-                "changed. Bring those data back, or start a new run."
+                f"The {part} part of the data is not the one that run {folder!r} began with: {what}.",
+                fix="Restore those data, or start a new run.",
             )

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from l0compress.errors import RunError
+from l0compress.errors import NOTHING_WRITTEN, RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.living_run import LivingRun, remove
 from l0compress.pipeline.manifest import RunManifest, read_manifest
@@ -28,8 +28,10 @@ def check_new(folder: Path) -> None:
     """
     if not _foreign(folder) if folder.is_dir() else not os.path.lexists(folder):
         return
-    way = f" To go on with it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
-    raise RunError(f"{str(folder)!r} exists already. Nothing was written. Choose another folder with --output.{way}")
+    way = f" To resume it: {runs.resume_command(folder)}" if runs.is_run(folder) else ""
+    raise RunError(
+        f"{str(folder)!r} already exists.", fix=f"Choose another folder with --output.{way}", assurance=NOTHING_WRITTEN
+    )
 
 
 def _foreign(folder: Path) -> bool:
@@ -51,7 +53,9 @@ def begin_run(folder: Path, about: Mapping[str, Any]) -> Iterator[LivingRun]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"Cannot write {str(folder)!r}: {error.strerror}. Nothing was written. Choose another folder with --output."
+            f"Cannot write {str(folder)!r}: {error.strerror}.",
+            fix="Choose another folder with --output.",
+            assurance=NOTHING_WRITTEN,
         ) from error
     with _held(folder):
         check_new(folder)
@@ -84,11 +88,11 @@ def _held(folder: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise RunError(
-            f"Run {str(folder)!r} is in use by another process. Nothing was changed. Wait until it has ended, or "
-            "choose another folder with --output."
+            f"Run {str(folder)!r} is in use by another process.",
+            fix="Wait for it to end, or choose another folder with --output.",
         ) from error
     except OSError as error:
-        raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}. Nothing was changed.") from error
+        raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}.", fix="") from error
     try:
         yield
     finally:

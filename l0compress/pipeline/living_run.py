@@ -54,7 +54,7 @@ class LivingRun:
                 values = json.loads(path.with_suffix(".json").read_bytes())
                 state = {**values, **load_tensors(path.with_suffix(".safetensors").read_bytes())}
             except (OSError, ValueError, SafetensorError) as error:
-                raise RunError(f"Cannot read the state {str(path)!r} ({error}). Nothing was changed.") from error
+                raise RunError(f"Cannot read the state {str(path)!r} ({error}).", fix="") from error
             self.rows = state.pop("metrics")
         with self._writing():
             self._write_metrics()

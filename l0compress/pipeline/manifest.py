@@ -63,13 +63,14 @@ class RunManifest:
                 found = sha256_of(path)
             except OSError as error:
                 raise RunError(
-                    f"Cannot read {str(path)!r} of run {str(folder)!r}: {error.strerror}. Nothing was changed. Bring "
-                    "the file back, or make the run again."
+                    f"Cannot read {str(path)!r} of run {str(folder)!r}: {error.strerror}.",
+                    fix="Restore the file, or repeat the run.",
                 ) from error
             if found != expected:
                 raise RunError(
-                    f"{str(path)!r} is damaged or was changed: its SHA-256 is {found[:12]}…, and {MANIFEST} says "
-                    f"{expected[:12]}…. Nothing was changed. Bring the file back from a copy, or make the run again."
+                    f"{str(path)!r} is damaged or was modified: its SHA-256 is {found[:12]}…, and {MANIFEST} says "
+                    f"{expected[:12]}….",
+                    fix="Restore the file from a copy, or repeat the run.",
                 )
 
 
@@ -83,7 +84,9 @@ def read_manifest(folder: Path) -> RunManifest:
     if not folder.is_dir():
         raise RunError(f"Cannot read run {str(folder)!r}: no such folder. Make one with l0compress finetune.")
     if not path.is_file():
-        raise RunError(f"{str(folder)!r} is no run: {MANIFEST} is missing. Name a folder of l0compress finetune.")
+        raise RunError(
+            f"{str(folder)!r} is not a run: {MANIFEST} is missing. Name a run folder of l0compress finetune."
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         signature = content.pop(_SELF)
@@ -91,14 +94,9 @@ def read_manifest(folder: Path) -> RunManifest:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         intact, content = False, {}
     if not intact:
-        raise RunError(
-            f"{str(path)!r} is damaged or was changed. Nothing was changed. Bring it back from a copy, or make the run "
-            "again."
-        )
+        raise RunError(f"{str(path)!r} is damaged or was modified.", fix="Restore it from a copy, or repeat the run.")
     if content.pop("format") != FORMAT:
-        raise RunError(
-            f"{str(path)!r} was written by another version of l0compress. Nothing was changed. Use that one."
-        )
+        raise RunError(f"{str(path)!r} was written by another version of l0compress.", fix="Use that version.")
     return RunManifest(**content)
 
 

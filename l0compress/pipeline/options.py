@@ -54,7 +54,7 @@ _MODEL = (
         False,
         key="fixed",
         one_way=True,
-        help="Take sequences as long as the data's only. Any length is the default, where MODEL takes any.",
+        help="Accept only sequences as long as the data's. By default any length, if MODEL accepts any.",
     ),
     Setting(
         str,
@@ -80,7 +80,7 @@ _RUNNING = (
     Setting(
         int,
         key="checkpoint_every",
-        absent="by time: every half minute, or more rarely where writing takes long",
+        absent="by time: every half minute, or less often if writing is slow",
         least=1,
         metavar="STEPS",
         panel=_RUN_PANEL,
@@ -91,7 +91,7 @@ _READING = (
     Setting(
         str,
         key="target_column",
-        absent="none: tables have to name theirs",
+        absent="none: required for tables",
         metavar="NAME",
         help="The column of a .csv to predict.",
     ),
@@ -100,15 +100,15 @@ _READING = (
         key="tokenizer",
         absent="the model's own folder",
         metavar="FOLDER",
-        help="Makes numbers of sentences.",
+        help="Folder of the tokenizer for sentences.",
     ),
     Setting(int, key="max_length", absent="the longest sentence, up to 128", least=2, help="Tokens a sentence."),
     Setting(
         int,
         key="image_size",
-        absent="images have to be alike",
+        absent="images must have the same size",
         least=1,
-        help="Bring images to this height and width.",
+        help="Resize images to this height and width.",
     ),
     Setting(
         str,
@@ -123,7 +123,7 @@ _READING = (
         False,
         key="no_labels",
         one_way=True,
-        help="Leave the labels out: the dense model alone is the teacher.",
+        help="Ignore the labels: the dense model is the only teacher.",
     ),
     Setting(
         str,
@@ -131,7 +131,7 @@ _READING = (
         key="split",
         format="split",
         metavar="TRAIN,VAL,TEST",
-        help="Shares of the parts, where data come in one piece.",
+        help="Shares of the parts, if the data are a single set.",
     ),
     Setting(int, 0, key="data_seed", least=0, help="Of the data's parts."),
     Setting(int, 0, key="workers", least=0, help="That decode images."),

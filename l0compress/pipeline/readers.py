@@ -20,7 +20,8 @@ def check_loss_name(value: str) -> None:
     if value not in LOSSES and ":" not in value:
         raise InputError(
             f"Unknown loss {value!r}: expected one of {', '.join(LOSSES)}, or PACKAGE.MODULE:FUNCTION of (outputs, "
-            "targets). Nothing was changed."
+            "targets).",
+            fix="",
         )
 
 

@@ -103,7 +103,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     missing = [name for name in NEEDED if values[name] is None]
     if missing:
         named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
-        raise InputError(f"{named} must be given. Nothing was changed. Say it as a flag, or in the file of --config.")
+        raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
     settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
     gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
     loss = settings.pop("loss")

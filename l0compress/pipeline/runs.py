@@ -25,7 +25,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import InputError, RunError
+from l0compress.errors import NOTHING_WRITTEN, InputError, RunError
 from l0compress.graph.groups.cost import Cost
 from l0compress.measure.report import Measured
 from l0compress.pipeline.manifest import MANIFEST, RunManifest, read_manifest
@@ -73,8 +73,8 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> FinishedRun:
     manifest = read_manifest(folder)
     if not manifest.finished:
         raise RunError(
-            f"Run {str(folder)!r} is not finished: its last state is {manifest.position}. Nothing was changed. Unless "
-            f"it is running right now, finish it with: {resume_command(folder)}"
+            f"Run {str(folder)!r} is not finished: its last state is {manifest.position}.",
+            fix=f"Unless it is running right now, finish it with: {resume_command(folder)}",
         )
     manifest.check_files(folder)
     return FinishedRun(folder, _result_of(folder))
@@ -89,8 +89,9 @@ def check_not_of(run: FinishedRun, path: Path) -> None:
     own = {(run.folder / name).resolve() for name in (MANIFEST, *read_manifest(run.folder).files)}
     if path.resolve() in own:
         raise InputError(
-            f"{str(path)!r} is a file of the run {str(run.folder)!r} itself, which could not be used without it. "
-            "Nothing was written. Leave the path out, or give that of another file."
+            f"{str(path)!r} belongs to the run {str(run.folder)!r} itself, which needs it.",
+            fix="Omit the path, or give another one.",
+            assurance=NOTHING_WRITTEN,
         )
 
 
@@ -115,8 +116,8 @@ def newest_unfinished(root: Path = RUNS) -> Path:
     found = _newest(root, lambda manifest: not manifest.finished)
     if found is None:
         raise RunError(
-            f"There is no unfinished run under {str(root)!r}. Nothing was changed. Name the run to go on with: "
-            "l0compress finetune --resume RUN"
+            f"There is no unfinished run under {str(root)!r}.",
+            fix="Name the run to resume: l0compress finetune --resume RUN",
         )
     return found
 

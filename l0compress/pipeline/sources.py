@@ -133,8 +133,8 @@ def open_graph(
         return capture_with(model, fit_data(found, model), dynamic=dynamic)
     if isinstance(model, nn.Module):
         raise InputError(
-            f"Model {str(source.path)!r} does not say what its inputs look like. Nothing was changed. Name data whose "
-            "first samples serve as example: --data DATA."
+            f"Model {str(source.path)!r} does not record its inputs.",
+            fix="Name data whose first samples serve as example: --data DATA.",
         )
     return _captured_program(model)
 
@@ -181,9 +181,9 @@ def _check_runs(graph: CapturedGraph, batch: Batch, part: str, expected: str) ->
             batch.to(CPU).run(graph.module())
     except FOREIGN_ERRORS as reason:
         raise DataError(
-            f"The model cannot run on the {part} part ({first_line(reason)}). A sample of it has the shape "
-            f"{_sizes(batch)}, and in the train part {expected}. Nothing was changed. Give all parts the shape that "
-            "the model takes."
+            f"The model cannot run on the {part} part ({first_line(reason)}). Its samples have the shape "
+            f"{_sizes(batch)}, those of the train part {expected}.",
+            fix="Give all parts the shape that the model takes.",
         ) from reason
 
 
@@ -215,8 +215,9 @@ def _check_targets(graph: CapturedGraph, data: Data, loss: str | TaskLoss) -> No
         scores = logits_of(outputs)
         if one_score_each(scores, batch.targets):
             raise DataError(
-                f"The model returns one score for each label, {tuple(scores.shape)} for {tuple(batch.targets.shape)}, "
-                "and cross-entropy takes one for each class. Nothing was changed. Say --loss bce for labels of 0 and 1."
+                f"The model returns one score per label, {tuple(scores.shape)} for {tuple(batch.targets.shape)}, but "
+                "cross-entropy takes one per class.",
+                fix="For labels of 0 and 1 pass --loss bce.",
             )
         num_classes = class_last(scores, batch.targets).shape[-1]
         _check_labels(data, num_classes)
@@ -242,11 +243,12 @@ def _check_loss(loss: TaskLoss, outputs: Any, targets: Tensor) -> None:
     except FOREIGN_ERRORS as reason:
         raise InputError(
             f"The loss {name!r} cannot be computed on the model's outputs and the data's targets "
-            f"({first_line(reason)}). Nothing was changed. It is called with (outputs, targets) of a batch."
+            f"({first_line(reason)}).",
+            fix="It is called with (outputs, targets) of a batch.",
         ) from reason
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
         found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise InputError(
-            f"The loss {name!r} returns {found}. Nothing was changed. Return a floating-point tensor with one number, "
-            "such as the mean over the batch."
+            f"The loss {name!r} returns {found}.",
+            fix="Return a floating-point tensor with one number, such as the mean over the batch.",
         )

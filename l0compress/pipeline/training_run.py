@@ -118,8 +118,8 @@ def _stored_request(run: LivingRun, given: Mapping[str, Any]) -> RunRequest:
     for name, value in given.items():
         if name not in CHANGEABLE and value != values[name]:
             raise RunError(
-                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, and {value!r} was asked for. "
-                f"Nothing was changed. Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change."
+                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, but {value!r} was requested.",
+                fix=f"Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change.",
             )
     changes = {name: value for name, value in given.items() if value != values[name]}
     if changes:
@@ -181,8 +181,8 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
         except DivergedError as error:
             run.log_("diverged", position=run.manifest.position)
             raise DivergedError(
-                f"{error} The last good state is kept: {run.manifest.position}. Go on from there, with a lower rate, "
-                f"by: {runs.resume_command(run.folder)} --lr NUMBER"
+                f"{error} The last good state is kept: {run.manifest.position}. Resume from there with a lower rate: "
+                f"{runs.resume_command(run.folder)} --lr NUMBER"
             ) from error
         except KeyboardInterrupt as error:
             if not runs.is_run(run.folder):

@@ -86,9 +86,8 @@ class Penalty(ABC):
         modules = self._gated.gate_modules()
         if torch.is_grad_enabled() and not any(module.training for module in modules):
             raise InputError(
-                "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss. "
-                "Nothing was changed. Call gated.train() before the steps of training, and gated.eval() only to "
-                "evaluate."
+                "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss.",
+                fix="Call gated.train() before training steps, and gated.eval() only to evaluate.",
             )
         return self.multiplier * self._amount()
 
@@ -259,7 +258,7 @@ class FixedPenalty(Penalty):
     def __init__(self, gated: GatedNetwork, multiplier: float, *, unit: str = "params") -> None:
         check_gated(gated, "FixedPenalty")
         if not (isinstance(multiplier, Real) and multiplier >= 0 and math.isfinite(multiplier)):
-            raise TargetError(f"Penalty {multiplier}: a multiplier is a finite number, 0 or more. Nothing was changed.")
+            raise TargetError(f"Penalty {multiplier}: a multiplier is a finite number, 0 or more.", fix="")
         super().__init__(gated, unit, dense_cost(gated.groups, unit), FixedMultiplier(multiplier))
 
     @classmethod

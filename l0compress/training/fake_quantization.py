@@ -127,9 +127,9 @@ def check_quantizable(graph: CapturedGraph) -> None:
     """
     if not any(_has_weights(node) or _looks_up(node) for node in graph.nodes()):
         raise InputError(
-            "quantization_aware: the int8 form of this model keeps all of its weights in float, since it has no linear "
-            "layer, convolution, product with a weight or embedding. Nothing was changed. Leave --quantization-aware "
-            "out."
+            "quantization_aware: the int8 form of this model keeps all of its weights in float, because it has no "
+            "linear layer, convolution, product with a weight or embedding.",
+            fix="Leave --quantization-aware out.",
         )
 
 

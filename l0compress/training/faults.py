@@ -14,9 +14,9 @@ from l0compress.training.repair.lockstep import inputs_of
 
 EXPLODED = 1e4
 ADVICE = (
-    "Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme values in the data. A model "
-    "that divides by flat inputs, or takes their logarithm, wants FinetuneSettings(input_dropout=0): some are set to "
-    "zero in training."
+    "Lower the learning rate (--lr) or clip gradients harder (--clip), or look for extreme values in the data. A "
+    "model that divides by flat inputs, or takes their logarithm, needs FinetuneSettings(input_dropout=0): some are "
+    "set to zero in training."
 )
 
 

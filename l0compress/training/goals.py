@@ -65,8 +65,8 @@ def budget_of(goal: Goal) -> AbsoluteTarget:
     """
     if isinstance(goal, Criterion):
         raise TargetError(
-            f"Target {goal.name!r} is no budget, and a score needs one: params, macs, bytes or int8_bytes. Nothing was "
-            "changed. Example: macs=0.5; or let gates be learned, by method l0."
+            f"Target {goal.name!r} is not a budget, but a score needs one: params, macs, bytes or int8_bytes.",
+            fix="Example: macs=0.5; or learn gates, with method l0.",
         )
     return goal
 
@@ -81,7 +81,7 @@ def _target_or_criterion(target: Target | Mapping[str, float] | str) -> Target |
     if unit in CRITERIA:
         return Criterion(unit, value)
     if unit not in UNITS:
-        raise TargetError(f"Unknown target {unit!r}: expected one of {_GOALS}. Nothing was changed. Example: macs=0.5.")
+        raise TargetError(f"Unknown target {unit!r}: expected one of {_GOALS}.", fix="Example: macs=0.5.")
     return Target.of({unit: value})
 
 
@@ -91,5 +91,5 @@ def _number(number: str, text: str) -> float:
     except ValueError as reason:
         name = text.partition("=")[0].strip()
         raise TargetError(
-            f"Target {text!r}: {number!r} is no number. Nothing was changed. Write for example {name}=1."
+            f"Target {text!r}: {number!r} is not a number.", fix=f"Write for example {name}=1."
         ) from reason

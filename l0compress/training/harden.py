@@ -77,20 +77,22 @@ def check_hardenable(gated: GatedNetwork, budget: Penalty, *, allow_untrained: b
     check_gated(gated, "harden")
     if not isinstance(budget, Penalty):
         raise InputError(
-            f"harden takes the Budget that the gates were trained under, and this is {type(budget).__name__}. Nothing "
-            "was changed. Write budget = l0compress.Budget(gated, {'macs': 0.5}) before training."
+            f"harden takes the Budget that the gates were trained under, but this is {type(budget).__name__}.",
+            fix="Write budget = l0compress.Budget(gated, {'macs': 0.5}) before training.",
         )
     known = budget.gated.gate_parameters().keys() == gated.gate_parameters().keys()
     if not (known and budget.gated.is_of(gated.groups)):
         raise TargetError(
-            f"the budget ({budget.unit}) is on another network than the one to harden. Nothing was changed. Harden the "
-            "network that the budget was made for, or make one for this network and train it."
+            f"the budget ({budget.unit}) belongs to a different network.",
+            fix="Harden the network that the budget was made for, or make one for this network and train it.",
         )
     if not (allow_untrained or gated.has_moved()):
         raise TargetError(
-            "the gates are where they began: no step has moved them, so hardening would remove at random. Nothing was "
-            "changed. Train first, with an optimizer over gated.param_groups(lr=...) and budget.penalty() in the loss; "
-            "if their first order is meant, say harden(gated, budget, allow_untrained=True)."
+            "the gates are at their initial values: no step has moved them, so hardening would remove at random.",
+            fix=(
+                "Train first, with an optimizer over gated.param_groups(lr=...) and budget.penalty() in the loss; to "
+                "use the initial order, write harden(gated, budget, allow_untrained=True)."
+            ),
         )
 
 
@@ -127,8 +129,9 @@ def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -
     smallest = limit.cost(best)
     if smallest > target:
         raise TargetMissedError(
-            f"No choice of what to remove reaches {target:,} {unit}: with everything removed that can be removed, "
-            f"{smallest:,} stay. Nothing was written. Ask for a larger target."
+            f"No choice of what to remove reaches {target:,} {unit}: with everything removable removed, {smallest:,} "
+            "remain.",
+            fix="Ask for a larger target.",
         )
     needed = best.tolist()
     order = [move for move in torch.argsort(scores, stable=True).tolist() if not needed[move]]

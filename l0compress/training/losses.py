@@ -62,8 +62,9 @@ def mse(outputs: Any, targets: Tensor) -> Tensor:
     predictions = logits_of(outputs)
     if predictions.numel() != targets.numel():
         raise DataError(
-            f"The model predicts values of shape {tuple(predictions.shape)} and the targets have shape "
-            f"{tuple(targets.shape)}. Nothing was changed. Give one target for each predicted value."
+            f"The model predicts values of shape {tuple(predictions.shape)}, but the targets have shape "
+            f"{tuple(targets.shape)}.",
+            fix="Give one target for each predicted value.",
         )
     return F.mse_loss(predictions.float().flatten(), targets.float().flatten())
 
@@ -113,8 +114,8 @@ class Objective:
         """Scalar to minimise: ``task_share`` task loss, the rest distillation; one alone where the other is absent."""
         if teacher_outputs is None and targets is None:
             raise DataError(
-                "There are neither labels nor a teacher, so there is nothing to learn from. Nothing was changed. "
-                "Give data with labels, or leave distillation on."
+                "There are neither labels nor a teacher, so there is nothing to learn from.",
+                fix="Give data with labels, or leave distillation on.",
             )
         if targets is None:
             return self.distillation(outputs, teacher_outputs)
@@ -241,6 +242,5 @@ def check_loss(loss: str | TaskLoss) -> None:
     """
     if not callable(loss) and loss not in LOSSES:
         raise InputError(
-            f"Unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, or a function of (outputs, targets). "
-            "Nothing was changed."
+            f"Unknown loss {loss!r}: expected one of {', '.join(LOSSES)}, or a function of (outputs, targets).", fix=""
         )

@@ -32,7 +32,7 @@ def weight_optimizer(
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=True)
-    raise InputError(f"Unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}. Nothing was changed.")
+    raise InputError(f"Unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}.", fix="")
 
 
 def cosine(progress: float, *, floor: float = 0.0, warmup: float = 0.0) -> float:

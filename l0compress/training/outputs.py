@@ -48,8 +48,8 @@ def logits_of(outputs: Any) -> Tensor:
         if isinstance(item, Tensor):
             return item
     raise DataError(
-        f"The model returns {type(outputs).__name__} with no tensor in it, so no loss can be computed. Nothing was "
-        "changed. Return a tensor, a tuple that starts with one, or a mapping with the key 'logits'."
+        f"The model returns {type(outputs).__name__} with no tensor in it, so no loss can be computed.",
+        fix="Return a tensor, a tuple that starts with one, or a mapping with the key 'logits'.",
     )
 
 
@@ -76,9 +76,8 @@ def class_last(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.dim() > 2 and (logits.shape[0], *logits.shape[2:]) == tuple(targets.shape):
         return logits.movedim(1, -1)
     raise DataError(
-        f"The model's output of shape {tuple(logits.shape)} does not fit class labels of shape "
-        f"{tuple(targets.shape)}. Nothing was changed. Give one integer label for each row of class scores, or use "
-        "the loss 'mse' for regression."
+        f"The model's output of shape {tuple(logits.shape)} does not fit class labels of shape {tuple(targets.shape)}.",
+        fix="Give one integer label for each row of class scores, or use the loss 'mse' for regression.",
     )
 
 
@@ -97,9 +96,9 @@ def checked_labels(targets: Tensor, num_classes: int) -> Tensor:
     if wrong.any():
         position = tuple(wrong.nonzero()[0].tolist())
         raise DataError(
-            f"Label {targets[position].item():g} of sample {position[0]} of a batch is no class: the model tells "
-            f"{num_classes} apart, so labels are 0 to {num_classes - 1}. Give labels of the model's classes; -100 "
-            "leaves a sample out; for values say --loss mse."
+            f"Label {targets[position].item():g} of sample {position[0]} of a batch is out of range: the model has "
+            f"{num_classes} classes, so labels are 0 to {num_classes - 1}. Give labels of the model's classes; -100 "
+            "leaves a sample out; for regression pass --loss mse."
         )
     return labels
 
@@ -129,8 +128,8 @@ def two_classes(scores: Tensor, shape: torch.Size, *, probabilities: bool) -> Te
     """
     if scores.numel() != shape.numel():
         raise DataError(
-            f"The model's output of shape {tuple(scores.shape)} does not fit labels of shape {tuple(shape)}. Nothing "
-            "was changed. The loss 'bce' takes one number for each label of 0 or 1."
+            f"The model's output of shape {tuple(scores.shape)} does not fit labels of shape {tuple(shape)}.",
+            fix="The loss 'bce' takes one number for each label of 0 or 1.",
         )
     flat = scores.float().reshape(shape)
     if not probabilities:

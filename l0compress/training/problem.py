@@ -186,8 +186,8 @@ def objective_on(
     check_loss(settings.loss)
     if not settings.distill and first.targets is None:
         raise DataError(
-            "Distillation is off and the data has no labels: there is nothing to learn from. Nothing was changed. "
-            "Give data with labels, or leave distillation on."
+            "Distillation is off and the data has no labels: there is nothing to learn from.",
+            fix="Give data with labels, or leave distillation on.",
         )
     if reading is None:
         reading = reading_of(
@@ -211,11 +211,11 @@ def check_precision(graph: CapturedGraph, device: str = "cpu") -> None:
     for name, weight in graph.state().items():
         if weight.dtype == torch.float64 and widest_float(device) != torch.float64:
             raise InputError(
-                f"the model's {name!r} is float64, and device {device!r} has no such numbers. Nothing was changed. "
-                "Convert the model first, model.float(), or train it on the CPU."
+                f"the model's {name!r} is float64, which device {device!r} does not support.",
+                fix="Convert the model first, model.float(), or train it on the CPU.",
             )
         if weight.dtype in (torch.float16, torch.bfloat16):
             raise InputError(
-                f"the model's {name!r} is {str(weight.dtype).removeprefix('torch.')}, and training takes float32. "
-                "Nothing was changed. Convert the model first: model.float()."
+                f"the model's {name!r} is {str(weight.dtype).removeprefix('torch.')}, but training requires float32.",
+                fix="Convert the model first: model.float().",
             )

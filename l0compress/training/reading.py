@@ -67,7 +67,7 @@ class Reading:
         is exact, and 1 is no better than their mean.'
         """
         if self.score_name == "agreement":
-            return "Agreement: how often the highest score is that of the same class as the dense model's."
+            return "Agreement: how often the highest-scoring class is the dense model's."
         if self.score_name == "loss":
             return "Loss: that of --loss." if self.labelled else None
         if self.score_name == "accuracy":

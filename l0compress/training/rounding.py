@@ -53,7 +53,8 @@ def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], *, target:
     if chosen is None:
         raise TargetMissedError(
             f"No choice of what to remove reaches {target:,} {unit}: not even one element of each of {len(weights)} "
-            "weights fits. Nothing was written. Ask for a larger target."
+            "weights fits.",
+            fix="Ask for a larger target.",
         )
     return ranked.masks(weights, chosen)
 

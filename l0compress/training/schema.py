@@ -14,7 +14,7 @@ from typing import Any
 
 from l0compress.errors import InputError
 
-KIND_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+KIND_NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
 _JSON_KINDS = {str: "string", int: "integer", float: "number", bool: "boolean"}
 _FACTS, _AT_TOP = "facts", "at top"
 
@@ -24,7 +24,7 @@ class Setting:
     """One setting.
 
     Attributes:
-        kind: str, int, float or bool; a whole number is a float too.
+        kind: str, int, float or bool; an integer is a float too.
         default: what holds where nothing is said; None where something is chosen, or nothing is.
         least, most, above, below: bounds of a number, with and without the bound itself; with any, it is finite.
         names: the texts to choose from, where not any will do.
@@ -94,7 +94,7 @@ class Setting:
 
         >>> epochs = Setting(int, least=0)
         >>> epochs.wrong("many"), epochs.wrong(-1), epochs.wrong(2)
-        ('a whole number', 'at least 0', None)
+        ('an integer', 'at least 0', None)
         """
         if not self._is_of_kind(value):
             return KIND_NAMES[self.kind]
@@ -173,4 +173,4 @@ def check_settings(settings: Any) -> None:
             continue
         expected = row.wrong(value)
         if expected is not None:
-            raise InputError(f"{row.field}={value!r}: expected {expected}. Nothing was changed.")
+            raise InputError(f"{row.field}={value!r}: expected {expected}.", fix="")

@@ -146,8 +146,8 @@ class FinetuneSettings:
         metadata=setting(
             names=GRANULARITIES,
             at_top=True,
-            help="What may go: channels, heads and units (structured), single weights, which become zero (weights), or "
-            "both. With single weights the target counts what is not zero.",
+            help="What may be removed: channels, heads and units (structured), single weights, which become zero "
+            "(weights), or both. With single weights the target counts what is not zero.",
         ),
     )
     batch_size: int | None = field(
@@ -187,7 +187,7 @@ class FinetuneSettings:
         default=False,
         metadata=setting(
             panel=_PANEL,
-            help="Round in the last phase what export --quantize will round, so that weights learn to bear it.",
+            help="In the last phase round what export --quantize will round, so that weights adapt to it.",
         ),
     )
     weight_decay: float = field(default=0.05, metadata=setting(least=0))
@@ -203,12 +203,13 @@ class FinetuneSettings:
             below=1,
             metavar="SHARE",
             panel=_PANEL,
-            absent="0.1 of flat inputs of 64 features or more, and none of fewer",
-            help="Of the elements of flat inputs (n, features), dropped in training; other inputs are left alone.",
+            absent="0.1 for flat inputs with 64 features or more, otherwise none",
+            help="Share of the elements of flat inputs (n, features) dropped in training; other inputs are not "
+            "affected.",
         ),
     )
     seed: int = field(
-        default=0, metadata=setting(least=0, at_top=True, help="Of everything random but the data's parts.")
+        default=0, metadata=setting(least=0, at_top=True, help="Seed of everything random except the data split.")
     )
     device: str = field(default="cpu", metadata=setting(at_top=True, help="cpu, cuda, cuda:1, ..."))
     gates: GateSettings = GateSettings()
@@ -217,15 +218,15 @@ class FinetuneSettings:
         check_settings(self)
         if self.quantization_aware and self.final_epochs < 1:
             raise InputError(
-                f"quantization_aware with epochs={self.epochs}: weights learn to be rounded in the phase after the "
-                "decision, and there is none. Nothing was changed. Say --epochs 2 or more, or leave "
-                "--quantization-aware out."
+                f"quantization_aware with epochs={self.epochs}: weights adapt to rounding in the phase after the "
+                "decision, but there is none.",
+                fix="Pass --epochs 2 or more, or omit --quantization-aware.",
             )
         if self.epochs == 1 and self.method == "l0":
             raise InputError(
                 "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
-                "leave. Nothing was changed. Say --epochs 2 or more, or --epochs 0, where a score decides without "
-                "training."
+                "leave.",
+                fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
             )
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:

@@ -42,13 +42,14 @@ def check_batches(train: AnySplit, settings: FinetuneSettings) -> None:
     """
     size = settings.batch_size_for(len(train))
     if not isinstance(train, StreamSplit):
-        longest, advice = min(size, len(train)), "Say --batch-size 2 or more, for at least two training samples."
+        longest, advice = min(size, len(train)), "Pass --batch-size 2 or more, for at least two training samples."
     else:
         with undisturbed(train):
             longest = next((len(batch) for batch in train.batches(size, seed=0) if len(batch) > 1), 1)
         advice = "Give a loader whose batches have two samples or more."
     if longest < 2:
         raise DataError(
-            "Every training batch has one sample, and the model has a batch norm with one value per channel in a "
-            f"sample, whose variance is not defined then. Nothing was changed. {advice}"
+            "Every training batch has one sample, and the model has a batch norm with one value per channel and "
+            "sample, so its variance is undefined.",
+            fix=f"{advice}",
         )

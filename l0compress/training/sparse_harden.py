@@ -191,8 +191,7 @@ def check_connected(before: CapturedGraph, after: CapturedGraph) -> None:
     """
     if _moves(before) and not _moves(after):
         raise TargetMissedError(
-            "With so few weights the model's output no longer depends on its input. Nothing was written. Ask for a "
-            "larger target."
+            "With so few weights the model's output no longer depends on its input.", fix="Ask for a larger target."
         )
 
 

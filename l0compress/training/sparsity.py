@@ -43,8 +43,8 @@ def keep_zeros_(network: Network, masks: Mapping[str, Tensor] | None = None) -> 
     for name, mask in masks.items():
         if name not in parameters or parameters[name].shape != mask.shape:
             raise InputError(
-                f"the mask for {name!r} has shape {tuple(mask.shape)}, and the network has no such parameter. Nothing "
-                "was changed. Make the masks with plan.small_masks() of the plan that the network was shrunk by."
+                f"the mask for {name!r} has shape {tuple(mask.shape)}, but the network has no such parameter.",
+                fix="Make the masks with plan.small_masks() of the plan that the network was shrunk by.",
             )
     for name, mask in masks.items():
         _keep_(parameters[name], mask)
@@ -70,5 +70,6 @@ def check_zeros(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> Non
         if broken:
             raise NotEqualError(
                 f"{broken:,} of the {int((~mask).sum()):,} weights that were removed from {name!r} are not zero after "
-                "training. Nothing was written. This is a defect of l0compress: please report the model."
+                "training.",
+                fix="This is a defect of l0compress: please report the model.",
             )

@@ -111,9 +111,9 @@ class _Evidence:
 
     def refusal(self) -> InputError:
         return InputError(
-            f"The labels are 0 and 1, and the model returns one number a sample, from {self.lowest:.3g} to "
-            f"{self.highest:.3g}, that may be a logit or a value. Nothing was changed. Say --loss bce if it is a "
-            "logit, or --loss mse if it is a value."
+            f"The labels are 0 and 1, and the model returns one number per sample, from {self.lowest:.3g} to "
+            f"{self.highest:.3g}, which may be a logit or a value.",
+            fix="Pass --loss bce if it is a logit, or --loss mse if it is a value.",
         )
 
 
@@ -247,8 +247,8 @@ def _check_finite(targets: Tensor | None, before: int) -> None:
         return
     wrong = ~targets.isfinite().reshape(len(targets), -1).all(1)
     raise DataError(
-        f"Sample {before + int(wrong.nonzero()[0])} of the train part has a value that is not finite in the target. "
-        "Nothing was changed. Remove or repair it."
+        f"Sample {before + int(wrong.nonzero()[0])} of the train part has a value that is not finite in the target.",
+        fix="Remove or repair it.",
     )
 
 

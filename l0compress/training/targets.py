@@ -57,8 +57,7 @@ class Target:
             return parse_target(target)
         if not isinstance(target, Mapping):
             raise TargetError(
-                f"The target is {target!r}, and has to be a unit with a number. Nothing was changed. Write for example "
-                "'macs=0.5'."
+                f"The target is {target!r}, but must be a unit with a number.", fix="Write for example 'macs=0.5'."
             )
         if len(target) != 1:
             raise TargetError(
@@ -79,7 +78,8 @@ class Target:
         if not self.is_fraction and self.value >= dense:
             raise TargetError(
                 f"Target {self}: the model already has only {dense:,} {UNIT_NAMES[self.unit]}, so there is nothing to "
-                f"remove. Nothing was changed. Ask for fewer than {dense}, or for a fraction such as {self.unit}=0.5."
+                "remove.",
+                fix=f"Ask for fewer than {dense}, or for a fraction such as {self.unit}=0.5.",
             )
         return AbsoluteTarget(self, dense, int(self.value * dense) if self.is_fraction else int(self.value))
 
@@ -118,8 +118,8 @@ class AbsoluteTarget:
         share = least / self.dense
         raise TargetError(
             f"Target {self.wanted}: at most {self.limit:,} {UNIT_NAMES[self.unit]} cannot be reached. With everything "
-            f"removed that can be removed, {least:,} of {self.dense:,} stay ({share:.4f}). Nothing was changed. Ask "
-            f"for {self.unit}={math.ceil(share * 1000 + 1) / 1000} or more."
+            f"removed that can be removed, {least:,} of {self.dense:,} stay ({share:.4f}).",
+            fix=f"Ask for {self.unit}={math.ceil(share * 1000 + 1) / 1000} or more.",
         )
 
 
@@ -151,9 +151,7 @@ def the_one(named: Iterable[tuple[str, Any]], names: str) -> tuple[str, Any]:
     given = [(unit, value) for unit, value in named if value is not None]
     if len(given) != 1:
         shown = " and ".join(str(unit) for unit, _ in given) or "none"
-        raise TargetError(
-            f"A target names exactly one of {names}; given: {shown}. Nothing was changed. Example: macs=0.5."
-        )
+        raise TargetError(f"A target names exactly one of {names}; given: {shown}.", fix="Example: macs=0.5.")
     return given[0]
 
 
@@ -178,14 +176,14 @@ def parse_target(text: str) -> Target:
     match = _NUMBER.fullmatch(number)
     if match is None:
         raise TargetError(
-            f"Target {text!r}: {number!r} is no positive number. Write a fraction such as {unit}=0.5, "
-            f"or a count such as {unit}=26500 or {unit}=12M."
+            f"Target {text!r}: {number!r} is not a positive number. Write a fraction such as {unit}=0.5, or a count "
+            f"such as {unit}=26500 or {unit}=12M."
         )
     digits, suffix = match.groups()
     if unit.endswith("bytes"):
         suffix = suffix.removesuffix("B")
     if suffix.lower() not in _SCALES:
-        raise TargetError(f"Target {text!r}: unknown suffix {match[2]!r}. Known are k, M and G.")
+        raise TargetError(f"Target {text!r}: unknown suffix {match[2]!r}. Known suffixes are k, M and G.")
     value = float(digits) * _SCALES[suffix.lower()]
     return _checked(unit, value if not suffix and "." in digits else round(value))
 
@@ -217,7 +215,8 @@ def check_countable(unit: str, *, single_weights: bool) -> None:
     if unit == "int8_bytes" and single_weights:
         raise TargetError(
             "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with "
-            "single weights. Nothing was changed. Say --granularity structured, or name params, macs or bytes."
+            "single weights.",
+            fix="Pass --granularity structured, or name params, macs or bytes.",
         )
 
 
@@ -226,8 +225,8 @@ def _checked(unit: str, value: Any) -> Target:
     _check_unit(unit, text)
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TargetError(
-            f"Target {text!r}: {value!r} is {type(value).__name__}, and has to be a number. Nothing was changed. Write "
-            f"for example {{{unit!r}: 0.5}}."
+            f"Target {text!r}: {value!r} is {type(value).__name__}, but must be a number.",
+            fix=f"Write for example {{{unit!r}: 0.5}}.",
         )
     number = float(value)
     if 0 < number < 1:
@@ -236,10 +235,12 @@ def _checked(unit: str, value: Any) -> Target:
         return Target(unit, int(number), False)
     raise TargetError(
         f"Target {text!r} is out of range. A fraction of the dense model lies between 0 and 1 (such as {unit}=0.5); "
-        f"an absolute count is a whole number of at least {SMALLEST_COUNT} (such as {unit}=26500)."
+        f"an absolute count is an integer of at least {SMALLEST_COUNT} (such as {unit}=26500)."
     )
 
 
 def _check_unit(unit: str, text: str) -> None:
     if unit not in UNITS:
-        raise TargetError(f"Target {text!r}: {unit!r} is no unit to compress to. Supported are {', '.join(UNITS)}.")
+        raise TargetError(
+            f"Target {text!r}: {unit!r} is not a unit of a target. Supported units are {', '.join(UNITS)}."
+        )

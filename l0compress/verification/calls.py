@@ -114,12 +114,13 @@ def example_calls(graph: CapturedGraph, batch_sizes: Sequence[int] = BATCH_SIZES
         [2, 1, 7]
 
     Raises:
-        InputError: what is given is no captured graph.
+        InputError: what is given is not a captured graph.
     """
     if not isinstance(graph, CapturedGraph):
         raise InputError(
-            f"a {type(graph).__name__} is no captured graph. Nothing was changed and nothing was written. Capture it "
-            "first: l0compress.capture(model, example_args)."
+            f"a {type(graph).__name__} is not a captured graph.",
+            fix="Capture it first: l0compress.capture(model, example_args).",
+            assurance="Nothing was changed and nothing was written.",
         )
     generator = torch.Generator().manual_seed(seed)
     example = example_call(graph)
@@ -142,8 +143,9 @@ def checked_batch_sizes(batch_sizes: Sequence[int] | int) -> tuple[int, ...]:
     fits = [isinstance(n, Integral) and not isinstance(n, bool) and 1 <= int(n) <= LARGEST_BATCH_SIZE for n in sizes]
     if not fits or not all(fits):
         raise InputError(
-            f"batch sizes {given!r}: expected whole numbers from 1 to {LARGEST_BATCH_SIZE:,}. Nothing was run or "
-            "written. Give for example 8, or (1, 8, 64)."
+            f"batch sizes {given!r}: expected integers from 1 to {LARGEST_BATCH_SIZE:,}.",
+            fix="Give for example 8, or (1, 8, 64).",
+            assurance="Nothing was run or written.",
         )
     return tuple(int(size) for size in sizes)
 

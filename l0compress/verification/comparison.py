@@ -43,8 +43,9 @@ def check_tolerance(tolerance: float | None) -> None:
         return
     if isinstance(tolerance, bool) or not isinstance(tolerance, Real) or not 0 <= float(tolerance) < math.inf:
         raise InputError(
-            f"the tolerance {tolerance!r} is no finite number of at least 0. Nothing was changed and nothing was "
-            "written. Leave it out for that of the dtype, or give a number such as 1e-5."
+            f"the tolerance {tolerance!r} is not a finite number of at least 0.",
+            fix="Omit it for the dtype's default, or give a number such as 1e-5.",
+            assurance="Nothing was changed and nothing was written.",
         )
 
 
@@ -115,8 +116,8 @@ def _compare_tensors(
         flat = int(difference.argmax())
         raise refusal(
             f"output {name!r} differs at index {_index(flat, got)} for batch size {batch_size}: "
-            f"{got.flatten()[flat].item():.8g}, expected {expected.flatten()[flat].item():.8g}; that is {relative:.2e} "
-            f"of the output's largest magnitude {scale:.4g}, allowed is {allowed:.0e}",
+            f"{got.flatten()[flat].item():.8g}, expected {expected.flatten()[flat].item():.8g}; that is "
+            f"{relative:.2e} of the output's largest magnitude {scale:.4g}, the limit is {allowed:.0e}",
             "Repeat the check in float64 to tell rounding from a real difference." if inexact else "",
         )
     return OutputEquality(name, largest, relative, allowed, scale == 0.0)
@@ -143,7 +144,7 @@ def _check_nonfinite(name: str, got: Tensor, expected: Tensor, batch_size: int) 
         wrong = (places != others).flatten().nonzero()
         if len(wrong):
             raise refusal(
-                f"output {name!r} has {what} in other places than the reference, first at index "
+                f"output {name!r} has {what} in different places from the reference, first at index "
                 f"{_index(int(wrong[0]), got)} for batch size {batch_size}"
             )
 

@@ -85,7 +85,7 @@ def verify(
     Raises:
         NotEqualError: an output is missing, has another shape or dtype, differs by more than the tolerance, has NaN or
             infinity in other places, or holds nothing finite to compare.
-        InputError: no inputs to compare on, a module in training mode, or a tolerance that is no finite number of at
+        InputError: no inputs to compare on, a module in training mode, or a tolerance that is not a finite number of at
             least 0.
 
     Example:
@@ -109,7 +109,7 @@ def _equality(
 ) -> Equality:
     calls = tuple(inputs) if inputs is not None else _default_calls(small, dense)
     if not calls:
-        raise InputError("there are no inputs to compare the models on. Nothing was changed. Pass at least one Call.")
+        raise InputError("there are no inputs to compare the models on.", fix="Pass at least one Call.")
     run_small, run_dense = _runnable(small, "small"), _runnable(dense, "dense")
     seen: dict[str, list[OutputEquality]] = {}
     with torch.no_grad():
@@ -127,8 +127,8 @@ def _default_calls(small: Model, dense: Model) -> tuple[Call, ...]:
         if isinstance(side, CapturedGraph):
             return example_calls(side, BATCH_SIZES)
     raise InputError(
-        "neither model is a captured graph, so there are no example inputs to compare on. Nothing was changed. Pass "
-        "inputs=[Call((x,))]."
+        "neither model is a captured graph, so there are no example inputs to compare on.",
+        fix="Pass inputs=[Call((x,))].",
     )
 
 
@@ -138,7 +138,8 @@ def _runnable(model: Model, role: str) -> Callable[..., Any]:
     if isinstance(model, nn.Module) and model.training:
         raise InputError(
             f"the {role} model ({type(model).__name__}) is in training mode, where dropout and batch norm make two "
-            "runs differ. Nothing was changed. Call .eval() on it first."
+            "runs differ.",
+            fix="Call .eval() on it first.",
         )
     return model
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from l0compress_runtime.engines.numba_engine import NumbaEngine
 from l0compress_runtime.engines.scipy_engine import ScipyEngine
 from l0compress_runtime.engines.torch_engine import TorchEngine
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_RUN, InputError
 from l0compress_runtime.layers import Layer
 
 # From an array to an array; for a recurrent layer from several to a tuple.
@@ -66,7 +66,11 @@ def find(names: Sequence[str] | str | None = None) -> tuple[Engine, ...]:
     known = {engine.name: engine for engine in ENGINES}
     for name in names:
         if not isinstance(name, str) or name not in known:
-            raise InputError(f"there is no engine {name!r}. Nothing was run. Choose from {', '.join(known)}.")
+            raise InputError(
+                f"there is no engine {name!r}.", fix=f"Choose from {', '.join(known)}.", assurance=NOTHING_RUN
+            )
         if not known[name].available():
-            raise InputError(f"the engine {name!r} needs a package that is not installed. Nothing was run. Install it.")
+            raise InputError(
+                f"the engine {name!r} needs a package that is not installed.", fix="Install it.", assurance=NOTHING_RUN
+            )
     return tuple(known[name] for name in names)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, InputError
 from l0compress_runtime.layers import SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, matrix_shape
 
 Array = NDArray[Any]
@@ -21,8 +21,9 @@ def linear_input(layer: SparseLinear, x: Array) -> Array:
     columns = layer.shape[1]
     if x.dtype != _FLOAT32 or x.ndim < 1 or x.shape[-1] != columns:
         raise InputError(
-            f"a sparse linear layer takes float32 (..., {columns}) and was given {x.dtype} {x.shape}. "
-            "Nothing was computed. Pass an array of that shape and dtype."
+            f"a sparse linear layer takes float32 (..., {columns}), but was given {x.dtype} {x.shape}.",
+            fix="Pass an array of that shape and dtype.",
+            assurance=NOTHING_COMPUTED,
         )
     x = _plain(x)
     return x if x.ndim == 2 else x.reshape(prod(x.shape[:-1]), columns)
@@ -33,8 +34,10 @@ def conv_input(layer: SparseConv, x: Array) -> Array:
     dims = len(layer.kernel)
     if x.dtype != _FLOAT32 or x.ndim != dims + 2 or x.shape[1] != layer.channels:
         raise InputError(
-            f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions) and was given "
-            f"{x.dtype} {x.shape}. Nothing was computed. Pass an array of that shape and dtype."
+            f"a sparse convolution takes float32 (n, {layer.channels}, {dims} spatial dimensions), but was given "
+            f"{x.dtype} {x.shape}.",
+            fix="Pass an array of that shape and dtype.",
+            assurance=NOTHING_COMPUTED,
         )
     return _plain(x)
 
@@ -44,9 +47,11 @@ def embedding_input(layer: SparseEmbedding, x: Array) -> Array:
     rows, _ = matrix_shape(layer.weight)
     if x.dtype.kind not in "iu" or (x.size and not (-rows <= x.min() and x.max() < rows)):
         raise InputError(
-            f"a sparse embedding takes integers from {-rows} to {rows - 1} and was given {x.dtype}"
+            f"a sparse embedding takes integers from {-rows} to {rows - 1}, but was given {x.dtype}"
             + (f" from {x.min()} to {x.max()}" if x.size else "")
-            + ". Nothing was computed. Pass indices in that range."
+            + ".",
+            fix="Pass indices in that range.",
+            assurance=NOTHING_COMPUTED,
         )
     flat = x.reshape(-1).astype(np.intp)
     return np.where(flat < 0, flat + rows, flat)
@@ -56,20 +61,26 @@ def recurrent_input(layer: SparseRecurrent, x: Array, states: tuple[Array | None
     """Return x as contiguous (length, batch, in), and copied states (directions, batch, hidden), zeros for None."""
     if x.dtype != _FLOAT32 or x.ndim != 3 or x.shape[2] != layer.columns:
         raise InputError(
-            f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}) and was given {x.dtype} "
-            f"{x.shape}. Nothing was computed. Pass an array of that shape and dtype."
+            f"a sparse recurrent layer takes float32 (length, batch, {layer.columns}), but was given {x.dtype} "
+            f"{x.shape}.",
+            fix="Pass an array of that shape and dtype.",
+            assurance=NOTHING_COMPUTED,
         )
     shape = (layer.directions, x.shape[1], layer.hidden)
     for state in states:
         if state is not None and (state.dtype != np.float32 or state.shape != shape):
             raise InputError(
-                f"a sparse recurrent layer begins with states of float32 {shape} and was given {state.dtype} "
-                f"{state.shape}. Nothing was computed. Pass arrays of that shape and dtype."
+                f"a sparse recurrent layer takes initial states of float32 {shape}, but was given {state.dtype} "
+                f"{state.shape}.",
+                fix="Pass arrays of that shape and dtype.",
+                assurance=NOTHING_COMPUTED,
             )
     if len(states) > layer.states:
         raise InputError(
-            f"a sparse recurrent layer with the cell {layer.cell!r} begins with {layer.states} state(s) and was given "
-            f"{len(states)}. Nothing was computed. Pass no more."
+            f"a sparse recurrent layer with the cell {layer.cell!r} takes {layer.states} initial state(s), but was "
+            f"given {len(states)}.",
+            fix="Pass no more.",
+            assurance=NOTHING_COMPUTED,
         )
     given = [*states, *[None] * (layer.states - len(states))]
     begin = [np.zeros(shape, np.float32) if state is None else np.array(state, order="C") for state in given]

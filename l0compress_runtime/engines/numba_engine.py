@@ -24,7 +24,7 @@ from l0compress_runtime.engines.numba_convolution import NumbaConv
 from l0compress_runtime.engines.numba_recurrent import NumbaRecurrent
 from l0compress_runtime.engines.threads import PARTS_A_THREAD, WORTH_A_THREAD, run_parts, split_evenly, split_rows
 from l0compress_runtime.engines.workspace import PACKED_FLOATS, scratch
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_RUN, InputError
 from l0compress_runtime.layers import Layer, SparseConv, SparseEmbedding, SparseLinear, SparseRecurrent, matrix_shape
 
 Array = NDArray[Any]
@@ -70,8 +70,9 @@ def _kernels(name: str = "numba_kernels") -> ModuleType:
         return importlib.import_module(f"l0compress_runtime.engines.{name}")
     except ImportError as error:
         raise InputError(
-            f"the engine 'numba' cannot run here: {error}. Nothing was run. Install a numba that fits the installed "
-            "numpy: pip install -U 'l0compress-runtime[numba]'."
+            f"the engine 'numba' cannot run here: {error}.",
+            fix="Install a numba that fits the installed numpy: pip install -U 'l0compress-runtime[numba]'.",
+            assurance=NOTHING_RUN,
         ) from error
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from l0compress_runtime.engines.inputs import linear_input
-from l0compress_runtime.errors import InputError
+from l0compress_runtime.errors import NOTHING_COMPUTED, NOTHING_RUN, InputError
 from l0compress_runtime.layers import Layer, SparseLinear, float_weight
 
 Array = NDArray[Any]
@@ -55,8 +55,9 @@ class TorchEngine:
         """
         if not isinstance(layer, SparseLinear) or not layer.weight.nnz:
             raise InputError(
-                f"the engine 'torch' runs linear layers with nonzeros and was given {type(layer).__name__}. "
-                "Nothing was run. Choose another engine for it."
+                f"the engine 'torch' runs linear layers with nonzeros, but was given {type(layer).__name__}.",
+                fix="Choose another engine for it.",
+                assurance=NOTHING_RUN,
             )
         torch = _torch()
         bias = None if layer.bias is None else torch.tensor(layer.bias)
@@ -68,7 +69,9 @@ def _torch() -> ModuleType:
         return importlib.import_module("torch")
     except ImportError as error:
         raise InputError(
-            f"the engine 'torch' cannot run here: {error}. Nothing was run. Install torch, or choose another engine."
+            f"the engine 'torch' cannot run here: {error}.",
+            fix="Install torch, or choose another engine.",
+            assurance=NOTHING_RUN,
         ) from error
 
 
@@ -105,8 +108,9 @@ def _check_process() -> None:
         _process_of_threads = here
     if _process_of_threads != here:
         raise InputError(
-            "the engine 'torch' cannot use several threads in a process that was forked from one where it did. Nothing "
-            "was computed. Load the bundle there with threads=1 or another engine, or start the process by spawn."
+            "the engine 'torch' cannot use several threads in a process that was forked from one where it did.",
+            fix="Load the bundle there with threads=1 or another engine, or start the process with spawn.",
+            assurance=NOTHING_COMPUTED,
         )
 
 

@@ -104,7 +104,7 @@ AUTO = torch.export.Dim.AUTO
         ("sequence", r"dynamic='sequence': expected 'auto', 'batch', 'batch\+sequence', None, or a dict"),
         (True, r"dynamic=True: expected"),
         (["x"], r"dynamic=\['x'\]: expected"),
-        ({"y": {0: AUTO}}, r"names the input 'y', and the model is called with 'x'\. Nothing was changed\. Use those"),
+        ({"y": {0: AUTO}}, r"names the input 'y', but the model is called with 'x'\. Nothing was changed\. Use those"),
         ({"x": {0: "batch"}}, r"dynamic=\{'x': \{0: 'batch'\}\}, where the input has 2 dimensions: expected"),
         ({"x": {2: AUTO}}, r"where the input has 2 dimensions: expected"),
         ({"x": {-1: AUTO}}, r"where the input has 2 dimensions: expected"),
@@ -124,7 +124,7 @@ def test_free_sizes_of_one_input_alone() -> None:
 
 def test_an_input_without_its_tuple_is_refused() -> None:
     with pytest.raises(
-        CaptureError, match=r"^args is a tensor, and has to be a tuple of inputs\. .* Pass \(x,\) for x\.$"
+        CaptureError, match=r"^args is a tensor, but must be a tuple of inputs\. .* Pass \(x,\) for x\.$"
     ):
         capture(TwoLayers(), x(3))  # pyright: ignore[reportArgumentType]
 

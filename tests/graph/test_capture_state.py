@@ -224,10 +224,9 @@ def test_state_that_the_output_depends_on_is_refused(kind: type[Body], name: str
         capture(model, (x(),))
     number = kind.between.__code__.co_firstlineno + 1
     assert str(caught.value) == (
-        f"{kind.__name__}.forward changes '{name}' (test_capture_state.py:{number}), and what it returns depends on "
-        "that, so that a second call returns something else than the first. A graph returns the same for the same "
-        "inputs. Nothing was changed. Take that state as an input and return the new one, or change it in training "
-        "mode alone."
+        f"{kind.__name__}.forward changes '{name}' (test_capture_state.py:{number}) and its result depends on that, "
+        "so a second call returns something different. A graph returns the same for the same inputs. Nothing was "
+        "changed. Take that state as an input and return the new one, or change it only in training mode."
     )
     assert state_of(model) == before
 

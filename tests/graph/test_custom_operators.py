@@ -84,7 +84,7 @@ def mirrored_rewrite(cut: Cut) -> None:
 def test_without_a_rule_it_is_frozen_by_name() -> None:
     groups = grouped(with_cubed, vector(), **LAYERS)
     assert table(groups) == {"a inputs": 6}
-    reason = "no rule for l0tests.cubed.default; l0compress.register_operator can teach one"
+    reason = "no rule for l0tests.cubed.default; add one with l0compress.register_operator"
     assert (0, "l0tests::cubed", reason) in reasons(groups, "a.weight")
 
 
@@ -173,8 +173,8 @@ def test_a_rule_for_an_operator_of_pytorch() -> None:
         ("cubed", "relu", "is not the name of an operator"),
         ("l0tests::cubed.default", "relu", "is not the name of an operator"),
         ("l0tests::nothing", "relu", "PyTorch has no operator l0tests::nothing"),
-        ("aten::relu", "gelu", "there is a rule for aten::relu already"),
-        ("aten::relu_", "gelu", "there is a rule for aten::relu_ already"),
+        ("aten::relu", "gelu", "aten::relu already has a rule"),
+        ("aten::relu_", "gelu", "aten::relu_ already has a rule"),
         ("l0tests::cubed", "fft_fft", "cannot follow the rule of 'fft_fft', which has none"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_record_without_a_label_is_refused() -> None:
     [
         (lambda _: Value((1, 2)), r"returned values of shapes \[\(1, 2\)\]"),
         (lambda step: (Value(step.shape), Value(step.shape)), "returned values of shapes"),
-        (lambda step: Value(step.shape, (torch.zeros(8),)), "returned a plane .* that is no int64 tensor"),
+        (lambda step: Value(step.shape, (torch.zeros(8),)), "returned a plane .* that is not an int64 tensor"),
         (lambda step: Value(step.shape, (along(torch.arange(8), 1, (1, 8)),)), "returned a plane"),
     ],
 )

@@ -77,14 +77,14 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "quantized": (
         quantized,
-        "layer '0' of Sequential is quantized (torch.ao.nn.quantized.dynamic.Linear): its weights are packed integers, "
-        "which can neither be cut nor trained. Nothing was changed. Compress the float model, and quantize what comes "
-        "out: l0compress export --quantize.",
+        "layer '0' of Sequential is quantized (torch.ao.nn.quantized.dynamic.Linear): its weights are packed "
+        "integers, which can neither be cut nor trained. Nothing was changed. Compress the float model, and quantize "
+        "the result: l0compress export --quantize.",
     ),
     "lazy": (
         lambda: nn.Sequential(nn.LazyLinear(8), nn.Linear(8, 2)),
-        "weight '0.weight' of Sequential has no shape yet, since the lazy layer that it belongs to never ran. Nothing "
-        "was changed. Run the model once on an input.",
+        "weight '0.weight' of Sequential has no shape yet, because its lazy layer has never run. Nothing was changed. "
+        "Run the model once on an input.",
     ),
     "meta": (
         lambda: layers().to("meta"),

@@ -176,7 +176,7 @@ class TestWhereTheBatchIs:
             ({"x": 3}, r"\{'x': 3\}, where the input has 3 dimensions: expected"),
             ({"state": (1,)}, r"\{'state': \(1,\)\}, where the input has the form of a tuple: expected"),
             ({"state": {0: Dim.AUTO}}, r"where the input has the form of a tuple: expected"),
-            ({"hx": 1}, r"names the input 'hx', and the model is called with 'x', 'state'"),
+            ({"hx": 1}, r"names the input 'hx', but the model is called with 'x', 'state'"),
         ],
     )
     def test_a_batch_that_is_nowhere_is_refused(self, dynamic: Any, said: str) -> None:
@@ -220,5 +220,5 @@ class TestCaches:
 
     def test_a_cache_that_a_call_asks_for_is_refused(self, transformers: Any) -> None:
         config = transformers.LlamaConfig(**self.sizes(), vocab_size=11, max_position_embeddings=16)
-        with pytest.raises(CaptureError, match=r"it returns a DynamicCache, which is neither tensors nor"):
+        with pytest.raises(CaptureError, match=r"it returns a DynamicCache, which is neither a tensor nor"):
             capture(transformers.LlamaForCausalLM(config), (), {"input_ids": ids(2, 5), "use_cache": True})

@@ -300,14 +300,17 @@ def test_what_meets_a_frozen_tensor_says_what_froze_that_one() -> None:
 
     line = forward.__code__.co_firstlineno + 1
     groups = grouped(forward, vector(), **{name: nn.Linear(6, 8) for name in "acd"}, b=nn.Linear(8, 3))
-    why = f"the tensor that it meets here stays whole, since at cumsum (test_groups.py:{line}) cumsum is taken over it"
+    why = (
+        "the tensor that it is combined with here stays whole, "
+        f"since at cumsum (test_groups.py:{line}) cumsum is taken over it"
+    )
     assert reasons(groups, "a.weight") == [(0, "add", why)]
     assert reasons(groups, "d.weight") == [(0, "add", why)]
 
 
 def test_what_meets_the_input_says_so() -> None:
     groups = grouped(lambda s, x: s.b(s.a(x) * x.cos()), vector(), a=nn.Linear(6, 6), b=nn.Linear(6, 3))
-    why = "the tensor that it meets here stays whole: it comes from the input args_0"
+    why = "the tensor that it is combined with here stays whole: it comes from the input args_0"
     assert reasons(groups, "a.weight") == [(0, "mul", why)]
 
 
@@ -386,8 +389,8 @@ def test_a_model_without_anything_to_prune_says_why() -> None:
     with pytest.raises(NothingToPruneError) as caught:
         find_groups(graph)
     assert str(caught.value) == (
-        "no channel of this model can be removed. Nothing was changed. What stays whole, and why: add: the tensor that "
-        f"it meets here stays whole: it comes from the input args_0 (test_groups.py:{line}; 1 dimension, 3 "
-        "parameters). A model needs at least one layer between its input and its output whose width only other layers "
-        "see."
+        "no channel of this model can be removed. Nothing was changed. What stays whole, and why: add: the tensor "
+        f"that it is combined with here stays whole: it comes from the input args_0 (test_groups.py:{line}; 1 "
+        "dimension, 3 parameters). A model needs at least one layer between its input and its output whose width only "
+        "other layers see."
     )

@@ -110,7 +110,7 @@ def test_keep_lists_that_do_not_fit_are_refused(kept: dict[str, list[int]], mess
 )
 def test_masks_that_do_not_fit_are_refused(keep: Tensor, found: str) -> None:
     message = (
-        rf"^a keep mask must be bool of shape \(19,\), one entry a move, but it is {found}\. Nothing was changed\.$"
+        rf"^a keep mask must be bool of shape \(19,\), one entry per move, but it is {found}\. Nothing was changed\.$"
     )
     with pytest.raises(PlanError, match=message):
         KeepPlan.from_keep(find_groups(perceptron()), keep)

@@ -255,7 +255,7 @@ def test_what_reads_the_model_s_input_keeps_its_columns() -> None:
 
 def test_projections_stay_fewer_than_hidden_units() -> None:
     groups = find_groups(build("LSTM with projections"))
-    assert ("lstm", "a projection needs more hidden units than it hands on") in [
+    assert ("lstm", "a projection needs more hidden units than outputs") in [
         reason[1:] for reason in reasons(groups, "r.weight_hr_l0")
     ]
 

@@ -28,11 +28,11 @@ def reasons(model: nn.Module, *args: Tensor) -> dict[str, str]:
 
 def test_a_recurrent_layer_behind_a_convolution_names_what_stopped_it() -> None:
     found = reasons(RecurrentBehindConvolution(), torch.randn(2, 4, 10), torch.randn(2, 8))
-    met = "the tensor that it meets here stays whole: it comes from the input skip"
+    met = "the tensor that it is combined with here stays whole: it comes from the input skip"
     assert {name: found[name] for name in ("lstm.weight_hh_l0:1", "lstm.bias_ih_l0:0", "head.weight:1")} == {
         "lstm.weight_hh_l0:1": met,
         "lstm.bias_ih_l0:0": met,
-        "head.weight:1": "the tensor that it meets here stays whole: it comes from the input skip",
+        "head.weight:1": "the tensor that it is combined with here stays whole: it comes from the input skip",
     }
     assert not any("kernel positions" in reason for reason in found.values())
 
@@ -47,4 +47,6 @@ class FilledKernel(RecurrentBehindConvolution):
 def test_the_positions_of_a_kernel_are_no_reason_for_what_comes_after_it() -> None:
     found = reasons(FilledKernel(), torch.randn(2, 4, 10), torch.randn(2, 8))
     assert found["conv.weight:2"] == "kernel positions are not channels"
-    assert found["head.weight:1"] == "the tensor that it meets here stays whole: it comes from the input skip"
+    assert (
+        found["head.weight:1"] == "the tensor that it is combined with here stays whole: it comes from the input skip"
+    )

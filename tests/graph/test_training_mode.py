@@ -110,8 +110,8 @@ def test_what_the_graph_cannot_do_is_named_with_module_and_line(kind: type[Body]
         graph = capture(model, (torch.zeros(2, 4),))
     assert graph.training_only == (expected,)
     assert str(caught[0].message) == (
-        f"the graph of {kind.__name__} does not do what the model does in training mode alone: {expected.sentence}. "
-        "What it computes in evaluation mode is whole. CapturedGraph.training_only lists everything."
+        f"the graph of {kind.__name__} omits what the model does only in training mode: {expected.sentence}. "
+        "Evaluation mode is complete. CapturedGraph.training_only lists everything."
     )
     assert caught[0].filename == __file__
     assert random_states() == before

@@ -16,7 +16,7 @@ def bench(
         Path,
         typer.Argument(
             metavar="ARTIFACT",
-            help="An .onnx or .pt2 file, or a bundle; or a run folder, of which every form is made and timed.",
+            help="An .onnx or .pt2 file, or a bundle; or a run folder, every form of which is made and timed.",
         ),
     ],
     against: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 from l0compress.cli.commands import export_options as flags
 from l0compress.cli.commands import options
 from l0compress.cli.render import print_json, print_lines, print_table
-from l0compress.errors import InputError
+from l0compress.errors import NOTHING_WRITTEN, InputError
 
 
 def export(
@@ -27,8 +27,9 @@ def export(
         if calibrate is not None and quantize in (None, "int8-dynamic"):
             why = "the file is not quantized" if quantize is None else "dynamic int8 needs none"
             raise InputError(
-                f"--calibrate counts the samples that static int8 is calibrated on, and {why}. Nothing was written. "
-                "Say --quantize int8-static, or leave it out."
+                f"--calibrate sets the number of samples for calibrating static int8, but {why}.",
+                fix="Pass --quantize int8-static, or omit it.",
+                assurance=NOTHING_WRITTEN,
             )
         from l0compress.export.bundle import BundleSettings, ExportedBundle
         from l0compress.export.quantize import Int8

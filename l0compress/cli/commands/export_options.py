@@ -65,7 +65,7 @@ Storage = Annotated[
     Literal["float32", "float16", "bfloat16", "int8"] | None,
     typer.Option(
         "--dtype",
-        help="How weights are stored; int8 for sparse layers, with one scale an output.",
+        help="How weights are stored; int8 for sparse layers, with one scale per output.",
         show_default="float32",
         rich_help_panel=BUNDLE,
     ),
@@ -88,7 +88,7 @@ Engines = Annotated[
     typer.Option(
         metavar="NAME,...",
         help="The engines to choose from: scipy, numba, torch.",
-        show_default="those that are installed, without torch",
+        show_default="the installed ones, except torch",
         rich_help_panel=BUNDLE,
     ),
 ]

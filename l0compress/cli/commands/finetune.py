@@ -93,8 +93,8 @@ def _to_resume(given: Mapping[str, Any], mode: _Mode) -> tuple[Path | None, dict
     if model is not None and mode.output is None:
         if not is_run(Path(model)):
             raise RunError(
-                f"{model!r} is no run to go on with. Nothing was changed. Name its folder: l0compress finetune "
-                f"--resume RUN, or -o RUN beside the model."
+                f"{model!r} is not a run that can be resumed.",
+                fix="Name the run's folder: l0compress finetune --resume RUN, or -o RUN beside the model.",
             )
         return Path(model), {name: value for name, value in given.items() if name != "model"}
     if mode.output is None:

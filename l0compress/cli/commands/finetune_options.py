@@ -19,15 +19,15 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with an unfinished run: finetune --resume RUN, or with -o RUN and the flags that it began with "
-        "(which begins it if it is not there). Without either, the newest under ./runs.",
+        help="Resume an unfinished run: finetune --resume RUN, or -o RUN with its original flags (which starts it if "
+        "it does not exist). Without either, the newest under ./runs.",
         rich_help_panel=RUN,
     ),
 ]
 Config = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="A TOML file with any of these settings; flags win over it.", rich_help_panel=RUN
+        metavar="FILE", help="A TOML file with any of these settings; flags override it.", rich_help_panel=RUN
     ),
 ]
 PrintConfig = Annotated[

@@ -31,7 +31,7 @@ def inspect(
     split: options.Shares = None,
     data_seed: options.DataSeed = None,
     workers: options.Workers = None,
-    full: Annotated[bool, typer.Option("--full", help="One row a group: do not merge repeated layers.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="One row per group: do not merge repeated layers.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """List what can be removed from MODEL, and what cannot and why."""
@@ -65,7 +65,7 @@ def _print(inspection: Inspection, full: bool) -> None:
             [f"No rule for operator {operator}{calls}.", f'  Teach one: l0compress.register_operator("{operator}", …)']
         )
     if inspection.training_only:
-        print_lines(["Lost in capture: what the model does in training mode alone, and no run will do"])
+        print_lines(["Lost in capture: what the model does only in training mode, and no run will do"])
         print_lines([*(f"  {part.sentence}" for part in inspection.training_only), ""])
     print_lines(["Next: l0compress finetune MODEL --data DATA --target macs=0.5"])
 
@@ -104,7 +104,7 @@ def _print_groups(inspection: Inspection, rows: tuple[GroupRow, ...]) -> None:
     many = len(inspection.groups)
     title = f"{many:,} group{'s' if many > 1 else ''} with {inspection.num_moves:,} moves: what can be removed"
     print_listing(title, columns, cells, numbers=("channels", "params", "%", "MACs"))
-    hint = [] if len(rows) == many else ["--full lists every group by itself."]
+    hint = [] if len(rows) == many else ["--full lists every group separately."]
     print_lines(
         ["A weight between two groups counts in both.", "Where a group cannot vanish, one move stays.", *hint, ""]
     )

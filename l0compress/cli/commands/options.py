@@ -53,8 +53,8 @@ def check_described(given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if value is not None and value is not False:
             raise InputError(
-                f"{flag_name(name)} says how --data is read, and there is no --data. Nothing was changed. "
-                "Name the data too, or leave it out."
+                f"{flag_name(name)} applies to --data, but there is no --data.",
+                fix="Give the data too, or omit it.",
             )
 
 
@@ -104,5 +104,5 @@ def batch_sizes(text: str) -> tuple[int, ...]:
     """The batch sizes in ``1,8,64``."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise InputError(f"--batch {text!r} is no list of batch sizes. Write for example --batch 1,8,64.")
+        raise InputError(f"--batch {text!r} is not a list of batch sizes. Write for example --batch 1,8,64.")
     return tuple(int(part) for part in parts)

@@ -47,7 +47,7 @@ def sparse_share(flow: Flow, *names: str, kinds: Collection[int] = (TensorProto.
 def _check_finite(flow: Flow, *names: str) -> None:
     for name in names:
         if not np.isfinite(flow.array(name)).all():
-            raise Unfit(f"reads {parameter_of(flow, name)!r}, of which a value is not finite")
+            raise Unfit(f"reads {parameter_of(flow, name)!r}, which has a value that is not finite")
 
 
 def product(flow: Flow, index: int, weight: str, zeros: float) -> Candidate:
@@ -62,7 +62,7 @@ def product(flow: Flow, index: int, weight: str, zeros: float) -> Candidate:
         raise Unfit("has no sparse form")
     kind = flow.constants[weight].data_type
     if kind != TensorProto.FLOAT:
-        raise Unfit(f"reads {FLOATS[kind]}, and the engines take float32")
+        raise Unfit(f"reads {FLOATS[kind]}, but the engines take float32")
     _check_finite(flow, weight)
     return reader(flow, index, node, weight, zeros)
 
@@ -76,7 +76,7 @@ def _gemm(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     transposed = not given.get("transB", 0)
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, _outputs(flow, weight, transposed)):
-        raise Unfit("adds what is not one finite constant an output")
+        raise Unfit("adds something other than one finite constant per output")
     name = layer_name(flow, weight, bias, node.output[0])
     return Candidate(
         "linear", name, (index,), (node.input[0],), (node.output[0],), weight, transposed, bias, None, zeros
@@ -107,11 +107,11 @@ def _conv(flow: Flow, index: int, node: onnx.NodeProto, weight: str, zeros: floa
     if rank not in (1, 2):
         raise Unfit(f"has {rank} spatial dimensions")
     if given.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        raise Unfit("pads by what its input's size is")
+        raise Unfit("has padding that depends on the size of its input")
     pads = given.get("pads") or [0] * (2 * rank)
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     if bias is not None and not _is_vector(flow, bias, dims[0]):
-        raise Unfit("has a bias that is no constant, or not finite")
+        raise Unfit("has a bias that is not constant, or not finite")
     window = Window(
         tuple(dims[2:]),
         tuple(given.get("strides") or [1] * rank),

@@ -59,9 +59,9 @@ def why_dense(flow: Flow, node: onnx.NodeProto) -> str | None:
     given = attributes_of(node)
     bias = _input(node, _B)
     if bias and (bias not in flow.constants or flow.constants[bias].data_type != TensorProto.FLOAT):
-        return "has a bias that is no constant"
+        return "has a bias that is not constant"
     if _input(node, _LENGTHS):
-        return "is told the lengths of the sequences"
+        return "takes the lengths of the sequences"
     if _input(node, _PEEPHOLES):
         return "has peepholes"
     if given.get("clip") or given.get("input_forget") or given.get("layout"):
@@ -73,7 +73,7 @@ def why_dense(flow: Flow, node: onnx.NodeProto) -> str | None:
     if any(name in flow.constants for name in values) or values[0] in values[1:]:
         return "reads a sequence or a state that is a constant, or one as the other"
     if not _made(flow, node):
-        return "makes nothing that is read"
+        return "has no output that is read"
     return None
 
 

@@ -123,8 +123,8 @@ def check_captured(graph: object, verb: str) -> None:
     if isinstance(graph, CapturedGraph):
         return
     raise InputError(
-        f"{verb} takes a captured graph, and this is {type(graph).__name__}. Nothing was changed. Capture the model "
-        "first: graph = l0compress.capture(model, (example_input,))."
+        f"{verb} takes a captured graph, but this is {type(graph).__name__}.",
+        fix="Capture the model first: graph = l0compress.capture(model, (example_input,)).",
     )
 
 

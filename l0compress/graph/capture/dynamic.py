@@ -78,9 +78,12 @@ class FreeSizes:
             if lost is not None:
                 raise CaptureError(
                     f"the model's own code fixes dimension {lost} of input {node.name!r} to {int(value.shape[lost])}, "
-                    f"so that size cannot be dynamic. Nothing was changed. Use x.shape[{lost}] or -1 instead of a "
-                    "literal or len(x) in the model's forward, or capture with dynamic=None for this one size. Where "
-                    f"the batch is another dimension, say which: dynamic={{{node.name!r}: 1}}."
+                    "so that size cannot be dynamic.",
+                    fix=(
+                        f"Use x.shape[{lost}] or -1 instead of a literal or len(x) in the model's forward, or capture "
+                        "with dynamic=None for this one size. Where the batch is another dimension, say which: "
+                        f"dynamic={{{node.name!r}: 1}}."
+                    ),
                 )
             free.append({dim: size for dim, size in asked.items() if dim not in fixed or not read})
         return FreeSizes(tuple(free), self.needed, self.batch)

@@ -27,7 +27,7 @@ def check_weights(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
     leaves = pytree.tree_leaves((tuple(args), dict(kwargs)))
     on_meta = any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in leaves)
     for what, why, way_out in _faults(model, on_meta):
-        raise CaptureError(f"{what} of {type(model).__name__} {why}. Nothing was changed. {way_out}")
+        raise CaptureError(f"{what} of {type(model).__name__} {why}.", fix=f"{way_out}")
 
 
 def _faults(model: nn.Module, on_meta: bool) -> Iterator[tuple[str, str, str]]:
@@ -38,7 +38,7 @@ def _faults(model: nn.Module, on_meta: bool) -> Iterator[tuple[str, str, str]]:
                 f"layer {name!r}",
                 f"is quantized ({kind.__module__.rpartition('.modules')[0] or kind.__module__}.{kind.__name__}): its "
                 "weights are packed integers, which can neither be cut nor trained",
-                "Compress the float model, and quantize what comes out: l0compress export --quantize.",
+                "Compress the float model, and quantize the result: l0compress export --quantize.",
             )
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         fault = _fault(tensor, on_meta)
@@ -48,14 +48,17 @@ def _faults(model: nn.Module, on_meta: bool) -> Iterator[tuple[str, str, str]]:
 
 def _fault(tensor: Tensor, on_meta: bool) -> tuple[str, str] | None:
     if is_lazy(tensor):
-        return "has no shape yet, since the lazy layer that it belongs to never ran", "Run the model once on an input."
+        return "has no shape yet, because its lazy layer has never run", "Run the model once on an input."
     if tensor.is_meta and not on_meta:
         return (
             "is on the meta device and holds no values",
             "Load its weights first, for example with load_state_dict(state, assign=True).",
         )
     if tensor.is_quantized:
-        return "is quantized, and can neither be cut nor trained", "Compress the float model, and quantize afterwards."
+        return (
+            "is quantized, so it can be neither cut nor trained",
+            "Compress the float model, and quantize afterwards.",
+        )
     if tensor.layout is not torch.strided:
         return (
             f"is sparse ({tensor.layout}), and only dense weights can be cut",

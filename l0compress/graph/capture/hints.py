@@ -48,8 +48,9 @@ def hints_of(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any],
     unknown = [name for name in dynamic if name not in names]
     if unknown:
         raise CaptureError(
-            f"dynamic={dict(dynamic)!r} names the input {unknown[0]!r}, and the model is called with "
-            f"{', '.join(map(repr, names)) or 'none'}. Nothing was changed. Use those names."
+            f"dynamic={dict(dynamic)!r} names the input {unknown[0]!r}, but the model is called with "
+            f"{', '.join(map(repr, names)) or 'none'}.",
+            fix="Use those names.",
         )
     given = {name: _entry(dynamic, name) for name, _ in values}
     # Who says where the batch of one input is has not said that all others are fixed.
@@ -80,7 +81,7 @@ def _entry(dynamic: Mapping[str, Any], name: str) -> Any:
         return given
     position = int(place[:-1])
     if not isinstance(given, tuple | list):
-        raise _unfit(f"{{{base!r}: {given!r}}}, where *{base} takes a tuple with one entry an input")
+        raise _unfit(f"{{{base!r}: {given!r}}}, where *{base} takes a tuple with one entry per input")
     return given[position] if position < len(given) else None
 
 
@@ -127,7 +128,8 @@ def _unfit(given: str) -> CaptureError:
     return CaptureError(
         f"dynamic={given}: expected {', '.join(map(repr, KINDS))}, None, or a dict of inputs by name: of each the "
         "dimension of its batch, {'x': 0}, or all its free sizes, {'x': {0: torch.export.Dim.AUTO}}, dimensions "
-        "counted from 0. Nothing was changed."
+        "counted from 0.",
+        fix="",
     )
 
 
@@ -138,7 +140,7 @@ def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise CaptureError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}. Nothing was changed."
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}.", fix=""
         ) from error
     named: list[tuple[str, Any]] = []
     for name, value in bound.items():
@@ -146,8 +148,8 @@ def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         if kind is inspect.Parameter.VAR_KEYWORD:
             raise CaptureError(
                 f"{type(model).__name__}.forward takes {', '.join(map(repr, value))} through **{name}, where "
-                "torch.export cannot leave sizes free. Nothing was changed. Wrap the model in a module whose forward "
-                "names its inputs, or pass dynamic=None to fix all sizes."
+                "torch.export cannot leave sizes free.",
+                fix="Wrap the model in a module whose forward names its inputs, or pass dynamic=None to fix all sizes.",
             )
         if kind is inspect.Parameter.VAR_POSITIONAL:
             named += [(f"{name}[{position}]", part) for position, part in enumerate(value)]

@@ -127,7 +127,7 @@ def check_repeatable(
         return
     changed = changed_by_a_call(model, args, kwargs)
     subject = "The exported program" if isinstance(model, fx.GraphModule) else f"{type(model).__name__}.forward"
-    raise CaptureError(_state_message(subject, [_located(name, lines.get(name)) for name in changed]))
+    raise _state_kept(subject, [_located(name, lines.get(name)) for name in changed])
 
 
 def changed_by_a_call(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, ...]:
@@ -141,10 +141,10 @@ def _located(name: str, line: str | None) -> str:
     return f"{name!r} ({line})" if line else repr(name)
 
 
-def _state_message(subject: str, named: Sequence[str]) -> str:
+def _state_kept(subject: str, named: Sequence[str]) -> CaptureError:
     more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
-    return (
-        f"{subject} changes {', '.join(named[:_MOST_NAMED])}{more}, and what it returns depends on that, so that "
-        "a second call returns something else than the first. A graph returns the same for the same inputs. Nothing "
-        "was changed. Take that state as an input and return the new one, or change it in training mode alone."
+    return CaptureError(
+        f"{subject} changes {', '.join(named[:_MOST_NAMED])}{more} and its result depends on that, so a second call "
+        "returns something different. A graph returns the same for the same inputs.",
+        fix="Take that state as an input and return the new one, or change it only in training mode.",
     )

@@ -97,7 +97,7 @@ def capture(
     if isinstance(model, ExportedProgram):
         return _from_program(model)
     if isinstance(args, Tensor):
-        raise CaptureError("args is a tensor, and has to be a tuple of inputs. Nothing was changed. Pass (x,) for x.")
+        raise CaptureError("args is a tensor, but must be a tuple of inputs.", fix="Pass (x,) for x.")
     args, kwargs = tuple(args), dict(kwargs or {})
     model = unwrapped(model)
     if isinstance(model, torch.jit.ScriptModule):
@@ -131,9 +131,9 @@ def _captured(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
 def _missing_message(model: nn.Module, missing: tuple[TrainingOnly, ...]) -> str:
     more = f", and {len(missing) - _MOST_NAMED} more" if len(missing) > _MOST_NAMED else ""
     return (
-        f"the graph of {type(model).__name__} does not do what the model does in training mode alone: "
-        f"{'; '.join(part.sentence for part in missing[:_MOST_NAMED])}{more}. What it computes in evaluation mode is "
-        "whole. CapturedGraph.training_only lists everything."
+        f"the graph of {type(model).__name__} omits what the model does only in training mode: "
+        f"{'; '.join(part.sentence for part in missing[:_MOST_NAMED])}{more}. Evaluation mode is complete. "
+        "CapturedGraph.training_only lists everything."
     )
 
 
@@ -149,33 +149,38 @@ def _exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], s
     except L0Error:
         raise
     except USER_CODE_ERRORS as error:
-        raise CaptureError(_capture_message(model, error) + apart(model, args, kwargs)) from error
+        raise _refused(model, error, apart(model, args, kwargs)) from error
 
 
-def _capture_message(model: nn.Module, error: BaseException) -> str:
+def _refused(model: nn.Module, error: BaseException, hint: str) -> CaptureError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = lines[0] if lines else type(error).__name__
     source = next((line for line in lines if line.startswith("File ") and "site-packages/torch" not in line), "")
     where = f" ({source})" if source else ""
     unknown = re.match(r"Found <class '(?:[\w.]*\.)?(\w+)'> in output, which is not a known type", reason)
     if unknown:
-        return (
-            f"torch.export cannot capture {type(model).__name__}: it returns a {unknown[1]}, which is neither tensors "
-            "nor a container that torch.export knows. Nothing was changed. Return tensors, in tuples, lists or dicts; "
-            "leave out use_cache=True where it is a cache, since a graph keeps nothing from one call to the next."
+        return CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: it returns a {unknown[1]}, which is neither a "
+            "tensor nor a container known to torch.export.",
+            fix=(
+                "Return tensors, in tuples, lists or dicts; if it is a cache, omit use_cache=True: a graph keeps "
+                f"nothing between calls.{hint}"
+            ),
         )
-    return (
-        f"torch.export cannot capture {type(model).__name__}: {reason}{where}. Nothing was changed. Make the model's "
-        "forward free of data-dependent Python control flow, or check that the example inputs have the shape, dtype "
-        "and keywords that it expects."
+    return CaptureError(
+        f"torch.export cannot capture {type(model).__name__}: {reason}{where}.",
+        fix=(
+            "Make the model's forward free of data-dependent Python control flow, or check that the example inputs "
+            f"have the shape, dtype and keywords that it expects.{hint}"
+        ),
     )
 
 
 def _from_program(program: ExportedProgram) -> CapturedGraph:
     if program.example_inputs is None:
         raise CaptureError(
-            "the exported program holds no example inputs. Nothing was changed. Export it again with torch.export.save "
-            "from the program that torch.export.export returned."
+            "the exported program holds no example inputs.",
+            fix="Export it again with torch.export.save from the program that torch.export.export returned.",
         )
     args, kwargs = program.example_inputs
     if program.call_spec.in_spec is None:
@@ -189,7 +194,7 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
 def _flat_module(program: ExportedProgram) -> fx.GraphModule:
     module = program.module()
     if not isinstance(module, fx.GraphModule):
-        raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph. Nothing was changed.")
+        raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph.", fix="")
     inline_regions_(module)
     drop_checks_(module)
     detach_state_(module)

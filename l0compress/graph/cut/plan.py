@@ -69,7 +69,7 @@ class KeepPlan:
             [4, 2]
         """
         if not 0 <= density <= 1:
-            raise PlanError(f"density must lie between 0 and 1, but it is {density!r}. Nothing was changed.")
+            raise PlanError(f"density must lie between 0 and 1, but it is {density!r}.", fix="")
         generator = torch.Generator().manual_seed(seed)
         drop: list[int] = []
         for group in groups.groups:
@@ -110,15 +110,11 @@ class KeepPlan:
         by_name = {group_key(group.name, group.kind): group for group in groups.groups}
         for name, positions in kept.items():
             if name not in by_name:
-                raise PlanError(
-                    f"there is no group {name!r}. Nothing was changed. The groups are {', '.join(sorted(by_name))}."
-                )
+                raise PlanError(f"there is no group {name!r}.", fix=f"The groups are {', '.join(sorted(by_name))}.")
             moves = by_name[name].moves
             wrong = [position for position in positions if not 0 <= position < len(moves)]
             if wrong:
-                raise PlanError(
-                    f"group {name!r} has {len(moves)} moves, so it cannot keep number {wrong[0]}. Nothing was changed."
-                )
+                raise PlanError(f"group {name!r} has {len(moves)} moves, so it cannot keep number {wrong[0]}.", fix="")
             keep[list(moves)] = False
             keep[[moves[position] for position in positions]] = True
         return cls.from_keep(groups, keep)
@@ -163,23 +159,26 @@ class KeepPlan:
         """
         wanted = {name: tuple(value.shape) for name, value in self.groups.labelled.parameters.items()}
         if [node.name for node in graph.nodes()] != [node.name for node in self.groups.graph.nodes()]:
-            raise PlanError(
-                "the plan was made for another graph. Nothing was changed. Make it with find_groups(graph)."
-            )
+            raise PlanError("the plan was made for another graph.", fix="Make it with find_groups(graph).")
         state = graph.state()
         for name, shape in wanted.items():
             if name in state and tuple(state[name].shape) != shape:
                 raise PlanError(
                     f"the plan was made for a graph whose {name!r} has shape {shape}, and here it has "
-                    f"{tuple(state[name].shape)}. Nothing was changed. If this graph is what the plan left, it is done "
-                    "already; otherwise make a plan with find_groups(graph)."
+                    f"{tuple(state[name].shape)}.",
+                    fix=(
+                        "If this graph is the result of the plan, there is nothing left to do; otherwise make a plan "
+                        "with find_groups(graph)."
+                    ),
                 )
         what = self.unfit.get(weights_checksum(state)) if self.unfit else None
         if what is not None:
             raise PlanError(
-                f"the plan was decided on by training, and the graph holds {what}. Nothing was changed. Write "
-                "gated.shrink(plan), or take the graph from fold(gated, plan); for the bare decision on these very "
-                "weights pass plan.decision()."
+                f"the plan was made by training, but the graph has {what}.",
+                fix=(
+                    "Write gated.shrink(plan), or take the graph from fold(gated, plan); to apply the bare decision "
+                    "to these weights pass plan.decision()."
+                ),
             )
 
     def with_masks(self, masks: Mapping[str, Tensor]) -> KeepPlan:
@@ -193,7 +192,8 @@ class KeepPlan:
             if mask.dtype != torch.bool or tuple(mask.shape) != shapes.get(name):
                 raise PlanError(
                     f"a mask for {name!r} must be bool of shape {shapes.get(name)}, but it is {mask.dtype} of shape "
-                    f"{tuple(mask.shape)}. Nothing was changed."
+                    f"{tuple(mask.shape)}.",
+                    fix="",
                 )
         return replace(self, masks={name: mask.cpu() for name, mask in masks.items()})
 

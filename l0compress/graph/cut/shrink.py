@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from l0compress.errors import SurgeryError
+from l0compress.errors import NOTHING_CHANGED, SurgeryError
 from l0compress.graph.capture import CapturedGraph, check_captured, propagate_shapes
 from l0compress.graph.cut.kept import kept_of
 from l0compress.graph.cut.plan import KeepPlan, cut
@@ -147,7 +147,8 @@ def _checked(small: CapturedGraph, kept: dict[str, tuple[Kept, ...]]) -> Capture
             continue
         if shape_of(found) != expected[0].shape:
             raise SurgeryError(
-                f"{node.name} came out with shape {shape_of(found)} where the plan leaves {expected[0].shape}. "
-                "Nothing was changed. Please report this with the model; until then freeze the layer."
+                f"{node.name} has shape {shape_of(found)}, but the plan leaves {expected[0].shape}.",
+                fix="Please report this with the model; until then freeze the layer.",
+                assurance=NOTHING_CHANGED,
             )
     return small

@@ -18,7 +18,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.utils._sympy.interp import sympy_interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-from l0compress.errors import SurgeryError
+from l0compress.errors import NOTHING_CHANGED, SurgeryError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.vanish import (
     Vanished,
@@ -136,9 +136,10 @@ class _Surgeon:
         target = functional_of(node)
         if target is None:
             raise SurgeryError(
-                f"{node.name!r} writes in place into what is a constant now, and PyTorch has no such operator that "
-                "returns its result. Nothing was changed. Please report this with the model; until then freeze the "
-                "layer."
+                f"{node.name!r} writes in place into a value that is now constant, and PyTorch has no out-of-place "
+                "form of it.",
+                fix="Please report this with the model; until then freeze the layer.",
+                assurance=NOTHING_CHANGED,
             )
         copy.target = target
 
@@ -169,8 +170,9 @@ class _Surgeon:
         if found is not None:
             return self.network.graph.call_function(aten.sym_size.int, found)
         raise SurgeryError(
-            f"no input of the model has the size {symbol}. Nothing was changed. Please report this with the model; "
-            "until then freeze the layer."
+            f"no input of the model has the size {symbol}.",
+            fix="Please report this with the model; until then freeze the layer.",
+            assurance=NOTHING_CHANGED,
         )
 
     @staticmethod

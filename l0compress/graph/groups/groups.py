@@ -72,21 +72,22 @@ class Groups:
         """The components that are left, and what becomes of the nodes."""
         if keep.dtype != torch.bool or tuple(keep.shape) != (self.num_moves,):
             raise PlanError(
-                f"a keep mask must be bool of shape ({self.num_moves},), one entry a move, but it is {keep.dtype} of "
-                f"shape {tuple(keep.shape)}. Nothing was changed."
+                f"a keep mask must be bool of shape ({self.num_moves},), one entry per move, but it is {keep.dtype} "
+                f"of shape {tuple(keep.shape)}.",
+                fix="",
             )
         dead = self._closure.dead(keep.numpy())
         if dead is None:
             raise PlanError(
-                "this plan would leave a tensor that must stay whole without some channels. Nothing was changed. Keep "
-                "at least one move of every group."
+                "this plan would leave a tensor that must stay whole without some channels.",
+                fix="Keep at least one move of every group.",
             )
         empty = self._closure.emptied(dead)
         fate = self.vanishing.of(empty)
         if fate.obstacle is not None:
             raise PlanError(
-                f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {fate.obstacle}. "
-                "Nothing was changed. Keep at least one move of every group that cannot vanish."
+                f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {fate.obstacle}.",
+                fix="Keep at least one move of every group that cannot vanish.",
             )
         return torch.from_numpy(~dead), fate
 
@@ -169,8 +170,8 @@ def _found_again(graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...])
     groups = find_groups(graph) if wanted else groups_without_moves(graph)
     if tuple((group.name, group.kind, len(group.moves)) for group in groups.groups) != wanted:
         raise PlanError(
-            "the groups in this pickle are not those that this program finds in their graph. Nothing was changed. Call "
-            "register_operator for the same operators as before, and use the same version of l0compress."
+            "the groups in this pickle are not those that this program finds in their graph.",
+            fix="Call register_operator for the same operators as before, and use the same version of l0compress.",
         )
     return groups
 
@@ -199,7 +200,7 @@ def find_groups(graph: CapturedGraph) -> Groups:
     removals = tuple(removal for index, removal in enumerate(found.removals) if index not in refused)
     frozen = frozen_places(labelled, components, found, refused)
     if not removals:
-        raise NothingToPruneError(_nothing(frozen))
+        raise _nothing(frozen)
     costs = cost_model(labelled, components)
     groups, removals = named_groups(labelled, components, removals, costs)
     groups = tuple(
@@ -260,7 +261,7 @@ def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:
     return table
 
 
-def _nothing(frozen: tuple[Frozen, ...], most: int = 5) -> str:
+def _nothing(frozen: tuple[Frozen, ...], most: int = 5) -> NothingToPruneError:
     rows = by_reason(frozen)
     reasons = [
         f"{row.sentence} ({row.source + '; ' if row.source else ''}{row.dims} dimension{'s' if row.dims > 1 else ''}, "
@@ -268,8 +269,10 @@ def _nothing(frozen: tuple[Frozen, ...], most: int = 5) -> str:
         for row in rows[:most]
     ]
     more = [f"and {len(rows) - most} more"] if len(rows) > most else []
-    return (
-        "no channel of this model can be removed. Nothing was changed. What stays whole, and why: "
-        f"{'; '.join(reasons + more) or 'it has no parameters'}. "
-        "A model needs at least one layer between its input and its output whose width only other layers see."
+    return NothingToPruneError(
+        "no channel of this model can be removed.",
+        fix=(
+            f"What stays whole, and why: {'; '.join(reasons + more) or 'it has no parameters'}. "
+            "A model needs at least one layer between its input and its output whose width only other layers see."
+        ),
     )

@@ -122,7 +122,7 @@ class _Walk:
             return
         bias = added_to(node)
         if bias is not None and (bias.op != "get_attr" or bias.meta["val"].dim() != 1):
-            self.obstacle = f"{node.name!r} adds what is no bias"
+            self.obstacle = f"{node.name!r} adds something other than a bias"
             return
         self.needs[node] = [] if bias is None else [bias]
         self.constants.add(node.name)
@@ -131,7 +131,7 @@ class _Walk:
 
     def _with_constant_(self, node: fx.Node) -> None:
         if writes_to_constant(node, self.constants) and len(node.all_input_nodes[0].users) > 1:
-            self.obstacle = f"{node.name!r} writes in place into what is read again"
+            self.obstacle = f"{node.name!r} writes in place into a value that is read again"
             return
         tensors = [source for source in node.all_input_nodes if carries_tensor(source)]
         moving = [s for s in tensors if s.name not in self.constants and s.op != "get_attr"]

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from l0compress.graph.labels.values import Shape, Value, as_matrix, core, flattened, lifted, varying
 from l0compress.graph.nodes.network import Place
 
-MEETS = "the tensor that it meets here stays whole"  # a reason that has another behind it
+MEETS = "the tensor that it is combined with here stays whole"  # a reason that has another behind it
 FROZEN = 0  # the label of everything that belongs to no channel
 
 

@@ -73,7 +73,8 @@ def batch_norm(input: Tensor, *arguments: Any) -> Tensor:
     if input.numel() == input.shape[1]:
         raise InputError(
             f"Expected more than 1 value per channel when training, got an input of shape {tuple(input.shape)} for a "
-            "batch norm. Nothing was changed. Give batches of two samples or more, or call .eval() first."
+            "batch norm.",
+            fix="Give batches of two samples or more, or call .eval() first.",
         )
     return torch.ops.aten.batch_norm.default(input, *arguments)
 

@@ -42,19 +42,17 @@ def register_operator(name: str, operator: Operator | str, *, replace: bool = Fa
         >>> register_operator("doctest::halved", "relu")
         Traceback (most recent call last):
         ...
-        l0compress_runtime.errors.InputError: there is a rule for doctest::halved already. Nothing was changed. Pass \
-replace=True to put another in its place.
+        l0compress_runtime.errors.InputError: doctest::halved already has a rule. Nothing was changed. Pass \
+replace=True to replace it.
     """
     key = _key(name)
     if known_operator(key) is not None and not replace:
-        raise InputError(
-            f"there is a rule for {name} already. Nothing was changed. Pass replace=True to put another in its place."
-        )
+        raise InputError(f"{name} already has a rule.", fix="Pass replace=True to replace it.")
     record = _like(name, operator) if isinstance(operator, str) else operator
     if record.label is None:
         raise InputError(
-            f"the record of {name} has no label, so that nothing is known of its channels. Nothing was changed. Say "
-            "Operator(label=...), a function from a Step to the Value of the result."
+            f"the record of {name} has no label, so that nothing is known of its channels.",
+            fix="Write Operator(label=...), a function from a Step to the Value of the result.",
         )
     register(record if isinstance(operator, str) else with_fields(record, label=_checked(name, record.label)), key)
 
@@ -79,8 +77,11 @@ def _like(name: str, other: str) -> Operator:
     found = known_operator(other)
     if found is None or found.label is None:
         raise InputError(
-            f"{name} cannot follow the rule of {other!r}, which has none. Nothing was changed. Name an operator "
-            "of PyTorch that l0compress does not freeze, without namespace and overload, or write a function."
+            f"{name} cannot follow the rule of {other!r}, which has none.",
+            fix=(
+                "Name an operator of PyTorch that l0compress does not freeze, without namespace and overload, or "
+                "write a function."
+            ),
         )
     weights = None if found.weights is None else with_fields(found.weights, axis=None)
     return Operator(label=found.label, macs=found.macs, weights=weights, rewrite=found.rewrite)
@@ -91,14 +92,14 @@ def _key(operator: str) -> str:
     namespace, separator, name = operator.partition("::")
     if not separator or not namespace or not name.isidentifier():
         raise InputError(
-            f"{operator!r} is not the name of an operator. Nothing was changed. Write it as namespace::name, without "
-            "overload, as in mylib::myop or aten::roll."
+            f"{operator!r} is not the name of an operator.",
+            fix="Write it as namespace::name, without overload, as in mylib::myop or aten::roll.",
         )
     packet: Any = getattr(getattr(torch.ops, namespace), name, None)
     if packet is None:
         raise InputError(
-            f"PyTorch has no operator {operator}. Nothing was changed. Import the library that defines it before it is "
-            "registered, and check the spelling."
+            f"PyTorch has no operator {operator}.",
+            fix="Import the library that defines it before it is registered, and check the spelling.",
         )
     return name.rstrip("_") if namespace in ("aten", "prims") else operator
 
@@ -113,13 +114,15 @@ def _checked(operator: str, rule: Rule) -> Rule:
         if len(shapes) != len(step.shapes) or any(s not in (None, t) for s, t in zip(shapes, step.shapes, strict=True)):
             raise InputError(
                 f"the rule for {operator} returned values of shapes {shapes} at {step.node.name}, where the operator "
-                f"returns {list(step.shapes)}. Nothing was changed. Return Value(step.shape, planes)."
+                f"returns {list(step.shapes)}.",
+                fix="Return Value(step.shape, planes).",
             )
         for plane in pytree.tree_leaves([value.planes for value in values if value is not None]):
             if not isinstance(plane, Tensor) or plane.dtype is not torch.int64 or plane.shape not in step.shapes:
                 raise InputError(
-                    f"the rule for {operator} returned a plane at {step.node.name} that is no int64 tensor of the "
-                    "result's shape. Nothing was changed. Expand it with along(labels, dim, step.shape)."
+                    f"the rule for {operator} returned a plane at {step.node.name} that is not an int64 tensor of the "
+                    "result's shape.",
+                    fix="Expand it with along(labels, dim, step.shape).",
                 )
         return result
 

@@ -24,7 +24,7 @@ def glu(step: Step) -> Result:
     dim = int(step.get(1, "dim", -1)) % len(value.shape)
     half = step.shape[dim]
     if value.shape[dim] != 2 * half or step.is_dynamic(0, dim):
-        step.freeze(value, "its halves meet along a dimension of free size")
+        step.freeze(value, "its halves are joined along a dimension of free size")
         return Value(step.shape)
     halves = [value.mapped(partial(torch.narrow, dim=dim, start=i * half, length=half), step.shape) for i in (0, 1)]
     return step.space.merge(halves, step.shape, step.node)

@@ -20,7 +20,7 @@ def grouped_product(step: Step) -> Result:
     x, weight = step.args[:2]
     if step.name != "transformers::grouped_mm_fallback":
         for value in step.tensors():
-            step.freeze(value, "its kernel takes widths of whole 16 bytes alone")
+            step.freeze(value, "its kernel accepts only widths that are multiples of 16 bytes")
         step.record_macs(product_macs(step.node), ())
         return Value(step.shape)
     channels, columns, rows = _line(step, x, 1), _line(step, weight, 1), _line(step, weight, 2)

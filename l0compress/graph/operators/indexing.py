@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from l0compress.errors import SurgeryError
+from l0compress.errors import NOTHING_CHANGED, SurgeryError
 from l0compress.graph.labels.values import Shape, Value, core, varying
 from l0compress.graph.operators.cut import Cut
 from l0compress.graph.operators.record import Operator, Result, register
@@ -89,7 +89,7 @@ def index_put(step: Step) -> Result:
     if any(node is not None and node.meta["val"].dtype is torch.bool for node in given):
         if len(parts) == 1 and parts[0].shape == value.shape and torch.Size(written.shape).numel() == 1:
             return step.space.merge([value, parts[0]], step.shape, step.node)
-        return _all_frozen(step, "it is written where a mask says at run time")
+        return _all_frozen(step, "it is written under a mask known only at run time")
     passed = _indexed(step, value, indices)
     place = _layout(passed, indices)
     step.space.merge([place, written], place.shape, step.node)
@@ -228,11 +228,11 @@ def _positions(cut: Cut, argument: object, dim: int) -> Tensor:
     source = cut.operands[0]
     wanted, keep = cut.constant_index(argument, source.dense[dim]), source.along(dim)
     if wanted is None:
-        raise SurgeryError(_changed(cut))
+        raise _changed(cut)
     for offset in range(wanted.dim()):
         wanted = wanted.index_select(offset, cut.result.along(dim + offset))
     if not bool(torch.isin(wanted, keep).all()):
-        raise SurgeryError(_changed(cut))
+        raise _changed(cut)
     return torch.searchsorted(keep, wanted)
 
 
@@ -267,10 +267,11 @@ def _join_(cut: Cut, dim: int, written: Tensor) -> None:
     cut.become(aten.index_select.default, both, dim, cut.constant(picked, "order"))
 
 
-def _changed(cut: Cut) -> str:
-    return (
-        f"the constant index of {cut.dense.name} is not the one that the plan was made with. Nothing was changed. "
-        "Make the plan with find_groups(graph) of this very graph."
+def _changed(cut: Cut) -> SurgeryError:
+    return SurgeryError(
+        f"the constant index of {cut.dense.name} is not the one that the plan was made with.",
+        fix="Make the plan with find_groups(graph) for this graph.",
+        assurance=NOTHING_CHANGED,
     )
 
 

@@ -86,9 +86,7 @@ def _direction(step: Step, place: Direction, channels: Tensor | None) -> Units:
         handed_on = _line(step, params[place.weight_hr], 0)
         _read(step, place.weight_hr, hidden)
         # PyTorch tells by the widths of the two states whether there is a projection, so they must never become equal.
-        step.space.freeze_(
-            hidden[: len(handed_on) + 1], step.node, "a projection needs more hidden units than it hands on"
-        )
+        step.space.freeze_(hidden[: len(handed_on) + 1], step.node, "a projection needs more hidden units than outputs")
     _read(step, place.weight_hh, handed_on)
     inputs = _line(step, params[place.weight_ih], 1)
     if channels is None:
@@ -122,7 +120,7 @@ def _line(step: Step, value: Value, dim: int) -> Tensor:
     if plane is not None and varying(plane) == {dim}:
         return flattened(plane)
     if plane is not None:
-        step.space.freeze_(plane, step.node, "it is arranged otherwise than by rows and columns")
+        step.space.freeze_(plane, step.node, "it is not arranged in rows and columns")
     stuck = step.space.fresh(value.shape[dim])
     if len(stuck) > 1:
         step.space.freeze_(stuck, step.node, "the weight it belongs to stays whole")

@@ -151,7 +151,7 @@ def apply_rule(step: Step) -> Result:
         result = found(step)
         _count_macs(step, result, counted)
         return result
-    hint = "; l0compress.register_operator can teach one" if "::" in step.name else ""
+    hint = "; add one with l0compress.register_operator" if "::" in step.name else ""
     return _frozen(step, f"{NO_RULE} {step.node.target}{hint}")
 
 

@@ -97,7 +97,7 @@ class _Builder:
         if isinstance(value, Flow):
             return self.graph.call_function(as_tensor, (value.node,)) if value.perhaps_host else value.node
         if value is None:
-            raise ModelError("The ONNX model returns a value that has no name. Nothing was changed. Export it again.")
+            raise ModelError("The ONNX model returns a value that has no name.", fix="Export it again.")
         return self._attribute(value)
 
     def _node(self, node: Node, given: list[Value], values: dict[str, Value]) -> Sequence[Value]:
@@ -119,8 +119,8 @@ class _Builder:
         (condition,) = given
         if not isinstance(condition, Known):
             raise Refusal(
-                "it takes one of two branches by a value that is only known when the model runs; export the model for "
-                "one of them, or simplify the file so that the condition is constant"
+                "its branch depends on a value known only at run time; export the model for one of them, or simplify "
+                "the file so that the condition is constant"
             )
         taken = node.branches["then_branch" if bool(condition.tensor.reshape(-1)[0]) else "else_branch"]
         inner = dict(values)
@@ -131,7 +131,7 @@ class _Builder:
         """Return the attributes of a node that its function takes."""
         unknown = found.unknown(list(node.attributes))
         if unknown:
-            raise Refusal(f"its attribute {unknown[0]!r} is not known here")
+            raise Refusal(f"its attribute {unknown[0]!r} is not supported")
         attributes = dict(node.attributes)
         if found.takes("wanted"):
             attributes["wanted"] = (

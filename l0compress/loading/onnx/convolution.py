@@ -81,7 +81,7 @@ def _pads_for(
     for size, target, width, step, hole, extra in zip(x.shape[2:], wanted, *how, strict=True):
         total = step * (size - 1) + extra + (width - 1) * hole + 1 - target
         if isinstance(total, int) and total < 0:
-            raise Refusal(f"it wants an output of {target} where {target + total} come out")
+            raise Refusal(f"it requires an output of {target}, but the result is {target + total}")
         less = total // 2
         before.append(less if upper else total - less)
         after.append(total - less if upper else less)
@@ -91,7 +91,7 @@ def _pads_for(
 def _kernel(weight: Tensor, given: Ints | None) -> Ints:
     kernel = tuple(weight.shape[2:])
     if given is not None and tuple(given) != kernel:
-        raise Refusal(f"its kernel_shape is {tuple(given)}, and its weight is for {kernel}")
+        raise Refusal(f"its kernel_shape is {tuple(given)}, but its weight is for {kernel}")
     return kernel
 
 

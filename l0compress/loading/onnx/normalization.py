@@ -27,9 +27,9 @@ def batch_normalization(
     """Batch norm; ONNX's momentum is the weight of the old statistics, PyTorch's that of the new ones."""
     del training_mode  # the mode that the file was exported in; the outputs tell whether it matters
     if not spatial:
-        raise Refusal("it normalises every position by itself (spatial=0)")
+        raise Refusal("it normalises every position separately (spatial=0)")
     if wanted > 1:
-        raise Refusal("it hands on its statistics, so it was exported for training")
+        raise Refusal("it returns its statistics, so it was exported for training")
     # In evaluation mode here; once captured, it switches between the modes like PyTorch's own.
     return (F.batch_norm(x, mean, variance, scale, bias, False, 1 - momentum, epsilon),)
 
@@ -52,7 +52,7 @@ def layer_normalization(
 ) -> tuple[Tensor]:
     del stash_type  # a precision that float32 always has
     if wanted > 1:
-        raise Refusal("it hands on its statistics")
+        raise Refusal("it returns its statistics")
     sizes = list(x.shape[axis_of(axis, x.dim()) :])
     if list(scale.shape) == sizes and (bias is None or bias.shape == scale.shape):
         return (F.layer_norm(x, sizes, scale, bias, epsilon),)
@@ -99,7 +99,7 @@ def group_normalization(
 @operator("LRN")
 def local_response(x: Tensor, *, size: int, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0) -> Tensor:
     if size % 2 == 0:
-        raise Refusal(f"its window has an even number of channels ({size}), which PyTorch centres otherwise")
+        raise Refusal(f"its window has an even number of channels ({size}), which PyTorch centres differently")
     return F.local_response_norm(x, size, alpha, beta, bias)
 
 
@@ -127,5 +127,5 @@ def dropout(
     """Dropout, off here; once captured, training switches it on, whatever the file was exported for."""
     del training_given, seed
     if wanted > 1:
-        raise Refusal("it hands on which values it dropped")
+        raise Refusal("it returns its dropout mask")
     return (F.dropout(x, ratio if ratio_given is None else float(number(ratio_given)), False),)

@@ -32,7 +32,7 @@ def max_pool(
 ) -> tuple[Tensor]:
     del storage_order  # of the indices output, which is refused
     if wanted > 1:
-        raise Refusal("it hands on the positions of the largest values")
+        raise Refusal("it returns the positions of the maxima")
     count = len(kernel_shape)
     steps, holes = strides or (1,) * count, dilations or (1,) * count
     before, after = pads_of(x, kernel_shape, steps, holes, (pads, auto_pad))
@@ -56,7 +56,7 @@ def average_pool(
 ) -> Tensor:
     count = len(kernel_shape)
     if dilations is not None and set(dilations) != {1}:
-        raise Refusal("it takes the mean of values that lie apart (dilations)")
+        raise Refusal("it averages over a dilated window")
     steps = strides or (1,) * count
     before, after = pads_of(x, kernel_shape, steps, (1,) * count, (pads, auto_pad))
     halves = all(2 * pad <= width for pad, width in zip(before, kernel_shape, strict=True))

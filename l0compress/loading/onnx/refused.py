@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-_QUANTIZED = "the file is quantized to integers; give the float file that it was made of"
-_LOOP = "it runs its body as often as the data says; export the model with a fixed number of steps, unrolled"
-_STRINGS = "it works on texts, and only numbers can be trained; give a file that takes numbers"
-_SEQUENCE = "it makes a list of tensors, which no graph of tensors holds"
-_TREES = "trees are no neural network; nothing in them can be pruned here"
-_COMPLEX = "it makes complex numbers, which are not supported"
+_QUANTIZED = "the file is quantized to integers; give the float file that it was made from"
+_LOOP = "its number of iterations depends on the data; export the model with a fixed number of steps, unrolled"
+_STRINGS = "it works on strings, but only numbers can be trained on; give a file that takes numbers"
+_SEQUENCE = "it creates a list of tensors, which a tensor graph cannot hold"
+_TREES = "trees are not neural networks; nothing in them can be pruned here"
+_COMPLEX = "it produces complex numbers, which are not supported"
 _RANDOM = "its result is random, so two runs of the model differ"
-_COUNT = "how many values it returns depends on the data"
-_ZIPMAP = "it makes dictionaries of the probabilities; export with options={'zipmap': False}"
+_COUNT = "the size of its result depends on the data"
+_ZIPMAP = "it returns the probabilities as dictionaries; export with options={'zipmap': False}"
 
 _REASONS = {
     _QUANTIZED: (
@@ -48,9 +48,9 @@ def reason_against(name: str) -> str:
 
     Examples:
         >>> reason_against("Loop").partition(";")[0]
-        'it runs its body as often as the data says'
+        'its number of iterations depends on the data'
         >>> reason_against("NoSuchOperator")
-        'this operator is not known here'
+        'this operator is not supported'
     """
-    unknown = "this operator is not known here"
+    unknown = "this operator is not supported"
     return _BY_OPERATOR.get(name, unknown)

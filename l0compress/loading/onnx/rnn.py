@@ -124,7 +124,7 @@ def lstm(
     layout: int = 0,
 ) -> tuple[Tensor, ...]:
     del hidden_size
-    refused = {"peepholes": peephole, "lengths of its own for every sequence": lengths, "a bound on its sums": clip}
+    refused = {"peepholes": peephole, "a length per sequence": lengths, "clipped sums": clip}
     refused |= {
         "parameters of its activations": activation_alpha or activation_beta,
         "joined gates": input_forget or None,
@@ -152,7 +152,7 @@ def gru(
     linear_before_reset: int = 0,
 ) -> tuple[Tensor, ...]:
     del hidden_size
-    refused = {"lengths of its own for every sequence": lengths, "a bound on its sums": clip}
+    refused = {"a length per sequence": lengths, "clipped sums": clip}
     refused |= {"parameters of its activations": activation_alpha or activation_beta}
     refused |= {"a reset before the product (linear_before_reset=0)": None if linear_before_reset else True}
     _check("gru", direction, activations, refused)
@@ -178,6 +178,6 @@ def rnn(
 ) -> tuple[Tensor, ...]:
     del hidden_size, activation_alpha, activation_beta
     linear = activations is not None and set(activations) == {"Relu"}
-    refused = {"lengths of its own for every sequence": lengths, "a bound on its sums": clip}
+    refused = {"a length per sequence": lengths, "clipped sums": clip}
     _check("rnn", direction, None if linear else activations, refused)
     return _run(x, [h], _weights(w, r, b), torch.rnn_relu if linear else torch.rnn_tanh, (direction, layout))

@@ -39,8 +39,8 @@ def run(name: str, opset: int, label: str, inputs: Sequence[Any], attributes: Ma
         return found.function(*_coerced(found, inputs), **attributes)
     except Refusal as reason:
         raise ModelError(
-            f"The ONNX model cannot be computed: node {label!r} ({name}): {reason}. Nothing was changed. Export the "
-            "model without that, or give the original PyTorch module as .pt2."
+            f"The ONNX model cannot be computed: node {label!r} ({name}): {reason}.",
+            fix="Export the model without that, or give the original PyTorch module as .pt2.",
         ) from reason
 
 

@@ -75,7 +75,7 @@ def number(value: Any) -> Any:
     """
     found = numbers(value)
     if len(found) != 1:
-        raise Refusal(f"{len(found)} numbers are given where one is wanted")
+        raise Refusal(f"{len(found)} numbers are given where one is expected")
     return found[0]
 
 

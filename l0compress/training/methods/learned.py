@@ -52,8 +52,9 @@ class LearnedGates(Method):
         scored = problem.settings.granularity == "structured" and not isinstance(goal, Criterion)
         if problem.settings.gated_epochs == 0 and not scored:
             raise InputError(
-                "In 0 epochs gates learn nothing, and no score stands in for them on single weights or under a fixed "
-                "penalty. Nothing was changed. Say --epochs 2 or more, or --method magnitude for single weights."
+                "In 0 epochs gates learn nothing, and no score can replace them for single weights or under a fixed "
+                "penalty.",
+                fix="Pass --epochs 2 or more, or --method magnitude for single weights.",
             )
         self.gated = gated_for(problem)
         self.groups = self.gated.groups
@@ -102,8 +103,8 @@ class LearnedGates(Method):
     def _resumed(self, stopped: StateDict) -> _Begun:
         if _START not in stopped:
             raise PlanError(
-                "The snapshot is of an earlier version, whose gates began otherwise. Nothing was changed. Resume the "
-                "run with that version of l0compress, or start it again."
+                "The snapshot is from an earlier version, whose gates started differently.",
+                fix="Resume the run with that version of l0compress, or start it again.",
             )
         plan = KeepPlan.from_tensors(self.groups, under(_PLAN, stopped))
         scored = Decision.of(plan, under(_STATE, stopped), repaired=True)
@@ -182,7 +183,7 @@ def better(state: TrainingState, candidates: Mapping[str, Decision]) -> Decision
 
     best = max(found, key=rank)
     scores = "; ".join(f"{name}: {one.metric:.4f} (loss {one.loss:.4f})" for name, one in found.items())
-    message = f"Goes on with {best!r}. Validation {problem.objective.metric_name} of what was to choose from: {scores}."
+    message = f"Continues with {best!r}. Validation {problem.objective.metric_name} of the candidates: {scores}."
     event = ProgressEvent(DECIDED, 0, problem.settings.epochs, epoch_done=False, message=message)
     state.reporter.on_event(event)
     return candidates[best]

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from l0compress.data.batches import Batch
-from l0compress.errors import DivergedError, InputError
+from l0compress.errors import NOTHING_CHANGED, DivergedError, InputError
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent, descend
@@ -33,8 +33,8 @@ class OneShot(Method):
     def __init__(self, problem: Problem, goal: Goal) -> None:
         if problem.settings.granularity != "structured":
             raise InputError(
-                f"Method {self.name!r} decides on channels, heads and units, not on single weights. Nothing was "
-                "changed. Say --granularity structured, or --method l0 or magnitude for single weights."
+                f"Method {self.name!r} decides on channels, heads and units, not on single weights.",
+                fix="Pass --granularity structured, or --method l0 or magnitude for single weights.",
             )
         self._begin_(find_groups(problem.graph), budget_of(goal))
         check_reachable(self.goal, self.groups)
@@ -86,7 +86,8 @@ def _finite(scores: Tensor) -> Tensor:
     """
     if not bool(scores.isfinite().all()):
         raise DivergedError(
-            "What the model returns on the training part, or its gradient, is not finite, so that nothing can be "
-            "scored. Nothing was changed. Look for values in data or weights that are not finite."
+            "The model's output on the training part, or its gradient, is not finite, so nothing can be scored.",
+            fix="Look for values in data or weights that are not finite.",
+            assurance=NOTHING_CHANGED,
         )
     return scores

@@ -43,8 +43,8 @@ class WeightMagnitude(Method):
     def __init__(self, problem: Problem, goal: Goal) -> None:
         if problem.settings.granularity != "weights":
             raise InputError(
-                f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}. Nothing "
-                "was changed. Say --granularity structured or weights, or --method l0."
+                f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}.",
+                fix="Pass --granularity structured or weights, or --method l0.",
             )
         self.goal = budget_of(goal)
         self.unit = self.goal.unit

@@ -131,8 +131,9 @@ def _split(batches: Sequence[Batch], held_out: Sequence[Batch]) -> tuple[list[Ba
     held = list(held_out) or list(batches[every - 1 :: every])
     if not train or not held:
         raise DataError(
-            f"repair got {len(batches)} batch{'' if len(batches) == 1 else 'es'}, and it needs some to solve layers on "
-            "and others to check them on. Nothing was changed. Give two or more, or some as held_out."
+            f"repair got {len(batches)} batch{'' if len(batches) == 1 else 'es'}, but needs some to solve layers on "
+            "and others to check them on.",
+            fix="Give two or more, or some as held_out.",
         )
     return train, held
 

@@ -98,6 +98,6 @@ def check_small(small: CapturedGraph, plan: KeepPlan) -> None:
         expected = tuple(n if keep is None else len(keep) for n, keep in zip(dense[name].shape, keeps, strict=True))
         if tuple(state[name].shape) != expected:
             raise PlanError(
-                f"the small graph's {name!r} has shape {tuple(state[name].shape)} where the plan leaves {expected}. "
-                "Nothing was changed. Give repair the graph that shrink(graph, plan) returned, and that very plan."
+                f"the small graph's {name!r} has shape {tuple(state[name].shape)} where the plan leaves {expected}.",
+                fix="Give repair the graph that shrink(graph, plan) returned, and the same plan.",
             )
