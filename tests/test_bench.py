@@ -117,12 +117,12 @@ class TestBadInput:
     @pytest.mark.parametrize("wrong", [{"threads": 0}, {"threads": "2"}, {"rounds": 0}, {"rounds": 1.5}])
     def test_counts(self, wrong):
         given = {"threads": 2, "rounds": 20} | wrong
-        said = f"1 candidates, threads={given['threads']!r}, rounds={given['rounds']!r}: a timing needs at least one"
+        said = f"1 candidates, threads={given['threads']!r}, rounds={given['rounds']!r}: timing needs at least one"
         with pytest.raises(InputError, match=re.escape(said)):
             bench({"f": torch.relu}, Call((torch.ones(2),)), **wrong)
 
     def test_no_candidates(self):
-        with pytest.raises(InputError, match="0 candidates, threads=2, rounds=20: a timing needs at least one of each"):
+        with pytest.raises(InputError, match="0 candidates, threads=2, rounds=20: timing needs at least one of each"):
             bench({})
 
     def test_nobody_knows_the_inputs(self):

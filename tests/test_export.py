@@ -469,6 +469,12 @@ class TestPt2:
         assert exported_program(convnet_graph()).module()(torch.ones(9, 1, 8, 8)).shape == (9, 10)
 
 
+def _entries(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What is in a folder; when a link was last read is nobody's concern."""
+    found = {entry.name: entry.lstat() for entry in folder.iterdir()}
+    return {name: (stat.st_ino, stat.st_mode, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 class TestStaging:
     def test_an_interrupted_write_leaves_nothing(self, tmp_path):
         with pytest.raises(KeyboardInterrupt), staged(tmp_path / "artifact") as path:
@@ -523,13 +529,13 @@ class TestStaging:
         (tmp_path / "device").symlink_to(os.devnull)
         (tmp_path / "link to a pipe").symlink_to("pipe")
         (tmp_path / "itself").symlink_to("itself")
-        before = {entry.name: entry.lstat() for entry in tmp_path.iterdir()}
+        before = _entries(tmp_path)
         message = (
             f"{tmp_path / name} is not a file but a device, a pipe, a socket or a link to itself. Nothing was written."
         )
         with pytest.raises(RunError, match="^" + re.escape(message)), staged(tmp_path / name):
             pytest.fail("work began")
-        assert {entry.name: entry.lstat() for entry in tmp_path.iterdir()} == before
+        assert _entries(tmp_path) == before
 
     @pytest.mark.parametrize("name, reason", [("a" * 300, "File name too long"), ("a\0b", "embedded null byte")])
     def test_a_name_that_no_file_can_have(self, tmp_path, name, reason):

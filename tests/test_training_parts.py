@@ -63,7 +63,7 @@ class TestLosses:
     def test_shapes_that_do_not_fit_are_refused_with_both_shapes(self):
         with pytest.raises(DataError, match=r"output of shape \(2, 3\) does not fit class labels of shape \(3,\)"):
             cross_entropy(self.logits, torch.tensor([0, 1, 2]))
-        with pytest.raises(DataError, match=r"predicts values of shape \(2, 3\) and the targets have shape \(2,\)"):
+        with pytest.raises(DataError, match=r"predicts values of shape \(2, 3\), but the targets have shape \(2,\)"):
             mse(self.logits, torch.tensor([0.0, 1.0]))
 
     def test_the_loss_is_half_task_and_half_distillation(self):
