@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -152,19 +153,9 @@ def _problem(task: Task, dense: Path, smoke: bool) -> Problem:
     return replace(problem, data=fewer(problem.data)) if smoke else problem
 
 
-class _Nothing:
-    """Stands where there are no other processes."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def _pool(options: Options) -> ProcessPoolExecutor | _Nothing:
+def _pool(options: Options) -> AbstractContextManager[ProcessPoolExecutor | None]:
     if options.jobs == 1:
-        return _Nothing()
+        return nullcontext()
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(options.jobs, context, initializer=torch.set_num_threads, initargs=(options.threads,))
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.fake_quantization import fake_quantized
-from l0compress.training.optim import cosine, set_learning_rate_, weight_optimizer
+from l0compress.training.optim import cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.sparsity import NO_MASKS, keep_zeros_
 from l0compress.training.state import Phase
@@ -92,10 +92,7 @@ class FinalPhase(Phase):
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
         set_learning_rate_(self._optimizer, self._rate(progress))
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters.values(), settings.clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        update_(self._parameters.values(), (self._optimizer,), clip=settings.clip)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
         last, best = self.problem.evaluate(self._network), self.best

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
 from l0compress.training.budget import Penalty
 from l0compress.training.evaluation import Evaluation
-from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, weight_optimizer
+from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
 from l0compress.training.state_dicts import GATES, StateDict, load_optimizer_, optimizer_tensors, prefixed, under
@@ -46,11 +46,7 @@ class GatePhase(Phase):
         settings = self.problem.settings
         base = settings.rate * settings.gates.weight_rate_share
         set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
-        if settings.clip is not None:
-            nn.utils.clip_grad_norm_(self.gated.weights().values(), settings.clip)
-        for optimizer in (self._weights, self._gates):
-            optimizer.step()
-            optimizer.zero_grad()
+        update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip)
         self.budget.step()
 
     def end_epoch_(self, epoch: int) -> Evaluation:

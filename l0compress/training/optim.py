@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,17 @@ def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -
     """Set the rate of every parameter group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def update_(
+    parameters: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Optimizer], *, clip: float | None
+) -> None:
+    """Clip the norm of the gradients of ``parameters``, take a step with each optimizer, and clear the gradients."""
+    if clip is not None:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
 
 
 def carry_state_(

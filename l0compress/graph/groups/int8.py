@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import attribute, op_name
-from l0compress.graph.nodes.shapes import shape_of
+from l0compress.graph.nodes.shapes import node_shape
 from l0compress.graph.operators.convolution import is_convolution
 from l0compress.graph.operators.record import operator_of
 
@@ -53,7 +53,7 @@ def folds_into(norm: fx.Node) -> fx.Node | None:
     source = norm.args[0]
     if op_name(norm) != "batch_norm" or not isinstance(source, fx.Node) or len(source.users) > 1:
         return None
-    flat = op_name(source) == "linear" and len(shape_of(source.meta["val"])) == 2
+    flat = op_name(source) == "linear" and len(node_shape(source)) == 2
     return source if (flat or is_convolution(source)) else None
 
 
@@ -172,7 +172,7 @@ class _Storage:
         if not self.static:
             return ((tensor.element_size(), whole),)
         # A product of matrices has its bias added by an operator of its own, which knows one scale alone.
-        added = op_name(node) == "linear" and len(shape_of(node.meta["val"])) != 2
+        added = op_name(node) == "linear" and len(node_shape(node)) != 2
         return ((1, whole), (_SCALE, ())) if added else ((4 + _INT32_SCALE, whole),)
 
     def _batch_norm(self, node: fx.Node, place: int | str, tensor: Tensor, whole: tuple[int, ...]) -> tuple[Term, ...]:
@@ -194,5 +194,5 @@ class _Storage:
         if self.static:
             each, scale = (4, _INT32_SCALE) if place == 3 and op_name(node) == "layer_norm" else (1, _SCALE)
         if over_all:
-            return ((each * prod(shape_of(reading.operand.meta["val"])) + scale, ()),)
+            return ((each * prod(node_shape(reading.operand)) + scale, ()),)
         return ((each, whole), (scale, ())) if scale else ((each, whole),)

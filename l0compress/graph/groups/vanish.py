@@ -24,7 +24,7 @@ from l0compress.graph.groups.moves import Lines
 from l0compress.graph.labels.walk import Labelled
 from l0compress.graph.nodes.mutation import original, writers_of, writes, written_after
 from l0compress.graph.nodes.network import op_name
-from l0compress.graph.nodes.shapes import shape_of
+from l0compress.graph.nodes.shapes import node_shape, shape_of
 from l0compress.graph.operators.record import is_pointwise, operator_of
 
 
@@ -226,8 +226,8 @@ def spreads(node: fx.Node, constants: Iterable[str]) -> bool:
     if not is_pointwise(node) or not isinstance(node.meta["val"], Tensor):
         return False
     known = set(constants)
-    whole = [shape_of(s.meta["val"]) for s in node.all_input_nodes if carries_tensor(s) and s.name not in known]
-    return bool(whole) and tuple(torch.broadcast_shapes(*whole)) == shape_of(node.meta["val"])
+    whole = [node_shape(s) for s in node.all_input_nodes if carries_tensor(s) and s.name not in known]
+    return bool(whole) and tuple(torch.broadcast_shapes(*whole)) == node_shape(node)
 
 
 def _kept_operand(node: fx.Node, zeros: set[str], writers: Mapping[fx.Node, fx.Node]) -> fx.Node | None:

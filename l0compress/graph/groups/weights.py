@@ -22,7 +22,7 @@ from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.groups.cost import Cost, cost, node_macs
 from l0compress.graph.nodes.network import Place, argument_at, attribute
 from l0compress.graph.nodes.recurrence import PARAMS, is_recurrent
-from l0compress.graph.nodes.shapes import shape_of
+from l0compress.graph.nodes.shapes import node_shape
 from l0compress.graph.operators.record import operator_of
 
 INDEX_BYTES = 4  # a column index, and a row pointer, of SciPy's CSR matrices
@@ -169,7 +169,7 @@ class _Search:
         if not is_recurrent(node):
             return node_macs(node)
         x: Any = node.args[0]
-        return prod(shape_of(x.meta["val"])[:2]) * argument_at(node, place).meta["val"].numel()
+        return prod(node_shape(x)[:2]) * argument_at(node, place).meta["val"].numel()
 
 
 def places_of(node: fx.Node) -> tuple[Place, ...]:

@@ -165,9 +165,7 @@ def bilinear(step: Step) -> Result:
         channels = channels_along(step, x, len(x.shape) - 1, "a bilinear product pairs its positions")
         column = weight.plane_along(dim)
         if channels is None or column is None:
-            for labels in (channels, column):
-                if labels is not None:
-                    step.space.freeze_(labels, step.node, "the other factor of the bilinear product cannot be cut")
+            step.freeze_labels((channels, column), "the other factor of the bilinear product cannot be cut")
             continue
         step.space.unite_(flattened(column), channels)
         step.space.reads.append(ReadFact(step.node, 2, column, None))

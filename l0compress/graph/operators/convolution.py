@@ -17,6 +17,8 @@ from l0compress.graph.operators.normalization import channel_vector, channels_al
 from l0compress.graph.operators.record import EmptySum, Operator, Result, Weights, operator_of, register
 from l0compress.graph.operators.step import Step
 
+_OTHER_SIDE = "the other side of the grouped convolution cannot be cut"
+
 
 def convolution(step: Step) -> Result:
     x, weight = step.args[0], step.args[1]
@@ -88,9 +90,7 @@ def _grouped(
         space.unite_(outputs, outputs[:1])
         rows = None
     if channels is None or rows is None:
-        for labels in (channels, rows, columns):
-            if labels is not None:
-                space.freeze_(labels, node, "the other side of the grouped convolution cannot be cut")
+        step.freeze_labels((channels, rows, columns), _OTHER_SIDE)
         return
     inputs, outputs = channels.view(conv_groups, -1), rows.view(conv_groups, -1)
     alive = space.fresh(conv_groups).view(conv_groups, 1)
@@ -113,9 +113,7 @@ def _grouped_transposed(
     space, node, weight = step.space, step.node, step.args[1]
     width = weight.shape[1]
     if channels is None or rows is None or (columns is None and width > 1):
-        for labels in (channels, rows, columns):
-            if labels is not None:
-                space.freeze_(labels, node, "the other side of the grouped convolution cannot be cut")
+        step.freeze_labels((channels, rows, columns), _OTHER_SIDE)
         return None
     space.unite_(rows, channels)
     inputs, outputs = channels.view(conv_groups, -1), space.fresh(conv_groups * width).view(conv_groups, width)

@@ -45,16 +45,7 @@ def register_operator(name: str, operator: Operator | str, *, replace: bool = Fa
         l0compress_runtime.errors.InputError: doctest::halved already has a rule. Nothing was changed. Pass \
 replace=True to replace it.
     """
-    key = _key(name)
-    if known_operator(key) is not None and not replace:
-        raise InputError(f"{name} already has a rule.", fix="Pass replace=True to replace it.")
-    record = _like(name, operator) if isinstance(operator, str) else operator
-    if record.label is None:
-        raise InputError(
-            f"the record of {name} has no label, so that nothing is known of its channels.",
-            fix="Write Operator(label=...), a function from a Step to the Value of the result.",
-        )
-    register(record if isinstance(operator, str) else with_fields(record, label=_checked(name, record.label)), key)
+    _enter(name, _record(name, operator), replace=replace)
 
 
 def register_rule(operator: str, rule: Rule | str, *, rewrite: Rewrite | None = None, replace: bool = False) -> None:
@@ -63,13 +54,27 @@ def register_rule(operator: str, rule: Rule | str, *, rewrite: Rewrite | None = 
     Raises:
         InputError: as :func:`register_operator`.
     """
-    if not isinstance(rule, str):
-        register_operator(operator, Operator(label=rule, rewrite=rewrite), replace=replace)
-        return
-    record = _like(operator, rule)
-    register_operator(operator, rule, replace=replace)
-    if rewrite is not None:
-        register(with_fields(record, rewrite=rewrite), _key(operator))
+    record = _record(operator, rule if isinstance(rule, str) else Operator(label=rule))
+    _enter(operator, record if rewrite is None else with_fields(record, rewrite=rewrite), replace=replace)
+
+
+def _enter(name: str, record: Operator, *, replace: bool) -> None:
+    key = _key(name)
+    if known_operator(key) is not None and not replace:
+        raise InputError(f"{name} already has a rule.", fix="Pass replace=True to replace it.")
+    register(record, key)
+
+
+def _record(name: str, operator: Operator | str) -> Operator:
+    """What is entered: the record of an operator that is alike, or the user's own, its label checked at each use."""
+    if isinstance(operator, str):
+        return _like(name, operator)
+    if operator.label is None:
+        raise InputError(
+            f"the record of {name} has no label, so that nothing is known of its channels.",
+            fix="Write Operator(label=...), a function from a Step to the Value of the result.",
+        )
+    return with_fields(operator, label=_checked(name, operator.label))
 
 
 def _like(name: str, other: str) -> Operator:

@@ -19,15 +19,11 @@ def grouped_product(step: Step) -> Result:
     """``x [tokens, k]`` in runs of tokens by ``weight [experts, k, m]``: all experts lose the same channels."""
     x, weight = step.args[:2]
     if step.name != "transformers::grouped_mm_fallback":
-        for value in step.tensors():
-            step.freeze(value, "its kernel accepts only widths that are multiples of 16 bytes")
         step.record_macs(product_macs(step.node), ())
-        return Value(step.shape)
+        return step.frozen("its kernel accepts only widths that are multiples of 16 bytes")[0]
     channels, columns, rows = _line(step, x, 1), _line(step, weight, 1), _line(step, weight, 2)
     if channels is None or columns is None:
-        for labels in (channels, columns):
-            if labels is not None:
-                step.space.freeze_(labels, step.node, "the other side of the product stays whole")
+        step.freeze_labels((channels, columns), "the other side of the product stays whole")
     else:
         step.space.unite_(columns, channels)
         step.space.reads.append(ReadFact(step.node, 1, along(columns, 1, weight.shape), None))

@@ -89,7 +89,7 @@ def index_put(step: Step) -> Result:
     if any(node is not None and node.meta["val"].dtype is torch.bool for node in given):
         if len(parts) == 1 and parts[0].shape == value.shape and torch.Size(written.shape).numel() == 1:
             return step.space.merge([value, parts[0]], step.shape, step.node)
-        return _all_frozen(step, "it is written under a mask known only at run time")
+        return step.frozen("it is written under a mask known only at run time")[0]
     passed = _indexed(step, value, indices)
     place = _layout(passed, indices)
     step.space.merge([place, written], place.shape, step.node)
@@ -100,7 +100,7 @@ def gather(step: Step) -> Result:
     """Elements are picked along one dimension; along the others, what is picked and the index go together."""
     value, picked = step.args[0], step.args[2]
     if not value.shape or len(picked.shape) != len(value.shape):
-        return _all_frozen(step, "it is gathered at run time")
+        return step.frozen("it is gathered at run time")[0]
     dim = step.args[1] % len(value.shape)
     planes = step.passed(value, frozenset({dim}), "it is gathered at run time")
     shape = tuple(1 if d == dim else size for d, size in enumerate(picked.shape))
@@ -130,7 +130,7 @@ def _written(step: Step, operands: list[Value], dim: int, reason: str) -> Value:
     """Operands that agree in all dimensions but the one that is written along, which stays whole."""
     shape = tuple(1 if d == dim else size for d, size in enumerate(step.shape))
     if any(tuple(1 if d == dim else size for d, size in enumerate(part.shape)) != shape for part in operands):
-        return _all_frozen(step, "it is written in parts")
+        return step.frozen("it is written in parts")[0]
     parts = [
         Value(shape, tuple(_corner(plane, shape) for plane in step.passed(part, frozenset({dim}), reason)))
         for part in operands
@@ -144,12 +144,6 @@ def _corner(plane: Tensor, shape: Shape) -> Tensor:
     for dim, size in enumerate(shape):
         plane = plane.narrow(dim, 0, size)
     return plane
-
-
-def _all_frozen(step: Step, reason: str) -> Value:
-    for operand in step.tensors():
-        step.freeze(operand, reason)
-    return Value(step.shape)
 
 
 def slice_scatter(step: Step) -> Result:
@@ -247,9 +241,7 @@ def join_slice(cut: Cut) -> None:
 def join_row(cut: Cut) -> None:
     dim = cut.arguments[2] % len(cut.result.dense)
     if any(keep is not None for keep in (cut.operands[0].indices[dim], cut.result.indices[dim])):
-        with cut.network.graph.inserting_before(cut.node):
-            row = cut.network.graph.call_function(aten.unsqueeze.default, (cut.node.args[1], dim))
-        cut.node.update_arg(1, row)
+        cut.node.update_arg(1, cut.emit(aten.unsqueeze.default, cut.node.args[1], dim))
         _join_(cut, dim, torch.arange(cut.result.dense[dim])[[cut.arguments[3]]])
 
 
@@ -262,8 +254,7 @@ def _join_(cut: Cut, dim: int, written: Tensor) -> None:
     )
     held = torch.cat([cut.operands[0].along(dim), size + rows])
     picked = torch.searchsorted(held, order[cut.result.along(dim)])
-    with cut.network.graph.inserting_before(cut.node):
-        both = cut.network.graph.call_function(aten.cat.default, (list(cut.node.args[:2]), dim))
+    both = cut.emit(aten.cat.default, list(cut.node.args[:2]), dim)
     cut.become(aten.index_select.default, both, dim, cut.constant(picked, "order"))
 
 

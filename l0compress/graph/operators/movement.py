@@ -107,9 +107,7 @@ def sizes_left(cut: Cut, sizes: list[Any], first: int = 0) -> list[Any]:
         elif free:
             kept[dim], free = -1, False
         else:  # a batch with channels folded in: it scales with what is kept of the channels
-            with cut.network.graph.inserting_before(cut.node):
-                scaled = cut.network.graph.call_function(operator.mul, (size, small))
-                kept[dim] = cut.network.graph.call_function(operator.floordiv, (scaled, dense))
+            kept[dim] = cut.emit(operator.floordiv, cut.emit(operator.mul, size, small), dense)
     return kept
 
 

@@ -32,7 +32,7 @@ class Units:
 
 def recurrent(step: Step) -> Result:
     if not _supported(step):
-        return _frozen(step, "only single layers over padded sequences have a rule")
+        return step.frozen("only single layers over padded sequences have a rule")
     params: list[Value] = step.args[PARAMS]
     places = directions(len(params), has_biases=step.args[3], num_layers=1, bidirectional=step.args[7])
     channels = _channels(step, step.args[0])
@@ -51,12 +51,6 @@ def recurrent(step: Step) -> Result:
         Value(shape, (along(labels, 2, shape),) if len(labels) > 1 else ())
         for shape, labels in zip(step.shapes, lines, strict=True)
     )
-
-
-def _frozen(step: Step, reason: str) -> Result:
-    for value in step.tensors():
-        step.freeze(value, reason)
-    return tuple(Value(shape) for shape in step.shapes)
 
 
 def _supported(step: Step) -> bool:

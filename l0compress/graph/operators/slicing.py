@@ -131,8 +131,7 @@ def roll_kept(cut: Cut) -> None:
             continue
         order = torch.arange(source.dense[dim]).roll(shift)
         index = cut.constant(torch.searchsorted(keep, order[torch.isin(order, keep)]), "index")
-        with cut.network.graph.inserting_before(cut.node):
-            taken = cut.network.graph.call_function(aten.index_select.default, (taken, dim, index))
+        taken = cut.emit(aten.index_select.default, taken, dim, index)
     if rest:
         cut.become(aten.roll.default, taken, *(list(column) for column in zip(*rest, strict=True)))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -101,6 +102,18 @@ class Step:
     def freeze(self, value: Value, reason: str) -> None:
         self.space.freeze_value_(value, self.node, reason)
 
+    def freeze_labels(self, labels: Iterable[torch.Tensor | None], reason: str) -> None:
+        """Freeze those labels that there are."""
+        for each in labels:
+            if each is not None:
+                self.space.freeze_(each, self.node, reason)
+
+    def frozen(self, reason: str) -> tuple[Value, ...]:
+        """Freeze every operand; returns the results, of which nothing can go either."""
+        for value in self.tensors():
+            self.freeze(value, reason)
+        return tuple(Value(shape) for shape in self.shapes)
+
     def record_macs(self, macs: int, planes: tuple[torch.Tensor, ...]) -> None:
         """Say that ``macs`` multiply-accumulates over the example batch go with the live counts of each plane."""
         labelled = prod(core(plane).numel() for plane in planes)
@@ -141,7 +154,7 @@ def apply_rule(step: Step) -> Result:
         found = elementwise
     if sized_by_data(step.node):
         if found is None or not _treats_rows_alike(step.node):
-            return _frozen(step, "the size of the result depends on the data")
+            return step.frozen("the size of the result depends on the data")
         counted = len(step.space.macs)
         result = found(step)
         del step.space.macs[counted:]  # there is no number to count
@@ -152,7 +165,7 @@ def apply_rule(step: Step) -> Result:
         _count_macs(step, result, counted)
         return result
     hint = "; add one with l0compress.register_operator" if "::" in step.name else ""
-    return _frozen(step, f"{NO_RULE} {step.node.target}{hint}")
+    return step.frozen(f"{NO_RULE} {step.node.target}{hint}")
 
 
 def _count_macs(step: Step, result: Result, counted: int) -> None:
@@ -167,12 +180,6 @@ def _treats_rows_alike(node: fx.Node) -> bool:
     """Masks are left out: one may reach over several dimensions, of which labels know nothing."""
     masked = any(getattr(source.meta.get("val"), "dtype", None) is torch.bool for source in node.all_input_nodes)
     return is_pointwise(node) or (operator_of(node).any_rows and not (op_name(node) == "index" and masked))
-
-
-def _frozen(step: Step, reason: str) -> Result:
-    for value in step.tensors():
-        step.freeze(value, reason)
-    return tuple(Value(shape) for shape in step.shapes)
 
 
 def sized_by_data(node: fx.Node) -> bool:

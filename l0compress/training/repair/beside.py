@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from l0compress.graph.cut.plan import cut
 from l0compress.graph.nodes.mutation import writes
 from l0compress.graph.nodes.network import op_name
-from l0compress.graph.nodes.shapes import shape_of
+from l0compress.graph.nodes.shapes import node_shape
 from l0compress.graph.operators.record import operator_of
 from l0compress.training.repair.lockstep import Lockstep
 
@@ -109,4 +109,4 @@ def _other(total: fx.Node, summand: fx.Node) -> fx.Node | None:
     other: Any = total.args[1] if total.args[0] is summand else total.args[0]
     if not isinstance(other, fx.Node) or other.op == "get_attr" or other is summand:
         return None
-    return other if shape_of(total.meta["val"]) == shape_of(summand.meta["val"]) else None
+    return other if node_shape(total) == node_shape(summand) else None
