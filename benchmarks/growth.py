@@ -25,6 +25,7 @@ from torch import nn
 import l0compress as l0
 from l0compress.graph.labels.walk import label
 from l0compress.training.harden import decide
+from l0compress.training.limits import Limits
 
 COLUMNS = (
     "network",
@@ -108,7 +109,7 @@ def measure(name: str) -> dict[str, Any]:
     small = timed(seconds, "shrink s", lambda: l0.shrink(graph, plan))
     scores = torch.randn(groups.num_moves, generator=torch.Generator().manual_seed(0))
     half = l0.cost(graph).macs // 2
-    timed(seconds, "harden s", lambda: decide(groups, scores, target=half, unit="macs"))
+    timed(seconds, "harden s", lambda: decide(Limits.counted(groups, {"macs": half}), scores))
     return {
         "network": name,
         "parameters": f"{l0.cost(graph).params:,}",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from l0compress.graph import Groups, capture, find_groups
 from l0compress.training.alignment import WIDTH_MULTIPLE, align
 from l0compress.training.harden import round_to_budget
-from l0compress.training.refill import Limit
+from l0compress.training.limits import Limits
 
 
 def widths(groups: Groups, keep: Tensor) -> dict[str, int]:
@@ -22,8 +22,8 @@ def widths(groups: Groups, keep: Tensor) -> dict[str, int]:
 def aligned(groups: Groups, scores: Tensor, share: float) -> tuple[Tensor, Tensor, int]:
     """The decision before and after alignment, and the budget in MACs."""
     target = int(share * groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).macs)
-    before = round_to_budget(groups, scores, target=target, unit="macs")
-    return before.keep, align(before, scores, Limit(groups, target, "macs")), target
+    before = round_to_budget(Limits.counted(groups, {"macs": target}), scores)
+    return before.keep, align(before, scores, Limits.counted(groups, {"macs": target})), target
 
 
 @pytest.fixture(scope="module")

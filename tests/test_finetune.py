@@ -19,6 +19,7 @@ from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import cost
+from l0compress.graph.groups.resource import Counted
 from l0compress.training.faults import diverged
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.methods.magnitude import magnitude_scores
@@ -251,12 +252,13 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
         match="Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, penalty, aic and bic",
     ):
         finetune(graph, data, {"flops": 0.5}, settings=QUICK, on_event=events.append)
+    with pytest.raises(TargetError, match=r"Target macs=0\.001: at most 3 MACs cannot be reached"):
+        finetune(graph, data, {"params": 0.5, "macs": 0.001}, settings=QUICK, on_event=events.append)
     with pytest.raises(
         TargetError,
-        match="A target names exactly one of params, macs, bytes, int8_bytes, penalty, aic and bic; given: params and "
-        "macs",
+        match=r"'aic' is a penalty in place of a budget, so no target can stand beside it\. .* Omit aic, or",
     ):
-        finetune(graph, data, {"params": 0.5, "macs": 0.5}, settings=QUICK, on_event=events.append)
+        finetune(graph, data, {"params": 0.5, "aic": 1}, settings=QUICK, on_event=events.append)
     assert events == []
 
 
@@ -333,7 +335,7 @@ def test_a_branch_that_the_budget_has_no_room_for_vanishes_and_what_is_left_of_i
     torch.manual_seed(0)
     graph = capture(Residual(), (data.train.inputs[0][:2],))
     groups = find_groups(graph)
-    target = smallest_cost(groups, "params")
+    target = smallest_cost(Counted(groups, "params"))
     settings = replace(QUICK, epochs=2, method=method)
     result = finetune(graph, data, {"params": (target + 0.5) / cost(graph).params}, settings=settings)
     assert result.plan.kept()["up channels"] == []

@@ -17,6 +17,7 @@ from l0compress.graph.capture import capture
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.training.budget import Budget, FixedPenalty
 from l0compress.training.harden import harden, round_to_budget
+from l0compress.training.limits import Limits
 
 UNITS = ("params", "macs", "bytes")
 
@@ -73,7 +74,7 @@ def test_the_result_fits_exactly_and_leaves_out_nothing_that_would_still_fit(see
     costs = every_cost(groups, unit)
     target = int(share * max(costs.values()))
     assume(min(costs.values()) <= target)
-    plan = round_to_budget(groups, scores_of(seed, groups), target=target, unit=unit)
+    plan = round_to_budget(Limits.counted(groups, {unit: target}), scores_of(seed, groups))
     kept = tuple(plan.keep.tolist())
     assert is_closed(groups, plan.keep)
     assert costs[kept] <= target
@@ -87,9 +88,9 @@ def test_the_result_fits_exactly_and_leaves_out_nothing_that_would_still_fit(see
 def test_an_unreachable_target_is_missed_exactly_when_brute_force_cannot_reach_it(seed, unit):
     groups = tiny()
     smallest = min(every_cost(groups, unit).values())
-    assert round_to_budget(groups, scores_of(seed, groups), target=smallest, unit=unit).cost.get(unit) == smallest
+    assert round_to_budget(Limits.counted(groups, {unit: smallest}), scores_of(seed, groups)).cost.get(unit) == smallest
     with pytest.raises(TargetMissedError):
-        round_to_budget(groups, scores_of(seed, groups), target=smallest - 1, unit=unit)
+        round_to_budget(Limits.counted(groups, {unit: smallest - 1}), scores_of(seed, groups))
 
 
 @settings(deadline=None, max_examples=25)
@@ -98,7 +99,7 @@ def test_fine_moves_end_above_97_percent_of_the_budget(seed, share, unit):
     groups = wide()
     dense = groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).get(unit)
     target = int(share * dense)
-    reached = round_to_budget(groups, scores_of(seed, groups), target=target, unit=unit).cost.get(unit)
+    reached = round_to_budget(Limits.counted(groups, {unit: target}), scores_of(seed, groups)).cost.get(unit)
     assert 0.97 * target < reached <= target
 
 
@@ -113,7 +114,7 @@ def test_one_expensive_move_does_not_leave_the_budget_unused():
     reached = {}
     for share in (0.9, 0.8, 0.7, 0.6, 0.5):
         target = int(share * dense)
-        reached[share] = round_to_budget(groups, scores, target=target, unit="macs").cost.macs / target
+        reached[share] = round_to_budget(Limits.counted(groups, {"macs": target}), scores).cost.macs / target
     assert all(0.97 < value <= 1 for value in reached.values()), reached
 
 
@@ -122,7 +123,7 @@ def test_moves_go_in_the_order_of_their_scores():
     scores = torch.arange(groups.num_moves, dtype=torch.float)
     hidden = [group for group in groups.groups if group.kind == "channels"][-1]
     target = groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).params // 2
-    keep = round_to_budget(groups, scores, target=target, unit="params").keep
+    keep = round_to_budget(Limits.counted(groups, {"params": target}), scores).keep
     for group in groups.groups:
         kept = keep[list(group.moves)]
         # Ascending scores within a group: what stays is its tail.
@@ -134,7 +135,7 @@ def test_every_group_keeps_its_best_move():
     groups = tiny()
     scores = torch.tensor([0.1, 0.9, 0.5, -5.0, -3.0, -4.0, -6.0, 2.0, 3.0, 4.0])
     smallest = min(every_cost(groups, "params").values())
-    keep = round_to_budget(groups, scores, target=smallest, unit="params").keep
+    keep = round_to_budget(Limits.counted(groups, {"params": smallest}), scores).keep
     for group in groups.groups:
         members = list(group.moves)
         assert keep[members].sum() == 1
@@ -143,7 +144,7 @@ def test_every_group_keeps_its_best_move():
 
 def test_the_error_names_what_stays():
     with pytest.raises(TargetMissedError) as error:
-        round_to_budget(tiny(), torch.zeros(10), target=7, unit="params")
+        round_to_budget(Limits.counted(tiny(), {"params": 7}), torch.zeros(10))
     assert str(error.value) == (
         "No choice of what to remove reaches 7 params: with everything removable removed, 8 remain. Nothing was "
         "written. Ask for a larger target."

@@ -19,8 +19,9 @@ from l0compress.errors import TargetError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.quantize import Int8, quantize_onnx
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, nonzero_cost, shrink
+from l0compress.graph.groups.resource import Counted
 from l0compress.training.finetune import finetune
-from l0compress.training.methods.fisher import marginal_costs
+from l0compress.training.methods.fisher import marginal_cost
 from l0compress.training.targets import Target, parse_target
 from l0compress.verification.calls import Call
 
@@ -143,7 +144,7 @@ def test_a_layer_norm_that_lost_channels_is_filled_up_in_the_file(tmp_path: Path
 def test_a_unit_saves_its_weights_its_scale_its_bias_and_what_reads_it() -> None:
     groups = find_groups(capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.zeros(2, 4),)))
     (hidden,) = [group for group in groups.groups if group.kind == "channels"]
-    assert marginal_costs(groups, "int8_bytes")[list(hidden.moves)].tolist() == [4 + 5 + 4 + 2] * 8
+    assert marginal_cost(Counted(groups, "int8_bytes"))[list(hidden.moves)].tolist() == [4 + 5 + 4 + 2] * 8
 
 
 def test_zeros_are_stored_like_other_weights() -> None:

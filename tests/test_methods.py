@@ -18,15 +18,17 @@ from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.groups.cost import cost
+from l0compress.graph.groups.resource import Counted
 from l0compress.training.curvature import probe
 from l0compress.training.decision import Decision
 from l0compress.training.descent import descend, held_back, steps_down
 from l0compress.training.finetune import finetune
 from l0compress.training.goals import goal_for
 from l0compress.training.harden import decide
+from l0compress.training.limits import Limits
 from l0compress.training.losses import objective_for
 from l0compress.training.methods import METHODS, method_of
-from l0compress.training.methods.fisher import fisher_information, marginal_costs
+from l0compress.training.methods.fisher import fisher_information, marginal_cost
 from l0compress.training.methods.learned import better
 from l0compress.training.methods.start import ordered_log_alpha
 from l0compress.training.narrowing import Narrowed
@@ -141,7 +143,7 @@ class TestFisher:
     def test_costs_are_those_of_single_removals(self):
         groups, _ = network()
         whole = cost(groups.graph).macs
-        costs = marginal_costs(groups, "macs")
+        costs = marginal_cost(Counted(groups, "macs"))
         for move in range(groups.num_moves):
             keep = torch.ones(groups.num_moves, dtype=torch.bool)
             keep[move] = False
@@ -183,10 +185,11 @@ class TestDescent:
             verify(small, masked(groups.graph, plan), inputs=[Call((x,))])
             return small
 
-        def by_norm(now: Groups) -> Tensor:
-            return fisher_information(now, [Batch((x,), {})], objective_for("mse", None, now.graph.module()(x)))
+        def by_norm(now: Limits) -> Tensor:
+            objective = objective_for("mse", None, now.groups.graph.module()(x))
+            return fisher_information(now.groups, [Batch((x,), {})], objective)
 
-        found = descend(groups, by_norm, untouched, target=target, unit="macs").end
+        found = descend(Limits.counted(groups, {"macs": target}), by_norm, untouched).end
         assert seen == sorted(seen, reverse=True)
         assert found.plan.cost == cost(found.graph)
         assert 0.7 * target < cost(found.graph).macs <= target
@@ -194,14 +197,15 @@ class TestDescent:
     def test_a_step_leaves_half_of_every_group_where_something_else_can_go(self):
         groups, _ = network()
         scores = torch.arange(groups.num_moves, dtype=torch.float64).exp()  # one group before all others
-        plan = decide(groups, held_back(groups, scores, 0.5), target=round(0.35 * cost(groups.graph).macs), unit="macs")
+        target = round(0.35 * cost(groups.graph).macs)
+        plan = decide(Limits.counted(groups, {"macs": target}), held_back(groups, scores, 0.5))
         assert all(2 * int(plan.keep[list(group.moves)].sum()) >= len(group.moves) for group in groups.groups)
 
     def test_a_step_takes_more_of_a_group_before_it_misses_the_target(self):
         groups, _ = network()
         scores = torch.rand(groups.num_moves, generator=torch.Generator().manual_seed(0))
         target = cost(groups.graph).macs // 10
-        assert decide(groups, held_back(groups, scores, 0.5), target=target, unit="macs").cost.macs <= target
+        assert decide(Limits.counted(groups, {"macs": target}), held_back(groups, scores, 0.5)).cost.macs <= target
 
     def test_what_is_held_back_stays_in_order_and_without_bound(self):
         groups, _ = network()
@@ -211,7 +215,7 @@ class TestDescent:
     def test_a_cut_to_a_stored_plan_is_the_same_network_with_the_moves_in_the_same_order(self):
         groups, _ = network()
         scores = torch.rand(groups.num_moves, generator=torch.Generator().manual_seed(0))
-        plan = decide(groups, scores, target=cost(groups.graph).macs // 2, unit="macs")
+        plan = decide(Limits.counted(groups, {"macs": cost(groups.graph).macs // 2}), scores)
         one = Narrowed.whole(groups).cut(plan)
         other = Narrowed.of(Decision.of(one.plan, one.graph.state()))
         assert torch.equal(one.moves, other.moves)

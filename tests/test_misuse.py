@@ -151,11 +151,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
         TargetError,
         f"Target 'macs=50.0' {RANGE}",
     ),
-    "a budget in two units": (
-        lambda: l0.Budget(gated_mlp(), {"macs": 0.5}, params=0.5),
+    "a budget in one unit twice": (
+        lambda: l0.Budget(gated_mlp(), {"macs": 0.5}, macs=0.6),
         TargetError,
-        "A target names exactly one of params, macs, bytes and int8_bytes; given: macs and params. Nothing was "
-        "changed. Example: macs=0.5.",
+        "There are two targets in one unit: macs=0.5 and macs=0.6. Nothing was changed. Leave one of them out.",
     ),
     "a budget in no unit": (
         lambda: l0.Budget(gated_mlp(), 0.5),

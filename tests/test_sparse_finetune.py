@@ -20,6 +20,7 @@ from l0compress.errors import InputError, NotEqualError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph import CapturedGraph, KeepPlan, cost, masked, nonzero_cost
 from l0compress.graph.groups import groups_without_moves
+from l0compress.graph.groups.resource import Counted
 from l0compress.pipeline.config import read_config
 from l0compress.training import finetune as finetuning
 from l0compress.training.decision import Decision
@@ -112,7 +113,7 @@ def test_a_small_model_that_is_not_what_the_plan_leaves_is_refused(graph, data):
     mask = torch.rand(graph.state()["0.weight"].shape, generator=torch.Generator().manual_seed(0)) < 0.5
     forgotten = Decision(plan.with_masks({"0.weight": mask}), Decision.of(plan).small)
     with pytest.raises(NotEqualError) as error:
-        finish(state, forgotten, unit="params")
+        finish(state, forgotten, (Counted(forgotten.plan.groups, "params"),))
     assert re.fullmatch(
         r"After surgery: The two models are not equal: output 'output_0' differs at index \(\d+, \d\) for batch size "
         r"\d+: .*, the limit is 1e-05\. The result is refused and nothing was written\. Repeat the check in float64 to "

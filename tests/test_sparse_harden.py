@@ -158,7 +158,7 @@ def test_nothing_that_was_left_out_would_still_fit(costs, share, seed):
     scores = {weight.name: torch.rand(weight.shape, generator=generator) for weight in find_weights(graph)}
     dense = cost(graph).macs
     target = max(round(share * dense), sum(costs))
-    masks = round_weights(graph, scores, target=target, unit="macs")
+    masks = round_weights(graph, scores, {"macs": target})
     plan = KeepPlan.everything(groups_without_moves(graph)).with_masks(masks)
     room = target - nonzero_cost(l0.shrink(graph, plan)).macs
     left_out = [positions for positions, mask in zip(costs, masks.values(), strict=True) if not bool(mask.all())]

@@ -230,7 +230,7 @@ class TestTeaching:
         problem = problem_of(graph, data, QUICK)
         for metric, teaches in ((0.0, False), (1.0, True)):
             dense = Evaluation(loss=0.5, metric=metric, metric_name="accuracy", num_samples=400)
-            phase = FinalPhase(problem, graph, teacher=dense, density=1.0)
+            phase = FinalPhase(problem, graph, teacher=dense, densities={"macs": 1.0})
             phase.begin_()
             assert phase.last.metric > 0.5
             assert (phase.epoch_problem().teacher is not None) == teaches

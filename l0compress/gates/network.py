@@ -27,6 +27,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
+from l0compress.graph.groups.resource import Counted, Resource
 from l0compress.graph.groups.weights import Weight
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.graph.nodes.describe import counted, headed
@@ -180,22 +181,31 @@ class GatedNetwork(nn.Module):
         plan.decision().check_fits(self.groups.graph)
         return shrink(fold(self, plan), plan.decision())
 
-    def expected_cost(self, unit: str) -> Tensor:
-        """Return the expected cost after removal: a scalar in ``unit`` (of ``UNITS``), differentiable in the gates."""
-        probability = self.gates.probability_nonzero()
-        if not self.sparse:
-            return self.groups.expected_cost(probability, unit)
-        return self._sparse_cost.expected(self.weight_gates, probability, unit)
+    def expected_cost(self, resource: Resource | str) -> Tensor:
+        """Return the expected cost after removal: a scalar, differentiable in the gates.
 
-    def smallest_cost(self, unit: str, keep: Tensor | None = None) -> int:
+        ``resource`` is a unit (of ``UNITS``), or a resource as a function of :attr:`groups`. Single weights are counted
+        in units.
+        """
+        probability = self.gates.probability_nonzero()
+        resource = self._resource(resource)
+        if not self.sparse:
+            return resource.expected(probability)
+        return self._sparse_cost.expected(self.weight_gates, probability, resource.unit)
+
+    def smallest_cost(self, resource: Resource | str, keep: Tensor | None = None) -> int:
         """Return the cost of the smallest model that hardening can reach; every gated weight keeps one element.
 
         ``keep``, bool ``(num_moves,)``, says which moves stay; None leaves as few as possible.
         """
+        resource = self._resource(resource)
         if not self.sparse:
-            return smallest_cost(self.groups, unit)
+            return smallest_cost(resource) if keep is None else resource.cost(keep)
         fewest = smallest_keep(self.groups, torch.zeros(self.groups.num_moves)) if keep is None else keep
-        return self._sparse_cost.smallest(fewest, unit)
+        return self._sparse_cost.smallest(fewest, resource.unit)
+
+    def _resource(self, resource: Resource | str) -> Resource:
+        return Counted(self.groups, resource) if isinstance(resource, str) else resource
 
     def graph(self) -> CapturedGraph:
         """Return the network without gates, with a copy of the current weights: what gates multiply is left out."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
+from l0compress.graph.groups.resource import Resource
 
 
 def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
@@ -20,9 +21,9 @@ def smallest_keep(groups: Groups, scores: Tensor) -> Tensor:
     return KeepPlan.further(narrow, [move for move in order if best[move] and vanishing[move]]).keep
 
 
-def smallest_cost(groups: Groups, unit: str) -> int:
-    """Return the cost, in ``unit``, of the smallest model that removal can reach."""
-    return groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves))).get(unit)
+def smallest_cost(resource: Resource) -> int:
+    """Return what the smallest model that removal can reach uses of a resource."""
+    return resource.cost(smallest_keep(resource.groups, torch.zeros(resource.groups.num_moves)))
 
 
 def _best(groups: Groups, scores: Tensor) -> Tensor:

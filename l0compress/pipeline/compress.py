@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,7 +28,7 @@ from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import AbsoluteTarget, Target
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, targets_of
 from l0compress.verification.equality import Equality, verify
 
 
@@ -45,6 +44,29 @@ class Scores:
         return {"dense": asdict(self.dense), "small": asdict(self.small)}
 
 
+@dataclass(frozen=True)
+class Reached:
+    """What a small model uses of what one target allows.
+
+    Attributes:
+        target: what was asked for.
+        limit: the most that it allows, in its unit.
+        left: what is used, in the same unit.
+    """
+
+    target: Target
+    limit: int
+    left: int
+
+    def __str__(self) -> str:
+        """Return it as one line for people."""
+        return f"{self.target}: {self.left:,} of at most {self.limit:,}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {"unit": self.target.unit, "limit": self.limit, "reached": self.left}
+
+
 @dataclass(frozen=True, eq=False)
 class CompressResult:
     """What :func:`compress` returns.
@@ -54,8 +76,7 @@ class CompressResult:
         masked: the dense-shaped model with the trained weights and removed channels silenced; equal to ``small``.
         small: the smaller model, best by validation; ``small.module()`` is an ``nn.Module``.
         plan: which channels were kept.
-        target: the budget.
-        limit: the most that the target allows, in its unit.
+        budgets: what each target allows, and what is used of that.
         dense_cost, small_cost: what both cost by their shapes.
         nonzero_cost: what ``small`` costs when the zeros in its weights are left out; None where no single weights were
             removed. With it, the target is on this.
@@ -69,8 +90,7 @@ class CompressResult:
     masked: CapturedGraph
     small: CapturedGraph
     plan: KeepPlan
-    target: Target
-    limit: int
+    budgets: tuple[Reached, ...]
     dense_cost: Cost
     small_cost: Cost
     nonzero_cost: Cost | None
@@ -87,19 +107,29 @@ class CompressResult:
             *(f"{part} {s.dense.metric_name}: {s.dense.metric:.4g} -> {s.small.metric:.4g}" for part, s in scores),
             f"small and masked model agree within {self.equality.max_relative:.2g}",
         ]
-        return headed(f"CompressResult({self.target}: {self.reached:,} of at most {self.limit:,})", lines)
+        return headed(f"CompressResult({'; '.join(map(str, self.budgets))})", lines)
+
+    @property
+    def target(self) -> Target:
+        """The budget; the first one where there are several in :attr:`budgets`."""
+        return self.budgets[0].target
+
+    @property
+    def limit(self) -> int:
+        """The most that :attr:`target` allows, in its unit."""
+        return self.budgets[0].limit
 
     @property
     def reached(self) -> int:
-        """What is left, in the target's unit."""
-        return (self.nonzero_cost or self.small_cost).get(self.target.unit)
+        """What is left, in the unit of :attr:`target`."""
+        return self.budgets[0].left
 
 
 def compress(
     model: Model,
     data: Any,
     *,
-    target: Mapping[str, float] | Target | str,
+    target: AnyTargets,
     epochs: int | None = None,
     settings: FinetuneSettings | None = None,
     dynamic: Dynamic = "auto",
@@ -114,8 +144,9 @@ def compress(
         data: ``(x, y)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``; a dict of these such as ``{"train":
             (x, y), "val": (x, y)}``; :class:`~l0compress.data.Data`; or a name. See
             :func:`~l0compress.loading.as_data` and :func:`~l0compress.loading.load_data`.
-        target: one unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
-            or ``{"params": 26500}`` (a count).
+        target: a unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
+            or ``{"params": 26500}`` (a count). Several hold together: ``{"macs": 0.5, "bytes": 4_000_000}``, or a list
+            of texts.
         epochs: how long to train; 0 decides and repairs without training or labels. None leaves it to ``settings``.
         settings: how to train; the defaults are those of the command line, on the device that the model is on.
         dynamic: which sizes of the inputs are free, and where the batch is, as for
@@ -141,7 +172,7 @@ def compress(
         >>> result.dense_cost.params, result.small_cost.params <= 57
         (114, True)
     """
-    wanted = Target.of(target)
+    wanted = targets_of(target)
     settings = FinetuneSettings(device=_device_of(model)) if settings is None else settings
     if not isinstance(settings, FinetuneSettings):
         raise InputError(
@@ -167,7 +198,7 @@ def _device_of(model: Model) -> str:
 
 def compress_prepared(
     prepared: Prepared,
-    target: Target,
+    targets: tuple[Target, ...],
     settings: FinetuneSettings,
     *,
     on_event: OnEvent = ignore,
@@ -179,11 +210,12 @@ def compress_prepared(
         event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
         on_event(replace(event, category=LostInCaptureWarning))
     with in_turn():
-        goal = target.on(cost(prepared.graph).get(target.unit))
+        dense = cost(prepared.graph)
+        goals = tuple(target.on(dense.get(target.unit)) for target in targets)
         result = finetune(
-            prepared.graph, prepared.data, goal, settings=settings, on_event=on_event, checkpoints=checkpoints
+            prepared.graph, prepared.data, goals, settings=settings, on_event=on_event, checkpoints=checkpoints
         )
-        return _checked(result, prepared, goal, settings)
+        return _checked(result, prepared, goals, settings)
 
 
 def check_device(device: str) -> None:
@@ -198,18 +230,18 @@ def check_device(device: str) -> None:
 
 
 def _checked(
-    result: FinetuneResult, prepared: Prepared, goal: AbsoluteTarget, settings: FinetuneSettings
+    result: FinetuneResult, prepared: Prepared, goals: tuple[AbsoluteTarget, ...], settings: FinetuneSettings
 ) -> CompressResult:
     silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
     equality = verify(result.small, silenced)
     sparse = nonzero_cost(result.small) if result.plan.masks else None
+    budgets = tuple(Reached(goal.wanted, goal.limit, _used(goal, result)) for goal in goals)
     compressed = CompressResult(
         dense=result.dense,
         masked=silenced,
         small=result.small,
         plan=result.plan,
-        target=goal.wanted,
-        limit=goal.limit,
+        budgets=budgets,
         dense_cost=cost(prepared.graph),
         small_cost=cost(result.small),
         nonzero_cost=sparse,
@@ -219,13 +251,19 @@ def _checked(
         history=result.history,
         reading=result.reading,
     )
-    if compressed.reached > compressed.limit:
-        raise TargetMissedError(
-            f"Target {goal.wanted}: the small model has {compressed.reached:,} {goal.unit}, but at most "
-            f"{goal.limit:,} were requested.",
-            fix="",
-        )
+    for budget in budgets:
+        if budget.left > budget.limit:
+            raise TargetMissedError(
+                f"Target {budget.target}: the small model has {budget.left:,} {budget.target.unit}, but at most "
+                f"{budget.limit:,} were requested.",
+                fix="",
+            )
     return compressed
+
+
+def _used(goal: AbsoluteTarget, result: FinetuneResult) -> int:
+    resource = goal.resource(result.plan.groups)
+    return resource.used_by(result.small, result.plan.keep, sparse=bool(result.plan.masks))
 
 
 def _test_scores(result: FinetuneResult, prepared: Prepared, settings: FinetuneSettings) -> Scores | None:

@@ -75,11 +75,15 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     expected = row.wrong(value)
     if expected is not None:
         raise InputError(f"{line}{name} = {value!r}: expected {expected}.", fix="Change the value.")
+    values: list[Any] = list(value) if row.many and isinstance(value, list | tuple) else [value]
     try:
-        READERS.get(row.format, str)(value)
+        for each in values:
+            READERS.get(row.format, str)(each)
     except InputError as error:
         raise type(error)(f"{line}{error}") from error
-    return float(value) if row.kind is float else value
+    if len(values) > 1:
+        return values
+    return float(values[0]) if row.kind is float else values[0]
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,8 +71,10 @@ _MODEL = (
         absent="the budget, such as macs=0.5",
         format="target",
         metavar="UNIT=NUMBER",
+        many=True,
         help="The budget: params, macs, bytes, or int8-bytes (of the file that export --quantize writes), as a "
-        "fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB).",
+        "fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB). Given several times, in units "
+        "of their own, all hold.",
     ),
 )
 _RUNNING = (

@@ -17,7 +17,7 @@ from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import GATES, OPTIONS
 from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
-from l0compress.training.targets import Target, parse_target
+from l0compress.training.targets import Target, targets_of
 
 NEEDED = ("model", "data", "target")
 _STREAM_BATCH = 64
@@ -30,7 +30,7 @@ class RunRequest:
     Attributes:
         source: the model file.
         data: where the data come from.
-        target: the budget.
+        targets: the budgets, which hold together.
         loss: ``auto``, ``cross-entropy``, ``bce``, ``mse``, or ``package.module:function`` of (outputs, targets).
         output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
         settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
@@ -41,7 +41,7 @@ class RunRequest:
 
     source: ModelSource
     data: DataSource
-    target: Target
+    targets: tuple[Target, ...]
     loss: str = "auto"
     output: Path | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class RunRequest:
         }
         more = {
             "trust_pickle": self.source.trust_pickle,
-            "target": str(self.target),
+            "target": str(self.targets[0]) if len(self.targets) == 1 else [str(target) for target in self.targets],
             "loss": self.loss,
             "fixed": self.fixed,
         }
@@ -116,7 +116,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
             parse_factory_args(values["factory_args"]),
         ),
         data=data_source(values),
-        target=parse_target(values["target"]),
+        targets=targets_of(values["target"]),
         loss=loss,
         output=output,
         settings={**settings, "gates": replace(GateSettings(), **gates)},

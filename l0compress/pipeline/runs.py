@@ -157,6 +157,16 @@ def measured(result: Mapping[str, Any], name: str, *, file_bytes: int | None = N
     )
 
 
+def targets_in(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The targets in a run's result, which has one as it is and several as a list.
+
+    >>> targets_in({"target": {"unit": "macs", "limit": 50, "reached": 48}})
+    [{'unit': 'macs', 'limit': 50, 'reached': 48}]
+    """
+    found = result["target"]
+    return found if isinstance(found, list) else [found]
+
+
 def metric_name(result: Mapping[str, Any], reading: Reading | None = None) -> str:
     """The name of the metric, and the part of the data that it was taken on."""
     name = _scores(result)["dense"]["metric_name"] if reading is None else reading.score_name

@@ -46,17 +46,20 @@ class RunSummary:
 
     def table(self) -> Table:
         """Dense against small."""
-        target, result, reading = self.result["target"], self.result, runs.reading_of(self.folder)
+        result, reading = self.result, runs.reading_of(self.folder)
         table = comparison_table(
             runs.measured(result, "dense"),
             runs.measured(result, "small"),
             metric_name=runs.metric_name(result, reading),
             title="Dense against small",
         )
-        share = target["reached"] / target["limit"]
-        note = f"Budget: at most {target['limit']:,} {target['unit']}; {target['reached']:,} were used ({share:.1%})."
+        notes = [
+            f"Budget: at most {target['limit']:,} {target['unit']}; {target['reached']:,} were used "
+            f"({target['reached'] / target['limit']:.1%})."
+            for target in runs.targets_in(result)
+        ]
         meaning = () if reading is None or reading.meaning is None else (reading.meaning,)
-        return Table(table.title, table.columns, table.rows, (note, *meaning))
+        return Table(table.title, table.columns, table.rows, (*notes, *meaning))
 
 
 def finetune_run(request: RunRequest, *, on_event: OnEvent = ignore) -> RunSummary:
@@ -156,7 +159,7 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
 
     checkpoints = RunCheckpoints(run, stops, every=request.checkpoint_every)
     settings = request.finetune_settings()
-    result = compress_prepared(prepared, request.target, settings, on_event=tell, checkpoints=checkpoints)
+    result = compress_prepared(prepared, request.targets, settings, on_event=tell, checkpoints=checkpoints)
     checkpoints.check_stop()
     summary = result_of(result)
     results = {runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}), runs.RESULT: runs.json_bytes(summary)}
@@ -224,9 +227,9 @@ def _export(folder: Path, result: CompressResult) -> tuple[str, ...]:
 
 def result_of(result: CompressResult) -> dict[str, Any]:
     """What came out, as plain values for JSON."""
-    unit = result.target.unit
+    targets = [budget.to_json() for budget in result.budgets]
     return {
-        "target": {"unit": unit, "limit": result.limit, "reached": result.reached},
+        "target": targets[0] if len(targets) == 1 else targets,
         "dense": asdict(result.dense_cost),
         "small": asdict(result.small_cost),
         "nonzero": None if result.nonzero_cost is None else asdict(result.nonzero_cost),

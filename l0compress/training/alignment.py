@@ -17,43 +17,43 @@ from torch import Tensor
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.naming import Group
-from l0compress.training.refill import Limit, Portion, refill
+from l0compress.training.limits import Limits
+from l0compress.training.refill import Portion, refill
 
 WIDTH_MULTIPLE = 8
-CLOSE_ENOUGH = 0.97
 
 
-def align(plan: KeepPlan, scores: Tensor, limit: Limit) -> Tensor:
+def align(plan: KeepPlan, scores: Tensor, limits: Limits) -> Tensor:
     """Round convolution widths to multiples of :data:`WIDTH_MULTIPLE` under a budget.
 
     Every width is rounded down first; then blocks return, to the widths that lost most of theirs before any others, and
     by score among equals. What room is left goes to other layers, and only then to odd channels of one convolution.
 
     Args:
-        plan: a decision within ``limit``.
+        plan: a decision within ``limits``.
         scores: float (num_moves,): higher stays.
 
     Returns:
-        bool (num_moves,), closed, within ``limit``; that of ``plan`` itself where alignment would use less than 97 %.
+        bool (num_moves,), closed, within ``limits``; that of ``plan`` itself where alignment would use less than 97 %.
     """
-    groups, keep = limit.groups, plan.keep
+    groups, keep = limits.groups, plan.keep
     blocks = [group for group in groups.groups if _is_aligned_kind(groups, group)]
     if not blocks:
         return keep
     trial = keep.clone()
     for group in blocks:
         trial = _with_width(trial, group, scores, _floor(int(keep[list(group.moves)].sum())))
-    chosen = limit.fitted(trial)
+    chosen = limits.fitted(trial)
     if chosen is None:
         return keep
-    chosen = refill(chosen, _blocks_back(chosen, blocks, scores, keep), limit.fitted)
+    chosen = refill(chosen, _blocks_back(chosen, blocks, scores, keep), limits.fitted)
     others = [move for group in groups.groups if group not in blocks for move in group.moves]
-    chosen = _return_moves(chosen, others, scores, limit)
+    chosen = _return_moves(chosen, others, scores, limits)
     for group in sorted(blocks, key=lambda group: group.macs / len(group.moves)):
-        if limit.cost(chosen) > CLOSE_ENOUGH * limit.target:
+        if limits.is_used(chosen):
             break
-        chosen = _return_moves(chosen, group.moves, scores, limit)
-    return chosen if limit.cost(chosen) > min(CLOSE_ENOUGH * limit.target, limit.cost(keep) - 1) else keep
+        chosen = _return_moves(chosen, group.moves, scores, limits)
+    return chosen if limits.is_used(chosen) or limits.share(chosen) >= limits.share(keep) else keep
 
 
 def _is_aligned_kind(groups: Groups, group: Group) -> bool:
@@ -114,7 +114,7 @@ def _blocks_back(keep: Tensor, blocks: Sequence[Group], scores: Tensor, before: 
     return portions
 
 
-def _return_moves(keep: Tensor, moves: Sequence[int], scores: Tensor, limit: Limit) -> Tensor:
+def _return_moves(keep: Tensor, moves: Sequence[int], scores: Tensor, limits: Limits) -> Tensor:
     """Take moves back, best first, for as long as they fit."""
     kept, value = keep.tolist(), scores.tolist()
     lost = sorted((move for move in moves if not kept[move]), key=lambda move: -value[move])
@@ -124,7 +124,7 @@ def _return_moves(keep: Tensor, moves: Sequence[int], scores: Tensor, limit: Lim
         middle = (low + high + 1) // 2
         trial = keep.clone()
         trial[lost[:middle]] = True
-        closed = limit.fitted(trial)
+        closed = limits.fitted(trial)
         if closed is None:
             high = middle - 1
         else:

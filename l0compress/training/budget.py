@@ -8,118 +8,32 @@ everything is. :class:`Budget` instead descends on weights and gates and ascends
 The multiplier grows while the budget is violated and restarts at 0 once it is met, as in Gallego-Posada et al.,
 "Controlled Sparsity via Constrained Optimization or: How I Learned to Stop Tuning Penalties and Love Constraints",
 NeurIPS 2022, section 3.3. The target starts at the model's own cost and falls cubically (Zhu and Gupta, "To prune, or
-not to prune", 2017, equation 1).
+not to prune", 2017, equation 1). With several targets each has a multiplier of its own, and their terms add up.
 """
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from numbers import Real
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-import torch
 from torch import Tensor
 
-from l0compress.errors import InputError, TargetError
+from l0compress.errors import TargetError
 from l0compress.gates.attach import GatedNetwork, check_gated
-from l0compress.training.goals import Criterion
-from l0compress.training.multiplier import AscentSettings, FixedMultiplier, Multiplier, cubic_ramp
-from l0compress.training.targets import (
-    AbsoluteTarget,
-    Target,
-    check_countable,
-    check_reachable,
-    dense_cost,
-    named_target,
-)
+from l0compress.graph.groups import Groups
+from l0compress.graph.groups.resource import Counted, Resource
+from l0compress.training.constraint import Constraint
+from l0compress.training.events import told
+from l0compress.training.limits import Bound, Limits
+from l0compress.training.multiplier import AscentSettings, Multiplier
+from l0compress.training.penalty import FixedPenalty as FixedPenalty
+from l0compress.training.penalty import Penalty as Penalty
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, check_countable, check_reachable, targets_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _ASCENT = AscentSettings()
-
-
-class Penalty(ABC):
-    """What joins the loss while gates are trained: ``multiplier`` times an amount that the gates decide.
-
-    A :class:`Budget` or a :class:`FixedPenalty`.
-
-    Attributes:
-        unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
-        dense: the cost, in that unit, with nothing removed.
-        target: the most that hardening may leave; None where there is no target.
-    """
-
-    unit: str
-    dense: int
-    target: int | None = None
-
-    def __init__(self, gated: GatedNetwork, unit: str, dense: int, multiplier: Multiplier | FixedMultiplier) -> None:
-        self._gated = gated
-        self.unit = unit
-        self.dense = dense
-        self._multiplier = multiplier
-
-    @property
-    def gated(self) -> GatedNetwork:
-        """The network whose cost this is on."""
-        return self._gated
-
-    @property
-    def density(self) -> float:
-        """Expected cost after removal over the dense cost."""
-        with torch.no_grad():
-            return float(self.expected_cost()) / self.dense
-
-    def expected_cost(self) -> Tensor:
-        """Expected cost after removal, a scalar in the penalty's unit, differentiable in the gates."""
-        return self._gated.expected_cost(self.unit)
-
-    def penalty(self) -> Tensor:
-        """What to add to the loss: a scalar, differentiable in the gates.
-
-        Raises:
-            InputError: gradients are wanted while the gates are in evaluation mode, where they are not sampled.
-        """
-        modules = self._gated.gate_modules()
-        if torch.is_grad_enabled() and not any(module.training for module in modules):
-            raise InputError(
-                "the gated network is in evaluation mode, where gates are not sampled and learn nothing from the loss.",
-                fix="Call gated.train() before training steps, and gated.eval() only to evaluate.",
-            )
-        return self.multiplier * self._amount()
-
-    @property
-    def multiplier(self) -> float:
-        """What a unit of the amount weighs in the loss: of a budget the Lagrange multiplier, a unit of log cost."""
-        return self._multiplier.value
-
-    @abstractmethod
-    def _amount(self) -> Tensor:
-        """What the multiplier is multiplied with: a scalar, differentiable in the gates."""
-
-    @property
-    def violation(self) -> float:
-        """Feasible where <= 0; 0 without a target, where nothing is violated."""
-        return 0.0
-
-    def step(self) -> None:
-        """Called once after every step of the optimizer: the multiplier ascends by the violation."""
-        self._multiplier.ascend_(self.violation)
-
-    def follow_(self, gated: GatedNetwork) -> None:
-        """Go on with ``gated``, what compaction made of the network so far; target and multiplier stay."""
-        self._gated = gated
-
-    def values(self) -> dict[str, float]:
-        """What has to be known between two steps to go on."""
-        return self._multiplier.values()
-
-    def load_values_(self, values: Mapping[str, float]) -> None:
-        """Go on from what :meth:`values` returned."""
-        self._multiplier.load_values_(values)
 
 
 class Units(TypedDict, total=False):
@@ -135,7 +49,7 @@ class Units(TypedDict, total=False):
 class Budget(Penalty):
     """Holds the expected cost of ``gated`` after removal to a target in parameters, MACs, bytes or bytes of int8.
 
-    ``target`` names exactly one of ``params``, ``macs``, ``bytes`` and ``int8_bytes``, which counts what the int8 file
+    ``target`` names one of ``params``, ``macs``, ``bytes`` and ``int8_bytes``, which counts what the int8 file
     will hold, see :mod:`l0compress.graph.groups.int8`: as a mapping, ``Budget(gated, {"macs": 0.5})``, or as on the
     command line, ``Budget(gated, "macs=0.5")``. The older ``Budget(gated, macs=0.5)`` works as well. A number between 0
     and 1 is a fraction of the cost that ``gated`` has when the budget is made, an integer from 100 on is a count. Where
@@ -150,129 +64,203 @@ class Budget(Penalty):
         optimizer.step()
         budget.step()
 
+    >>> import torch
     >>> from l0compress import capture, gate
     >>> gated = gate(capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), (torch.zeros(2, 4),)))
     >>> budget = Budget(gated, {"macs": 0.5})
     >>> budget.dense, budget.target
     (48, 24)
 
+    Several targets hold together: ``{"macs": 0.5, "bytes": 4_000_000}``, or a list, ``["macs=0.5", "bytes=4MB"]``. Each
+    is a :class:`~l0compress.training.constraint.Constraint` with a multiplier and a ramp of its own in
+    :attr:`constraints`; what a budget says of one target (:attr:`unit`, :attr:`target`, ...) is asked of those.
+
+    >>> both = Budget(gated, {"macs": 0.5, "params": 0.6})
+    >>> [(constraint.unit, constraint.target) for constraint in both.constraints]
+    [('macs', 24), ('params', 34)]
+
     Raises TargetError for a malformed target, and for one that no choice of what to remove can reach; InputError where
     ``gated`` is no gated network.
     """
 
-    target: int
+    constraints: tuple[Constraint, ...]
 
     def __init__(
         self,
         gated: GatedNetwork,
-        target: Target | AbsoluteTarget | Mapping[str, float] | str | None = None,
+        target: AnyTargets | AbsoluteTarget | Sequence[AbsoluteTarget] | None = None,
         *,
         ramp_steps: int = 0,
         ascent: AscentSettings = _ASCENT,
         **units: Unpack[Units],
     ) -> None:
         check_gated(gated, "Budget")
-        if not isinstance(target, AbsoluteTarget):
-            wanted = named_target(target, units)
-            target = wanted.on(dense_cost(gated.groups, wanted.unit))
-        check_countable(target.unit, single_weights=bool(gated.sparse))
-        check_reachable(target, gated.groups, gated.smallest_cost)
-        self._begin_(gated, target, ramp_steps, ascent)
+        targets = _counted(gated, target, dict(units))
+        check_countable(targets, single_weights=bool(gated.sparse))
+        check_reachable(targets, gated.groups, gated.smallest_cost)
+        self._begin_(gated, targets, Limits.of(gated.groups, targets), ramp_steps, ascent)
 
     @classmethod
-    def at(cls, gated: GatedNetwork, target: AbsoluteTarget, *, ascent: AscentSettings = _ASCENT) -> Budget:
-        """A budget on ``gated``, what is left of the network of ``target``, in force from the first step.
+    def at(
+        cls,
+        gated: GatedNetwork,
+        targets: tuple[AbsoluteTarget, ...],
+        limits: Limits,
+        *,
+        ascent: AscentSettings = _ASCENT,
+    ) -> Budget:
+        """A budget on ``gated``, what is left of the network of the targets, in force from the first step.
 
-        The target was found to be within reach of that network, and is not checked again.
+        The targets were found to be within reach of that network, and are not checked again. ``limits`` are the same on
+        the groups of ``gated``.
         """
         budget = cls.__new__(cls)
-        budget._begin_(gated, target, 0, ascent)
+        budget._begin_(gated, targets, limits, 0, ascent)
         return budget
 
-    def _begin_(self, gated: GatedNetwork, target: AbsoluteTarget, ramp_steps: int, ascent: AscentSettings) -> None:
-        super().__init__(gated, target.unit, target.dense, Multiplier(ascent))
-        self.target = target.limit
+    def _begin_(
+        self,
+        gated: GatedNetwork,
+        targets: tuple[AbsoluteTarget, ...],
+        limits: Limits,
+        ramp_steps: int,
+        ascent: AscentSettings,
+    ) -> None:
+        super().__init__(gated)
+        self.constraints = tuple(
+            Constraint(gated, bound.resource, target, Multiplier(ascent))
+            for target, bound in zip(targets, limits.bounds, strict=True)
+        )
         self.ramp_steps = ramp_steps
-        self._num_steps = 0
-        self._last: float | None = None
+        self._go_to_(0)
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        return tuple(constraint.unit for constraint in self.constraints)
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        return tuple(constraint.resource for constraint in self.constraints)
+
+    def limits_on(self, groups: Groups) -> Limits:
+        return Limits(groups, tuple(Bound(each.resource, each.target) for each in self.constraints))
+
+    @property
+    def only(self) -> Constraint:
+        """The only constraint.
+
+        Raises:
+            TargetError: there are several.
+        """
+        first, *others = self.constraints
+        if others:
+            raise TargetError(
+                f"this budget has {len(self.constraints)} targets, {' and '.join(self.units)}, each with numbers of "
+                "its own.",
+                fix="Read them one by one, for example [c.target for c in budget.constraints].",
+            )
+        return first
+
+    @property
+    def unit(self) -> str:
+        """What the only target is on: ``params``, ``macs``, ``bytes`` or ``int8_bytes``."""
+        return self.only.unit
+
+    @property
+    def dense(self) -> int:
+        """The cost, in the unit of the only target, with nothing removed."""
+        return self.only.dense
+
+    @property
+    def target(self) -> int:
+        """The most that hardening may leave, in the unit of the only target."""
+        return self.only.target
 
     @property
     def target_now(self) -> float:
-        """The target in force at this step of the ramp, in the budget's unit."""
-        if self.ramp_steps <= 0:
-            return float(self.target)
-        return cubic_ramp(self.dense, self.target, self._num_steps / self.ramp_steps)
+        """The target in force at this step of the ramp, in the unit of the only target."""
+        return self.only.target_now
+
+    def expected_cost(self) -> Tensor:
+        """Expected cost after removal, a scalar in the unit of the only target, differentiable in the gates."""
+        return self.only.expected_cost()
 
     @property
     def violation(self) -> float:
-        """``log E[cost] - log target_now``; feasible where <= 0."""
-        with torch.no_grad():
-            return float(self._violation())
+        """``log E[cost] - log target_now``, the largest of all targets; feasible where <= 0."""
+        return max(constraint.violation for constraint in self.constraints)
+
+    @property
+    def density(self) -> float:
+        """Expected cost after removal over the dense cost, of the target that is violated most."""
+        return self._tightest.density
+
+    @property
+    def multiplier(self) -> float:
+        """The Lagrange multiplier, what a unit of log cost weighs in the loss, of the target that is violated most."""
+        return self._tightest.multiplier
+
+    @property
+    def _tightest(self) -> Constraint:
+        return max(self.constraints, key=lambda constraint: constraint.violation)
 
     def _amount(self) -> Tensor:
-        """The violation, which the next :meth:`step` ascends on."""
-        violation = self._violation()
-        self._last = float(violation.detach())
-        return violation
-
-    def _violation(self) -> Tensor:
-        return self.expected_cost().log() - math.log(self.target_now)
+        first, *others = (constraint.penalty() for constraint in self.constraints)
+        return sum(others, first)
 
     def step(self) -> None:
-        """Ascend on the multiplier by the violation of the last :meth:`penalty`, and move the target along its ramp."""
-        self._multiplier.ascend_(self.violation if self._last is None else self._last)
-        self._last = None
-        self._num_steps += 1
+        """Ascend on each multiplier by the violation of the last :meth:`penalty`; move the targets along their ramp."""
+        for constraint in self.constraints:
+            constraint.step_()
+        self._go_to_(self._num_steps + 1)
 
-    def follow_(self, gated: GatedNetwork) -> None:
-        super().follow_(gated)
-        self._last = None
+    def _go_to_(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        if self.ramp_steps > 0:
+            for constraint in self.constraints:
+                constraint.move_target_(num_steps / self.ramp_steps)
+
+    def follow_(self, gated: GatedNetwork, kept_moves: Tensor) -> None:
+        super().follow_(gated, kept_moves)
+        for constraint in self.constraints:
+            constraint.follow_(gated, kept_moves)
+
+    def report(self) -> dict[str, Any]:
+        return told({constraint.unit: constraint.report() for constraint in self.constraints}, key="violation")
 
     def values(self) -> dict[str, float]:
-        """The ramp's position and the multiplier's state."""
-        return {"num_steps": self._num_steps, **super().values()}
+        """The ramp's position and the state of each multiplier, under its unit where there are several."""
+        found: dict[str, float] = {"num_steps": self._num_steps}
+        for prefix, constraint in self._prefixed():
+            found.update({f"{prefix}{name}": value for name, value in constraint.values().items()})
+        return found
 
     def load_values_(self, values: Mapping[str, float]) -> None:
-        super().load_values_(values)
-        self._num_steps = int(values["num_steps"])
-        self._last = None
+        for prefix, constraint in self._prefixed():
+            mine = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+            constraint.load_values_(mine)
+        self._go_to_(int(values["num_steps"]))
+
+    def _prefixed(self) -> list[tuple[str, Constraint]]:
+        several = len(self.constraints) > 1
+        return [(f"{constraint.unit}." if several else "", constraint) for constraint in self.constraints]
 
     def __repr__(self) -> str:
         ramp = f" of {self.ramp_steps:,} of its ramp" if self.ramp_steps > 0 else ""
-        return (
-            f"Budget({self.unit}: at most {self.target:,} of {self.dense:,}; expected now {self.density:.1%}, "
-            f"multiplier {self.multiplier:.4g}, step {self._num_steps:,}{ramp})"
-        )
+        parts = [
+            f"{each.unit}: at most {each.target:,} of {each.dense:,}; expected now {each.density:.1%}, "
+            f"multiplier {each.multiplier:.4g}"
+            for each in self.constraints
+        ]
+        return f"Budget({'; '.join(parts)}, step {self._num_steps:,}{ramp})"
 
 
-class FixedPenalty(Penalty):
-    """``multiplier * E[cost]`` with a multiplier that the caller chose: the penalty of Louizos et al. 2018, equation 9.
-
-    With ``unit="params"`` and a loss that is a mean negative log-likelihood, :meth:`aic` and :meth:`bic` are the
-    expected Akaike and Bayesian information criteria divided by twice the number of samples.
-    There is no target: hardening keeps what is kept with probability above one half.
-
-    Raises TargetError for a multiplier that is negative or not finite, InputError where ``gated`` is no gated network.
-    """
-
-    def __init__(self, gated: GatedNetwork, multiplier: float, *, unit: str = "params") -> None:
-        check_gated(gated, "FixedPenalty")
-        if not (isinstance(multiplier, Real) and multiplier >= 0 and math.isfinite(multiplier)):
-            raise TargetError(f"Penalty {multiplier}: a multiplier is a finite number, 0 or more.", fix="")
-        super().__init__(gated, unit, dense_cost(gated.groups, unit), FixedMultiplier(multiplier))
-
-    @classmethod
-    def aic(cls, gated: GatedNetwork, num_samples: int) -> FixedPenalty:
-        """Akaike 1974: one nat a parameter, ``multiplier = 1 / N``."""
-        return cls(gated, Criterion("aic").multiplier(num_samples))
-
-    @classmethod
-    def bic(cls, gated: GatedNetwork, num_samples: int) -> FixedPenalty:
-        """Schwarz 1978: half of ``ln N`` nats a parameter, ``multiplier = ln N / (2 N)``."""
-        return cls(gated, Criterion("bic").multiplier(num_samples))
-
-    def _amount(self) -> Tensor:
-        return self.expected_cost()
-
-    def __repr__(self) -> str:
-        return f"FixedPenalty({self.multiplier:.4g} for each of {self.unit}; expected now {self.density:.1%})"
+def _counted(
+    gated: GatedNetwork, target: AnyTargets | AbsoluteTarget | Sequence[AbsoluteTarget] | None, units: Mapping[str, Any]
+) -> tuple[AbsoluteTarget, ...]:
+    """What is asked for, on the network that there is now; counts stay what they are."""
+    listed = [target] if isinstance(target, AbsoluteTarget) else target
+    if isinstance(listed, Sequence) and any(isinstance(each, AbsoluteTarget) for each in listed):
+        return tuple(each for each in listed if isinstance(each, AbsoluteTarget))
+    wanted = targets_of(cast("AnyTargets | None", listed), **units)
+    return tuple(each.on(Counted(gated.groups, each.unit).dense) for each in wanted)

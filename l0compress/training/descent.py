@@ -14,7 +14,7 @@ between the cuts, as in Frantar and Alistarh, "Optimal Brain Compression", NeurI
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,30 +23,41 @@ from torch import Tensor
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
 from l0compress.training.harden import decide
+from l0compress.training.limits import Limits
 from l0compress.training.narrowing import Narrowed, Refine
-from l0compress.training.targets import dense_cost
 
 # What a step leaves of the step before, at least.
 STEP = 0.7
 # And of every group of moves, where anything else can go in its place.
 GROUP_STEP = 0.1
 
-Score = Callable[[Groups], Tensor]
-OnStep = Callable[[int, int, int], None]
+Score = Callable[[Limits], Tensor]
+OnStep = Callable[[int, int, tuple[int, ...]], None]
 
 
-def _untold(number: int, steps: int, left: int) -> None:
+def _untold(number: int, steps: int, left: tuple[int, ...]) -> None:
     del number, steps, left
 
 
-def steps_down(dense: int, target: int, *, step: float = STEP) -> list[int]:
+def steps_down(dense: int, target: int, *, step: float = STEP, at_least: int = 1) -> list[int]:
     """The budgets on the way, geometric, the last one the target.
 
     >>> steps_down(1000, 500), steps_down(1000, 250), steps_down(1000, 900)
     ([707, 500], [707, 500, 353, 250], [900])
     """
-    count = max(1, math.ceil(math.log(target / dense) / math.log(step) - 1e-9))
+    count = max(at_least, math.ceil(math.log(target / dense) / math.log(step) - 1e-9))
     return [int(dense * (target / dense) ** (position / count)) for position in range(1, count)] + [target]
+
+
+def steps_in_step(dense: Sequence[int], targets: Sequence[int]) -> list[tuple[int, ...]]:
+    """The budgets on the way where there are several: as many steps as the one furthest away needs, for all of them.
+
+    >>> steps_in_step([1000, 4000], [250, 2000])
+    [(707, 3363), (500, 2828), (353, 2378), (250, 2000)]
+    """
+    pairs = list(zip(dense, targets, strict=True))
+    most = max(len(steps_down(start, target)) for start, target in pairs)
+    return list(zip(*(steps_down(start, target, at_least=most) for start, target in pairs), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,36 +75,37 @@ class Descent:
     end: Narrowed
 
 
-def descend(
-    groups: Groups, score: Score, repair: Refine, *, target: int, unit: str, on_step: OnStep = _untold
-) -> Descent:
-    """The network of ``groups`` cut down to ``target``; every step is scored anew on what the one before left.
+def descend(limits: Limits, score: Score, repair: Refine, *, on_step: OnStep = _untold) -> Descent:
+    """A network cut down to ``limits``; every step is scored anew on what the one before left.
 
     Args:
-        score: float ``(num_moves,)`` of any groups on the way.
+        limits: on the dense network's groups.
+        score: float ``(num_moves,)`` of the groups of the same limits on any network on the way.
         repair: weights for a small graph, given all that was decided.
-        on_step: called before every step with its number, how many there are, and the cost that is left so far.
+        on_step: called before every step with its number, how many there are, and what is used so far of each resource.
 
     Raises:
-        TargetMissedError: no choice of what to remove reaches the target.
+        TargetMissedError: no choice of what to remove keeps to the limits.
     """
-    before = Narrowed.whole(groups)
-    limits = steps_down(dense_cost(groups, unit), target)
-    for number, limit in enumerate(limits[:-1]):
-        on_step(number, len(limits), dense_cost(before.groups, unit))
+    before = Narrowed.whole(limits.groups)
+    steps = steps_in_step(limits.dense(), limits.most)
+    for number, most in enumerate(steps[:-1]):
+        here = before.limits(limits)
+        on_step(number, len(steps), here.dense())
         # A step may leave less than was asked for, where single moves are large.
-        if dense_cost(before.groups, unit) > limit:
-            before = before.cut(_decided(before, score, limit, unit)[1], repair)
-    if dense_cost(before.groups, unit) <= target:
-        before = Narrowed.whole(groups)
-    on_step(len(limits) - 1, len(limits), dense_cost(before.groups, unit))
-    scores, last = _decided(before, score, target, unit)
+        if not here.at(most).allow(here.dense()):
+            before = before.cut(_decided(before, here, score, most)[1], repair)
+    if limits.allow(before.limits(limits).dense()):
+        before = Narrowed.whole(limits.groups)
+    here = before.limits(limits)
+    on_step(len(steps) - 1, len(steps), here.dense())
+    scores, last = _decided(before, here, score, limits.most)
     return Descent(before, scores, last, before.cut(last, repair))
 
 
-def _decided(now: Narrowed, score: Score, limit: int, unit: str) -> tuple[Tensor, KeepPlan]:
-    scores = now.settled(score(now.groups))
-    return scores, decide(now.groups, held_back(now.groups, scores, GROUP_STEP), target=limit, unit=unit)
+def _decided(now: Narrowed, limits: Limits, score: Score, most: Sequence[int]) -> tuple[Tensor, KeepPlan]:
+    scores = now.settled(score(limits))
+    return scores, decide(limits.at(most), held_back(now.groups, scores, GROUP_STEP))
 
 
 def held_back(groups: Groups, scores: Tensor, share: float) -> Tensor:

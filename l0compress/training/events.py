@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from l0compress.errors import DataWarning
@@ -22,7 +22,8 @@ class ProgressEvent:
     ``stage`` is "dense", "cut" (a step of a decision without training), "gates", "harden" or "finetune". An event with
     ``epoch_done`` closes an epoch and carries the validation metric; the others come in between, for a live display.
     ``density`` is (expected) cost after removal over dense cost in the budget's unit, ``violation`` is ``log E[cost] -
-    log target_now`` (<= 0 is feasible).
+    log target_now`` (<= 0 is feasible). Of several budgets at once these are of the one that is furthest from being
+    met; ``constraints`` then has the same numbers of each of them, by unit.
 
     Before all others come those of the stage "warning", if there are any: what is odd about data or model, in
     ``message``; ``category`` is the class of Python's warning that says the same. One of the stage "decided" says, in
@@ -47,6 +48,7 @@ class ProgressEvent:
     seconds_left: float | None = None
     message: str = ""
     category: type[Warning] = DataWarning
+    constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
 
     def row(self) -> dict[str, Any]:
         """The event as a dict that JSON can hold; a number that is not finite becomes None.
@@ -56,12 +58,29 @@ class ProgressEvent:
         """
         values = asdict(self)
         del values["category"]
+        if not self.constraints:
+            del values["constraints"]
         if not self.message:
             del values["message"]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
         }
+
+
+def densities_told(densities: Mapping[str, float]) -> dict[str, Any]:
+    """The fields of an event that say how much is left, by unit, of what may be used; the largest is the density.
+
+    >>> densities_told({"macs": 0.5}), densities_told({"macs": 0.5, "bytes": 0.75})["density"]
+    ({'density': 0.5}, 0.75)
+    """
+    return told({unit: {"density": density} for unit, density in densities.items()}, key="density")
+
+
+def told(constraints: Mapping[str, Mapping[str, float]], *, key: str) -> dict[str, Any]:
+    """The fields of an event: those of the constraint with the largest ``key``, and where there are several, of all."""
+    first = max(constraints.values(), key=lambda values: values[key])
+    return {**first, **({"constraints": constraints} if len(constraints) > 1 else {})}
 
 
 OnEvent = Callable[[ProgressEvent], None]

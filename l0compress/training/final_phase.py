@@ -12,6 +12,7 @@ from torch import Tensor
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.training.evaluation import Evaluation
+from l0compress.training.events import densities_told
 from l0compress.training.fake_quantization import fake_quantized
 from l0compress.training.optim import cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
@@ -33,7 +34,7 @@ class FinalPhase(Phase):
 
     Args:
         teacher: the dense model's validation result.
-        density: cost over dense cost; it is only reported.
+        densities: by unit, cost over dense cost; they are only reported.
         masks: weights that these drop are zero and stay it.
 
     Attributes:
@@ -50,13 +51,13 @@ class FinalPhase(Phase):
         small: CapturedGraph,
         *,
         teacher: Evaluation,
-        density: float,
+        densities: Mapping[str, float],
         masks: Mapping[str, Tensor] = NO_MASKS,
     ) -> None:
         settings = problem.settings
         self.problem = replace(problem, objective=replace(problem.objective, temperature=settings.final_temperature))
         self.epochs = range(settings.gated_epochs, settings.epochs)
-        self._small, self._teacher, self._density = small, teacher, density
+        self._small, self._teacher, self._densities = small, teacher, densities
         network = fake_quantized(small) if settings.quantization_aware else small.module()
         self._network = keep_zeros_(network.to(settings.device), masks)
         self._parameters = dict(self._network.named_parameters())
@@ -103,7 +104,7 @@ class FinalPhase(Phase):
         return last
 
     def report(self, progress: float) -> dict[str, Any]:
-        return {"density": self._density, "learning_rate": self._rate(progress)}
+        return {**densities_told(self._densities), "learning_rate": self._rate(progress)}
 
     def state_dict(self) -> StateDict:
         return {

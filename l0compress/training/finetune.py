@@ -14,14 +14,13 @@ from l0compress.errors import NotEqualError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.groups.cost import cost
-from l0compress.graph.groups.weights import nonzero_cost
+from l0compress.graph.groups.resource import Resource
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.decision import Decision
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.final_phase import FinalPhase
-from l0compress.training.goals import AnyTarget, goal_for
+from l0compress.training.goals import AnyGoal, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.randomness import seeded
@@ -43,7 +42,7 @@ _PLAN = "plan"
 def finetune(
     graph: CapturedGraph,
     data: Data,
-    target: AnyTarget,
+    target: AnyGoal,
     *,
     settings: FinetuneSettings | None = None,
     on_event: OnEvent = ignore,
@@ -51,12 +50,13 @@ def finetune(
 ) -> FinetuneResult:
     """Compress a trained model to a budget.
 
-    ``target`` names one unit: ``{"params": ...}``, ``{"macs": ...}``, ``{"bytes": ...}`` or ``{"int8_bytes": ...}``,
+    ``target`` names a unit: ``{"params": ...}``, ``{"macs": ...}``, ``{"bytes": ...}`` or ``{"int8_bytes": ...}``,
     with a fraction of the dense cost (a float between 0 and 1) or an absolute number (an int); or it says the same as
-    text, ``"macs=0.5"`` or ``"bytes=1MB"``, or is a :class:`~l0compress.training.targets.Target`. Or it names a fixed
-    penalty: ``{"penalty": 1e-6}`` (loss per parameter), ``{"aic": 1}`` or ``{"bic": 1}``. The same seed gives the same
-    result, bit for bit on one device, and the global random state is left as it was. ``checkpoints`` saves states on
-    the way, and may have the one to go on from; the result is that of a run which was never stopped.
+    text, ``"macs=0.5"`` or ``"bytes=1MB"``, or is a :class:`~l0compress.training.targets.Target`. Several units, or a
+    list of these, hold together. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter), ``{"aic":
+    1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on one device, and the global random state
+    is left as it was. ``checkpoints`` saves states on the way, and may have the one to go on from; the result is that
+    of a run which was never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
@@ -84,21 +84,24 @@ def finetune(
         else:
             # With the dense model's weights, until those of the state are loaded.
             decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
-        return finish(state, decision, unit=method.unit)
+        return finish(state, decision, method.resources)
 
 
-def finish(state: TrainingState, decision: Decision, *, unit: str) -> FinetuneResult:
-    """From a decision to a result: surgery's check, BatchNorm statistics, and the epochs that are left."""
+def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, ...]) -> FinetuneResult:
+    """From a decision to a result: surgery's check, BatchNorm statistics, and the epochs that are left.
+
+    ``resources`` are functions of the moves that the decision is on; how much is used of each is reported.
+    """
     problem, plan, small = state.problem, decision.plan, decision.small
     _check_surgery(problem, decision)
-    counted, masks = nonzero_cost if plan.masks else cost, plan.small_masks()
-    density = counted(small).get(unit) / cost(problem.graph).get(unit)
+    masks = plan.small_masks()
+    densities = {each.unit: each.used_by(small, plan.keep, sparse=bool(masks)) / each.dense for each in resources}
     if state.resumed_in(FINETUNE) is None and not decision.repaired:
         epoch = problem.epoch(problem.settings.gated_epochs)
         batches = islice(problem.batches(epoch), _RECALIBRATION_BATCHES)
         small = recalibrate(small, batches, device=problem.device)
     state.decided = prefixed(_PLAN, plan.tensors())
-    phase = FinalPhase(problem, small, teacher=state.dense, density=density, masks=masks)
+    phase = FinalPhase(problem, small, teacher=state.dense, densities=densities, masks=masks)
     train_(state, phase)
     best, last = phase.best_graph, phase.last_graph
     check_zeros(last.state(), masks)

@@ -64,13 +64,7 @@ class GatePhase(Phase):
 
     def report(self, progress: float) -> dict[str, Any]:
         del progress
-        budget = self.budget
-        return {
-            "density": budget.density,
-            "violation": budget.violation,
-            "multiplier": budget.multiplier,
-            "num_moves": self.gated.groups.num_moves,
-        }
+        return {**self.budget.report(), "num_moves": self.gated.groups.num_moves}
 
     def state_dict(self) -> StateDict:
         return {
@@ -95,7 +89,7 @@ class GatePhase(Phase):
     def _replace_network_(self, compacted: Compacted) -> None:
         self.cuts.append(compacted.kept_moves)
         self.gated, self.moves = compacted.gated, self.moves[compacted.kept_moves]
-        self.budget.follow_(self.gated)
+        self.budget.follow_(self.gated, compacted.kept_moves)
 
     def _create_optimizers_(self) -> None:
         settings = self.problem.settings

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.cost import UNITS, cost
-from l0compress.training.targets import AbsoluteTarget, Target, parse_target, the_one
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, targets_of
 
 CRITERIA = ("penalty", "aic", "bic")
 _GOALS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
@@ -35,29 +36,51 @@ class Criterion:
         return math.log(num_samples) / (2 * num_samples) if self.name == "bic" else self.value
 
 
-Goal = AbsoluteTarget | Criterion
-AnyTarget = Target | Goal | Mapping[str, float] | str
+Goal = AbsoluteTarget | tuple[AbsoluteTarget, ...] | Criterion
+AnyGoal = AnyTargets | Goal
 
 
-def goal_for(graph: CapturedGraph, target: AnyTarget) -> Goal:
-    """Return what a run has to reach on ``graph``: the count that a target allows, or a fixed penalty.
+def goal_for(graph: CapturedGraph, target: AnyGoal) -> Goal:
+    """Return what a run has to reach on ``graph``: the counts that targets allow, or a fixed penalty.
 
     >>> import torch
     >>> from l0compress.graph.capture import capture
     >>> graph = capture(torch.nn.Linear(4, 25), (torch.zeros(2, 4),))
     >>> goal_for(graph, "macs=0.5").limit, goal_for(graph, {"bic": 1})
     (50, Criterion(name='bic', value=1))
+    >>> [part.limit for part in goal_for(graph, ["macs=0.5", "params=0.6"])]
+    [50, 75]
 
     Raises:
-        TargetError: none or several are given, or the unit or the number is wrong.
+        TargetError: none is given, or a fixed penalty beside others, or a unit or number is wrong.
     """
     if isinstance(target, AbsoluteTarget | Criterion):
         return target
-    found = _target_or_criterion(target)
-    return found if isinstance(found, Criterion) else found.on(cost(graph).get(found.unit))
+    listed = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    if listed and all(isinstance(each, AbsoluteTarget) for each in listed):
+        return tuple(each for each in listed if isinstance(each, AbsoluteTarget))
+    found = [each for one in listed for each in _named(one)]
+    criterion = next((each for each in found if isinstance(each, Criterion)), None)
+    if criterion is None:
+        counted = cost(graph)
+        parts = tuple(each.on(counted.get(each.unit)) for each in targets_of(_targets(found)))
+        return parts[0] if len(parts) == 1 else parts
+    if len(found) > 1:
+        raise TargetError(
+            f"{criterion.name!r} is a penalty in place of a budget, so no target can stand beside it.",
+            fix=f"Omit {criterion.name}, or everything else.",
+        )
+    return criterion
 
 
-def budget_of(goal: Goal) -> AbsoluteTarget:
+def parts_of(goal: Goal) -> tuple[AbsoluteTarget, ...]:
+    """Return the budgets of a goal, in the order in which they were asked for; none of a fixed penalty."""
+    if isinstance(goal, Criterion):
+        return ()
+    return goal if isinstance(goal, tuple) else (goal,)
+
+
+def budgets_of(goal: Goal) -> tuple[AbsoluteTarget, ...]:
     """Return the goal of a method that has to know how much may be left.
 
     Raises:
@@ -68,21 +91,27 @@ def budget_of(goal: Goal) -> AbsoluteTarget:
             f"Target {goal.name!r} is not a budget, but a score needs one: params, macs, bytes or int8_bytes.",
             fix="Example: macs=0.5; or learn gates, with method l0.",
         )
-    return goal
+    return parts_of(goal)
 
 
-def _target_or_criterion(target: Target | Mapping[str, float] | str) -> Target | Criterion:
+def _named(target: Any) -> list[Target | Criterion]:
+    """What one text, value or mapping names."""
     if isinstance(target, str):
         name, _, number = (piece.strip() for piece in target.partition("="))
-        return Criterion(name, _number(number, target)) if name in CRITERIA else parse_target(target)
+        return [Criterion(name, _number(number, target)) if name in CRITERIA else Target.of(target)]
     if not isinstance(target, Mapping):
-        return Target.of(target)
-    unit, value = the_one(target.items(), _GOALS)
-    if unit in CRITERIA:
-        return Criterion(unit, value)
-    if unit not in UNITS:
-        raise TargetError(f"Unknown target {unit!r}: expected one of {_GOALS}.", fix="Example: macs=0.5.")
-    return Target.of({unit: value})
+        return [Target.of(target)]
+    given = {unit: value for unit, value in target.items() if value is not None}
+    unknown = next((unit for unit in given if unit not in (*UNITS, *CRITERIA)), None)
+    if unknown is not None:
+        raise TargetError(f"Unknown target {unknown!r}: expected one of {_GOALS}.", fix="Example: macs=0.5.")
+    if not given:
+        raise TargetError(f"A target names at least one of {_GOALS}; given: none.", fix="Example: macs=0.5.")
+    return [Criterion(unit, value) if unit in CRITERIA else Target.of({unit: value}) for unit, value in given.items()]
+
+
+def _targets(found: list[Target | Criterion]) -> list[Target]:
+    return [each for each in found if isinstance(each, Target)]
 
 
 def _number(number: str, text: str) -> float:

@@ -20,12 +20,11 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
 from l0compress.training.alignment import align
-from l0compress.training.budget import Penalty
 from l0compress.training.decision import Decision
-from l0compress.training.refill import Limit, Portion, refill
+from l0compress.training.limits import Limits
+from l0compress.training.penalty import Penalty
+from l0compress.training.refill import Portion, refill
 from l0compress.training.sparse_harden import harden_sparse
-
-CLOSE_ENOUGH = 0.97
 
 
 def harden(gated: GatedNetwork, budget: Penalty, *, allow_untrained: bool = False) -> KeepPlan:
@@ -83,7 +82,7 @@ def check_hardenable(gated: GatedNetwork, budget: Penalty, *, allow_untrained: b
     known = budget.gated.gate_parameters().keys() == gated.gate_parameters().keys()
     if not (known and budget.gated.is_of(gated.groups)):
         raise TargetError(
-            f"the budget ({budget.unit}) belongs to a different network.",
+            f"the budget ({', '.join(budget.units)}) belongs to a different network.",
             fix="Harden the network that the budget was made for, or make one for this network and train it.",
         )
     if not (allow_untrained or gated.has_moved()):
@@ -98,69 +97,74 @@ def check_hardenable(gated: GatedNetwork, budget: Penalty, *, allow_untrained: b
 
 def _harden_moves(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     scores = gated.gates.log_alpha.detach().cpu()
-    if budget.target is None:
+    limits = budget.limits_on(gated.groups)
+    if limits is None:
         likely = gated.gates.probability_nonzero().detach().cpu() > 0.5
         return KeepPlan.from_keep(gated.groups, gated.groups.close(likely | smallest_keep(gated.groups, scores)))
-    return decide(gated.groups, scores, target=budget.target, unit=budget.unit)
+    return decide(limits, scores)
 
 
-def decide(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
-    """Round scores to a budget, with convolution widths in whole vector blocks where the budget allows it.
+def decide(limits: Limits, scores: Tensor) -> KeepPlan:
+    """Round scores to limits, with convolution widths in whole vector blocks where the limits allow it.
 
     Raises:
         TargetMissedError: as :func:`round_to_budget`.
     """
-    plan = round_to_budget(groups, scores, target=target, unit=unit)
-    return KeepPlan(groups, align(plan, scores, Limit(groups, target, unit)))
+    plan = round_to_budget(limits, scores)
+    return KeepPlan(limits.groups, align(plan, scores, limits))
 
 
-def round_to_budget(groups: Groups, scores: Tensor, *, target: int, unit: str) -> KeepPlan:
-    """Remove moves from the lowest score upwards until the true cost is at most ``target``, then fill the room left.
+def round_to_budget(limits: Limits, scores: Tensor) -> KeepPlan:
+    """Remove moves from the lowest score upwards until every limit is kept, then fill the room left.
 
     ``scores`` is a float tensor of shape ``(num_moves,)``. The shortest such run of removals is found by bisection.
-    Removed moves that still fit then return, best first. Where the result stays under 97 % of the target because one
+    Removed moves that still fit then return, best first. Where the result stays under 97 % of every limit because one
     expensive move was the last to go, that move is spared and cheaper ones go instead.
 
     Raises:
-        TargetMissedError: with everything removed that can be removed, the cost is still above ``target``.
+        TargetMissedError: with everything removed that can be removed, more than a limit is left.
     """
-    limit = Limit(groups, target, unit)
+    groups = limits.groups
     best = smallest_keep(groups, scores)
-    smallest = limit.cost(best)
-    if smallest > target:
-        raise TargetMissedError(
-            f"No choice of what to remove reaches {target:,} {unit}: with everything removable removed, {smallest:,} "
-            "remain.",
-            fix="Ask for a larger target.",
-        )
+    _check_reached(limits, limits.costs(best))
     needed = best.tolist()
     order = [move for move in torch.argsort(scores, stable=True).tolist() if not needed[move]]
-    chosen = keep = _fill(order, limit)
-    while order and limit.cost(chosen) <= CLOSE_ENOUGH * target:
+    chosen = keep = _fill(order, limits)
+    while order and not limits.is_used(chosen):
         order = _sparing_last(groups, order, keep)
-        keep = _fill(order, limit)
-        if limit.cost(keep) > target:
+        keep = _fill(order, limits)
+        if not limits.fits(keep):
             break
-        chosen = max(chosen, keep, key=limit.cost)
+        chosen = max(chosen, keep, key=limits.share)
     return KeepPlan.from_keep(groups, chosen)
 
 
-def _fill(order: list[int], limit: Limit) -> Tensor:
+def _check_reached(limits: Limits, smallest: tuple[int, ...]) -> None:
+    missed = [(bound, least) for bound, least in zip(limits.bounds, smallest, strict=True) if least > bound.most]
+    if missed:
+        raise TargetMissedError(
+            f"No choice of what to remove reaches {' and '.join(str(bound) for bound, _ in missed)}: with everything "
+            f"removable removed, {' and '.join(f'{least:,}' for _, least in missed)} remain.",
+            fix="Ask for a larger target.",
+        )
+
+
+def _fill(order: list[int], limits: Limits) -> Tensor:
     """Remove the shortest prefix of ``order`` that fits, all of it if none does; then take back what still fits.
 
     The result is closed.
     """
-    groups = limit.groups
+    groups = limits.groups
     low, high = 0, len(order)
     while low < high:
         middle = (low + high) // 2
-        if limit.fits(_without(groups, order[:middle])):
+        if limits.fits(_without(groups, order[:middle])):
             high = middle
         else:
             low = middle + 1
     group_of = groups.group_of_move.tolist()
     removed = [Portion(group_of[move], (move,)) for move in reversed(order[:low])]
-    return refill(groups.close(_without(groups, order[:low])), removed, limit.fitted)
+    return refill(groups.close(_without(groups, order[:low])), removed, limits.fitted)
 
 
 def _sparing_last(groups: Groups, order: list[int], keep: Tensor) -> list[int]:

@@ -1,4 +1,4 @@
-"""What a penalty is multiplied by, a Lagrange multiplier that ascends or a constant, and the ramp of a target."""
+"""The Lagrange multiplier of a constraint, which ascends, and the ramp of its target."""
 
 from __future__ import annotations
 
@@ -55,28 +55,6 @@ class Multiplier:
         """Go on from what :meth:`values` returned."""
         self.value, self._mean = float(values["multiplier"]), float(values["mean"])
         self._square, self._steps = float(values["square"]), int(values["steps"])
-
-
-class FixedMultiplier:
-    """A multiplier that stays what it is, whatever is violated.
-
-    >>> multiplier = FixedMultiplier(0.5)
-    >>> multiplier.ascend_(violation=3.0); multiplier.value, multiplier.values()
-    (0.5, {})
-    """
-
-    def __init__(self, value: float) -> None:
-        self.value = float(value)
-
-    def ascend_(self, violation: float) -> None:
-        """Nothing moves."""
-
-    def values(self) -> dict[str, float]:
-        """Nothing: it has no state."""
-        return {}
-
-    def load_values_(self, values: Mapping[str, float]) -> None:
-        """Nothing to load."""
 
 
 def cubic_ramp(start: float, target: float, progress: float) -> float:

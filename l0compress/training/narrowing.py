@@ -20,6 +20,7 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
 from l0compress.training.decision import Decision
+from l0compress.training.limits import Limits
 
 Refine = Callable[[KeepPlan, CapturedGraph], CapturedGraph]
 
@@ -69,6 +70,12 @@ class Narrowed:
         found = match_moves(self.groups, plan, groups)
         moves = torch.where(found < 0, -1, self.moves[found.clamp(min=0)])
         return Narrowed(whole, small, groups, moves)
+
+    def limits(self, limits: Limits) -> Limits:
+        """Limits on the dense network as limits on :attr:`groups`."""
+        if self.groups is limits.groups:
+            return limits
+        return limits.after(self.groups, self.plan.keep, self.moves)
 
     def lifted(self, plan: KeepPlan) -> KeepPlan:
         """``plan``, one on :attr:`groups`, together with all that was decided before, on the dense graph's groups."""

@@ -15,34 +15,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from l0compress.errors import PlanError
-from l0compress.graph.groups import Groups
-
-
-@dataclass(frozen=True, eq=False)
-class Limit:
-    """The most that a decision may cost: ``target`` in ``unit``."""
-
-    groups: Groups
-    target: int
-    unit: str
-
-    def cost(self, keep: Tensor) -> int:
-        """What a decision leaves, in the limit's unit."""
-        return self.groups.cost_of(keep).get(self.unit)
-
-    def fits(self, keep: Tensor) -> bool:
-        """Whether a decision that empties no layer is within the limit."""
-        return self.cost(keep) <= self.target
-
-    def fitted(self, keep: Tensor) -> Tensor | None:
-        """The decision, closed; None where it does not fit or would empty a layer."""
-        try:
-            closed, cost = self.groups.closed_with_cost(keep)
-        except PlanError:
-            return None
-        return closed if cost.get(self.unit) <= self.target else None
-
 
 @dataclass(frozen=True)
 class Portion:

@@ -18,14 +18,16 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.cost import cost
 from l0compress.graph.groups.weights import Weight, find_weights
 
+_BYTES = "bytes"  # the one unit in which the elements of a weight do not add up
 
-def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], *, target: int, unit: str) -> dict[str, Tensor]:
-    """Keep the elements of highest score that fit the budget together; then whatever of the others still fits.
+
+def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], most: Mapping[str, int]) -> dict[str, Tensor]:
+    """Keep the elements of highest score that fit every limit together; then whatever of the others still fits.
 
     Args:
         graph: its own zeros do not count as such: every element may be kept.
         scores: by name of each weight, of its shape.
-        target: the budget, in ``unit``.
+        most: the limits by unit, of :func:`~l0compress.graph.nonzero_cost`.
 
     Returns:
         By name of each weight, bool of its shape, True = keep.
@@ -36,24 +38,24 @@ def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], *, target:
     >>> from torch import nn
     >>> from l0compress.graph.capture import capture
     >>> graph = capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
-    >>> round_weights(graph, {"weight": torch.arange(8.0).view(2, 4)}, target=5, unit="params")
+    >>> round_weights(graph, {"weight": torch.arange(8.0).view(2, 4)}, {"params": 5})
     {'weight': tensor([[False, False, False, False],
             [False,  True,  True,  True]])}
     """
     weights = [weight for weight in find_weights(graph) if weight.name in scores]
     ranked = _Ranked.of(weights, scores)
-    whole = cost(graph).get(unit)
-    if unit == "bytes":
-        room = target - whole + sum(weight.numel * weight.element_bytes for weight in weights)
-        chosen = _fill_bytes(ranked, weights, room)
-    else:
-        each = [_each(weight, unit, graph.batch_size) for weight in weights]
-        room = target - whole + sum(float(costs.sum()) for costs in each)
-        chosen = _fill(ranked, torch.cat(each)[ranked.order], room)
-    if chosen is None:
+    whole = cost(graph)
+    added = {unit: [_each(weight, unit, graph.batch_size) for weight in weights] for unit in most if unit != _BYTES}
+    rooms = [most[unit] - whole.get(unit) + sum(float(costs.sum()) for costs in each) for unit, each in added.items()]
+    chosen = _fill([torch.cat(each)[ranked.order] for each in added.values()], rooms, len(ranked.order))
+    if _BYTES in most:
+        room = most[_BYTES] - whole.bytes + sum(weight.numel * weight.element_bytes for weight in weights)
+        chosen = _within_bytes(chosen, ranked, weights, room)
+    if not bool(chosen[: ranked.forced].all()):
+        wanted = " and ".join(f"{number:,} {unit}" for unit, number in most.items())
         raise TargetMissedError(
-            f"No choice of what to remove reaches {target:,} {unit}: not even one element of each of {len(weights)} "
-            "weights fits.",
+            f"No choice of what to remove reaches {wanted}: not even one element of each of {len(weights)} weights "
+            "fits.",
             fix="Ask for a larger target.",
         )
     return ranked.masks(weights, chosen)
@@ -95,37 +97,45 @@ def _each(weight: Weight, unit: str, batch_size: int) -> Tensor:
     return (costs / (1 if unit == "params" else batch_size)).expand(weight.shape).reshape(-1)
 
 
-def _fill(ranked: _Ranked, costs: Tensor, room: float) -> Tensor | None:
-    """bool (elements,) in order of rank: the longest run that fits, then the next that do, and so on."""
-    chosen = torch.zeros(len(costs), dtype=torch.bool)
-    left, start = room + 1e-6, 0
+def _fill(costs: list[Tensor], rooms: list[float], count: int) -> Tensor:
+    """bool (count,): of elements best first, the longest run that fits, then the next that do, and so on.
+
+    Args:
+        costs: float64 (count,), for each limit.
+        rooms: how much there is to fill of each.
+    """
+    chosen, left, start = torch.zeros(count, dtype=torch.bool), [room + 1e-6 for room in rooms], 0
     while True:
-        fitting = (costs <= left) & ~chosen
+        fitting = ~chosen
+        for each, room in zip(costs, left, strict=True):
+            fitting &= each <= room
         fitting[:start] = False
-        running = torch.where(fitting, costs, 0.0).cumsum(0)
-        taken = fitting & (running <= left)
+        taken = fitting.clone()
+        for each, room in zip(costs, left, strict=True):
+            taken &= torch.where(fitting, each, 0.0).cumsum(0) <= room
         if not bool(taken.any()):
-            break
-        first = int((fitting & ~taken).nonzero()[0]) if bool((fitting & ~taken).any()) else len(costs)
+            return chosen
+        first = int((fitting & ~taken).nonzero()[0]) if bool((fitting & ~taken).any()) else count
         taken[first:] = False
         chosen |= taken
-        left, start = left - float(costs[taken].sum()), first
-        if start == 0 or start >= len(costs):
-            break
-    return chosen if bool(chosen[: ranked.forced].all()) else None
+        left = [room - float(each[taken].sum()) for each, room in zip(costs, left, strict=True)]
+        start = first
+        if start == 0 or start >= count:
+            return chosen
 
 
-def _fill_bytes(ranked: _Ranked, weights: list[Weight], room: int) -> Tensor | None:
-    """bool (elements,) in order of rank: the longest run whose matrices fit, stored as they are smallest."""
+def _within_bytes(chosen: Tensor, ranked: _Ranked, weights: list[Weight], room: int) -> Tensor:
+    """The longest run of what is chosen, best first, whose matrices fit, stored as they are smallest."""
+    order = chosen.nonzero().flatten()
 
     def stored(count: int) -> int:
-        nonzeros = torch.bincount(ranked.weight_of[:count], minlength=len(weights)).tolist()
+        nonzeros = torch.bincount(ranked.weight_of[order[:count]], minlength=len(weights)).tolist()
         return sum(weight.stored_bytes(number) for weight, number in zip(weights, nonzeros, strict=True))
 
-    low, high = ranked.forced, len(ranked.order)
-    if stored(low) > room:
-        return None
+    low, high = 0, len(order)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if stored(middle) <= room else (low, middle - 1)
-    return torch.arange(len(ranked.order)) < low
+    within = torch.zeros_like(chosen)
+    within[order[:low]] = True
+    return within

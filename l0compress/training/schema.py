@@ -39,6 +39,7 @@ class Setting:
         metavar: what stands for the value of the flag.
         panel: the part of the help that the flag is in.
         one_way: true can be said by a flag, false only by leaving it out.
+        many: there may be several, a flag each, in a file as a list; one stands by itself.
     """
 
     kind: type
@@ -59,6 +60,7 @@ class Setting:
     metavar: str | None = None
     panel: str | None = None
     one_way: bool = False
+    many: bool = False
 
     @property
     def place(self) -> str:
@@ -96,8 +98,10 @@ class Setting:
         >>> epochs.wrong("many"), epochs.wrong(-1), epochs.wrong(2)
         ('an integer', 'at least 0', None)
         """
+        if self.many and isinstance(value, list | tuple):
+            return next((wrong for each in value if (wrong := self.wrong(each)) is not None), None)
         if not self._is_of_kind(value):
-            return KIND_NAMES[self.kind]
+            return KIND_NAMES[self.kind] + (", or a list of such" if self.many else "")
         return None if self._is_within(value) else self.expected
 
     def json_schema(self) -> dict[str, Any]:
@@ -110,8 +114,9 @@ class Setting:
         bounds["exclusiveMaximum"] = self.below
         told = {"description": self.help or None, "default": self.default, "enum": list(self.names) or None}
         finite = {name: bound for name, bound in bounds.items() if bound is not None and math.isfinite(bound)}
+        own = {"type": _JSON_KINDS[self.kind]}
         return {
-            "type": _JSON_KINDS[self.kind],
+            **({"anyOf": [own, {"type": "array", "items": own, "minItems": 1}]} if self.many else own),
             **{name: value for name, value in told.items() if value is not None},
             **finite,
         }

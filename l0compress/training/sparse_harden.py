@@ -22,8 +22,9 @@ from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.weights import find_weights
 from l0compress.graph.nodes.network import argument_at
-from l0compress.training.budget import Penalty
 from l0compress.training.decision import Decision
+from l0compress.training.limits import Limits
+from l0compress.training.penalty import Penalty
 from l0compress.training.rounding import round_weights
 from l0compress.verification.calls import example_calls, named_leaves
 
@@ -43,28 +44,29 @@ def harden_sparse(gated: GatedNetwork, budget: Penalty) -> Decision:
     """
     graph = gated.graph()
     groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
+    limits = budget.limits_on(groups)
 
     def enough(keep: Tensor) -> bool:
-        return budget.target is None or groups.cost_of(keep).get(budget.unit) >= budget.target
+        """Whether some limit could be used up by the weights of what is kept."""
+        return limits is None or limits.share(keep) >= 1
 
-    plan = _masked(gated, graph, KeepPlan(groups, _likely_moves(gated, enough, budget)), budget)
+    plan = _masked(gated, graph, KeepPlan(groups, _likely_moves(gated, enough, limits)), limits)
     for _ in range(_ROUNDS):
         narrower = _without_unread(plan, scores, enough)
         if bool((narrower.keep == plan.keep).all()):
             break
-        plan = _masked(gated, graph, narrower, budget)
+        plan = _masked(gated, graph, narrower, limits)
     decision = Decision(plan, shrink(fold(gated, plan), plan))
     check_connected(graph, decision.small)
     return decision
 
 
-def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], budget: Penalty) -> Tensor:
+def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], limits: Limits | None) -> Tensor:
     """bool (num_moves,), closed: what is likely to be open, corrected where that is too much or too little."""
     groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
     needed = smallest_keep(groups, scores)
     keep = groups.close(needed | (gated.gates.probability_nonzero().detach().cpu() > 0.5))
-    target, unit = budget.target, budget.unit
-    if target is None:
+    if limits is None:
         return keep
     order = torch.argsort(scores, stable=True).tolist()
     closed = [move for move in reversed(order) if not keep[move]]
@@ -72,8 +74,13 @@ def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], budget:
     more = _first(len(closed), lambda count: enough(_with(groups, keep, closed[:count])))
     keep = _with(groups, keep, closed[:more])
     spare = [move for move in order if keep[move] and not needed[move]]
-    fewer = _first(len(spare), lambda count: gated.smallest_cost(unit, _without(groups, keep, spare[:count])) <= target)
+    fewer = _first(len(spare), lambda count: _can_fit(gated, _without(groups, keep, spare[:count]), limits))
     return _without(groups, keep, spare[:fewer])
+
+
+def _can_fit(gated: GatedNetwork, keep: Tensor, limits: Limits) -> bool:
+    """Whether some masks on what is kept fit."""
+    return limits.allow([gated.smallest_cost(bound.resource, keep) for bound in limits.bounds])
 
 
 def _first(most: int, holds: Callable[[int], bool]) -> int:
@@ -97,18 +104,18 @@ def _without(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
     return groups.close(fewer)
 
 
-def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, budget: Penalty) -> KeepPlan:
-    """The plan with masks that fit the budget; elements that are cut anyway count as kept."""
+def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, limits: Limits | None) -> KeepPlan:
+    """The plan with masks that fit the limits; elements that are cut anyway count as kept."""
     keeps, gates = plan.parameter_keeps(), gated.weight_gates
     small = graph if bool(plan.keep.all()) else shrink(graph, KeepPlan(plan.groups, plan.keep))
     names = {alias: weight.name for weight in gated.sparse for alias in weight.names}
     of_small = {weight.name: names[weight.name] for weight in find_weights(small) if weight.name in names}
-    if budget.target is None:
+    if limits is None:
         probabilities = {new: gates[old].probability_nonzero().detach().cpu() for new, old in of_small.items()}
         masks = {new: _likely(cut(values, keeps[new])) for new, values in probabilities.items()}
     else:
         scores = {new: cut(gates[old].log_alpha.detach().cpu(), keeps[new]) for new, old in of_small.items()}
-        masks = round_weights(small, scores, target=budget.target, unit=budget.unit)
+        masks = round_weights(small, scores, limits.by_unit)
     shapes = {weight.name: weight.shape for weight in gated.sparse}
     return plan.with_masks({old: whole_mask(masks[new], shapes[old], keeps[new]) for new, old in of_small.items()})
 

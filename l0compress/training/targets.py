@@ -1,24 +1,24 @@
 """Targets: ``macs=0.5``, ``params=26500``, ``bytes=1MB``, ``int8-bytes=0.25``, from how they are written to a count.
 
 A :class:`Target` is what was asked for. :meth:`Target.on` turns it into an :class:`AbsoluteTarget`, the count that it
-allows of one network; that value then goes unchanged to whatever has to keep within it.
+allows of one network; that value then goes unchanged to whatever has to keep within it. There may be several, each in
+a unit of its own, which then hold together.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
-
-import torch
 
 from l0compress.errors import TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.cost import UNITS
+from l0compress.graph.groups.resource import Counted, Resource
 
 UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "int8_bytes": "bytes of int8"}
 SMALLEST_COUNT = 100
@@ -88,6 +88,9 @@ class Target:
         return f"{self.unit}={self.value}"
 
 
+AnyTargets = Target | Mapping[str, float] | str | Sequence[Target | str]
+
+
 @dataclass(frozen=True)
 class AbsoluteTarget:
     """What a target allows of one model.
@@ -96,11 +99,17 @@ class AbsoluteTarget:
         wanted: what was asked for.
         dense: what the model costs with nothing removed, in the target's unit.
         limit: the most that may be left, in the same unit.
+        model: makes the resource of the groups of the dense network; None where the unit is counted.
     """
 
     wanted: Target
     dense: int
     limit: int
+    model: Callable[[Groups], Resource] | None = field(default=None, compare=False)
+
+    def resource(self, groups: Groups) -> Resource:
+        """Return what the target is on, as a function of the moves of the dense network."""
+        return Counted(groups, self.unit) if self.model is None else self.model(groups)
 
     @property
     def unit(self) -> str:
@@ -123,36 +132,39 @@ class AbsoluteTarget:
         )
 
 
-def named_target(target: Target | Mapping[str, float] | str | None, units: Mapping[str, Any]) -> Target:
-    """Return the one target that ``target`` and keywords name together; a keyword of None counts as not given.
+def targets_of(targets: AnyTargets | None, **units: Any) -> tuple[Target, ...]:
+    """Return all that is given, each as a :class:`Target`; a number of None counts as not given.
 
-    >>> named_target({"macs": 0.5}, {}) == named_target("macs=0.5", {}) == named_target(None, {"macs": 0.5})
+    >>> targets_of("macs=0.5") == targets_of({"macs": 0.5}) == targets_of(None, macs=0.5, params=None)
+    True
+    >>> [str(target) for target in targets_of({"macs": 0.5, "bytes": 4_000_000})]
+    ['macs=0.5', 'bytes=4000000']
+    >>> targets_of(["macs=0.5", "bytes=4MB"]) == targets_of({"macs": 0.5, "bytes": 4_000_000})
     True
 
     Raises:
-        TargetError: none or several are given, or unit or number are wrong.
+        TargetError: none is given, or two are in the same unit, or unit or number are wrong.
     """
-    if target is not None and not isinstance(target, Mapping):
-        parsed = Target.of(target)
-        target = {parsed.unit: parsed.value}
-    unit, value = the_one((*(target or {}).items(), *units.items()), _BUDGETS)
-    return _checked(_OLD_UNITS.get(unit, unit), value)
+    given = {} if targets is None else targets
+    listed = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    found = [target for each in (*listed, units) for target in _each(each)]
+    if not found:
+        raise TargetError(f"A target names at least one of {_BUDGETS}; given: none.", fix="Example: macs=0.5.")
+    by_unit: dict[str, Target] = {}
+    for target in found:
+        other = by_unit.setdefault(target.unit, target)
+        if other is not target:
+            raise TargetError(f"There are two targets in one unit: {other} and {target}.", fix="Leave one of them out.")
+    return tuple(found)
 
 
-def the_one(named: Iterable[tuple[str, Any]], names: str) -> tuple[str, Any]:
-    """Return the one unit that has a number, and the number; ``names`` are the units to choose from, for the message.
-
-    >>> the_one((("params", None), ("macs", 0.5)), "params and macs")
-    ('macs', 0.5)
-
-    Raises:
-        TargetError: none or several are given.
-    """
-    given = [(unit, value) for unit, value in named if value is not None]
-    if len(given) != 1:
-        shown = " and ".join(str(unit) for unit, _ in given) or "none"
-        raise TargetError(f"A target names exactly one of {names}; given: {shown}.", fix="Example: macs=0.5.")
-    return given[0]
+def _each(targets: Any) -> list[Target]:
+    """The targets in one text, value or mapping."""
+    if not isinstance(targets, Mapping):
+        return [Target.of(targets)]
+    return [
+        _checked(_OLD_UNITS.get(str(unit), str(unit)), value) for unit, value in targets.items() if value is not None
+    ]
 
 
 def parse_target(text: str) -> Target:
@@ -188,31 +200,28 @@ def parse_target(text: str) -> Target:
     return _checked(unit, value if not suffix and "." in digits else round(value))
 
 
-def dense_cost(groups: Groups, unit: str) -> int:
-    """Return the cost, in ``unit``, with nothing removed."""
-    return groups.cost_of(torch.ones(groups.num_moves, dtype=torch.bool)).get(unit)
+def check_reachable(
+    targets: Iterable[AbsoluteTarget], groups: Groups, smallest: Callable[[Resource], int] = smallest_cost
+) -> None:
+    """Refuse targets that no removal can reach; by default only channels are removed.
 
-
-def check_reachable(goal: AbsoluteTarget, groups: Groups, smallest: Callable[[str], int] | None = None) -> None:
-    """Refuse a target that no removal can reach; by default only channels are removed.
-
-    ``smallest`` returns the cost, in a unit, of the smallest model that can be reached.
+    What removes most is the same for all of them, so they can be reached together if each of them can be.
+    ``smallest`` returns the cost of the smallest model that can be reached.
 
     Raises:
         TargetError: see :meth:`AbsoluteTarget.check_reachable`.
     """
-    goal.check_reachable(smallest_cost(groups, goal.unit) if smallest is None else smallest(goal.unit))
+    for target in targets:
+        target.check_reachable(smallest(target.resource(groups)))
 
 
-def check_countable(unit: str, *, single_weights: bool) -> None:
-    """Refuse a unit in which what is to be removed costs nothing.
-
-    >>> check_countable("int8_bytes", single_weights=False)
+def check_countable(targets: Iterable[AbsoluteTarget], *, single_weights: bool) -> None:
+    """Refuse targets in a unit in which what is to be removed costs nothing.
 
     Raises:
         TargetError: the bytes of an int8 file, where single weights become zero.
     """
-    if unit == "int8_bytes" and single_weights:
+    if single_weights and any(target.unit == "int8_bytes" for target in targets):
         raise TargetError(
             "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with "
             "single weights.",

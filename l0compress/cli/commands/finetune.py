@@ -38,7 +38,7 @@ def finetune(**given: Any) -> None:
     """
     mode = _Mode(**{field.name: given.pop(field.name) for field in fields(_Mode)})
     with options.exit_codes():
-        _finetune({name: value for name, value in given.items() if value is not None}, mode)
+        _finetune({name: value for name, value in given.items() if value not in (None, [])}, mode)
 
 
 def _parameters() -> list[Parameter]:

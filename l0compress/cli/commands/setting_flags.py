@@ -25,7 +25,9 @@ def setting_parameters() -> list[Parameter]:
     """Return a parameter of a command for every setting that has a flag; None stands for one that was not given."""
     shown = sorted((row for row in OPTIONS.values() if row.help), key=lambda row: not row.needed)
     return [
-        Parameter(row.key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[row.kind | None, _declared(row)])
+        Parameter(
+            row.key, Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[_kind(row) | None, _declared(row)]
+        )
         for row in shown
     ]
 
@@ -33,6 +35,10 @@ def setting_parameters() -> list[Parameter]:
 def flag_name(name: str) -> str:
     """Return what is typed to give a setting."""
     return "MODEL" if name == "model" else f"--{name.replace('_', '-')}"
+
+
+def _kind(row: Setting) -> Any:
+    return list[row.kind] if row.many else row.kind
 
 
 def _declared(row: Setting) -> Any:

@@ -47,6 +47,10 @@ class Terms:
         owned = torch.tensor([not live.isdisjoint(owners) for owners in self.owners], dtype=torch.float64)
         return (self.coefficients * owned).to(like)
 
+    def total(self, counts: Tensor, live: frozenset[str] | None) -> Tensor:
+        """The sum, a scalar, of the terms that nodes in ``live`` own; of all of them with None."""
+        return (self.weights(live, counts) * self.products(counts)).sum()
+
     def products(self, counts: Tensor) -> Tensor:
         """The product of each term's live counts, the last of which is the constant one."""
         lines = constant_on(self.lines, counts.device)
@@ -76,11 +80,13 @@ class CostModel:
         Differentiable in ``alive`` (components,), on whose device the result is. What only nodes outside ``live`` need
         costs nothing.
         """
+        return self.terms[unit].total(self.counts(alive), live)
+
+    def counts(self, alive: Tensor) -> Tensor:
+        """The live counts of all lines, and the constant one that terms are padded with: (num_lines + 1,)."""
         members, line_of = (constant_on(index, alive.device) for index in (self.members, self.line_of))
         counts = alive.new_zeros(self.num_lines).index_add(0, line_of, alive.index_select(0, members))
-        counts = torch.cat([counts, counts.new_ones(1)])
-        terms = self.terms[unit]
-        return (terms.weights(live, counts) * terms.products(counts)).sum()
+        return torch.cat([counts, counts.new_ones(1)])
 
 
 def cost_model(labelled: Labelled, components: Components) -> CostModel:

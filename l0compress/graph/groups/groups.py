@@ -31,6 +31,21 @@ from l0compress.graph.nodes.describe import counted, headed
 
 
 @dataclass(frozen=True, eq=False)
+class Left:
+    """What a removal leaves.
+
+    Attributes:
+        keep: bool (num_moves,), closed.
+        alive: bool (components,): what is left.
+        fate: what becomes of the nodes.
+    """
+
+    keep: Tensor
+    alive: Tensor
+    fate: Vanished
+
+
+@dataclass(frozen=True, eq=False)
 class Groups:
     """Everything known about what can be cut from a graph. See :func:`find_groups`."""
 
@@ -66,10 +81,14 @@ class Groups:
         Raises:
             PlanError: ``keep`` has the wrong shape or dtype, or a layer would be left empty.
         """
-        return self._left(keep)[0]
+        return self.left(keep).alive
 
-    def _left(self, keep: Tensor) -> tuple[Tensor, Vanished]:
-        """The components that are left, and what becomes of the nodes."""
+    def left(self, keep: Tensor) -> Left:
+        """What removing the moves with ``keep`` False leaves, and all that follows from it.
+
+        Raises:
+            PlanError: as :meth:`alive_components`.
+        """
         if keep.dtype != torch.bool or tuple(keep.shape) != (self.num_moves,):
             raise PlanError(
                 f"a keep mask must be bool of shape ({self.num_moves},), one entry per move, but it is {keep.dtype} "
@@ -89,7 +108,7 @@ class Groups:
                 f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {fate.obstacle}.",
                 fix="Keep at least one move of every group that cannot vanish.",
             )
-        return torch.from_numpy(~dead), fate
+        return Left(torch.from_numpy(self._closure.kept(keep.numpy(), dead)), torch.from_numpy(~dead), fate)
 
     def close(self, keep: Tensor) -> Tensor:
         """The same plan with the moves dropped that die as a consequence.
@@ -97,19 +116,7 @@ class Groups:
         Raises:
             PlanError: as :meth:`alive_components`.
         """
-        return self._closed(keep, self.alive_components(keep))
-
-    def closed_with_cost(self, keep: Tensor) -> tuple[Tensor, Cost]:
-        """What :meth:`close` and :meth:`cost_of` return, worked out together.
-
-        Raises:
-            PlanError: as :meth:`alive_components`.
-        """
-        alive, fate = self._left(keep)
-        return self._closed(keep, alive), self._cost(alive, fate)
-
-    def _closed(self, keep: Tensor, alive: Tensor) -> Tensor:
-        return torch.from_numpy(self._closure.kept(keep.numpy(), ~alive.numpy()))
+        return self.left(keep).keep
 
     def cost_of(self, keep: Tensor) -> Cost:
         """The exact cost of the model after removing the moves with ``keep`` False.
@@ -117,7 +124,8 @@ class Groups:
         Raises:
             PlanError: as :meth:`alive_components`.
         """
-        return self._cost(*self._left(keep))
+        left = self.left(keep)
+        return self._cost(left.alive, left.fate)
 
     def cost_of_components(self, alive: Tensor) -> Cost:
         return self._cost(alive, self.fate_of(alive))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from l0compress.graph.groups import Groups
+from l0compress.graph.groups.resource import Resource
 from l0compress.training.decision import Decision
 from l0compress.training.goals import Goal
 from l0compress.training.problem import Problem
@@ -16,11 +17,11 @@ class Method(ABC):
 
     Attributes:
         groups: those of the dense graph, which the decision is on.
-        unit: what is counted: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
+        resources: what is used of each of them is reported; those that the goal is on.
     """
 
     groups: Groups
-    unit: str
+    resources: tuple[Resource, ...]
 
     @abstractmethod
     def __init__(self, problem: Problem, goal: Goal) -> None:

@@ -18,7 +18,9 @@ from l0compress.data.batches import Batch
 from l0compress.gates.attach import attach
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.groups import Groups
+from l0compress.graph.groups.resource import Resource
 from l0compress.training.curvature import probe
+from l0compress.training.limits import Limits
 from l0compress.training.losses import Objective
 from l0compress.training.methods.one_shot import OneShot
 from l0compress.training.problem import Problem
@@ -69,19 +71,30 @@ def fisher_information(
     return total / max(count, 1)
 
 
-def marginal_costs(groups: Groups, unit: str) -> Tensor:
+def marginal_cost(resource: Resource) -> Tensor:
     """float64 ``(num_moves,)``: what each move takes off the dense cost by itself, at least a thousandth of the mean.
 
     >>> from l0compress.graph.capture import capture
     >>> from l0compress.graph.groups import find_groups
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> groups = find_groups(capture(net, (torch.zeros(2, 4),)))
-    >>> marginal_costs(groups, "params")[list(groups.groups[0].moves)].tolist()  # 4 weights, a bias, 2 weights
+    >>> from l0compress.graph.groups.resource import Counted
+    >>> marginal_cost(Counted(groups, "params"))[list(groups.groups[0].moves)].tolist()  # 4 weights, a bias, 2 weights
     [7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0, 7.0]
     """
-    open_ = torch.ones(groups.num_moves, dtype=torch.float64, requires_grad=True)
-    (marginal,) = torch.autograd.grad(groups.expected_cost(open_, unit), open_)
+    open_ = torch.ones(resource.groups.num_moves, dtype=torch.float64, requires_grad=True)
+    (marginal,) = torch.autograd.grad(resource.expected(open_), open_)
     return marginal.clamp_min(1e-3 * float(marginal.mean()))
+
+
+def joint_marginal_cost(limits: Limits) -> Tensor:
+    """float64 ``(num_moves,)``: what each move takes off the cost, in the direction in which all limits are reached.
+
+    The sum of the marginal costs of the resources, each weighted by how far it has yet to go, see
+    :meth:`~l0compress.training.limits.Limits.weights`. Of one resource it is that resource's own.
+    """
+    costs = [marginal_cost(bound.resource) for bound in limits.bounds]
+    return torch.stack([weight * each for weight, each in zip(limits.weights(), costs, strict=True)]).sum(0)
 
 
 class Fisher(OneShot):
@@ -89,7 +102,7 @@ class Fisher(OneShot):
 
     name = "fisher"
 
-    def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
-        settings = problem.settings
+    def score(self, limits: Limits, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
+        settings, groups = problem.settings, limits.groups
         information = fisher_information(groups, samples, problem.objective, device=settings.device, seed=settings.seed)
-        return information / marginal_costs(groups, self.unit)
+        return information / joint_marginal_cost(limits)

@@ -18,18 +18,19 @@ from l0compress.gates.attach import GatedNetwork, attach, gate
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups
-from l0compress.training.budget import Budget, FixedPenalty, Penalty
+from l0compress.training.budget import Budget
 from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent
 from l0compress.training.events import DECIDED, ProgressEvent
 from l0compress.training.gate_phase import GatePhase
-from l0compress.training.goals import Criterion, Goal
+from l0compress.training.goals import Criterion, Goal, parts_of
 from l0compress.training.harden import decide_by_gates
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
 from l0compress.training.multiplier import AscentSettings
 from l0compress.training.narrowing import Narrowed
+from l0compress.training.penalty import FixedPenalty, Penalty
 from l0compress.training.problem import Problem
 from l0compress.training.samples import repair_on_samples
 from l0compress.training.sparse_harden import whole_masks
@@ -59,8 +60,8 @@ class LearnedGates(Method):
         self.gated = gated_for(problem)
         self.groups = self.gated.groups
         self.budget = penalty_for(self.gated, goal, problem)
-        self.unit = self.budget.unit
-        self.fisher = None if isinstance(goal, Criterion) or not scored else Fisher.on(self.groups, goal)
+        self.resources = self.budget.resources
+        self.fisher = Fisher.on(self.groups, parts_of(goal)) if scored else None
 
     def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
@@ -82,7 +83,8 @@ class LearnedGates(Method):
         gated, budget = self.gated, self.budget
         if not problem.settings.gates.are_many(problem.gated_steps):
             gated = _gated(begun, problem)
-            budget = Budget.at(gated, fisher.goal, ascent=ascent_of(problem))
+            limits = begun.start.limits(fisher.limits)
+            budget = Budget.at(gated, fisher.targets, limits, ascent=ascent_of(problem))
         learned = self._learn(state, begun.start, gated, budget)
         repaired = repair_on_samples(problem)(learned.plan, learned.small)
         candidates = {"gates": learned, "gates, repaired": Decision(learned.plan, repaired, True), "score": scored}

@@ -14,6 +14,7 @@ from l0compress.data.batches import Batch
 from l0compress.graph.groups import Groups
 from l0compress.graph.labels.values import flattened, varying
 from l0compress.graph.nodes.network import attribute
+from l0compress.training.limits import Limits
 from l0compress.training.methods.one_shot import OneShot
 from l0compress.training.problem import Problem
 
@@ -23,9 +24,9 @@ class Magnitude(OneShot):
 
     name = "magnitude"
 
-    def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
+    def score(self, limits: Limits, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
         del problem, samples
-        return magnitude_scores(groups)
+        return magnitude_scores(limits.groups)
 
 
 def magnitude_scores(groups: Groups) -> Tensor:

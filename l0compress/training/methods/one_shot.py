@@ -13,8 +13,9 @@ from l0compress.errors import NOTHING_CHANGED, DivergedError, InputError
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent, descend
-from l0compress.training.events import CUT, ProgressEvent
-from l0compress.training.goals import Goal, budget_of
+from l0compress.training.events import CUT, ProgressEvent, densities_told
+from l0compress.training.goals import Goal, budgets_of
+from l0compress.training.limits import Limits
 from l0compress.training.methods.base import Method
 from l0compress.training.problem import Problem
 from l0compress.training.samples import num_samples_for, repair_on_samples, take_samples
@@ -36,38 +37,38 @@ class OneShot(Method):
                 f"Method {self.name!r} decides on channels, heads and units, not on single weights.",
                 fix="Pass --granularity structured, or --method l0 or magnitude for single weights.",
             )
-        self._begin_(find_groups(problem.graph), budget_of(goal))
-        check_reachable(self.goal, self.groups)
+        self._begin_(find_groups(problem.graph), budgets_of(goal))
+        check_reachable(self.targets, self.groups)
 
     @classmethod
-    def on(cls, groups: Groups, goal: AbsoluteTarget) -> Self:
-        """The method on groups that are known already, for a budget that was found to be within reach."""
+    def on(cls, groups: Groups, targets: tuple[AbsoluteTarget, ...]) -> Self:
+        """The method on groups that are known already, for budgets that were found to be within reach."""
         method = cls.__new__(cls)
-        method._begin_(groups, goal)
+        method._begin_(groups, targets)
         return method
 
-    def _begin_(self, groups: Groups, goal: AbsoluteTarget) -> None:
-        self.groups, self.goal, self.unit = groups, goal, goal.unit
+    def _begin_(self, groups: Groups, targets: tuple[AbsoluteTarget, ...]) -> None:
+        self.groups, self.targets, self.limits = groups, targets, Limits.of(groups, targets)
+        self.resources = tuple(bound.resource for bound in self.limits.bounds)
 
     @abstractmethod
-    def score(self, groups: Groups, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
-        """float ``(num_moves,)``: the lowest goes first."""
+    def score(self, limits: Limits, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
+        """float ``(num_moves,)`` of the groups of the run's limits on what is left: the lowest goes first."""
 
     def descent(self, state: TrainingState) -> Descent:
         """The steps down to the budget, each reported before it is taken."""
         problem = state.problem
 
-        def report(number: int, steps: int, left: int) -> None:
+        def report(number: int, steps: int, left: tuple[int, ...]) -> None:
             event = ProgressEvent(CUT, 0, problem.settings.epochs, epoch_done=False, step=number, steps=steps)
-            state.reporter.on_event(replace(event, density=left / self.goal.dense))
+            densities = {target.unit: used / target.dense for target, used in zip(self.targets, left, strict=True)}
+            state.reporter.on_event(replace(event, **densities_told(densities)))
 
         samples = take_samples(problem, num_samples_for(problem.graph), batch_size=PROBE)
         return descend(
-            self.groups,
-            lambda groups: _finite(self.score(groups, problem, samples)),
+            self.limits,
+            lambda limits: _finite(self.score(limits, problem, samples)),
             repair_on_samples(problem),
-            target=self.goal.limit,
-            unit=self.unit,
             on_step=report,
         )
 

@@ -21,7 +21,8 @@ from l0compress.graph.groups import groups_without_moves
 from l0compress.graph.groups.weights import find_weights
 from l0compress.graph.nodes.network import attribute
 from l0compress.training.decision import Decision
-from l0compress.training.goals import Goal, budget_of
+from l0compress.training.goals import Goal, budgets_of
+from l0compress.training.limits import Limits
 from l0compress.training.methods.base import Method
 from l0compress.training.problem import Problem
 from l0compress.training.rounding import round_weights
@@ -46,17 +47,18 @@ class WeightMagnitude(Method):
                 f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}.",
                 fix="Pass --granularity structured or weights, or --method l0.",
             )
-        self.goal = budget_of(goal)
-        self.unit = self.goal.unit
-        check_countable(self.unit, single_weights=True)
+        targets = budgets_of(goal)
+        check_countable(targets, single_weights=True)
         self.groups = groups_without_moves(problem.graph)
+        self.limits = Limits.of(self.groups, targets)
+        self.resources = tuple(bound.resource for bound in self.limits.bounds)
         costs = SparseCost(self.groups, find_weights(problem.graph))
         keep = torch.ones(0, dtype=torch.bool)
-        check_reachable(self.goal, self.groups, lambda unit: costs.smallest(keep, unit))
+        check_reachable(targets, self.groups, lambda resource: costs.smallest(keep, resource.unit))
 
     def decide(self, state: TrainingState) -> Decision:
         graph = state.problem.graph
-        masks = round_weights(graph, weight_scores(graph, self.scope), target=self.goal.limit, unit=self.unit)
+        masks = round_weights(graph, weight_scores(graph, self.scope), self.limits.by_unit)
         return Decision.of(KeepPlan.everything(self.groups).with_masks(masks))
 
 
