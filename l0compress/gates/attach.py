@@ -23,11 +23,11 @@ from l0compress.gates.hard_concrete import STRETCH, HardConcrete, Stretch
 from l0compress.gates.network import FACTORS, MOVES, WEIGHT_GATE, GatedNetwork, Start, check_trainable, gate_key
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph, check_captured
-from l0compress.graph.cut.matching import match_moves
+from l0compress.graph.cut.matching import groups_after
 from l0compress.graph.cut.plan import KeepPlan, Keeps, cut
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups, groups_without_moves
-from l0compress.graph.groups.weights import Weight, find_weights
+from l0compress.graph.groups.weights import Weight, find_weights, prunable_weights
 from l0compress.graph.nodes.network import GraphNetwork, Place, argument_at, attribute, network_of, put_argument_
 
 
@@ -70,7 +70,7 @@ def gate(
             temperature=temperature,
             stretch=stretch,
         )
-        for weight in find_weights(graph)
+        for weight in prunable_weights(graph)
     }
     if not weight_gates:
         raise NothingToPruneError(
@@ -203,7 +203,7 @@ def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
     Every group keeps its two most likely moves: with only one left there is nothing to decide, and it would lose its
     gate. ``gated`` is not changed; it is returned as it is if nothing is removed.
     """
-    keep = gated.groups.close(_worth_keeping(gated, threshold))
+    keep = _closable(gated, _worth_keeping(gated, threshold))
     unchanged = Compacted(gated, {}, torch.arange(len(keep)))
     if bool(keep.all()):
         return unchanged
@@ -211,6 +211,15 @@ def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
     # A kept move that is no longer a choice in the smaller graph would silently stay open for good.
     whole = torch.equal(compacted.kept_moves.sort().values, keep.nonzero().flatten())
     return compacted if whole else unchanged
+
+
+def _closable(gated: GatedNetwork, keep: Tensor) -> Tensor:
+    """The decision, closed; where more would follow than may go, as much of it as can."""
+    try:
+        return gated.groups.close(keep)
+    except PlanError:
+        order = gated.gates.log_alpha.detach().cpu().argsort(stable=True).tolist()
+        return KeepPlan.without(gated.groups, [move for move in order if not keep[move]]).keep
 
 
 def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
@@ -236,8 +245,7 @@ def compact_again(gated: GatedNetwork, kept_moves: Tensor) -> Compacted:
 
 def _carried_out(gated: GatedNetwork, plan: KeepPlan) -> Compacted:
     gates = gated.gates
-    smaller = find_groups(shrink(gated.graph(), plan))
-    kept_moves = match_moves(gated.groups, plan, smaller)
+    smaller, kept_moves = groups_after(plan, shrink(gated.graph(), plan))
     smaller_gates = HardConcrete(smaller.num_moves, temperature=gates.temperature, stretch=gates.stretch)
     with torch.no_grad():
         smaller_gates.log_alpha.copy_(gates.log_alpha.detach().cpu()[kept_moves])
@@ -268,4 +276,6 @@ def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:
         # save it.
         stay = len(members) if group.kind == "inputs" else min(2, len(members))
         keep[members[probability[members].topk(stay).indices]] = True
+    for members, count in gated.groups.floors.sets():
+        keep[members[probability[members].topk(count).indices]] = True
     return keep

@@ -31,4 +31,6 @@ def _best(groups: Groups, scores: Tensor) -> Tensor:
     for group in groups.groups:
         members = torch.tensor(group.moves)
         best[members[scores[members].argmax()]] = True
+    for members, count in groups.floors.sets():
+        best[members[scores[members].argsort(descending=True, stable=True)[:count]]] = True
     return best

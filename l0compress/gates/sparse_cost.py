@@ -80,14 +80,16 @@ class SparseCost:
         return float(whole)
 
     def smallest(self, keep: Tensor, unit: str) -> int:
-        """Return the cost with the moves of ``keep``, and a single element of every remaining weight."""
+        """Return the cost with the moves of ``keep``, and as little of every remaining weight as has to stay."""
         alive = self._alive(keep.double())
         cost = float(self.groups.expected_cost(keep.double(), unit))
         for weight in self.weights:
-            none = torch.zeros(weight.shape, dtype=torch.float64)
+            # A single element, and beside it the share that is asked for.
+            share = self.groups.graph.protection.density_of(weight.names)
+            fewest = torch.full(weight.shape, share, dtype=torch.float64)
             each = self.each(weight, unit)
             least = float(each.min()) if isinstance(each, Tensor) else each
-            cost -= max(float(self._saved(weight, none, alive, unit)) - least, 0.0)
+            cost -= max(float(self._saved(weight, fewest, alive, unit)) - least, 0.0)
         return ceil(cost - 1e-6)
 
     def _alive(self, moves: Tensor) -> Tensor:

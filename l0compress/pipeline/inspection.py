@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -115,18 +116,28 @@ def share(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
 
-def inspect(source: ModelSource, *, data: DataSource | str | None = None, fixed: bool = False) -> Inspection:
+def inspect(
+    source: ModelSource,
+    *,
+    data: DataSource | str | None = None,
+    fixed: bool = False,
+    keep: Sequence[str] = (),
+    min_density: Sequence[float | str] = (),
+) -> Inspection:
     """Load and capture a model, and list what can be removed from it.
 
     Args:
         source: the model file and how to read it.
         data: names the data whose first samples serve as example inputs; not needed for a ``.pt2`` file.
         fixed: capture the model for sequences as long as the data's, not of any length.
+        keep, min_density: what may not be removed, as for
+            :meth:`~l0compress.graph.capture.captured.CapturedGraph.protected`.
 
     Raises:
-        InputError: the model cannot be read or captured, or nothing of it can be removed.
+        InputError: the model cannot be read or captured, or nothing of it can be removed; or a limit is wrong.
     """
     graph = open_graph(source, data, dynamic="batch" if fixed else "auto")
+    graph = graph.protected(keep=keep, min_density=min_density)
     groups = find_groups(graph)
     smallest = groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves)))
     return Inspection(

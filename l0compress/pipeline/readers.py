@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from l0compress.errors import InputError
+from l0compress.graph.nodes.protection import Protection
 from l0compress.loading import parse_factory_args
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
@@ -28,6 +29,7 @@ def check_loss_name(value: str) -> None:
 READERS: Mapping[str, Callable[[str], Any]] = {
     "factory_args": parse_factory_args,
     "loss": check_loss_name,
+    "min_density": lambda value: Protection.of(min_density=value),
     "normalize": parse_normalize,
     "split": parse_shares,
     "target": parse_target,

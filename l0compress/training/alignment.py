@@ -42,7 +42,7 @@ def align(plan: KeepPlan, scores: Tensor, limits: Limits) -> Tensor:
         return keep
     trial = keep.clone()
     for group in blocks:
-        trial = _with_width(trial, group, scores, _floor(int(keep[list(group.moves)].sum())))
+        trial = _with_width(trial, group, scores, _floor(int(keep[list(group.moves)].sum()), _least(groups, group)))
     chosen = limits.fitted(trial)
     if chosen is None:
         return keep
@@ -63,9 +63,15 @@ def _is_aligned_kind(groups: Groups, group: Group) -> bool:
     return kernels and group.kind == "channels" and len(group.moves) >= 2 * WIDTH_MULTIPLE
 
 
-def _floor(width: int) -> int:
-    """The largest multiple of a block that is no wider; a width below one block stays as it is."""
-    return width if width < WIDTH_MULTIPLE else width - width % WIDTH_MULTIPLE
+def _least(groups: Groups, group: Group) -> int:
+    """How many moves of a group have to stay."""
+    return max((count for moves, count in groups.floors.sets() if group.moves[0] in moves.tolist()), default=0)
+
+
+def _floor(width: int, least: int) -> int:
+    """The largest multiple of a block that is no wider; a width below one block, or that must not fall, stays."""
+    floor = width - width % WIDTH_MULTIPLE
+    return width if floor < max(least, WIDTH_MULTIPLE) else floor
 
 
 def _with_width(keep: Tensor, group: Group, scores: Tensor, width: int) -> Tensor:

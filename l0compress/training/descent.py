@@ -80,7 +80,7 @@ def descend(limits: Limits, score: Score, repair: Refine, *, on_step: OnStep = _
 
     Args:
         limits: on the dense network's groups.
-        score: float ``(num_moves,)`` of the groups of the same limits on any network on the way.
+        score: float ``(num_moves,)`` of the groups of a step's limits, those on what was left of the network by then.
         repair: weights for a small graph, given all that was decided.
         on_step: called before every step with its number, how many there are, and what is used so far of each resource.
 
@@ -104,8 +104,9 @@ def descend(limits: Limits, score: Score, repair: Refine, *, on_step: OnStep = _
 
 
 def _decided(now: Narrowed, limits: Limits, score: Score, most: Sequence[int]) -> tuple[Tensor, KeepPlan]:
+    limits = limits.at(most)
     scores = now.settled(score(limits))
-    return scores, decide(limits.at(most), held_back(now.groups, scores, GROUP_STEP))
+    return scores, decide(limits, held_back(now.groups, scores, GROUP_STEP))
 
 
 def held_back(groups: Groups, scores: Tensor, share: float) -> Tensor:

@@ -67,6 +67,8 @@ def finetune(
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
+    if settings.keep is not None or settings.min_density is not None:
+        graph = graph.protected(keep=settings.keep, min_density=settings.min_density)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
     if settings.quantization_aware:

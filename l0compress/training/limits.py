@@ -6,7 +6,6 @@ ensures:  a decision fits where every bound is kept. What fits does so with less
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -118,23 +117,6 @@ class Limits:
     def is_used(self, keep: Tensor) -> bool:
         """Whether a decision uses so much of any bound that nothing is to be gained by looking for more."""
         return any(cost > CLOSE_ENOUGH * b.most for cost, b in zip(self.costs(keep), self.bounds, strict=True))
-
-    def weights(self) -> tuple[float, ...]:
-        """What a unit of each resource weighs beside the others on the way from all that is left down to the bounds.
-
-        Going down in step, every resource shrinks by the same share of ``log(now / most)``, so that is the direction to
-        move in; a move goes ``cost / now`` along each axis. How far it gets is their scalar product, in which a unit
-        weighs ``log(now / most) / now``. What is within its bound already is not in the way, and weighs nothing.
-
-        Only ratios matter: the largest weight is 1, and so is the only one. Source: the excess vector of Senju and
-        Toyoda, "An approach to linear programming with 0-1 variables", Management Science 15(4), 1968, which decides
-        what leaves a knapsack of several constraints; here on the logarithms, as costs are products of widths.
-        """
-        now = self.dense()
-        steps = [math.log(cost / bound.most) for cost, bound in zip(now, self.bounds, strict=True)]
-        wanted = [max(step, 0.0) if max(steps) > 0 else 1.0 for step in steps]
-        weights = [step / cost for step, cost in zip(wanted, now, strict=True)]
-        return tuple(weight / max(weights) for weight in weights)
 
     def _costs(self, left: Left) -> tuple[int, ...]:
         return tuple(bound.resource.of(left) for bound in self.bounds)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from l0compress.errors import NothingToPruneError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cut.matching import match_moves
+from l0compress.graph.cut.matching import groups_after
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
-from l0compress.graph.groups import Groups, find_groups, groups_without_moves
+from l0compress.graph.groups import Groups, groups_without_moves
 from l0compress.training.decision import Decision
 from l0compress.training.limits import Limits
 
@@ -52,8 +52,7 @@ class Narrowed:
     @classmethod
     def of(cls, decision: Decision) -> Narrowed:
         """What is left of the dense network after all of a decision is carried out in one cut."""
-        groups = _groups_of(decision.small)
-        return cls(decision.plan, decision.small, groups, match_moves(decision.plan.groups, decision.plan, groups))
+        return cls(decision.plan, decision.small, *_groups_after(decision.plan, decision.small))
 
     def cut(self, plan: KeepPlan, refine: Refine = _as_it_is) -> Narrowed:
         """The network after ``plan``, one on :attr:`groups`, is carried out too.
@@ -66,8 +65,7 @@ class Narrowed:
         """
         whole = self.lifted(plan)
         small = refine(whole, shrink(self.graph, plan))
-        groups = _groups_of(small)
-        found = match_moves(self.groups, plan, groups)
+        groups, found = _groups_after(plan, small)
         moves = torch.where(found < 0, -1, self.moves[found.clamp(min=0)])
         return Narrowed(whole, small, groups, moves)
 
@@ -89,8 +87,8 @@ class Narrowed:
         return scores.masked_fill(self.moves < 0, torch.inf)
 
 
-def _groups_of(graph: CapturedGraph) -> Groups:
+def _groups_after(plan: KeepPlan, small: CapturedGraph) -> tuple[Groups, Tensor]:
     try:
-        return find_groups(graph)
+        return groups_after(plan, small)
     except NothingToPruneError:
-        return groups_without_moves(graph)
+        return groups_without_moves(small), torch.zeros(0, dtype=torch.long)

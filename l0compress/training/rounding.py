@@ -43,7 +43,7 @@ def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], most: Mapp
             [False,  True,  True,  True]])}
     """
     weights = [weight for weight in find_weights(graph) if weight.name in scores]
-    ranked = _Ranked.of(weights, scores)
+    ranked = _Ranked.of(weights, scores, [graph.protection.least_of(w.name, w.numel) for w in weights])
     whole = cost(graph)
     added = {unit: [_each(weight, unit, graph.batch_size) for weight in weights] for unit in most if unit != _BYTES}
     rooms = [most[unit] - whole.get(unit) + sum(float(costs.sum()) for costs in each) for unit, each in added.items()]
@@ -52,10 +52,10 @@ def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], most: Mapp
         room = most[_BYTES] - whole.bytes + sum(weight.numel * weight.element_bytes for weight in weights)
         chosen = _within_bytes(chosen, ranked, weights, room)
     if not bool(chosen[: ranked.forced].all()):
+        what = "one element" if ranked.forced == len(weights) else "what has to stay"
         wanted = " and ".join(f"{number:,} {unit}" for unit, number in most.items())
         raise TargetMissedError(
-            f"No choice of what to remove reaches {wanted}: not even one element of each of {len(weights)} weights "
-            "fits.",
+            f"No choice of what to remove reaches {wanted}: not even {what} of each of {len(weights)} weights fits.",
             fix="Ask for a larger target.",
         )
     return ranked.masks(weights, chosen)
@@ -63,7 +63,7 @@ def round_weights(graph: CapturedGraph, scores: Mapping[str, Tensor], most: Mapp
 
 @dataclass(frozen=True, eq=False)
 class _Ranked:
-    """The elements of all weights, best first; the best one of each weight before all others.
+    """The elements of all weights, best first; those of each weight that have to stay before all others.
 
     Attributes:
         order: int64 (elements,): positions in the concatenation of all weights.
@@ -76,13 +76,14 @@ class _Ranked:
     forced: int
 
     @classmethod
-    def of(cls, weights: list[Weight], scores: Mapping[str, Tensor]) -> _Ranked:
+    def of(cls, weights: list[Weight], scores: Mapping[str, Tensor], least: list[int]) -> _Ranked:
         flat = [scores[weight.name].detach().cpu().double().flatten() for weight in weights]
-        for values in flat:
-            values[int(values.argmax())] = torch.inf
+        for values, count in zip(flat, least, strict=True):
+            best = values.argmax().view(1) if count == 1 else values.argsort(descending=True, stable=True)[:count]
+            values[best] = torch.inf
         order = torch.argsort(torch.cat(flat), descending=True, stable=True)
         owners = torch.repeat_interleave(torch.arange(len(flat)), torch.tensor([len(values) for values in flat]))
-        return cls(order, owners[order], len(flat))
+        return cls(order, owners[order], sum(least))
 
     def masks(self, weights: list[Weight], chosen: Tensor) -> dict[str, Tensor]:
         kept = torch.zeros(len(self.order), dtype=torch.bool)

@@ -39,6 +39,7 @@ class Setting:
         metavar: what stands for the value of the flag.
         panel: the part of the help that the flag is in.
         one_way: true can be said by a flag, false only by leaving it out.
+        or_number: a number may stand where text is expected.
         many: there may be several, a flag each, in a file as a list; one stands by itself.
     """
 
@@ -60,6 +61,7 @@ class Setting:
     metavar: str | None = None
     panel: str | None = None
     one_way: bool = False
+    or_number: bool = False
     many: bool = False
 
     @property
@@ -101,7 +103,8 @@ class Setting:
         if self.many and isinstance(value, list | tuple):
             return next((wrong for each in value if (wrong := self.wrong(each)) is not None), None)
         if not self._is_of_kind(value):
-            return KIND_NAMES[self.kind] + (", or a list of such" if self.many else "")
+            kind = "text or a number" if self.or_number else KIND_NAMES[self.kind]
+            return kind + (", or a list of such" if self.many else "")
         return None if self._is_within(value) else self.expected
 
     def json_schema(self) -> dict[str, Any]:
@@ -114,7 +117,8 @@ class Setting:
         bounds["exclusiveMaximum"] = self.below
         told = {"description": self.help or None, "default": self.default, "enum": list(self.names) or None}
         finite = {name: bound for name, bound in bounds.items() if bound is not None and math.isfinite(bound)}
-        own = {"type": _JSON_KINDS[self.kind]}
+        kind = _JSON_KINDS[self.kind]
+        own: dict[str, Any] = {"type": [kind, "number"] if self.or_number else kind}
         return {
             **({"anyOf": [own, {"type": "array", "items": own, "minItems": 1}]} if self.many else own),
             **{name: value for name, value in told.items() if value is not None},
@@ -124,7 +128,9 @@ class Setting:
     def _is_of_kind(self, value: Any) -> bool:
         if isinstance(value, bool) or self.kind is bool:
             return isinstance(value, bool) and self.kind is bool
-        return isinstance(value, {str: str, int: Integral, float: Real}[self.kind])
+        return isinstance(value, {str: str, int: Integral, float: Real}[self.kind]) or (
+            self.or_number and isinstance(value, Real)
+        )
 
     def _is_within(self, value: Any) -> bool:
         if self.names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -110,6 +110,8 @@ class FinetuneSettings:
             :data:`~l0compress.training.methods.METHODS`.
         granularity: what may go: "structured" (what can be cut out physically), "weights" (single weights become zero)
             or "both".
+        keep, min_density: what may not be removed, as for
+            :meth:`~l0compress.graph.capture.captured.CapturedGraph.protected`; None leaves the graph's own limits.
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
         learning_rate: the highest rate of the weights, reached at the start of the phase after hardening; None chooses
             by the network and the length of the run, see :meth:`settled`.
@@ -208,6 +210,33 @@ class FinetuneSettings:
             "affected.",
         ),
     )
+    keep: str | Sequence[str] | None = field(
+        default=None,
+        metadata=setting(
+            kind=str,
+            many=True,
+            at_top=True,
+            metavar="GLOB",
+            absent="none: anything may be cut",
+            help="Layers of which nothing is removed, by the names that inspect shows, such as 'stem.*'. May be given "
+            "several times.",
+        ),
+    )
+    min_density: float | str | Sequence[float | str] | None = field(
+        default=None,
+        metadata=setting(
+            kind=str,
+            or_number=True,
+            many=True,
+            at_top=True,
+            format="min_density",
+            metavar="[GLOB=]SHARE",
+            absent="none: one channel may be left, or none",
+            help="The least share of its channels that every group keeps (0.1), or those of some layers "
+            "('layer1.*=0.5'); of single weights, that every layer keeps. May be given several times; the last that "
+            "matches counts.",
+        ),
+    )
     seed: int = field(
         default=0, metadata=setting(least=0, at_top=True, help="Seed of everything random except the data split.")
     )
@@ -216,6 +245,10 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.min_density is not None:
+            from l0compress.graph.nodes.protection import Protection  # needs torch, as the rest of the graph does
+
+            Protection.of(min_density=self.min_density)
         if self.quantization_aware and self.final_epochs < 1:
             raise InputError(
                 f"quantization_aware with epochs={self.epochs}: weights adapt to rounding in the phase after the "

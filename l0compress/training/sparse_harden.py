@@ -112,7 +112,10 @@ def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, limits: L
     of_small = {weight.name: names[weight.name] for weight in find_weights(small) if weight.name in names}
     if limits is None:
         probabilities = {new: gates[old].probability_nonzero().detach().cpu() for new, old in of_small.items()}
-        masks = {new: _likely(cut(values, keeps[new])) for new, values in probabilities.items()}
+        masks = {
+            new: _likely(left := cut(values, keeps[new]), graph.protection.least_of(of_small[new], left.numel()))
+            for new, values in probabilities.items()
+        }
     else:
         scores = {new: cut(gates[old].log_alpha.detach().cpu(), keeps[new]) for new, old in of_small.items()}
         masks = round_weights(small, scores, limits.by_unit)
@@ -120,8 +123,9 @@ def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, limits: L
     return plan.with_masks({old: whole_mask(masks[new], shapes[old], keeps[new]) for new, old in of_small.items()})
 
 
-def _likely(probabilities: Tensor) -> Tensor:
-    return (probabilities > 0.5) | (probabilities == probabilities.max())
+def _likely(probabilities: Tensor, least: int) -> Tensor:
+    """What is likely to be open, and at least so many."""
+    return (probabilities > 0.5) | (probabilities >= probabilities.flatten().topk(least).values[-1])
 
 
 def whole_mask(mask: Tensor, shape: tuple[int, ...], keeps: Keeps) -> Tensor:

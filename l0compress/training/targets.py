@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
-from l0compress.errors import TargetError
+from l0compress.errors import NothingToPruneError, TargetError
 from l0compress.gates.reach import smallest_cost
-from l0compress.graph.groups import Groups
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.groups import Groups, find_groups, groups_without_moves
 from l0compress.graph.groups.cost import UNITS
 from l0compress.graph.groups.resource import Counted, Resource
+from l0compress.graph.nodes.protection import Protection
 
 UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "int8_bytes": "bytes of int8"}
 SMALLEST_COUNT = 100
@@ -116,20 +118,16 @@ class AbsoluteTarget:
         """``params``, ``macs``, ``bytes`` or ``int8_bytes``."""
         return self.wanted.unit
 
-    def check_reachable(self, least: int) -> None:
-        """Refuse a target below ``least``, the cost of the smallest model that removal can reach.
-
-        Raises:
-            TargetError: it is; the message names the share that can be reached.
-        """
-        if least <= self.limit:
-            return
-        share = least / self.dense
-        raise TargetError(
+    def missed_by(self, least: int) -> str:
+        """Return what is wrong where ``least``, the cost of the smallest model in reach, is more than the limit."""
+        return (
             f"Target {self.wanted}: at most {self.limit:,} {UNIT_NAMES[self.unit]} cannot be reached. With everything "
-            f"removed that can be removed, {least:,} of {self.dense:,} stay ({share:.4f}).",
-            fix=f"Ask for {self.unit}={math.ceil(share * 1000 + 1) / 1000} or more.",
+            f"removed that can be removed, {least:,} of {self.dense:,} stay ({least / self.dense:.4f})."
         )
+
+    def reachable(self, least: int) -> str:
+        """Return the target to ask for instead, as written on the command line."""
+        return f"{self.unit}={math.ceil(least / self.dense * 1000 + 1) / 1000}"
 
 
 def targets_of(targets: AnyTargets | None, **units: Any) -> tuple[Target, ...]:
@@ -209,10 +207,45 @@ def check_reachable(
     ``smallest`` returns the cost of the smallest model that can be reached.
 
     Raises:
-        TargetError: see :meth:`AbsoluteTarget.check_reachable`.
+        TargetError: one of them cannot be; the message has the least that can be reached of each such target, and which
+            limits of the graph's protection are in the way.
     """
-    for target in targets:
-        target.check_reachable(smallest(target.resource(groups)))
+    reach = [(target, smallest(target.resource(groups))) for target in targets]
+    missed = [(target, least) for target, least in reach if least > target.limit]
+    if not missed:
+        return
+    whys = [target.missed_by(least) for target, least in missed]
+    ways = " and ".join(target.reachable(least) for target, least in missed)
+    limits = in_the_way(groups.graph, [target for target, _ in missed])
+    if not limits:
+        raise TargetError(" ".join(whys), fix=f"Ask for {ways} or more.")
+    raise TargetError(
+        f"{' '.join(whys)} In the way: {', '.join(limits)}.",
+        fix=f"Ask for {ways} or more, or for less that has to stay.",
+    )
+
+
+def in_the_way(graph: CapturedGraph, targets: Sequence[AbsoluteTarget]) -> tuple[str, ...]:
+    """Return those limits of a graph's protection without each of which more could be removed, in a target's unit.
+
+    All of them, where no single one makes a difference.
+    """
+    limits = graph.protection.limits()
+
+    def least(protection: Protection) -> list[int]:
+        groups = _all_groups(replace(graph, protection=protection))
+        return [smallest_cost(target.resource(groups)) for target in targets]
+
+    now = least(graph.protection) if limits else []
+    found = tuple(limit for limit in limits if least(graph.protection.without(limit)) != now)
+    return found or limits
+
+
+def _all_groups(graph: CapturedGraph) -> Groups:
+    try:
+        return find_groups(graph)
+    except NothingToPruneError:
+        return groups_without_moves(graph)
 
 
 def check_countable(targets: Iterable[AbsoluteTarget], *, single_weights: bool) -> None:

@@ -31,6 +31,8 @@ def inspect(
     split: options.Shares = None,
     data_seed: options.DataSeed = None,
     workers: options.Workers = None,
+    keep: options.Keep = None,
+    min_density: options.MinDensity = None,
     full: Annotated[bool, typer.Option("--full", help="One row per group: do not merge repeated layers.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
@@ -47,7 +49,7 @@ def inspect(
 
         source = ModelSource(model, factory, trust_pickle, parse_factory_args(factory_args))
         given = None if data is None else options.data_source(data, model, described)
-        found = inspection.inspect(source, data=given, fixed=fixed)
+        found = inspection.inspect(source, data=given, fixed=fixed, keep=keep or (), min_density=min_density or ())
         if as_json:
             print_json(found.to_json())
         else:

@@ -41,6 +41,8 @@ NoLabels = Annotated[bool, setting_flag("no_labels")]
 Shares = Annotated[str | None, setting_flag("split")]
 DataSeed = Annotated[int | None, setting_flag("data_seed")]
 Workers = Annotated[int | None, setting_flag("workers")]
+Keep = Annotated[list[str] | None, setting_flag("keep")]
+MinDensity = Annotated[list[str] | None, setting_flag("min_density")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, nothing else.")]
 
 

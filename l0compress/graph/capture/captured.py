@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from l0compress.graph.capture.training_mode import TrainingOnly
 from l0compress.graph.nodes.describe import headed, input_texts, size_text
 from l0compress.graph.nodes.network import GraphNetwork, network_of, retype_node_
 from l0compress.graph.nodes.pickling import inputs_of, put_inputs_
+from l0compress.graph.nodes.protection import UNPROTECTED, Protection
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class CapturedGraph:
             None where an input has no batch.
         training_only: what the user's model does in training mode that the graph does not: random numbers, and buffers
             that its own code updates. Empty for an exported program, which does not tell.
+        protection: what is to be kept of it, whatever else is removed.
     """
 
     graph_module: fx.GraphModule
@@ -45,6 +47,7 @@ class CapturedGraph:
     dynamic_shapes: dict[str, Any] | None
     batch_dims: BatchDims
     training_only: tuple[TrainingOnly, ...] = ()
+    protection: Protection = UNPROTECTED
 
     def module(self) -> GraphNetwork:
         """A trainable copy, in eval mode; ``forward`` takes what the user's model takes."""
@@ -65,6 +68,35 @@ class CapturedGraph:
             for name, tensor in duplicate.state_dict().items():
                 tensor.copy_(state[name])
         return replace(self, graph_module=duplicate)
+
+    def protected(
+        self,
+        *,
+        keep: str | Sequence[str] | None = None,
+        min_density: float | str | Sequence[float | str] | None = None,
+    ) -> CapturedGraph:
+        """The same graph with limits on what may be removed, in place of any that it had; every plan keeps to them.
+
+        Args:
+            keep: globs of layers of which nothing is removed: none of their output channels, and no single weight.
+            min_density: the least share of its moves that every group keeps, and every weight of its elements where
+                single weights go: ``0.1`` for all, ``"layer1.*=0.5"`` for some, or a list of these.
+
+        A glob stands for a parameter if it matches its name or that of a module which it is in.
+
+        >>> from l0compress.graph.capture import capture
+        >>> from l0compress.graph.groups import find_groups
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 6), torch.nn.Linear(6, 2))
+        >>> graph = capture(net, (torch.zeros(2, 4),)).protected(keep="0")
+        >>> [(group.name, group.kind) for group in find_groups(graph).groups]
+        [('1', 'channels')]
+
+        Raises:
+            InputError: a glob stands for nothing, or a share is none.
+        """
+        protection = Protection.of(keep, min_density)
+        protection.check_matches([str(node.target) for node in self.nodes() if node.op == "get_attr"])
+        return replace(self, protection=protection)
 
     def to(self, dtype: torch.dtype) -> CapturedGraph:
         """The same graph with floating-point weights and example inputs in ``dtype`` (float64 for exact checks)."""
@@ -106,14 +138,19 @@ class CapturedGraph:
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = (self.example_args, self.example_kwargs, self.dynamic_shapes, self.batch_dims)
-        return _unpickled, (network_of(self.graph_module), *inputs_of(self.graph_module.graph), fields)
+        inputs, symbols = inputs_of(self.graph_module.graph)
+        return _unpickled, (network_of(self.graph_module), inputs, symbols, fields, self.protection)
 
 
 def _unpickled(
-    network: GraphNetwork, inputs: tuple[Any, ...], symbols: Mapping[Any, int], fields: Any
+    network: GraphNetwork,
+    inputs: tuple[Any, ...],
+    symbols: Mapping[Any, int],
+    fields: Any,
+    protection: Protection = UNPROTECTED,
 ) -> CapturedGraph:
     put_inputs_(network.graph, inputs, symbols)
-    return propagate_shapes(CapturedGraph(network, *fields))
+    return propagate_shapes(CapturedGraph(network, *fields, protection=protection))
 
 
 def check_captured(graph: object, verb: str) -> None:

@@ -5,9 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.groups import Groups
+from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.labels.values import flattened, varying
+
+
+def groups_after(plan: KeepPlan, small: CapturedGraph) -> tuple[Groups, Tensor]:
+    """The groups of what a plan leaves, under what is left of the floors of its own, and which moves its moves were.
+
+    Returns:
+        The groups, and what :func:`match_moves` returns.
+
+    Raises:
+        NothingToPruneError: nothing more can be removed.
+    """
+    smaller = find_groups(small)
+    moves = match_moves(plan.groups, plan, smaller)
+    return smaller.with_floors(plan.groups.floors.after(moves)), moves
 
 
 def match_moves(old: Groups, plan: KeepPlan, new: Groups) -> Tensor:

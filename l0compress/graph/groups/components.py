@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -131,6 +131,11 @@ def solve(labelled: Labelled) -> Components:
         ties_of=_index((part, *wholes) for part, wholes in solved_ties),
         grids_of=_index(np.unique(grid).tolist() for grid in grids),
     )
+
+
+def refrozen(labelled: Labelled, components: Components) -> Components:
+    """The same components, after facts were added that freeze some of them."""
+    return replace(components, reasons=_reasons(labelled, components.of_label, components.count))
 
 
 def _outright(of_label: Array, part: Array, wholes: Array) -> Array:

@@ -24,6 +24,7 @@ from l0compress.graph.groups.cost_model import CostModel, cost_model
 from l0compress.graph.groups.frozen import Frozen, by_reason, frozen_places
 from l0compress.graph.groups.moves import Lines, Removal, find_lines, find_moves
 from l0compress.graph.groups.naming import Group, Move, named_groups
+from l0compress.graph.groups.protecting import Floors, floors_of, kept_nodes, protected
 from l0compress.graph.groups.reads import Read, find_reads, ungateable
 from l0compress.graph.groups.vanish import Vanished, Vanishing
 from l0compress.graph.labels.walk import Labelled, label
@@ -61,6 +62,7 @@ class Groups:
     costs: CostModel
     moves_of_component: Tensor
     vanishing: Vanishing
+    floors: Floors
 
     @property
     def num_moves(self) -> int:
@@ -108,7 +110,15 @@ class Groups:
                 f"this plan would leave {self.lines.names[min(empty)]!r} without any channel, and {fate.obstacle}.",
                 fix="Keep at least one move of every group that cannot vanish.",
             )
-        return Left(torch.from_numpy(self._closure.kept(keep.numpy(), dead)), torch.from_numpy(~dead), fate)
+        closed = torch.from_numpy(self._closure.kept(keep.numpy(), dead))
+        missed = self.floors.missed(closed)
+        if missed is not None:
+            raise PlanError(
+                f"this plan would leave {int(self.floors.counts(closed)[missed]):,} moves of "
+                f"{self.floors.names[missed]!r}, but {int(self.floors.least[missed]):,} have to stay (min_density).",
+                fix="Keep more of them, or ask for a lower min_density.",
+            )
+        return Left(closed, torch.from_numpy(~dead), fate)
 
     def close(self, keep: Tensor) -> Tensor:
         """The same plan with the moves dropped that die as a consequence.
@@ -170,10 +180,22 @@ class Groups:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _found_again, (self.graph, tuple((group.name, group.kind, len(group.moves)) for group in self.groups))
+        wanted = tuple((group.name, group.kind, len(group.moves)) for group in self.groups)
+        return _found_again, (self.graph, wanted, self.floors)
+
+    def with_floors(self, floors: Floors) -> Groups:
+        """The same groups with other floors under them; one that has to keep a move cannot vanish."""
+        held = {group for (moves, count) in floors.sets() if count for group in self.group_of_move[moves].tolist()}
+        groups = tuple(
+            replace(group, can_vanish=group.can_vanish and number not in held)
+            for number, group in enumerate(self.groups)
+        )
+        return replace(self, groups=groups, floors=floors)
 
 
-def _found_again(graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...]) -> Groups:
+def _found_again(
+    graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...], floors: Floors | None = None
+) -> Groups:
     """The groups of a graph that comes out of a pickle: they follow from it, given the same rules."""
     groups = find_groups(graph) if wanted else groups_without_moves(graph)
     if tuple((group.name, group.kind, len(group.moves)) for group in groups.groups) != wanted:
@@ -181,7 +203,7 @@ def _found_again(graph: CapturedGraph, wanted: tuple[tuple[str, str, int], ...])
             "the groups in this pickle are not those that this program finds in their graph.",
             fix="Call register_operator for the same operators as before, and use the same version of l0compress.",
         )
-    return groups
+    return groups if floors is None else groups.with_floors(floors)
 
 
 def find_groups(graph: CapturedGraph) -> Groups:
@@ -200,9 +222,9 @@ def find_groups(graph: CapturedGraph) -> Groups:
     """
     check_captured(graph, "find_groups")
     labelled = label(graph)
-    components = solve(labelled)
+    components = protected(labelled, solve(labelled))
     lines = find_lines(labelled, components)
-    vanishing = Vanishing(labelled, lines)
+    vanishing = Vanishing(labelled, lines, kept_nodes(labelled))
     found = find_moves(labelled, components, lines, lambda empty: vanishing.of(empty).obstacle is None)
     refused = ungateable(labelled, components, found.removals)
     removals = tuple(removal for index, removal in enumerate(found.removals) if index not in refused)
@@ -221,7 +243,11 @@ def find_groups(graph: CapturedGraph) -> Groups:
     )
     table = moves_of_component(removals, components.count)
     reads = find_reads(labelled, components, table, len(removals))
-    return Groups(graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table, vanishing)
+    floors = floors_of(labelled, components, groups, [removal.components for removal in removals])
+    whole = Groups(
+        graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table, vanishing, floors
+    )
+    return whole.with_floors(floors)
 
 
 def groups_without_moves(graph: CapturedGraph) -> Groups:
@@ -247,6 +273,7 @@ def groups_without_moves(graph: CapturedGraph) -> Groups:
         costs=cost_model(labelled, components),
         moves_of_component=moves_of_component((), components.count),
         vanishing=Vanishing(labelled, lines),
+        floors=Floors.none(0),
     )
 
 

@@ -54,20 +54,29 @@ class Vanished:
 
 
 NOTHING = Vanished()
+NOTHING_KEPT: Mapping[str, str] = {}
 
 
 class Vanishing:
     """Works out :class:`Vanished` for sets of empty lines, each once."""
 
-    def __init__(self, labelled: Labelled, lines: Lines) -> None:
-        self._labelled, self._lines = labelled, lines
+    def __init__(self, labelled: Labelled, lines: Lines, kept: Mapping[str, str] = NOTHING_KEPT) -> None:
+        """``kept`` has the nodes that must not go, and what they are called."""
+        self._labelled, self._lines, self._kept = labelled, lines, kept
         self._known: dict[frozenset[int], Vanished] = {frozenset(): NOTHING}
 
     def of(self, empty: frozenset[int]) -> Vanished:
         """What becomes of the graph when the lines ``empty`` have lost every channel."""
         if empty not in self._known:
-            self._known[empty] = _Walk(self._labelled, self._lines, empty).outcome()
+            self._known[empty] = self._with_kept(_Walk(self._labelled, self._lines, empty).outcome())
         return self._known[empty]
+
+    def _with_kept(self, found: Vanished) -> Vanished:
+        """The outcome, with an obstacle where something would go that has to stay."""
+        if found.obstacle is not None or found.live is None:
+            return found
+        gone = next((name for node, name in self._kept.items() if node not in found.live), None)
+        return found if gone is None else Vanished(obstacle=f"{gone!r} is to be kept")
 
 
 class _Walk:

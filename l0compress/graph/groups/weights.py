@@ -132,6 +132,11 @@ def find_weights(graph: CapturedGraph) -> tuple[Weight, ...]:
     return _Search(graph).found()
 
 
+def prunable_weights(graph: CapturedGraph) -> tuple[Weight, ...]:
+    """Those of :func:`find_weights` that are in no layer which is to be kept."""
+    return tuple(w for w in find_weights(graph) if not any(graph.protection.keeps(name) for name in w.names))
+
+
 class _Search:
     def __init__(self, graph: CapturedGraph) -> None:
         self.graph, self.module = graph, graph.graph_module

@@ -24,6 +24,7 @@ from l0compress.training.limits import Limits
 from l0compress.training.losses import Objective
 from l0compress.training.methods.one_shot import OneShot
 from l0compress.training.problem import Problem
+from l0compress.training.shadow_prices import shadow_prices
 
 
 class _Open(HardConcrete):
@@ -87,14 +88,18 @@ def marginal_cost(resource: Resource) -> Tensor:
     return marginal.clamp_min(1e-3 * float(marginal.mean()))
 
 
-def joint_marginal_cost(limits: Limits) -> Tensor:
-    """float64 ``(num_moves,)``: what each move takes off the cost, in the direction in which all limits are reached.
+def joint_marginal_cost(limits: Limits, losses: Tensor) -> Tensor:
+    """float64 ``(num_moves,)``: what each move takes off the cost by itself, all limited resources in one number.
 
-    The sum of the marginal costs of the resources, each weighted by how far it has yet to go, see
-    :meth:`~l0compress.training.limits.Limits.weights`. Of one resource it is that resource's own.
+    The sum of the marginal costs at the prices that the limits give to the resources, see
+    :func:`~l0compress.training.shadow_prices.shadow_prices`; of a single resource it is that resource's own.
+
+    Args:
+        losses: float64 (num_moves,): what is lost with each move.
     """
-    costs = [marginal_cost(bound.resource) for bound in limits.bounds]
-    return torch.stack([weight * each for weight, each in zip(limits.weights(), costs, strict=True)]).sum(0)
+    costs = torch.stack([marginal_cost(bound.resource) for bound in limits.bounds])
+    wanted = [now - bound.most for now, bound in zip(limits.dense(), limits.bounds, strict=True)]
+    return (shadow_prices(losses, costs, wanted).unsqueeze(1) * costs).sum(0)
 
 
 class Fisher(OneShot):
@@ -105,4 +110,4 @@ class Fisher(OneShot):
     def score(self, limits: Limits, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
         settings, groups = problem.settings, limits.groups
         information = fisher_information(groups, samples, problem.objective, device=settings.device, seed=settings.seed)
-        return information / joint_marginal_cost(limits)
+        return information / joint_marginal_cost(limits, information)

@@ -53,7 +53,7 @@ class OneShot(Method):
 
     @abstractmethod
     def score(self, limits: Limits, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:
-        """float ``(num_moves,)`` of the groups of the run's limits on what is left: the lowest goes first."""
+        """float ``(num_moves,)`` of the groups of a step's limits: the lowest goes first."""
 
     def descent(self, state: TrainingState) -> Descent:
         """The steps down to the budget, each reported before it is taken."""

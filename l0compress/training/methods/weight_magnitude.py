@@ -18,7 +18,7 @@ from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import groups_without_moves
-from l0compress.graph.groups.weights import find_weights
+from l0compress.graph.groups.weights import prunable_weights
 from l0compress.graph.nodes.network import attribute
 from l0compress.training.decision import Decision
 from l0compress.training.goals import Goal, budgets_of
@@ -52,7 +52,7 @@ class WeightMagnitude(Method):
         self.groups = groups_without_moves(problem.graph)
         self.limits = Limits.of(self.groups, targets)
         self.resources = tuple(bound.resource for bound in self.limits.bounds)
-        costs = SparseCost(self.groups, find_weights(problem.graph))
+        costs = SparseCost(self.groups, prunable_weights(problem.graph))
         keep = torch.ones(0, dtype=torch.bool)
         check_reachable(targets, self.groups, lambda resource: costs.smallest(keep, resource.unit))
 
@@ -78,7 +78,7 @@ def weight_scores(graph: CapturedGraph, scope: Scope) -> dict[str, Tensor]:
     >>> weight_scores(graph, "global")["weight"], weight_scores(graph, "layer")["weight"]
     (tensor([[3., 1., 0., 4.]]), tensor([[0.7500, 0.5000, 0.2500, 1.0000]]))
     """
-    magnitudes = {w.name: attribute(graph.graph_module, w.name).detach().abs() for w in find_weights(graph)}
+    magnitudes = {w.name: attribute(graph.graph_module, w.name).detach().abs() for w in prunable_weights(graph)}
     return magnitudes if scope == "global" else {name: _ranks(values) for name, values in magnitudes.items()}
 
 
