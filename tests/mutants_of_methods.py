@@ -5,6 +5,7 @@ from __future__ import annotations
 from mutant import Fault
 
 _TESTS, _PARTS = "../test_methods.py", "../test_training_parts.py"
+_LIMITS, _KEEP = "../test_limits.py", "../test_protection.py"
 
 METHODS = (
     Fault("l0compress.training:_direction", "signed - p * signed.sum(-1, keepdim=True)", "signed", (_TESTS, "Probe")),
@@ -14,13 +15,13 @@ METHODS = (
     ),
     Fault("l0compress.training:fisher_information", "len(batch)", "1", (_TESTS, "Fisher")),
     Fault(
-        "l0compress.training:marginal_costs",
-        "groups.expected_cost(open_, unit)",
-        "groups.expected_cost(open_, 'params')",
+        "l0compress.training:marginal_cost",
+        "resource.expected(open_)",
+        "resource.groups.expected_cost(open_, 'params')",
         (_TESTS, "Fisher"),
     ),
     Fault("l0compress.training:ordered_log_alpha", "logs - border", "logs", (_TESTS, "OrderedStart")),
-    Fault("l0compress.training:descend", "limits[:-1]", "()", (_TESTS, "told")),
+    Fault("l0compress.training:descend", "steps[:-1]", "()", (_TESTS, "told")),
     Fault("l0compress.training:held_back", "held[moves[best]] += len(scores)", "pass", (_TESTS, "leaves_half")),
     Fault("l0compress.training:Narrowed.lifted", "keep[dropped[dropped >= 0]] = False", "pass", (_TESTS, "Descent")),
     Fault("l0compress.training:Narrowed.cut", "self.moves[found.clamp(min=0)]", "found", (_TESTS, "Descent")),
@@ -37,4 +38,30 @@ METHODS = (
     Fault(
         "l0compress.training:outgrown", "not (reading.labelled and reading.counts_hits)", "False", (_PARTS, "Teaching")
     ),
+    Fault("l0compress.training:joint_marginal_cost", "now - bound.most", "now", (_LIMITS, "MarginalCost")),
+    Fault("l0compress.training:shadow_prices", "-found.ineqlin.marginals", "1.0", (_LIMITS, "MarginalCost")),
+    Fault("l0compress.training:Limits.allow", "all", "any", (_LIMITS, "every_limit")),
+    Fault("l0compress.training:Limits.is_used", "any", "all", (_LIMITS, "every_limit")),
+    Fault("l0compress.training:steps_in_step", "max", "min", (_LIMITS, "in_step")),
+    Fault("l0compress.training:Budget._amount", "sum(others, first)", "first", (_LIMITS, "the_sum")),
+    Fault("l0compress.training:Budget._prefixed", "several", "False", (_LIMITS, "state_of_one")),
+    Fault("l0compress.training:Constraint.follow_", "keep[kept_moves] = True", "keep[:] = True", (_LIMITS, "compaction")),
+    Fault("l0compress.graph:Modelled.after", "self._dense(keep)", "self.kept", (_LIMITS, "Modelled")),
+    Fault("l0compress.training:_within_bytes", "stored(middle) <= room", "True", (_LIMITS, "single_weights")),
+    Fault("l0compress.graph:protected", "return refrozen(labelled, components)", "return components", (_KEEP, "")),
+    Fault("l0compress.graph:Vanishing._with_kept", "gone is None", "True", (_KEEP, "as_a_whole")),
+    Fault(
+        "l0compress.graph:Floors.after",
+        "replace(self, of_move=of_move, least=torch.minimum(self.least, left))",
+        "replace(self, of_move=of_move, least=left * 0)",
+        (_KEEP, ""),
+    ),
+    Fault("l0compress.graph:Groups.left", "missed is not None", "False", (_KEEP, "")),
+    Fault(
+        "l0compress.graph:prunable_weights",
+        "not any(graph.protection.keeps(name) for name in w.names)",
+        "True",
+        (_KEEP, ""),
+    ),
+    Fault("l0compress.graph:least", "math.ceil(share * count - 1e-9)", "round(share * count - 0.49)", (_KEEP, "")),
 )

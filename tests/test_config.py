@@ -41,7 +41,8 @@ def test_every_flag_has_a_key_of_its_name() -> None:
 def test_every_flag_takes_what_its_setting_is(name: str) -> None:
     found = inspect.signature(finetune).parameters.get(name)
     assert (found is not None) == bool(OPTIONS[name].help)
-    assert found is None or get_args(found.annotation)[0] == OPTIONS[name].kind | None
+    kind = list[OPTIONS[name].kind] if OPTIONS[name].many else OPTIONS[name].kind
+    assert found is None or get_args(found.annotation)[0] == kind | None
 
 
 def test_defaults_that_are_written_out_are_those_of_what_reads_them() -> None:
@@ -57,7 +58,13 @@ class TestSchema:
 
     @staticmethod
     def fits(value: object, schema: dict[str, Any]) -> bool:
-        kinds = {"object": dict, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+        kinds = {"object": dict, "string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list}
+        if "anyOf" in schema:
+            return any(TestSchema.fits(value, one) for one in schema["anyOf"])
+        if isinstance(schema["type"], list):
+            return any(TestSchema.fits(value, {**schema, "type": one}) for one in schema["type"])
+        if isinstance(value, list) and schema["type"] == "array":
+            return len(value) >= schema["minItems"] and all(TestSchema.fits(one, schema["items"]) for one in value)
         if not isinstance(value, kinds[schema["type"]]) or (isinstance(value, bool) and schema["type"] != "boolean"):
             return False
         if isinstance(value, dict):
@@ -70,7 +77,8 @@ class TestSchema:
     def test_what_is_printed_as_the_configuration_fits(self) -> None:
         schema = json.loads(run_cli("finetune", "--config-schema").stdout)
         assert schema == config_schema()
-        for given in ({}, {**NEEDED, **OTHER}, {**NEEDED, "clip": 0.0}):
+        several = {"target": ["macs=0.5", "params=0.5"], "keep": "stem.*", "min_density": [0.1, "head=0.5"]}
+        for given in ({}, {**NEEDED, **OTHER}, {**NEEDED, "clip": 0.0}, {**NEEDED, **several}):
             assert self.fits(tomllib.loads(config_text(complete(given))), schema)
 
     @pytest.mark.parametrize("case", ["a negative clip", "an unknown optimizer", "a share above 1", "an unknown key",
@@ -81,7 +89,7 @@ class TestSchema:
 
     def test_every_setting_is_in_it_with_its_default(self) -> None:
         properties = config_schema()["properties"]
-        sections = [part["properties"] for part in properties.values() if part["type"] == "object"]
+        sections = [part["properties"] for part in properties.values() if part.get("type") == "object"]
         flat = {name: one for part in (properties, *sections) for name, one in part.items()}
         assert {name: flat[name].get("default") for name in OPTIONS} == complete({})
 
