@@ -256,6 +256,10 @@ CASES = {
     "rounding as in int8, single weights": Case(
         mlp, in_memory(vectors), replace(QUICK, quantization_aware=True, granularity="weights"), every=7
     ),
+    "several targets": Case(mlp, in_memory(vectors), VIOLATED, target={"params": 0.5, "macs": 0.4}, every=3),
+    "a layer that is kept, and floors": Case(
+        conv_net, in_memory(images), replace(QUICK, min_density=0.3), target={"params": 0.7}, every=3
+    ),
     "a fixed penalty": Case(mlp, in_memory(vectors), target={"penalty": 1e-3}, every=3),
     "a loader that draws from global generators": Case(mlp, loader(), every=3),
     "a loader with a generator of its own": Case(mlp, own_generator, every=3),

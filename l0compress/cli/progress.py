@@ -83,7 +83,7 @@ def _line(event: ProgressEvent) -> str:
     violation, multiplier = (f"{event.violation:+.3f}", f"{event.multiplier:.3f}") if gated else ("-", "-")
     return (
         f"{event.stage:<9}{f'{event.epoch}/{event.epochs}':>8}{_number(event.loss):>10}{_number(event.metric):>10}"
-        f"{event.density:>9.3f}{violation:>11}{multiplier:>12}{_time(event.seconds_left):>9}"
+        f"{event.density:>9.3f}{violation:>11}{multiplier:>12}{_time(event.seconds_left):>9}{_of_each(event)}"
     )
 
 
@@ -95,11 +95,22 @@ def _under_way(event: ProgressEvent) -> Table:
         Text(f"{event.stage} {event.epoch}/{event.epochs}", style="bold"),
         Text(f"{done:4.0%}"),
         Text(f"loss {_number(event.loss)}"),
-        Text(f"density {event.density:.3f}"),
+        Text(f"density {event.density:.3f}{_of_each(event)}"),
         Text(f"violation {event.violation:+.3f}  multiplier {event.multiplier:.3f}" if gated else ""),
         Text(f"{_time(event.seconds_left)} left"),
     )
     return grid
+
+
+def _of_each(event: ProgressEvent) -> str:
+    """The density in each unit, where there are several targets.
+
+    >>> constraints = {"macs": {"density": 0.5}, "bytes": {"density": 0.75}}
+    >>> _of_each(ProgressEvent("finetune", 1, 2, constraints=constraints)), _of_each(ProgressEvent("finetune", 1, 2))
+    ('  macs 0.500, bytes 0.750', '')
+    """
+    found = ", ".join(f"{unit} {values['density']:.3f}" for unit, values in event.constraints.items())
+    return f"  {found}" if found else ""
 
 
 def _number(value: float | None) -> str:
