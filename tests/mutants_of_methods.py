@@ -45,7 +45,9 @@ METHODS = (
     Fault("l0compress.training:steps_in_step", "max", "min", (_LIMITS, "in_step")),
     Fault("l0compress.training:Budget._amount", "sum(others, first)", "first", (_LIMITS, "the_sum")),
     Fault("l0compress.training:Budget._prefixed", "several", "False", (_LIMITS, "state_of_one")),
-    Fault("l0compress.training:Constraint.follow_", "keep[kept_moves] = True", "keep[:] = True", (_LIMITS, "compaction")),
+    Fault(
+        "l0compress.training:Constraint.follow_", "keep[kept_moves] = True", "keep[:] = True", (_LIMITS, "compaction")
+    ),
     Fault("l0compress.graph:Modelled.after", "self._dense(keep)", "self.kept", (_LIMITS, "Modelled")),
     Fault("l0compress.training:_within_bytes", "stored(middle) <= room", "True", (_LIMITS, "single_weights")),
     Fault("l0compress.graph:protected", "return refrozen(labelled, components)", "return components", (_KEEP, "")),

@@ -112,6 +112,15 @@ def test_targets_that_cannot_stand_together(residual, target, message) -> None:
     assert str(error.value) == message
 
 
+def test_counts_of_another_model_stand_beside_shares_of_this_one(residual) -> None:
+    (counted,) = parts_of(goal_for(residual, "macs=0.75"))
+    budget = Budget(gate(residual), [counted, "params=0.5"], bytes=0.9)
+    dense = cost(residual)
+    wanted = [("macs", counted.limit), ("params", dense.params // 2), ("bytes", int(0.9 * dense.bytes))]
+    assert [(each.unit, each.target) for each in budget.constraints] == wanted
+    assert [part.limit for part in parts_of(goal_for(residual, [counted, "params=0.5"]))] == [n for _, n in wanted[:2]]
+
+
 def test_the_penalty_is_the_sum_of_each_multiplier_times_its_violation(residual) -> None:
     gated = gate(residual)
     budget, ascent = Budget(gated, TWO, ramp_steps=4), AscentSettings()

@@ -14,7 +14,7 @@ not to prune", 2017, equation 1). With several targets each has a multiplier of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from torch import Tensor
 
@@ -28,7 +28,7 @@ from l0compress.training.limits import Bound, Limits
 from l0compress.training.multiplier import AscentSettings, Multiplier
 from l0compress.training.penalty import FixedPenalty as FixedPenalty
 from l0compress.training.penalty import Penalty as Penalty
-from l0compress.training.targets import AbsoluteTarget, AnyTargets, check_countable, check_reachable, targets_of
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, absolute_targets, check_countable, check_reachable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -95,7 +95,7 @@ class Budget(Penalty):
         **units: Unpack[Units],
     ) -> None:
         check_gated(gated, "Budget")
-        targets = _counted(gated, target, dict(units))
+        targets = absolute_targets(target, lambda unit: Counted(gated.groups, unit).dense, **units)
         check_countable(targets, single_weights=bool(gated.sparse))
         check_reachable(targets, gated.groups, gated.smallest_cost)
         self._begin_(gated, targets, Limits.of(gated.groups, targets), ramp_steps, ascent)
@@ -253,14 +253,3 @@ class Budget(Penalty):
             for each in self.constraints
         ]
         return f"Budget({'; '.join(parts)}, step {self._num_steps:,}{ramp})"
-
-
-def _counted(
-    gated: GatedNetwork, target: AnyTargets | AbsoluteTarget | Sequence[AbsoluteTarget] | None, units: Mapping[str, Any]
-) -> tuple[AbsoluteTarget, ...]:
-    """What is asked for, on the network that there is now; counts stay what they are."""
-    listed = [target] if isinstance(target, AbsoluteTarget) else target
-    if isinstance(listed, Sequence) and any(isinstance(each, AbsoluteTarget) for each in listed):
-        return tuple(each for each in listed if isinstance(each, AbsoluteTarget))
-    wanted = targets_of(cast("AnyTargets | None", listed), **units)
-    return tuple(each.on(Counted(gated.groups, each.unit).dense) for each in wanted)

@@ -10,7 +10,7 @@ from typing import Any
 from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.cost import UNITS, cost
-from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, targets_of
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, absolute_targets
 
 CRITERIA = ("penalty", "aic", "bic")
 _GOALS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
@@ -57,14 +57,11 @@ def goal_for(graph: CapturedGraph, target: AnyGoal) -> Goal:
     if isinstance(target, AbsoluteTarget | Criterion):
         return target
     listed = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-    if listed and all(isinstance(each, AbsoluteTarget) for each in listed):
-        return tuple(each for each in listed if isinstance(each, AbsoluteTarget))
     found = [each for one in listed for each in _named(one)]
     criterion = next((each for each in found if isinstance(each, Criterion)), None)
     if criterion is None:
-        counted = cost(graph)
-        parts = tuple(each.on(counted.get(each.unit)) for each in targets_of(_targets(found)))
-        return parts[0] if len(parts) == 1 else parts
+        first, *others = parts = absolute_targets(found, cost(graph).get)
+        return parts if others or isinstance(target, tuple) else first
     if len(found) > 1:
         raise TargetError(
             f"{criterion.name!r} is a penalty in place of a budget, so no target can stand beside it.",
@@ -94,11 +91,13 @@ def budgets_of(goal: Goal) -> tuple[AbsoluteTarget, ...]:
     return parts_of(goal)
 
 
-def _named(target: Any) -> list[Target | Criterion]:
+def _named(target: Any) -> list[Target | AbsoluteTarget | Criterion]:
     """What one text, value or mapping names."""
     if isinstance(target, str):
         name, _, number = (piece.strip() for piece in target.partition("="))
         return [Criterion(name, _number(number, target)) if name in CRITERIA else Target.of(target)]
+    if isinstance(target, AbsoluteTarget | Criterion):
+        return [target]
     if not isinstance(target, Mapping):
         return [Target.of(target)]
     given = {unit: value for unit, value in target.items() if value is not None}
@@ -108,10 +107,6 @@ def _named(target: Any) -> list[Target | Criterion]:
     if not given:
         raise TargetError(f"A target names at least one of {_GOALS}; given: none.", fix="Example: macs=0.5.")
     return [Criterion(unit, value) if unit in CRITERIA else Target.of({unit: value}) for unit, value in given.items()]
-
-
-def _targets(found: list[Target | Criterion]) -> list[Target]:
-    return [each for each in found if isinstance(each, Target)]
 
 
 def _number(number: str, text: str) -> float:

@@ -130,12 +130,10 @@ class AbsoluteTarget:
         return f"{self.unit}={math.ceil(least / self.dense * 1000 + 1) / 1000}"
 
 
-def targets_of(targets: AnyTargets | None, **units: Any) -> tuple[Target, ...]:
+def targets_of(targets: AnyTargets | None) -> tuple[Target, ...]:
     """Return all that is given, each as a :class:`Target`; a number of None counts as not given.
 
-    >>> targets_of("macs=0.5") == targets_of({"macs": 0.5}) == targets_of(None, macs=0.5, params=None)
-    True
-    >>> [str(target) for target in targets_of({"macs": 0.5, "bytes": 4_000_000})]
+    >>> [str(target) for target in targets_of({"macs": 0.5, "bytes": 4_000_000, "params": None})]
     ['macs=0.5', 'bytes=4000000']
     >>> targets_of(["macs=0.5", "bytes=4MB"]) == targets_of({"macs": 0.5, "bytes": 4_000_000})
     True
@@ -143,17 +141,43 @@ def targets_of(targets: AnyTargets | None, **units: Any) -> tuple[Target, ...]:
     Raises:
         TargetError: none is given, or two are in the same unit, or unit or number are wrong.
     """
+    found = [target for each in _listed(targets) for target in _each(each)]
+    _check_distinct(found)
+    return tuple(found)
+
+
+def absolute_targets(targets: Any, dense: Callable[[str], int], **units: Any) -> tuple[AbsoluteTarget, ...]:
+    """Return what all that is given allows of one model, whose cost in a unit is ``dense(unit)``.
+
+    What is an :class:`AbsoluteTarget` already stays as it is.
+
+    >>> [target.limit for target in absolute_targets("macs=0.5", {"macs": 10, "params": 100}.get, params=0.25)]
+    [5, 25]
+
+    Raises:
+        TargetError: as :func:`targets_of` and :meth:`Target.on`.
+    """
+    found: list[AbsoluteTarget] = []
+    for each in (*_listed(targets), units):
+        done = isinstance(each, AbsoluteTarget)
+        found += [each] if done else [target.on(dense(target.unit)) for target in _each(each)]
+    _check_distinct([target.wanted for target in found])
+    return tuple(found)
+
+
+def _listed(targets: Any) -> list[Any]:
     given = {} if targets is None else targets
-    listed = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    found = [target for each in (*listed, units) for target in _each(each)]
-    if not found:
+    return list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+
+
+def _check_distinct(targets: Sequence[Target]) -> None:
+    if not targets:
         raise TargetError(f"A target names at least one of {_BUDGETS}; given: none.", fix="Example: macs=0.5.")
     by_unit: dict[str, Target] = {}
-    for target in found:
+    for target in targets:
         other = by_unit.setdefault(target.unit, target)
         if other is not target:
             raise TargetError(f"There are two targets in one unit: {other} and {target}.", fix="Leave one of them out.")
-    return tuple(found)
 
 
 def _each(targets: Any) -> list[Target]:
