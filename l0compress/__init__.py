@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from l0compress.training.budget import Budget
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
+    from l0compress.training.latency_targets import latency_target
     from l0compress.training.settings import FinetuneSettings
     from l0compress.verification.equality import verify
 
@@ -96,6 +97,7 @@ _HOMES = {
     "fold": "l0compress.gates.folding",
     "gate": "l0compress.gates.attach",
     "harden": "l0compress.training.harden",
+    "latency_target": "l0compress.training.latency_targets",
     "load": "l0compress.pipeline.artifacts",
     "load_data": "l0compress.loading",
     "load_model": "l0compress.loading",
@@ -134,6 +136,7 @@ __all__ = [
     "fold",
     "gate",
     "harden",
+    "latency_target",
     "load",
     "load_data",
     "load_model",

@@ -43,6 +43,13 @@ def open_session(
         Exception: one of ``NATIVE_ERRORS``: the model cannot be loaded. A hostile one may also raise ValueError,
             TypeError, RuntimeError or MemoryError.
     """
+    options = session_options(threads=threads, disabled=disabled)
+    # Without the fallback, which prints before it retries the same thing.
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+
+
+def session_options(*, threads: int | None = None, disabled: Sequence[str] = ()) -> onnxruntime.SessionOptions:
+    """Return the options of every session; arguments as of :func:`open_session`."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
     if threads is not None:
@@ -52,8 +59,7 @@ def open_session(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if disabled:
         options.add_session_config_entry("optimization.disable_specified_optimizers", ";".join(disabled))
-    # Without the fallback, which prints before it retries the same thing.
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    return options
 
 
 def first_line(error: BaseException) -> str:

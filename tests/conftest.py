@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from l0compress.pipeline.training_run import finetune_run
 # One thread here and in the commands that tests start: two networks of a few units each would only wait for each other.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# Times of this machine are kept for its user, not by tests.
+os.environ["L0COMPRESS_CACHE"] = tempfile.mkdtemp(prefix="l0compress-cache-")
 
 
 # PyTorch keeps a simulated device for good once it has one: test_devices.py gives it a process of its own.

@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from l0compress.training.events import DECIDED, WARNING, ProgressEvent
+from l0compress.training.events import DECIDED, MEASURE, WARNING, ProgressEvent
 
 GATED_STAGE = "gates"
 RESUMED = "resumed"
@@ -89,6 +89,9 @@ def _line(event: ProgressEvent) -> str:
 
 def _under_way(event: ProgressEvent) -> Table:
     grid = Table.grid(padding=(0, 2))
+    if event.stage == MEASURE:
+        grid.add_row(Text("measuring times", style="bold"), Text(f"{event.message} {event.step}/{event.steps}"))
+        return grid
     done = event.step / event.steps if event.steps else 0.0
     gated = event.stage == GATED_STAGE
     grid.add_row(

@@ -87,13 +87,22 @@ def export_onnx(
     destination = Path(path)
     calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
-        program = _converted(graph)
-        _annotate_(program, graph)
-        large = _weight_bytes(program.model) > largest_file_bytes
-        ir.save(program.model, staging, external_data=staging.name + ".data" if large else None)
+        write_onnx(graph, staging, largest_file_bytes=largest_file_bytes)
         equality = verify(_checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
+
+
+def write_onnx(graph: CapturedGraph, path: Path, *, largest_file_bytes: int = LARGEST_FILE_BYTES) -> None:
+    """Write ``graph`` as an ONNX file without checking what it computes: for a file that is only timed.
+
+    Raises:
+        SurgeryError: the graph cannot be converted to ONNX.
+    """
+    program = _converted(graph)
+    _annotate_(program, graph)
+    large = _weight_bytes(program.model) > largest_file_bytes
+    ir.save(program.model, path, external_data=path.name + ".data" if large else None)
 
 
 class FlatNetwork(nn.Module):

@@ -23,12 +23,13 @@ from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, finetune
+from l0compress.training.latency_targets import Measure, allowances, measured_time
 from l0compress.training.losses import objective_of
 from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, targets_of
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, absolute_targets, targets_of, told
 from l0compress.verification.equality import Equality, verify
 
 
@@ -60,7 +61,8 @@ class Reached:
 
     def __str__(self) -> str:
         """Return it as one line for people."""
-        return f"{self.target}: {self.left:,} of at most {self.limit:,}"
+        left, limit = (told(self.target.unit, number, named=False) for number in (self.left, self.limit))
+        return f"{self.target}: {left} of at most {limit}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
@@ -203,6 +205,7 @@ def compress_prepared(
     *,
     on_event: OnEvent = ignore,
     checkpoints: Checkpoints | None = None,
+    measure: Measure = measured_time,
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
     for part in prepared.graph.training_only:
@@ -210,8 +213,10 @@ def compress_prepared(
         event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
         on_event(replace(event, category=LostInCaptureWarning))
     with in_turn():
-        dense = cost(prepared.graph)
-        goals = tuple(target.on(dense.get(target.unit)) for target in targets)
+        graph = prepared.graph
+        if settings.keep is not None or settings.min_density is not None:
+            graph = graph.protected(keep=settings.keep, min_density=settings.min_density)
+        goals = absolute_targets(targets, allowances(graph, settings, measure=measure))
         result = finetune(
             prepared.graph, prepared.data, goals, settings=settings, on_event=on_event, checkpoints=checkpoints
         )
@@ -251,11 +256,11 @@ def _checked(
         history=result.history,
         reading=result.reading,
     )
-    for budget in budgets:
-        if budget.left > budget.limit:
+    for goal, budget in zip(goals, budgets, strict=True):
+        if budget.left > goal.allowed:
             raise TargetMissedError(
-                f"Target {budget.target}: the small model has {budget.left:,} {budget.target.unit}, but at most "
-                f"{budget.limit:,} were requested.",
+                f"Target {budget.target}: the small model has {told(goal.unit, budget.left)}, but at most "
+                f"{told(goal.unit, budget.limit, named=False)} were requested.",
                 fix="",
             )
     return compressed

@@ -72,9 +72,9 @@ _MODEL = (
         format="target",
         metavar="UNIT=NUMBER",
         many=True,
-        help="The budget: params, macs, bytes, or int8-bytes (of the file that export --quantize writes), as a "
-        "fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB). Given several times, in units "
-        "of their own, all hold.",
+        help="The budget: params, macs, bytes, int8-bytes (of the file that export --quantize writes) or latency "
+        "(measured on this machine), as a fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB, "
+        "latency=5ms). Given several times, in units of their own, all hold.",
     ),
 )
 _RUNNING = (

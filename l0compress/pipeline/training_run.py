@@ -15,6 +15,8 @@ import torch
 
 from l0compress.errors import DivergedError, InputError, RunError
 from l0compress.export.pt2 import export_pt2
+from l0compress.graph.capture import CapturedGraph
+from l0compress.latency import MeasuredTime
 from l0compress.measure.report import comparison_table
 from l0compress.measure.table import Table
 from l0compress.pipeline import runs
@@ -27,9 +29,12 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.training.events import DECIDED, WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.latency_targets import Measure, measured_time
+from l0compress.training.settings import FinetuneSettings
+from l0compress.training.targets import told
 
-_CHANGES, _WARNINGS = "changes", "warnings"
+_CHANGES, _WARNINGS, _LATENCY = "changes", "warnings", "latency"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +59,8 @@ class RunSummary:
             title="Dense against small",
         )
         notes = [
-            f"Budget: at most {target['limit']:,} {target['unit']}; {target['reached']:,} were used "
+            f"Budget: at most {told(target['unit'], target['limit'])}; "
+            f"{told(target['unit'], target['reached'], named=False)} were used "
             f"({target['reached'] / target['limit']:.1%})."
             for target in runs.targets_in(result)
         ]
@@ -159,7 +165,9 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
 
     checkpoints = RunCheckpoints(run, stops, every=request.checkpoint_every)
     settings = request.finetune_settings()
-    result = compress_prepared(prepared, request.targets, settings, on_event=tell, checkpoints=checkpoints)
+    result = compress_prepared(
+        prepared, request.targets, settings, on_event=tell, checkpoints=checkpoints, measure=_measure(run, tell)
+    )
     checkpoints.check_stop()
     summary = result_of(result)
     results = {runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}), runs.RESULT: runs.json_bytes(summary)}
@@ -169,6 +177,25 @@ def _go_on(run: LivingRun, request: RunRequest, prepared: Prepared, on_event: On
         run.note_(**{runs.READING: result.reading.to_json()})
     run.finish_(results, lambda folder: _export(folder, result))
     return RunSummary(run.folder, summary, _warnings(run))
+
+
+def _measure(run: LivingRun, on_event: OnEvent) -> Measure:
+    """Measures a time once in a run; it goes on with what was measured when it began."""
+
+    def measure(graph: CapturedGraph, settings: FinetuneSettings) -> MeasuredTime:
+        stored = run.manifest.about.get(_LATENCY)
+        if stored is not None:
+            return MeasuredTime.from_json(stored, graph)
+
+        def tell(what: str, number: int, total: int) -> None:
+            event = ProgressEvent(MEASURE, 0, settings.epochs, epoch_done=False, step=number, steps=total, message=what)
+            on_event(event)
+
+        found = measured_time(graph, settings, tell)
+        run.note_(**{_LATENCY: found.to_json()})
+        return found
+
+    return measure
 
 
 def _warnings(run: LivingRun) -> tuple[str, ...]:

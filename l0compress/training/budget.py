@@ -24,10 +24,12 @@ from l0compress.graph.groups import Groups
 from l0compress.graph.groups.resource import Counted, Resource
 from l0compress.training.constraint import Constraint
 from l0compress.training.events import told
+from l0compress.training.latency_targets import Allowances, allowances
 from l0compress.training.limits import Bound, Limits
 from l0compress.training.multiplier import AscentSettings, Multiplier
 from l0compress.training.penalty import FixedPenalty as FixedPenalty
 from l0compress.training.penalty import Penalty as Penalty
+from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import AbsoluteTarget, AnyTargets, absolute_targets, check_countable, check_reachable
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class Budget(Penalty):
         **units: Unpack[Units],
     ) -> None:
         check_gated(gated, "Budget")
-        targets = absolute_targets(target, lambda unit: Counted(gated.groups, unit).dense, **units)
+        targets = absolute_targets(target, _allowances(gated), **units)
         check_countable(targets, single_weights=bool(gated.sparse))
         check_reachable(targets, gated.groups, gated.smallest_cost)
         self._begin_(gated, targets, Limits.of(gated.groups, targets), ramp_steps, ascent)
@@ -253,3 +255,8 @@ class Budget(Penalty):
             for each in self.constraints
         ]
         return f"Budget({'; '.join(parts)}, step {self._num_steps:,}{ramp})"
+
+
+def _allowances(gated: GatedNetwork) -> Allowances:
+    """What targets allow of the network that there is now."""
+    return allowances(gated.groups.graph, FinetuneSettings(), counted=lambda unit: Counted(gated.groups, unit).dense)

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
+from l0compress.training.closing import closed
 from l0compress.training.harden import decide
 from l0compress.training.limits import Limits
 from l0compress.training.narrowing import Narrowed, Refine
@@ -99,14 +101,19 @@ def descend(limits: Limits, score: Score, repair: Refine, *, on_step: OnStep = _
         before = Narrowed.whole(limits.groups)
     here = before.limits(limits)
     on_step(len(steps) - 1, len(steps), here.dense())
-    scores, last = _decided(before, here, score, limits.most)
+    scores, last = _decided(before, here, score, limits.most, is_last=True)
     return Descent(before, scores, last, before.cut(last, repair))
 
 
-def _decided(now: Narrowed, limits: Limits, score: Score, most: Sequence[int]) -> tuple[Tensor, KeepPlan]:
+def _decided(
+    now: Narrowed, limits: Limits, score: Score, most: Sequence[int], *, is_last: bool = False
+) -> tuple[Tensor, KeepPlan]:
     limits = limits.at(most)
     scores = now.settled(score(limits))
-    return scores, decide(limits, held_back(now.groups, scores, GROUP_STEP))
+    held = held_back(now.groups, scores, GROUP_STEP)
+    if not is_last:
+        return scores, decide(limits, held)
+    return scores, closed(lambda within: decide(within, held), lambda plan: shrink(now.graph, plan), limits)
 
 
 def held_back(groups: Groups, scores: Tensor, share: float) -> Tensor:

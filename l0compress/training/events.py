@@ -13,14 +13,16 @@ from l0compress.errors import DataWarning
 WARNING = "warning"
 DECIDED = "decided"
 CUT = "cut"
+MEASURE = "measure"
 
 
 @dataclass(frozen=True)
 class ProgressEvent:
     """One report of a run.
 
-    ``stage`` is "dense", "cut" (a step of a decision without training), "gates", "harden" or "finetune". An event with
-    ``epoch_done`` closes an epoch and carries the validation metric; the others come in between, for a live display.
+    ``stage`` is "measure" (of a latency; ``message`` says of what), "dense", "cut" (a step of a decision without
+    training), "gates", "harden" or "finetune". An event with ``epoch_done`` closes an epoch and carries the validation
+    metric; the others come in between, for a live display.
     ``density`` is (expected) cost after removal over dense cost in the budget's unit, ``violation`` is ``log E[cost] -
     log target_now`` (<= 0 is feasible). Of several budgets at once these are of the one that is furthest from being
     met; ``constraints`` then has the same numbers of each of them, by unit.

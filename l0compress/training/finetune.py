@@ -73,12 +73,13 @@ def finetune(
     check_precision(graph, settings.device)
     if settings.quantization_aware:
         check_quantizable(graph)
+    goal = goal_for(graph, target, settings)
     reporter = Reporter(on_event, NoCheckpoints() if checkpoints is None else checkpoints)
     with seeded(settings.seed, settings.device):
         resumed = reporter.checkpoints.start
         reading = None if resumed is None else Reading.from_json(resumed.get("reading"))
         problem = problem_of(graph, data, settings, reading=reading)
-        method = method_of(problem.settings)(problem, goal_for(graph, target))
+        method = method_of(problem.settings)(problem, goal)
         state = TrainingState.begin(problem, reporter)
         resumed = state.resumed_in(FINETUNE)
         if resumed is None:

@@ -9,11 +9,12 @@ from typing import Any
 
 from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups.cost import UNITS, cost
-from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, absolute_targets
+from l0compress.training.latency_targets import allowances
+from l0compress.training.settings import FinetuneSettings
+from l0compress.training.targets import TARGET_UNITS, AbsoluteTarget, AnyTargets, Target, absolute_targets
 
 CRITERIA = ("penalty", "aic", "bic")
-_GOALS = "params, macs, bytes, int8_bytes, penalty, aic and bic"
+_GOALS = "params, macs, bytes, int8_bytes, latency, penalty, aic and bic"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ Goal = AbsoluteTarget | tuple[AbsoluteTarget, ...] | Criterion
 AnyGoal = AnyTargets | Goal
 
 
-def goal_for(graph: CapturedGraph, target: AnyGoal) -> Goal:
+def goal_for(graph: CapturedGraph, target: AnyGoal, settings: FinetuneSettings | None = None) -> Goal:
     """Return what a run has to reach on ``graph``: the counts that targets allow, or a fixed penalty.
 
     >>> import torch
@@ -60,7 +61,7 @@ def goal_for(graph: CapturedGraph, target: AnyGoal) -> Goal:
     found = [each for one in listed for each in _named(one)]
     criterion = next((each for each in found if isinstance(each, Criterion)), None)
     if criterion is None:
-        first, *others = parts = absolute_targets(found, cost(graph).get)
+        first, *others = parts = absolute_targets(found, allowances(graph, settings))
         return parts if others or isinstance(target, tuple) else first
     if len(found) > 1:
         raise TargetError(
@@ -101,7 +102,7 @@ def _named(target: Any) -> list[Target | AbsoluteTarget | Criterion]:
     if not isinstance(target, Mapping):
         return [Target.of(target)]
     given = {unit: value for unit, value in target.items() if value is not None}
-    unknown = next((unit for unit in given if unit not in (*UNITS, *CRITERIA)), None)
+    unknown = next((unit for unit in given if unit not in (*TARGET_UNITS, *CRITERIA)), None)
     if unknown is not None:
         raise TargetError(f"Unknown target {unknown!r}: expected one of {_GOALS}.", fix="Example: macs=0.5.")
     if not given:

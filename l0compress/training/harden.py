@@ -20,6 +20,7 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
 from l0compress.training.alignment import align
+from l0compress.training.closing import closed
 from l0compress.training.decision import Decision
 from l0compress.training.limits import Limits
 from l0compress.training.penalty import Penalty
@@ -65,7 +66,12 @@ def decide_by_gates(gated: GatedNetwork, budget: Penalty) -> Decision:
     """
     if gated.sparse:
         return harden_sparse(gated, budget)
-    plan = _harden_moves(gated, budget)
+    limits = budget.limits_on(gated.groups)
+    if limits is None:
+        plan = _harden_moves(gated, budget)
+    else:
+        scores = gated.gates.log_alpha.detach().cpu()
+        plan = closed(lambda within: decide(within, scores), lambda plan: shrink(gated.groups.graph, plan), limits)
     return Decision(plan, shrink(fold(gated, plan), plan))
 
 

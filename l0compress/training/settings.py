@@ -21,6 +21,8 @@ METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude")
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
+_LATENCY_PANEL = "Latency"
+LATENCY_DTYPES = ("float32", "int8")
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ class FinetuneSettings:
         distill: learn from the dense model's outputs beside the labels.
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
+        latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
         bf16: run forward passes under bfloat16 autocast.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
@@ -182,6 +185,21 @@ class FinetuneSettings:
             format="loss",
             panel=_PANEL,
             help="auto (by the targets' type), cross-entropy, bce, mse, or PKG.MOD:FN of (outputs, targets).",
+        ),
+    )
+    latency_batch: int = field(
+        default=1,
+        metadata=setting(least=1, panel=_LATENCY_PANEL, help="Samples a call for which a latency target is meant."),
+    )
+    latency_threads: int = field(
+        default=2, metadata=setting(least=1, panel=_LATENCY_PANEL, help="Threads of ONNX Runtime that it is meant for.")
+    )
+    latency_dtype: str = field(
+        default=LATENCY_DTYPES[0],
+        metadata=setting(
+            names=LATENCY_DTYPES,
+            panel=_LATENCY_PANEL,
+            help="float32, or int8 for the file that export --quantize int8 writes.",
         ),
     )
     bf16: bool = field(default=False, metadata=setting(panel=_PANEL, help="bfloat16 autocast."))

@@ -22,13 +22,19 @@ from l0compress.graph.groups.cost import UNITS
 from l0compress.graph.groups.resource import Counted, Resource
 from l0compress.graph.nodes.protection import Protection
 
+# Measured on this machine, see :mod:`l0compress.latency`; in nanoseconds.
+LATENCY = "latency"
+TARGET_UNITS = (*UNITS, LATENCY)
+LATENCY_SLACK = 0.1
 UNIT_NAMES = {"params": "parameters", "macs": "MACs", "bytes": "bytes", "int8_bytes": "bytes of int8"}
+_NANOSECONDS = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
 SMALLEST_COUNT = 100
 _SCALES = {"": 1, "k": 1_000, "m": 1_000_000, "g": 1_000_000_000}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?|\.\d+)([a-zA-Z]*)")
-_BUDGETS = "params, macs, bytes and int8_bytes"
+_BUDGETS = "params, macs, bytes, int8_bytes and latency"
 # How Budget took bytes before they had one name everywhere.
 _OLD_UNITS = {"size_bytes": "bytes"}
+_HAS = {False: "has", True: "takes"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Target:
         ((unit, value),) = target.items()
         return _checked(unit, value)
 
-    def on(self, dense: int) -> AbsoluteTarget:
+    def on(self, dense: int, model: Callable[[Groups], Resource] | None = None) -> AbsoluteTarget:
         """Return what the target allows of a model that costs ``dense`` in the same unit.
 
         >>> Target.of({"macs": 0.25}).on(1001).limit, Target.of({"macs": 400}).on(1001).limit
@@ -79,14 +85,16 @@ class Target:
         """
         if not self.is_fraction and self.value >= dense:
             raise TargetError(
-                f"Target {self}: the model already has only {dense:,} {UNIT_NAMES[self.unit]}, so there is nothing to "
-                "remove.",
-                fix=f"Ask for fewer than {dense}, or for a fraction such as {self.unit}=0.5.",
+                f"Target {self}: the model already {_HAS[self.unit == LATENCY]} only {told(self.unit, dense)}, so "
+                "there is nothing to remove.",
+                fix=f"Ask for less than {told(self.unit, dense)}, or for a fraction such as {self.unit}=0.5.",
             )
-        return AbsoluteTarget(self, dense, int(self.value * dense) if self.is_fraction else int(self.value))
+        return AbsoluteTarget(self, dense, int(self.value * dense) if self.is_fraction else int(self.value), model)
 
     def __str__(self) -> str:
         """Return the target as written on the command line."""
+        if self.unit == LATENCY and not self.is_fraction:
+            return f"{self.unit}={self.value / 1e6:g}ms"
         return f"{self.unit}={self.value}"
 
 
@@ -118,11 +126,17 @@ class AbsoluteTarget:
         """``params``, ``macs``, ``bytes`` or ``int8_bytes``."""
         return self.wanted.unit
 
+    @property
+    def allowed(self) -> int:
+        """The most that a finished model may use: times are measured, and no two measurements agree to the last bit."""
+        return self.limit if self.model is None else int(self.limit * (1 + LATENCY_SLACK))
+
     def missed_by(self, least: int) -> str:
         """Return what is wrong where ``least``, the cost of the smallest model in reach, is more than the limit."""
         return (
-            f"Target {self.wanted}: at most {self.limit:,} {UNIT_NAMES[self.unit]} cannot be reached. With everything "
-            f"removed that can be removed, {least:,} of {self.dense:,} stay ({least / self.dense:.4f})."
+            f"Target {self.wanted}: at most {told(self.unit, self.limit)} cannot be reached. With everything "
+            f"removed that can be removed, {told(self.unit, least, named=False)} of "
+            f"{told(self.unit, self.dense, named=False)} stay ({least / self.dense:.4f})."
         )
 
     def reachable(self, least: int) -> str:
@@ -146,12 +160,16 @@ def targets_of(targets: AnyTargets | None) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def absolute_targets(targets: Any, dense: Callable[[str], int], **units: Any) -> tuple[AbsoluteTarget, ...]:
-    """Return what all that is given allows of one model, whose cost in a unit is ``dense(unit)``.
+def absolute_targets(
+    targets: Any, allowed: Callable[[Target], AbsoluteTarget], **units: Any
+) -> tuple[AbsoluteTarget, ...]:
+    """Return what all that is given allows of one model; ``allowed`` says it of one target.
 
     What is an :class:`AbsoluteTarget` already stays as it is.
 
-    >>> [target.limit for target in absolute_targets("macs=0.5", {"macs": 10, "params": 100}.get, params=0.25)]
+    >>> dense = {"macs": 10, "params": 100}
+    >>> found = absolute_targets("macs=0.5", lambda target: target.on(dense[target.unit]), params=0.25)
+    >>> [target.limit for target in found]
     [5, 25]
 
     Raises:
@@ -160,7 +178,7 @@ def absolute_targets(targets: Any, dense: Callable[[str], int], **units: Any) ->
     found: list[AbsoluteTarget] = []
     for each in (*_listed(targets), units):
         done = isinstance(each, AbsoluteTarget)
-        found += [each] if done else [target.on(dense(target.unit)) for target in _each(each)]
+        found += [each] if done else [allowed(target) for target in _each(each)]
     _check_distinct([target.wanted for target in found])
     return tuple(found)
 
@@ -198,6 +216,8 @@ def parse_target(text: str) -> Target:
     Target(unit='macs', value=0.25, is_fraction=True)
     >>> parse_target("macs=12M").value, parse_target("int8-bytes=1.5MB").value
     (12000000, 1500000)
+    >>> parse_target("latency=2.5ms").value, parse_target("latency=0.5").is_fraction
+    (2500000, True)
 
     Raises:
         TargetError: the form, the unit or the number is wrong.
@@ -205,7 +225,7 @@ def parse_target(text: str) -> Target:
     unit, equals, number = (part.strip() for part in text.partition("="))
     if not equals:
         raise TargetError(f"Target {text!r} has no '='. Write a unit and a number, such as macs=0.5.")
-    unit = unit.replace("-", "_") if unit.replace("-", "_") in UNITS else unit
+    unit = unit.replace("-", "_") if unit.replace("-", "_") in TARGET_UNITS else unit
     _check_unit(unit, text)
     match = _NUMBER.fullmatch(number)
     if match is None:
@@ -214,6 +234,8 @@ def parse_target(text: str) -> Target:
             f"such as {unit}=26500 or {unit}=12M."
         )
     digits, suffix = match.groups()
+    if unit == LATENCY and suffix:
+        return _time(text, digits, suffix)
     if unit.endswith("bytes"):
         suffix = suffix.removesuffix("B")
     if suffix.lower() not in _SCALES:
@@ -276,8 +298,13 @@ def check_countable(targets: Iterable[AbsoluteTarget], *, single_weights: bool) 
     """Refuse targets in a unit in which what is to be removed costs nothing.
 
     Raises:
-        TargetError: the bytes of an int8 file, where single weights become zero.
+        TargetError: the bytes of an int8 file or a latency, where single weights become zero.
     """
+    if single_weights and any(target.unit == LATENCY for target in targets):
+        raise TargetError(
+            "Target latency: the time of an ONNX file does not depend on how many of its weights are zero.",
+            fix="Pass --granularity structured, or name params, macs or bytes and run the result as a bundle.",
+        )
     if single_weights and any(target.unit == "int8_bytes" for target in targets):
         raise TargetError(
             "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with "
@@ -306,7 +333,24 @@ def _checked(unit: str, value: Any) -> Target:
 
 
 def _check_unit(unit: str, text: str) -> None:
-    if unit not in UNITS:
+    if unit not in TARGET_UNITS:
         raise TargetError(
-            f"Target {text!r}: {unit!r} is not a unit of a target. Supported units are {', '.join(UNITS)}."
+            f"Target {text!r}: {unit!r} is not a unit of a target. Supported units are {', '.join(TARGET_UNITS)}."
         )
+
+
+def _time(text: str, digits: str, suffix: str) -> Target:
+    if suffix not in _NANOSECONDS:
+        raise TargetError(f"Target {text!r}: unknown suffix {suffix!r}. Known suffixes are {', '.join(_NANOSECONDS)}.")
+    return _checked(LATENCY, round(float(digits) * _NANOSECONDS[suffix]))
+
+
+def told(unit: str, number: int, *, named: bool = True) -> str:
+    """Return an amount of a unit for people.
+
+    >>> told("macs", 12000), told("latency", 2_345_678), told("macs", 12000, named=False)
+    ('12,000 MACs', '2.35 ms', '12,000')
+    """
+    if unit == LATENCY:
+        return f"{number / 1e6:.3g} ms"
+    return f"{number:,} {UNIT_NAMES[unit]}" if named else f"{number:,}"

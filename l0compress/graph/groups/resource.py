@@ -73,6 +73,11 @@ class Resource(ABC):
         """What is used with nothing removed."""
         return self.cost(torch.ones(self.groups.num_moves, dtype=torch.bool))
 
+    @property
+    def is_estimate(self) -> bool:
+        """Whether :meth:`used_by` may differ from what was predicted."""
+        return False
+
     def used_by(self, small: CapturedGraph, keep: Tensor, *, sparse: bool = False) -> int:
         """What a finished network uses: ``small``, which is left of :attr:`groups` where ``keep`` stays.
 
@@ -153,8 +158,7 @@ class Modelled(Resource):
 
     def of(self, left: Left) -> int:
         dense = self.dense_groups.left(self._dense(left.keep))
-        counts = self.dense_groups.costs.counts(dense.alive.double())
-        return round(float(self.terms.total(counts, dense.fate.live)))
+        return self.exact(dense)
 
     def expected(self, probabilities: Tensor) -> Tensor:
         known = self.dense_moves >= 0
@@ -162,7 +166,15 @@ class Modelled(Resource):
         whole = self.kept.to(device, probabilities.dtype)
         dense = whole.index_put((self.dense_moves[known].to(device),), probabilities[known.to(device)])
         alive = self.dense_groups.alive_probabilities(dense)
-        return self.terms.total(self.dense_groups.costs.counts(alive), None)
+        return self.terms.total(self.counts(alive), None)
+
+    def exact(self, dense: Left) -> int:
+        """What is used exactly, where ``dense`` is what is left of the dense network."""
+        return round(float(self.terms.total(self.counts(dense.alive.double()), dense.fate.live)))
+
+    def counts(self, alive: Tensor) -> Tensor:
+        """The live counts that the terms multiply, given (the probability of) each dense component."""
+        return self.dense_groups.costs.counts(alive)
 
     def after(self, groups: Groups, keep: Tensor, moves: Tensor) -> Modelled:
         dense_moves = torch.where(moves < 0, -1, self._padded(moves))
