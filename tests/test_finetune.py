@@ -249,7 +249,7 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
         finetune(graph, data, {"params": 0.001}, settings=QUICK, on_event=events.append)
     with pytest.raises(
         TargetError,
-        match="Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, penalty, aic and bic",
+        match="Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, latency, penalty, aic and bic",
     ):
         finetune(graph, data, {"flops": 0.5}, settings=QUICK, on_event=events.append)
     with pytest.raises(TargetError, match=r"Target macs=0\.001: at most 0 MACs cannot be reached"):

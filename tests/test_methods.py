@@ -312,7 +312,7 @@ class TestOneInterface:
         with pytest.raises(TargetError) as error:
             finetune(graph, data, {"aic": 1}, settings=replace(QUICK, method=method))
         assert str(error.value) == (
-            "Target 'aic' is not a budget, but a score needs one: params, macs, bytes or int8_bytes. Nothing was "
+            "Target 'aic' is not a budget, but a score needs one: params, macs, bytes, int8_bytes or latency. Nothing was "
             "changed. Example: macs=0.5; or learn gates, with method l0."
         )
 

@@ -140,9 +140,9 @@ def test_a_fixed_penalty_is_a_goal_too(graph: CapturedGraph, written: str, name:
     [
         ("penalty=half", "Target 'penalty=half': 'half' is not a number. Nothing was changed. Write for "
          "example penalty=1."),
-        ({"flops": 0.5}, "Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, penalty, aic and "
+        ({"flops": 0.5}, "Unknown target 'flops': expected one of params, macs, bytes, int8_bytes, latency, penalty, aic and "
          "bic. Nothing was changed. Example: macs=0.5."),
-        ({}, "A target names at least one of params, macs, bytes, int8_bytes, penalty, aic and bic; given: none. "
+        ({}, "A target names at least one of params, macs, bytes, int8_bytes, latency, penalty, aic and bic; given: none. "
          "Nothing was changed. Example: macs=0.5."),
         (0.5, "The target is 0.5, but must be a unit with a number. Nothing was changed. Write for example "
          "'macs=0.5'."),

@@ -86,7 +86,7 @@ def budgets_of(goal: Goal) -> tuple[AbsoluteTarget, ...]:
     """
     if isinstance(goal, Criterion):
         raise TargetError(
-            f"Target {goal.name!r} is not a budget, but a score needs one: params, macs, bytes or int8_bytes.",
+            f"Target {goal.name!r} is not a budget, but a score needs one: params, macs, bytes, int8_bytes or latency.",
             fix="Example: macs=0.5; or learn gates, with method l0.",
         )
     return parts_of(goal)
