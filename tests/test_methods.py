@@ -291,7 +291,7 @@ class TestOneInterface:
     def test_a_snapshot_of_gates_that_began_otherwise_is_refused(self, graph, data):
         problem = problem_of(graph, data, QUICK)
         state = replace(TrainingState.begin(problem, Reporter()), resumed={"stage": "gates"})
-        with pytest.raises(PlanError, match=r"^The snapshot is from an earlier version, whose gates started"):
+        with pytest.raises(PlanError, match=r"^The checkpoint is from an earlier version, whose gates started"):
             METHODS["l0"](problem, goal_for(graph, {"params": 0.5})).decide(state)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])

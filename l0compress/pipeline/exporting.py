@@ -127,7 +127,9 @@ def _check(format: str, options: ExportOptions) -> None:
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(
-            f"Only ONNX files are {what}, but the format is {format!r}.", fix="", assurance=NOTHING_WRITTEN
+            f"Only ONNX files are {what}, but the format is {format!r}.",
+            fix="Choose --format onnx, or leave the option out.",
+            assurance=NOTHING_WRITTEN,
         )
     bundle = options.bundle
     if format != "bundle" and bundle is not None and bundle != BundleSettings(threads=bundle.threads):

@@ -92,7 +92,9 @@ def _held(folder: Path) -> Iterator[None]:
             fix="Wait for it to end, or choose another folder with --output.",
         ) from error
     except OSError as error:
-        raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}.", fix="") from error
+        raise RunError(
+            f"Cannot write to run {str(folder)!r}: {error.strerror}.", fix="Choose another folder with --output."
+        ) from error
     try:
         yield
     finally:
