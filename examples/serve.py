@@ -22,6 +22,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from l0compress_runtime import InputError, load
+from l0compress_runtime.errors import NOTHING_COMPUTED
 from l0compress_runtime.manifest import Port
 
 
@@ -85,16 +86,20 @@ def array_of(values: Any, port: Port) -> np.ndarray:
     """
     try:
         if not np.can_cast(np.asarray(values).dtype, port.dtype, "same_kind"):
-            raise InputError(f"input {port.name!r} has values that are not {port.dtype}. Nothing was computed.")
+            raise _refused(port, f"has values that are not {port.dtype}", fix=f"Send {port.dtype} values.")
         with np.errstate(over="ignore"):
             array = np.asarray(values, dtype=port.dtype)
     except (ValueError, OverflowError) as error:
-        raise InputError(
-            f"input {port.name!r} is not an array of {port.dtype}: {error} Nothing was computed."
+        raise _refused(
+            port, f"is not an array of {port.dtype} ({error})", fix="Send nested lists whose rows are equally long."
         ) from error
     if not np.isfinite(array).all():
-        raise InputError(f"input {port.name!r} has values that are not finite in {port.dtype}. Nothing was computed.")
+        raise _refused(port, f"has values that are not finite in {port.dtype}", fix="Send smaller ones.")
     return array
+
+
+def _refused(port: Port, what: str, *, fix: str) -> InputError:
+    return InputError(f"input {port.name!r} {what}.", fix=fix, assurance=NOTHING_COMPUTED)
 
 
 def values_of(name: str, array: np.ndarray) -> Any:
@@ -104,7 +109,11 @@ def values_of(name: str, array: np.ndarray) -> Any:
         InputError: it is infinite or NaN, which JSON cannot express.
     """
     if not np.isfinite(array).all():
-        raise InputError(f"output {name!r} is not finite for these inputs.")
+        raise InputError(
+            f"output {name!r} is not finite for these inputs.",
+            fix="Send inputs of the size that the model was trained on.",
+            assurance="Nothing was returned.",
+        )
     return array.tolist()
 
 

@@ -3,8 +3,9 @@
 ensures: a name consists of plain words and never leaves the archive; what is read is no longer than it was declared to
          be, and no member and no total exceeds the limit; the same files give the same zip, byte for byte.
 
-These rules differ from those of :mod:`l0compress.loading.archives`: only the names and compression of our own writer
-are accepted, which archives of torch and numpy would not pass, and sizes are bounded by a limit that the caller gives.
+These rules differ from those of :mod:`l0compress.loading.foreign_archives`: only the names and compression of our own
+writer are accepted, which archives of torch and numpy would not pass, and sizes are bounded by a limit that the caller
+gives.
 """
 
 from __future__ import annotations

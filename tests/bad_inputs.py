@@ -194,9 +194,9 @@ OPTIONS = {
     "a target of 2": (finetune(target="macs=2"), "Target 'macs=2' is out of range. A fraction of the dense model lies"),
     "a target of 1": (finetune(target="macs=1"), "Target 'macs=1' is out of range. A fraction of the dense model lies"),
     "an unknown unit": (
-        finetune(target="latency=0.5"),
-        "Target 'latency=0.5': 'latency' is not a unit of a target. Supported units are params, macs, bytes, "
-        "int8_bytes.",
+        finetune(target="flops=0.5"),
+        "Target 'flops=0.5': 'flops' is not a unit of a target. Supported units are params, macs, bytes, int8_bytes, "
+        "latency.",
     ),
     "a target out of reach": (
         finetune(target="params=0.01"),

@@ -22,7 +22,7 @@ from l0compress.cli.app import app
 from l0compress.data import Data
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.pipeline.durable import sha256_of
-from l0compress.pipeline.manifest import read_manifest
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.training_run import finetune_run
 
 # One thread here and in the commands that tests start: two networks of a few units each would only wait for each other.

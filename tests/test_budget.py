@@ -198,7 +198,8 @@ def test_a_budget_names_at_least_one_unit():
     with pytest.raises(TargetError) as error:
         Budget(small_network())
     assert str(error.value) == (
-        "A target names at least one of params, macs, bytes, int8_bytes and latency; given: none. Nothing was changed. Example: "
+        "A target names at least one of params, macs, bytes, int8_bytes and latency; given: none. Nothing was "
+        "changed. Example: "
         "macs=0.5."
     )
 

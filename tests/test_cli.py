@@ -23,7 +23,7 @@ from l0compress.export.session import OnnxSession
 from l0compress.loading import load_pt2
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.durable import sha256_of
-from l0compress.pipeline.manifest import read_manifest
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.training.events import ProgressEvent
 
 COUNTS = {"train": 120, "test": 60}

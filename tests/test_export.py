@@ -25,13 +25,13 @@ from torch.export import Dim
 from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.bundle import export_bundle
 from l0compress.export.bundle_session import BundleSession
-from l0compress.export.files import staged
+from l0compress.export.files import Exported, staged
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2, exported_program
 from l0compress.export.quantize import annotate_
 from l0compress.export.session import TOLERANCE_KEY, OnnxSession
 from l0compress.graph import CapturedGraph, KeepPlan, capture, cost, find_groups, masked, shrink
-from l0compress.verification.calls import Call
+from l0compress.verification.calls import Call, example_calls
 
 EXPORTERS = pytest.mark.parametrize("export, name", [(export_onnx, "model.onnx"), (export_pt2, "model.pt2")])
 
@@ -48,6 +48,18 @@ class ConvNet(nn.Module):
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.head(self.features(image).mean((2, 3)))
+
+
+def nearly_zero_for_one_sample() -> CapturedGraph:
+    """A regression that returns 2e-6 in the check at batch size 1, from terms of about 1."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)).eval()
+    graph = capture(model, (torch.randn(2, 64),))
+    (one,) = (call for call in example_calls(graph) if call.batch_size == 1)
+    with torch.no_grad():
+        model[2].weight *= 10
+        model[2].bias += 2e-6 - model(*one.args)[0]
+    return capture(model, graph.example_args)
 
 
 class BiasedAttention(nn.Module):
@@ -557,3 +569,22 @@ class TestStaging:
 def test_a_call_is_what_the_model_takes():
     call = Call((torch.ones(3, 2),), {"scale": torch.ones(3)})
     assert call.batch_size == 3
+
+
+@EXPORTERS
+def test_a_regression_that_nearly_vanishes_for_one_sample_is_no_defect(
+    export: Callable[..., Exported], name: str, tmp_path: Path
+) -> None:
+    graph = nearly_zero_for_one_sample()
+    smallest = min(float(graph.module()(*call.args).detach().abs().max()) for call in example_calls(graph))
+    assert smallest < 1e-5
+    assert export(graph, tmp_path / name).equality.max_relative < 1e-5
+    with pytest.raises(NotEqualError, match="differs at index"):
+        export(graph, tmp_path / f"wrong-{name}", reference=with_bias(graph, 1e-3))
+
+
+def with_bias(graph: CapturedGraph, more: float) -> CapturedGraph:
+    """The same network with a larger bias in its last layer."""
+    state = {name: value.clone() for name, value in graph.module().state_dict().items()}
+    state["2.bias"] += more
+    return graph.with_state(state)

@@ -102,7 +102,8 @@ def test_a_list_of_texts_and_a_mapping_are_the_same_goals(residual) -> None:
          "was changed. Omit aic, or everything else."),
         ({"penalty": 1e-6, "bic": 1}, "'penalty' is a penalty in place of a budget, so no target can stand beside it. "
          "Nothing was changed. Omit penalty, or everything else."),
-        ([], "A target names at least one of params, macs, bytes, int8_bytes and latency; given: none. Nothing was changed. "
+        ([], "A target names at least one of params, macs, bytes, int8_bytes and latency; given: none. Nothing was "
+        "changed. "
          "Example: macs=0.5."),
     ],
 )  # fmt: skip

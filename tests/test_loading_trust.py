@@ -9,9 +9,11 @@ import os
 import subprocess
 import sys
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import hostile_files
+import hostile_programs
 import pytest
 import torch
 from conftest import save_pt2, tiny_mlp
@@ -20,10 +22,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import l0compress as l0
-from l0compress.errors import ModelError
+from l0compress.errors import CaptureError, ModelError
 from l0compress.loading import load_pt2
-from l0compress.loading.archives import open_archive
 from l0compress.loading.expressions import is_arithmetic
+from l0compress.loading.foreign_archives import open_archive
 from l0compress.loading.programs import fault_of_program, is_safe_operator, without_notes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -52,6 +54,57 @@ class TestFuzz:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+class TestEveryCheckIsNeeded:
+    """torch alone runs what these files hold; here they are refused, and honest ones read."""
+
+    @pytest.fixture(autouse=True)
+    def folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        yield
+        sys.modules.pop(hostile_programs.BAIT, None)
+
+    @pytest.mark.parametrize("attack", hostile_programs.ATTACKS)
+    def test_torch_alone_runs_it(self, attack, tmp_path):
+        path, sprung = hostile_programs.save_attack(attack, tmp_path), tmp_path / hostile_files.SPRUNG
+        with suppress(Exception):
+            program = torch.export.load(path)
+            args, kwargs = program.example_inputs or ((), {})
+            program.module()(*args, **kwargs)
+        assert sprung.exists()
+
+    @pytest.mark.parametrize("attack", hostile_programs.ATTACKS)
+    def test_nothing_of_it_runs_here(self, attack, tmp_path):
+        path, sprung = hostile_programs.save_attack(attack, tmp_path), tmp_path / hostile_files.SPRUNG
+        try:
+            loaded = load_pt2(path)
+        except ModelError as refusal:
+            assert "has parts that would run code" in str(refusal)
+            assert attack != "a_guard"
+        else:
+            assert loaded._guards_code == [] and attack == "a_guard"  # left out
+            l0.capture(loaded)
+        assert not sprung.exists()
+
+    def test_the_honest_program_is_read(self, tmp_path):
+        hostile_programs.save_seed(tmp_path / "seed.pt2")
+        assert l0.capture(load_pt2(tmp_path / "seed.pt2")).module()(torch.ones(3, 8), scale=torch.ones(6)).shape == (
+            3,
+            6,
+        )
+
+    def test_a_weight_that_takes_the_place_of_a_method(self, mlp_pt2, tmp_path):
+        bad = rewritten(mlp_pt2, tmp_path / "bad.pt2", ".json", lambda c: c.replace(b'"0.weight"', b'"0.forward"'))
+        with pytest.raises(CaptureError, match="the exported program cannot be put together"):
+            l0.capture(load_pt2(bad))
+
+    def test_a_weight_that_takes_the_place_of_an_attribute_of_the_class(self, mlp_pt2, tmp_path):
+        name = b'"0.__class__.dump_patches"'
+        bad = rewritten(mlp_pt2, tmp_path / "bad.pt2", ".json", lambda c: c.replace(b'"0.weight"', name))
+        with pytest.raises(ModelError, match="has parts that would run code"):
+            load_pt2(bad)
 
 
 class TestSizes:

@@ -295,7 +295,7 @@ class TestOneInterface:
     def test_a_snapshot_of_gates_that_began_otherwise_is_refused(self, graph, data):
         problem = problem_of(graph, data, QUICK)
         state = replace(TrainingState.begin(problem, Reporter()), resumed={"stage": "gates"})
-        with pytest.raises(PlanError, match=r"^The snapshot is from an earlier version, whose gates started"):
+        with pytest.raises(PlanError, match=r"^The checkpoint is from an earlier version, whose gates started"):
             METHODS["l0"](problem, goal_for(graph, {"params": 0.5})).decide(state)
 
     @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
@@ -312,7 +312,8 @@ class TestOneInterface:
         with pytest.raises(TargetError) as error:
             finetune(graph, data, {"aic": 1}, settings=replace(QUICK, method=method))
         assert str(error.value) == (
-            "Target 'aic' is not a budget, but a score needs one: params, macs, bytes, int8_bytes or latency. Nothing was "
+            "Target 'aic' is not a budget, but a score needs one: params, macs, bytes, int8_bytes or latency. "
+            "Nothing was "
             "changed. Example: macs=0.5; or learn gates, with method l0."
         )
 

@@ -164,7 +164,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[L0Error], str]] = {
     "a budget in a unit that is none": (
         lambda: l0.Budget(gated_mlp(), flops=0.5),
         TargetError,
-        "Target 'flops=0.5': 'flops' is not a unit of a target. Supported units are params, macs, bytes, int8_bytes, latency.",
+        "Target 'flops=0.5': 'flops' is not a unit of a target. Supported units are params, macs, bytes, "
+        "int8_bytes, latency.",
     ),
     "a penalty in evaluation mode": (
         in_evaluation,

@@ -304,7 +304,8 @@ class TestExport:
         )
         assert outcome.exit_code == 2
         assert outcome.stderr.strip() == (
-            "Error: Only ONNX files are quantized, but the format is 'pt2'. Nothing was written."
+            "Error: Only ONNX files are quantized, but the format is 'pt2'. Nothing was written. Choose --format onnx, "
+            "or leave the option out."
         )
 
     def test_data_that_has_gone_leaves_nothing_behind(self, finished: Path, tmp_path: Path) -> None:

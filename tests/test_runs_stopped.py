@@ -20,7 +20,7 @@ from l0compress.errors import RunError, StoppedError
 from l0compress.pipeline import runs
 from l0compress.pipeline.checkpoints import Stops
 from l0compress.pipeline.durable import write_durably
-from l0compress.pipeline.manifest import read_manifest
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.training_run import RunSummary, finetune_run, resume_run
 from l0compress.training.events import ProgressEvent
 

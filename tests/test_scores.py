@@ -25,8 +25,8 @@ from l0compress.export.bundle import export_bundle
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
 from l0compress.graph.capture import capture
-from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import Origin, origin_of, score_files
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import open_run
 from l0compress.training import survey
 from l0compress.training.evaluation import evaluate

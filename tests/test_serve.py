@@ -89,9 +89,15 @@ def test_whole_numbers_are_taken_where_the_model_takes_numbers(client) -> None:
             {"x": [[0.0] * 48]},
             "the model takes the inputs input; missing input, unexpected x. Nothing was computed.",
         ),
-        ({"input": [["a"] * 48]}, "input 'input' has values that are not float32. Nothing was computed."),
-        ({"input": None}, "input 'input' has values that are not float32. Nothing was computed."),
-        ({"input": [[1e39] * 48]}, "input 'input' has values that are not finite in float32. Nothing was computed."),
+        (
+            {"input": [["a"] * 48]},
+            "input 'input' has values that are not float32. Nothing was computed. Send float32 values.",
+        ),
+        ({"input": None}, "input 'input' has values that are not float32. Nothing was computed. Send float32 values."),
+        (
+            {"input": [[1e39] * 48]},
+            "input 'input' has values that are not finite in float32. Nothing was computed. Send smaller ones.",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_with_the_reason(client, inputs: dict, said: str) -> None:
@@ -102,7 +108,7 @@ def test_inputs_that_do_not_fit_are_refused_with_the_reason(client, inputs: dict
 def test_rows_of_different_lengths_are_refused(client) -> None:
     answer = client.post("/predict", json={"inputs": {"input": [[0.0] * 48, [0.0]]}})
     assert answer.status_code == 422
-    assert answer.json()["detail"].startswith("input 'input' is not an array of float32: ")
+    assert answer.json()["detail"].startswith("input 'input' is not an array of float32 (")
 
 
 @pytest.mark.parametrize(
@@ -116,7 +122,11 @@ def test_a_body_that_is_not_of_the_form_is_refused(client, body: bytes, status: 
 def test_an_output_that_json_cannot_say_is_refused(client) -> None:
     answer = client.post("/predict", json={"inputs": {"input": [[3e38] * 48]}})
     assert answer.status_code == 422
-    assert answer.json() == {"detail": "output 'output_0' is not finite for these inputs."}
+    said = (
+        "output 'output_0' is not finite for these inputs. Nothing was returned. Send inputs of the size that the "
+        "model was trained on."
+    )
+    assert answer.json() == {"detail": said}
 
 
 class TestWholeNumbers:
@@ -136,7 +146,7 @@ class TestWholeNumbers:
     @pytest.mark.parametrize("row", [0.5, "0"])
     def test_others_are_refused(self, client, row: float | str) -> None:
         answer = client.post("/predict", json={"inputs": {"input": [[0, 1, row]]}})
-        said = "input 'input' has values that are not int64. Nothing was computed."
+        said = "input 'input' has values that are not int64. Nothing was computed. Send int64 values."
         assert (answer.status_code, answer.json()) == (422, {"detail": said})
 
     def test_a_row_that_there_is_not_is_refused(self, client) -> None:

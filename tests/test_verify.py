@@ -46,6 +46,19 @@ class Tokens(nn.Module):
         return {"logits": self.head(hidden.mean(1)), "hidden": hidden}
 
 
+VANISHING = tuple(Call((torch.tensor([pair], dtype=torch.float64),)) for pair in ((1.0, -0.999998), (1.0, 2.0)))
+
+
+def total(x: torch.Tensor) -> torch.Tensor:
+    """(n, 2) to (n, 1), in float32."""
+    return x.sum(1, keepdim=True).float()
+
+
+def off_by(difference: float):
+    """The same sum, off where it nearly vanishes."""
+    return lambda x: (x.sum(1, keepdim=True) + (difference if x[0, 1] < 0 else 0.0)).float()
+
+
 class TestEqual:
     def test_a_graph_agrees_with_its_model_at_three_batch_sizes(self):
         model = linear().eval()
@@ -64,6 +77,12 @@ class TestEqual:
             expected, got = (model(x).double().numpy() for model in (dense, small))
         assert equality.max_absolute == pytest.approx(np.abs(got - expected).max())
         assert equality.max_relative == pytest.approx(np.abs(got - expected).max() / np.abs(expected).max())
+
+    def test_rounding_is_measured_by_all_calls_where_the_output_of_one_nearly_vanishes(self):
+        """1 - 0.999998: rounding of the sum is large beside the result, but not beside its terms."""
+        equality = verify(off_by(3e-7), total, inputs=VANISHING)
+        assert equality.max_absolute == pytest.approx(3e-7)
+        assert equality.max_relative == pytest.approx(1e-7)
 
     def test_keyword_inputs_and_dict_outputs(self):
         ids, mask = torch.randint(0, 11, (2, 5)), torch.ones(2, 5)
@@ -122,6 +141,18 @@ class TestNotEqual:
         graph = capture(nn.Identity(), (torch.randn(2, 4),))
         with pytest.raises(NotEqualError, match="output 'output_0' differs at index"):
             verify(first_row_only, graph)
+
+    def test_a_real_difference_is_found_where_the_output_nearly_vanishes(self):
+        message = (
+            "output 'output_0' differs at index (0, 0) for batch size 1: 0.000102, expected 2e-06; that is 3.33e-05 of "
+            "the output's largest magnitude 3, the limit is 1e-05."
+        )
+        with pytest.raises(NotEqualError, match=refusal(message)):
+            verify(off_by(1e-4), total, inputs=VANISHING, tolerance=1e-5)
+
+    def test_there_are_no_other_calls_to_measure_by(self):
+        with pytest.raises(NotEqualError, match=r"that is 1\.50e-01 of the output's largest magnitude 2e-06"):
+            verify(off_by(3e-7), total, inputs=VANISHING[:1], tolerance=1e-5)
 
     @pytest.mark.parametrize("dtype", list(TOLERANCES))
     def test_each_dtype_has_its_tolerance(self, dtype):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mnist
 import resnet20
@@ -18,7 +20,7 @@ from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings
 from quality.cells import Grid
 from quality.problem import Problem, Score, Task, fewer, hits, misses
-from quality.published import LENET_5, LENET_300_100, SPARSE_LENET_5, SPARSE_LENET_300_100
+from quality.published import LENET_5, LENET_300_100, SPARSE_LENET_5, SPARSE_LENET_300_100, Published
 
 RESNET_EPOCHS, RESNET_RATE = 4, 2.5e-3
 LENET_EPOCHS, LENET_RATE = 30, 1e-3
@@ -116,34 +118,26 @@ _MNIST = (
     "all our parameters, biases too, have to keep to them, and where single weights are, the biases, which stay, come "
     "on top."
 )
-LENET300 = Task(
-    title="LeNet-300-100 on MNIST",
-    grid=Grid(
-        "lenet300",
-        "params",
-        tuple(row.params for row in LENET_300_100),
-        (48,),
-        sparse=tuple(row.params for row in SPARSE_LENET_300_100),
-        quick=((9_560, 48),),
-    ),
-    score=ERROR,
-    about=_MNIST,
-    missing=partial(_absent, MNIST_FILE),
-    make_dense=partial(_dense_lenet, network=mnist.LeNet, flat=True),
-    load=partial(_lenet, network=mnist.LeNet, flat=True),
+
+
+def _lenet_task(
+    name: str, title: str, published: tuple[Sequence[Published], ...], network: type[nn.Module], **more: Any
+) -> Task:
+    """A LeNet on MNIST with the budgets of the published rows, dense and sparse; ``more`` goes to the grid."""
+    units, weights = (tuple(row.params for row in rows) for rows in published)
+    options: dict[str, Any] = {"network": network, "flat": network is mnist.LeNet}
+    return Task(
+        title=f"{title} on MNIST",
+        grid=Grid(name, "params", units, (48,), sparse=weights, **more),
+        score=ERROR,
+        about=_MNIST,
+        missing=partial(_absent, MNIST_FILE),
+        make_dense=partial(_dense_lenet, **options),
+        load=partial(_lenet, **options),
+    )
+
+
+LENET300 = _lenet_task(
+    "lenet300", "LeNet-300-100", (LENET_300_100, SPARSE_LENET_300_100), mnist.LeNet, quick=((9_560, 48),)
 )
-LENET5 = Task(
-    title="LeNet-5 on MNIST",
-    grid=Grid(
-        "lenet5",
-        "params",
-        tuple(row.params for row in LENET_5),
-        (48,),
-        sparse=tuple(row.params for row in SPARSE_LENET_5),
-    ),
-    score=ERROR,
-    about=_MNIST,
-    missing=partial(_absent, MNIST_FILE),
-    make_dense=partial(_dense_lenet, network=LeNet5, flat=False),
-    load=partial(_lenet, network=LeNet5, flat=False),
-)
+LENET5 = _lenet_task("lenet5", "LeNet-5", (LENET_5, SPARSE_LENET_5), LeNet5)

@@ -22,9 +22,10 @@ import onnx
 from numpy.typing import NDArray
 from torch import Tensor
 
-from l0compress.errors import NOTHING_WRITTEN, InputError, RunError, SurgeryError
+from l0compress.errors import RunError, SurgeryError
 from l0compress.export.assemble import bundle_bytes, members_of, without_unused
 from l0compress.export.bundle_session import BundleSession
+from l0compress.export.bundle_settings import BundleSettings
 from l0compress.export.choosing import chosen_plans
 from l0compress.export.files import Exported, size_on_disk, staged, write_new
 from l0compress.export.onnx import export_onnx
@@ -48,8 +49,6 @@ from l0compress.verification.calls import (
 from l0compress.verification.comparison import check_tolerance
 from l0compress.verification.equality import Model, verify
 from l0compress_runtime.archive import FormatError
-from l0compress_runtime.arguments import MOST_THREADS
-from l0compress_runtime.coding import FLOAT_STORAGES
 from l0compress_runtime.engines import find
 from l0compress_runtime.manifest import Manifest
 from l0compress_runtime.protobuf import check_model
@@ -58,50 +57,6 @@ from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 BATCH_SIZES = (1, 8, 64)
 WITH_TORCH = ("torch",)
-
-
-@dataclass(frozen=True)
-class BundleSettings:
-    """How a bundle is made.
-
-    Attributes:
-        storage: of weights in the file: float32, float16, bfloat16, or int8 with one scale per output for sparse
-            layers. They become float32 again on loading.
-        threads: threads that layers are timed with, and that the choice is made for.
-        engines: names of the engines to choose from, or a single one; None means all installed ones that need
-            no torch, since a bundle is meant for machines without it.
-        measure: choose by measurement. Without it every candidate runs sparse on the default engine, and the same graph
-            gives the same bytes.
-    """
-
-    storage: str = "float32"
-    threads: int = 2
-    engines: tuple[str, ...] | str | None = None
-    measure: bool = True
-
-    def __post_init__(self) -> None:
-        if self.storage not in FLOAT_STORAGES:
-            raise InputError(
-                f"there is no storage {self.storage!r}.",
-                fix=f"Choose {', '.join(FLOAT_STORAGES)}.",
-                assurance=NOTHING_WRITTEN,
-            )
-        if type(self.threads) is not int or not 1 <= self.threads <= MOST_THREADS:
-            raise InputError(
-                f"threads={self.threads!r}: expected an integer from 1 to {MOST_THREADS:,}.",
-                fix="",
-                assurance=NOTHING_WRITTEN,
-            )
-        engines: Any = (self.engines,) if isinstance(self.engines, str) else self.engines
-        if engines is not None:
-            listed = isinstance(engines, list | tuple) and engines
-            if not listed or not all(isinstance(name, str) for name in engines):
-                raise InputError(
-                    f"engines={engines!r} names no engines.",
-                    fix="Give names, or None for all that are installed and need no torch.",
-                    assurance=NOTHING_WRITTEN,
-                )
-            object.__setattr__(self, "engines", tuple(engines))
 
 
 @dataclass(frozen=True)

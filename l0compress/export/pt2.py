@@ -75,7 +75,9 @@ def export_pt2(
     destination = Path(path)
     if destination.suffix != SUFFIX:
         raise RunError(
-            f"{destination} does not end in {SUFFIX}, which torch.export expects.", fix="", assurance=NOTHING_WRITTEN
+            f"{destination} does not end in {SUFFIX}, which torch.export expects.",
+            fix=f"Name it {destination.with_suffix(SUFFIX).name}.",
+            assurance=NOTHING_WRITTEN,
         )
     calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
@@ -147,7 +149,7 @@ def exported_program(graph: CapturedGraph) -> ExportedProgram:
             )
     except (UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(
-            f"torch.export cannot capture the graph again: {str(error).splitlines()[0]}", fix=""
+            f"torch.export cannot capture the graph again: {str(error).splitlines()[0]}", fix="Export it as onnx."
         ) from error
     if batch_dims_of_program(program) != graph.batch_dims:
         program.graph_module.meta[BATCH_DIMS] = graph.batch_dims

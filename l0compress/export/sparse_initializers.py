@@ -51,7 +51,10 @@ def store_sparsely_(path: str | Path) -> SparseWeights:
     """
     path = Path(path)
     if has_external_data(path):
-        raise InputError(f"The weights of {path} are in a separate file, where none can be sparse.", fix="")
+        raise InputError(
+            f"The weights of {path} are in a separate file, where none can be sparse.",
+            fix="Export a bundle, which stores no zeros.",
+        )
     before = path.stat().st_size
     model = onnx.load(path)
     kept: list[onnx.TensorProto] = []

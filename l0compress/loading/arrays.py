@@ -15,7 +15,7 @@ from torch import Tensor
 from l0compress.data import AnySplit, Data, Split
 from l0compress.data.tensors import tensor_of
 from l0compress.errors import NOTHING_LOADED, DataError
-from l0compress.loading.archives import open_archive
+from l0compress.loading.foreign_archives import open_archive
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.splits import PARTS, SHARES, check_shares, split_whole, with_val
 

@@ -25,8 +25,8 @@ from torch._export.verifier import SpecViolationError
 from torch.export import ExportedProgram
 
 from l0compress.errors import NOTHING_LOADED, ModelError
-from l0compress.loading.archives import FREE_BYTES, ForeignArchive, open_archive
 from l0compress.loading.containers import unknown_containers
+from l0compress.loading.foreign_archives import FREE_BYTES, ForeignArchive, open_archive
 from l0compress.loading.programs import fault_of_program, on_cpu, without_notes
 from l0compress.loading.references import first_line
 from l0compress.loading.weights import READ_ERRORS, load_tensors

@@ -23,6 +23,7 @@ PROBE_SAMPLES = 3
 # Samples of a stream whose labels are read before anything is computed.
 MOST_LABELS = 16_384
 _BATCH = 64
+_AS_TRAINED = "Prepare the data as it was prepared for training the model."
 
 
 def fit_data(data: Data, model: Model) -> Data:
@@ -172,7 +173,7 @@ def _fit_program(data: Data, program: ExportedProgram) -> Data:
         if wanted != given:
             raise _unfit_shapes(wanted, given)
         raise _unfit_types(batch, reason, lambda floats: _raised(program.module(), floats) is None) or DataError(
-            f"The exported model cannot run on samples of shape {_shapes(given)} ({reason}).", fix=""
+            f"The exported model cannot run on samples of shape {_shapes(given)} ({reason}).", fix=_AS_TRAINED
         )
     return data
 
@@ -230,7 +231,7 @@ def _fit_module(data: Data, module: nn.Module) -> Data:
                 return data.mapped(lambda batch, shape=shape: _single(batch, shape))
     given = _sample_shapes(batch.leaves())
     raise _unfit_types(batch, reason, lambda floats: _failure(module, floats) is None) or DataError(
-        f"The model cannot run on samples of shape {_shapes(given)} ({reason}).", fix=""
+        f"The model cannot run on samples of shape {_shapes(given)} ({reason}).", fix=_AS_TRAINED
     )
 
 

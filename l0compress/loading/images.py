@@ -156,7 +156,8 @@ def _format_of(file: Path, options: ImageOptions) -> ImageFormat:
     channels = 1 if image.mode in GREY else 3
     if options.normalize is not None and len(options.normalize[0]) != channels:
         raise DataError(
-            f"--normalize is for {len(options.normalize[0])} channels, but image {str(file)!r} has {channels}.", fix=""
+            f"--normalize is for {len(options.normalize[0])} channels, but image {str(file)!r} has {channels}.",
+            fix="Give a mean and a deviation for each channel of the images.",
         )
     size = (image.height, image.width) if options.size is None else (options.size, options.size)
     return ImageFormat(channels, size, options.size is not None, options.normalize)
@@ -164,7 +165,7 @@ def _format_of(file: Path, options: ImageOptions) -> ImageFormat:
 
 def _split(files: list[Path], labels: list[int], form: ImageFormat, options: ImageOptions, part: str) -> AnySplit:
     if not files:
-        raise DataError(f"The {part} part has no images.", fix="")
+        raise DataError(f"The {part} part has no images.", fix="Add some, in a folder for each class.")
     num_bytes = 4 * len(files) * form.channels * form.size[0] * form.size[1]
     if num_bytes <= IN_MEMORY_BYTES:
         with ThreadPoolExecutor(max(1, options.workers)) as pool:

@@ -13,9 +13,9 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0compress.errors import ModelError
-from l0compress.loading.archives import ARCHIVE_ERRORS, is_archive
 from l0compress.loading.exported import load_pt2
 from l0compress.loading.factories import build
+from l0compress.loading.foreign_archives import ARCHIVE_ERRORS, is_archive
 from l0compress.loading.weights import WEIGHT_SUFFIXES, read_weights, unwrap
 from l0compress.loading.wrappers import unwrapped
 

@@ -3,7 +3,8 @@
 torch resolves operators by walking attributes of the ``torch`` module, evaluates symbolic sizes and guards as Python,
 imports what containers name, and writes the names of values into Python source that it then runs. So every string in
 the JSON is limited to what honest programs contain. Seen in torch 2.13: ``torch/_export/serde/serialize.py``,
-``torch/export/_unlift.py``, ``torch/utils/_pytree.py``, ``torch/fx/graph.py``.
+``torch/export/_unlift.py``, ``torch/utils/_pytree.py``, ``torch/fx/graph.py``. For each check here there is a file that
+does harm without it (``tests/hostile_programs.py``).
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._export.serde.serialize import _SYM_OPS  # functions of symbolic sizes
 from torch._ops import OpOverload
 
 from l0compress.loading.expressions import is_arithmetic
 
 LARGEST_TENSOR = 2**31
-DEEPEST = 100
 # Regions, branches and loops of the model itself; the others hold compiled code, callbacks or objects.
 REGIONS = frozenset(
     {
@@ -33,23 +34,16 @@ REGIONS = frozenset(
 )  # fmt: skip
 # Operators that are not functions of their arguments: they read files, talk to other processes, or keep time.
 FORBIDDEN_NAMESPACES = frozenset(
-    {"c10d", "_c10d_functional", "_c10d_functional_autograd", "debugprims", "debug_mode_ops", "inductor", "_test",
-     "inductor_prims", "profiler", "rngprims", "static_runtime", "symm_mem", "_dtensor", "prim", "rpc",
-     "mkldnn_prepacked"}
+    {"c10d", "c10d_functional", "_c10d_functional", "_c10d_functional_autograd", "debugprims", "debug_mode_ops",
+     "inductor", "_test", "inductor_prims", "profiler", "rngprims", "static_runtime", "symm_mem", "_dtensor", "prim",
+     "rpc", "mkldnn_prepacked"}
 )  # fmt: skip
 FORBIDDEN_OPERATORS = frozenset({"aten.from_file"})
-PLAIN_FUNCTIONS = frozenset(
-    {f"_operator.{name}" for name in (
-        "add", "and_", "eq", "floordiv", "ge", "getitem", "gt", "le", "lt", "mod", "mul", "ne", "neg", "not_", "or_",
-        "pos", "pow", "sub", "truediv", "rshift", "lshift", "xor", "abs", "inv", "is_", "is_not")}
-    | {f"math.{name}" for name in ("ceil", "floor", "sqrt", "trunc")}
-    | {f"torch.{name}" for name in (
-        "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not", "sym_sqrt", "sym_sum", "_sym_sqrt")}
-)  # fmt: skip
-CONTAINERS = ("builtins.defaultdict", "collections.defaultdict", "defaultdict")
 NAME_KEYS = frozenset({"name", "as_name"})
 _OPERATOR = re.compile(r"torch\.ops\.([A-Za-z]\w*|_\w+)\.(\w+)\.(\w+)")
 _REGION = re.compile(r"torch\.ops\.higher_order\.(\w+)")
+_FUNCTION = re.compile(r"(_operator|math|torch)\.(\w+)")
+_MODULES = {"_operator": operator, "math": math, "torch": torch}
 _PLAIN_TEXT = re.compile(r"[^\"'\\`\x00-\x1f\x7f]*")
 
 # How a device is written, and where.
@@ -67,7 +61,7 @@ def fault_of_program(program: Any) -> str | None:
         >>> fault_of_program({"name": "x=print(1)"})
         "the name 'x=print(1)'"
     """
-    return next(_faults(program, "", 0), None)
+    return next(_faults(program, ""), None)
 
 
 def without_notes(program: Any) -> Any:
@@ -99,22 +93,20 @@ def on_cpu(program: Any) -> Any:
     return [on_cpu(item) for item in program] if isinstance(program, list) else program
 
 
-def _faults(value: Any, key: str, depth: int) -> Iterator[str]:
-    if depth > DEEPEST:
-        yield f"parts that are nested more than {DEEPEST} deep"
-    elif isinstance(value, dict):
+def _faults(value: Any, key: str) -> Iterator[str]:
+    if isinstance(value, dict):
         for name, item in value.items():
             if not _PLAIN_TEXT.fullmatch(name) or name.startswith("__"):
                 yield f"the key {name[:60]!r}"
             if name != "stack_trace":
-                yield from _faults(item, name, depth + 1)
+                yield from _faults(item, name)
         if isinstance(value.get("sizes"), list):
             yield from _size_faults([size.get("as_int") for size in value["sizes"] if isinstance(size, dict)])
         if value.get("name") == "size" and isinstance(value.get("arg"), dict):
             yield from _size_faults(value["arg"].get("as_ints") or [])
     elif isinstance(value, list):
         for item in value:
-            yield from _faults(item, key, depth + 1)
+            yield from _faults(item, key)
     elif isinstance(value, str):
         yield from _text_faults(value, key)
 
@@ -130,45 +122,28 @@ def _text_faults(text: str, key: str) -> Iterator[str]:
         if text and not (text.isidentifier() and not keyword.iskeyword(text) and not text.startswith("__")):
             yield f"the name {text[:60]!r}"
     elif text[:1] in ("[", "{"):
-        yield from _tree_faults(text)
+        yield from _nested_faults(text)
     elif not _PLAIN_TEXT.fullmatch(text) or any(part.startswith("__") for part in text.split(".")):
         yield f"the text {text[:60]!r}"
 
 
-def _tree_faults(text: str) -> Iterator[str]:
+def _nested_faults(text: str) -> Iterator[str]:
     """Yield faults of a description of nested containers: JSON within the JSON, whose contexts are JSON again."""
     try:
-        tree = json.loads(text)
+        stack = [json.loads(text)]
     except (ValueError, RecursionError):
         yield f"the text {text[:60]!r}"
         return
-    stack = [tree]
     while stack:
         part = stack.pop()
         if isinstance(part, dict):
-            if "__enum__" in part or "default_factory_module" in part or part.get("type") in CONTAINERS:
+            if "__enum__" in part or part.get("type") == "collections.defaultdict":
                 yield "a container that imports what it names"
             stack += [*part.keys(), *part.values()]
         elif isinstance(part, list):
             stack += part
         elif isinstance(part, str) and not _PLAIN_TEXT.fullmatch(part):
-            if part[:1] not in ("[", "{", '"'):
-                yield f"the text {part[:60]!r}"
-            else:
-                yield from _nested_faults(part)
-
-
-def _nested_faults(text: str) -> Iterator[str]:
-    try:
-        inner = json.loads(text)
-    except (ValueError, RecursionError):
-        yield f"the text {text[:60]!r}"
-        return
-    if isinstance(inner, str):
-        if not _PLAIN_TEXT.fullmatch(inner):
-            yield f"the text {text[:60]!r}"
-    else:
-        yield from _tree_faults(text)
+            yield from _nested_faults(part) if part != text else [f"the text {part[:60]!r}"]
 
 
 def _size_faults(sizes: list[Any]) -> Iterator[str]:
@@ -186,15 +161,15 @@ def is_safe_operator(target: str) -> bool:
         >>> is_safe_operator("torch.ops.aten.from_file.default"), is_safe_operator("torch.hub.load")
         (False, False)
     """
-    if target in PLAIN_FUNCTIONS:
-        return True
     region = _REGION.fullmatch(target)
     if region is not None:
         return region[1] in REGIONS
+    function = _FUNCTION.fullmatch(target)
+    if function is not None:
+        named = getattr(_MODULES[function[1]], function[2], None)
+        return any(named is known for known in _SYM_OPS)
     match = _OPERATOR.fullmatch(target)
     if match is None or match[1] in FORBIDDEN_NAMESPACES or f"{match[1]}.{match[2]}" in FORBIDDEN_OPERATORS:
-        return False
-    if any(part.startswith("__") and not part.endswith("__") for part in match.groups()):
         return False
     try:
         return isinstance(operator.attrgetter(".".join(match.groups()))(torch.ops), OpOverload)

@@ -50,7 +50,10 @@ def load_table(path: Path, options: TableOptions) -> Data:
     target = _target(frame, options.target, path)
     kept = {str(name): _values(pandas, frame[name]) for name in frame.columns if name != options.target}
     if not kept:
-        raise DataError(f"Data {str(path)!r} has no column besides the target {options.target!r}.", fix="")
+        raise DataError(
+            f"Data {str(path)!r} has no column besides the target {options.target!r}.",
+            fix="Add what the target is to be predicted from.",
+        )
     labels, about = _labels(pandas, target)
     parts = shuffled_parts(len(frame), str(path), options.seed, options.shares, class_labels(labels))
     rows = parts["train"].numpy()
@@ -136,7 +139,10 @@ def _fitted(name: str, values: np.ndarray, path: Path) -> dict[str, Any]:
     scaling = import_extra("sklearn.preprocessing", extra="tables", purpose="A table", error=DataError)
     if values.dtype != object:
         if np.isinf(values).any():
-            raise DataError(f"Data {str(path)!r}: column {name!r} has a value that is not finite.", fix="")
+            raise DataError(
+                f"Data {str(path)!r}: column {name!r} has a value that is not finite.",
+                fix="Leave the cell empty where the value is unknown.",
+            )
         if np.isnan(values).all():
             raise DataError(f"Data {str(path)!r}: column {name!r} is empty.", fix="Remove the column.")
         imputer = impute.SimpleImputer(strategy="median").fit(values[:, None])

@@ -64,7 +64,7 @@ def load_texts(path: Path, options: TextOptions) -> Data:
     if path.is_dir():
         check_shares(options.shares, str(path))
     if "train" not in files:
-        raise DataError(f"Data {str(path)!r} has no training part: a file such as train.tsv.", fix="")
+        raise DataError(f"Data {str(path)!r} has no training part: a file such as train.tsv.", fix="Add it.")
     sentences = {part: _read(file) for part, file in files.items()}
     classes = _sorted_classes(sentences["train"].labels)
     tokenizer = _tokenizer(options.tokenizer)
@@ -144,7 +144,7 @@ def _encoded(tokenizer: Any, found: Sentences, classes: list[str], length: int, 
     if unknown is not None:
         raise DataError(
             f"Data {str(file)!r} has a label {unknown!r}, which the training part lacks ({', '.join(classes[:9])}).",
-            fix="",
+            fix="Correct it, or add samples of it to the training part.",
         )
     encoded = tokenizer(list(found.texts), padding="max_length", truncation=True, max_length=length)
     inputs = {name: torch.tensor(rows) for name, rows in encoded.items()}

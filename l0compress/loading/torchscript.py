@@ -59,7 +59,10 @@ def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[s
     try:
         unlifted = TS2EPConverter(module, args, kwargs).convert().module(check_guards=False)
     except FOREIGN_ERRORS as reason:
-        raise CaptureError(f"torch cannot convert the script ({first_line(reason)}).", fix="") from reason
+        raise CaptureError(
+            f"torch cannot convert the script ({first_line(reason)}).",
+            fix="Give its weights, and the Python model by --factory, instead.",
+        ) from reason
     # The module of an exported program refuses eval(); one with the same graph does not.
     converted = fx.GraphModule(unlifted, unlifted.graph)  # pyright: ignore[reportArgumentType]
     parameters = dict(module.named_parameters())

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
 from l0compress.errors import ModelError
-from l0compress.loading.archives import FREE_BYTES, is_archive, open_archive
+from l0compress.loading.foreign_archives import FREE_BYTES, is_archive, open_archive
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin")

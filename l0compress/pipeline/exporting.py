@@ -19,8 +19,8 @@ from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
 from l0compress.graph.capture import CapturedGraph
 from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
-from l0compress.pipeline.manifest import read_manifest
 from l0compress.pipeline.quantizing import export_int8
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_run
 from l0compress.training.settings import FinetuneSettings
 from l0compress.verification.calls import Call, sized_example
@@ -127,7 +127,9 @@ def _check(format: str, options: ExportOptions) -> None:
     if format != "onnx" and (int8 is not None or sparse_weights):
         what = "quantized" if int8 is not None else "stored sparsely"
         raise InputError(
-            f"Only ONNX files are {what}, but the format is {format!r}.", fix="", assurance=NOTHING_WRITTEN
+            f"Only ONNX files are {what}, but the format is {format!r}.",
+            fix="Choose --format onnx, or leave the option out.",
+            assurance=NOTHING_WRITTEN,
         )
     bundle = options.bundle
     if format != "bundle" and bundle is not None and bundle != BundleSettings(threads=bundle.threads):

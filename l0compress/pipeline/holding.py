@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from l0compress.errors import NOTHING_WRITTEN, RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.living_run import LivingRun, remove
-from l0compress.pipeline.manifest import RunManifest, read_manifest
+from l0compress.pipeline.run_manifest import RunManifest, read_manifest
 
 # What a process that was killed before it wrote a manifest leaves: nothing that anybody would miss.
 _BEFORE_MANIFEST = (runs.LOCK, runs.CONFIG, runs.DENSE, runs.METRICS, runs.LOG)
@@ -92,7 +92,9 @@ def _held(folder: Path) -> Iterator[None]:
             fix="Wait for it to end, or choose another folder with --output.",
         ) from error
     except OSError as error:
-        raise RunError(f"Cannot write to run {str(folder)!r}: {error.strerror}.", fix="") from error
+        raise RunError(
+            f"Cannot write to run {str(folder)!r}: {error.strerror}.", fix="Choose another folder with --output."
+        ) from error
     try:
         yield
     finally:

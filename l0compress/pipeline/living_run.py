@@ -24,7 +24,7 @@ from torch import Tensor
 from l0compress.errors import RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
-from l0compress.pipeline.manifest import FINISHED, RunManifest
+from l0compress.pipeline.run_manifest import FINISHED, RunManifest
 from l0compress.training.events import ProgressEvent
 from l0compress.training.state_dicts import StateDict
 

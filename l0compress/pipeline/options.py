@@ -86,7 +86,7 @@ _RUNNING = (
         least=1,
         metavar="STEPS",
         panel=_RUN_PANEL,
-        help="Steps between two snapshots to resume from.",
+        help="Steps between two checkpoints to resume from.",
     ),
 )
 _READING = (

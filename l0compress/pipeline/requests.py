@@ -35,7 +35,7 @@ class RunRequest:
         output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
         settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
         threads: threads of PyTorch; None leaves them as they are.
-        checkpoint_every: steps between two snapshots; None goes by time.
+        checkpoint_every: steps between two checkpoints; None goes by time.
         fixed: capture the model for sequences as long as the data's, not of any length.
     """
 

@@ -28,7 +28,7 @@ from typing import Any
 from l0compress.errors import NOTHING_WRITTEN, InputError, RunError
 from l0compress.graph.groups.cost import Cost
 from l0compress.measure.report import Measured
-from l0compress.pipeline.manifest import MANIFEST, RunManifest, read_manifest
+from l0compress.pipeline.run_manifest import MANIFEST, RunManifest, read_manifest
 from l0compress.training.reading import Reading
 
 RUNS = Path("runs")

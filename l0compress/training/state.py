@@ -252,5 +252,5 @@ def _train_epoch_(state: TrainingState, phase: Phase) -> float:
         phase.step_(state.progress(phase))
         state.step_done_(phase, value)
     if epoch.step == 0:
-        raise DataError("The training data yields no batch.", fix="")
+        raise DataError("The training data yields no batch.", fix="Check the sampler of its loader, and drop_last.")
     return epoch.total / epoch.step

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -23,7 +24,8 @@ class OutputEquality:
     Attributes:
         name: dict key of the output, or ``output_<position>``.
         max_absolute: largest absolute difference.
-        max_relative: ``max_absolute`` over the largest magnitude of the reference output in the same call.
+        max_relative: ``max_absolute`` over the largest magnitude of the reference output in the same call; over that in
+            all calls where the same call's happens to be too small to tell a difference from rounding.
         tolerance: what ``max_relative`` was allowed to be; 0 for integers and booleans.
         is_zero: the reference output was zero everywhere, in every call, so that its equality says little.
     """
@@ -33,6 +35,23 @@ class OutputEquality:
     max_relative: float
     tolerance: float
     is_zero: bool
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One output in one call: how closely it agreed, and what is said if that is not enough.
+
+    Attributes:
+        equality: relative to the scale of this call.
+        scale: the largest magnitude of the reference output.
+        where: the place of the largest difference and the two values there; empty where there is none.
+        inexact: whether it is made of numbers that are rounded.
+    """
+
+    equality: OutputEquality
+    scale: float = 0.0
+    where: str = ""
+    inexact: bool = False
 
 
 def check_tolerance(tolerance: float | None) -> None:
@@ -66,13 +85,53 @@ def compare(
         0.0
     """
     check_tolerance(tolerance)
-    return compared(small, dense, batch_size, tolerance)
+    return [judged([output]) for output in measured(small, dense, batch_size, tolerance)]
 
 
-def compared(
-    small: dict[str, Any], dense: dict[str, Any], batch_size: int, tolerance: float | None
-) -> list[OutputEquality]:
-    """As :func:`compare`, with any tolerance, infinity among them."""
+def judged(calls: Sequence[Measured]) -> OutputEquality:
+    """Judge one output by all calls.
+
+    Rounding is relative to the terms of a sum, of which the result may be close to zero, as that of a regression is for
+    some samples. Terms are not seen, but over several calls the output is about as large as they are. So a difference
+    that is too large for its own call's scale is measured by that of all calls.
+
+    Raises:
+        NotEqualError: it differs by more than its tolerance.
+
+    Example:
+        >>> small = Measured(OutputEquality("y", 1e-8, 1e-2, 1e-5, False), scale=1e-6)
+        >>> judged([small, Measured(OutputEquality("y", 0.0, 0.0, 1e-5, False), scale=2.0)]).max_relative
+        5e-09
+    """
+    scale = max(call.scale for call in calls)
+    found = [_by_scale(call.equality, scale) for call in calls]
+    for call, output in zip(calls, found, strict=True):
+        if output.max_relative > output.tolerance:
+            raise refusal(
+                f"output {output.name!r} differs {call.where}; that is {output.max_relative:.2e} of the output's "
+                f"largest magnitude {scale:.4g}, the limit is {output.tolerance:.0e}",
+                "Repeat the check in float64 to tell rounding from a real difference." if call.inexact else "",
+            )
+    return replace(
+        found[0],
+        max_absolute=max(output.max_absolute for output in found),
+        max_relative=max(output.max_relative for output in found),
+        is_zero=all(output.is_zero for output in found),
+    )
+
+
+def _by_scale(output: OutputEquality, scale: float) -> OutputEquality:
+    if output.max_relative <= output.tolerance or not scale:
+        return output
+    return replace(output, max_relative=output.max_absolute / scale)
+
+
+def measured(small: dict[str, Any], dense: dict[str, Any], batch_size: int, tolerance: float | None) -> list[Measured]:
+    """Measure how far two sets of named outputs of one call are apart; for :func:`judged`.
+
+    Raises:
+        NotEqualError: names, shapes or dtypes differ, or NaN and infinity are in other places.
+    """
     tensors = {name for name, value in dense.items() if isinstance(value, Tensor)}
     missing, extra = sorted(tensors - small.keys()), sorted(small.keys() - dense.keys())
     if missing or extra:
@@ -91,15 +150,13 @@ def compared(
     ]
 
 
-def _compare_values(name: str, small: Any, dense: Any) -> OutputEquality:
+def _compare_values(name: str, small: Any, dense: Any) -> Measured:
     if small != dense:
         raise refusal(f"output {name!r} is {small!r}, expected {dense!r}")
-    return OutputEquality(name, 0.0, 0.0, 0.0, False)
+    return Measured(OutputEquality(name, 0.0, 0.0, 0.0, False))
 
 
-def _compare_tensors(
-    name: str, small: Tensor, dense: Tensor, batch_size: int, tolerance: float | None
-) -> OutputEquality:
+def _compare_tensors(name: str, small: Tensor, dense: Tensor, batch_size: int, tolerance: float | None) -> Measured:
     for what, got, expected in (("shape", tuple(small.shape), tuple(dense.shape)), ("dtype", small.dtype, dense.dtype)):
         if got != expected:
             raise refusal(f"output {name!r} has {what} {got}, expected {expected}, at batch size {batch_size}")
@@ -112,15 +169,14 @@ def _compare_tensors(
     scale = float(torch.where(finite, expected, 0).abs().max()) if expected.numel() else 0.0
     largest = float(difference.max()) if difference.numel() else 0.0
     relative = largest / scale if scale else largest
+    where = ""
     if relative > allowed:
         flat = int(difference.argmax())
-        raise refusal(
-            f"output {name!r} differs at index {_index(flat, got)} for batch size {batch_size}: "
-            f"{got.flatten()[flat].item():.8g}, expected {expected.flatten()[flat].item():.8g}; that is "
-            f"{relative:.2e} of the output's largest magnitude {scale:.4g}, the limit is {allowed:.0e}",
-            "Repeat the check in float64 to tell rounding from a real difference." if inexact else "",
+        where = (
+            f"at index {_index(flat, got)} for batch size {batch_size}: "
+            f"{got.flatten()[flat].item():.8g}, expected {expected.flatten()[flat].item():.8g}"
         )
-    return OutputEquality(name, largest, relative, allowed, scale == 0.0)
+    return Measured(OutputEquality(name, largest, relative, allowed, scale == 0.0), scale, where, inexact)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.verification.calls import BATCH_SIZES, Call, example_calls, named_leaves
-from l0compress.verification.comparison import OutputEquality, check_tolerance, compared, refusal
+from l0compress.verification.comparison import Measured, OutputEquality, check_tolerance, judged, measured, refusal
 
 Model: TypeAlias = "CapturedGraph | nn.Module | Callable[..., Any]"
 
@@ -77,8 +77,9 @@ def verify(
         dense: the reference, likewise.
         inputs: the calls to compare on; by default the example inputs of whichever side is a captured graph, and
             calls drawn from them at batch sizes 1 and 11.
-        tolerance: largest difference relative to the largest magnitude of the reference output; by default 1e-10
-            for float64, 1e-5 for float32, 5e-3 for float16, 4e-2 for bfloat16. Integers and booleans must be equal.
+        tolerance: largest difference relative to the largest magnitude of the reference output in the same call, or
+            where that is too small, in all of them; by default 1e-10 for float64, 1e-5 for float32, 5e-3 for float16,
+            4e-2 for bfloat16. Integers and booleans must be equal.
         rounded: the weights of ``small`` were rounded on purpose. An integer output, such as the class with the highest
             score, may then be another one; only its shape and dtype are compared.
 
@@ -111,15 +112,15 @@ def _equality(
     if not calls:
         raise InputError("there are no inputs to compare the models on.", fix="Pass at least one Call.")
     run_small, run_dense = _runnable(small, "small"), _runnable(dense, "dense")
-    seen: dict[str, list[OutputEquality]] = {}
+    seen: dict[str, list[Measured]] = {}
     with torch.no_grad():
         for call in calls:
             expected, got = named_leaves(_answer(run_dense, call)), named_leaves(_answer(run_small, call))
             if rounded:
                 got = _with_integers_of(expected, got)
-            for result in compared(got, expected, call.batch_size, tolerance):
-                seen.setdefault(result.name, []).append(result)
-    return Equality(tuple(_merged(results) for results in seen.values()), tuple(call.batch_size for call in calls))
+            for result in measured(got, expected, call.batch_size, tolerance):
+                seen.setdefault(result.equality.name, []).append(result)
+    return Equality(tuple(judged(results) for results in seen.values()), tuple(call.batch_size for call in calls))
 
 
 def _default_calls(small: Model, dense: Model) -> tuple[Call, ...]:
@@ -169,13 +170,3 @@ def _with_integers_of(expected: dict[str, Any], got: dict[str, Any]) -> dict[str
             "Return scores beside them, or leave the weights as they are.",
         )
     return {**got, **excused}
-
-
-def _merged(results: list[OutputEquality]) -> OutputEquality:
-    return OutputEquality(
-        results[0].name,
-        max(result.max_absolute for result in results),
-        max(result.max_relative for result in results),
-        results[0].tolerance,
-        all(result.is_zero for result in results),
-    )

@@ -15,25 +15,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from l0compress_runtime.engines.numba_simd import (
-    LANES,
-    WIDTHS,
-    make_copy,
-    make_dot,
-    make_line,
-    make_tile,
-    make_transpose,
-)
+from l0compress_runtime.engines.numba_simd import LANES, WIDTHS, make_line, make_tile, make_transpose
 from l0compress_runtime.engines.numba_vector_math import NUMBERS as NUMBERS
-from l0compress_runtime.engines.numba_vector_math import activate_, compiled, inlined
+from l0compress_runtime.engines.numba_vector_math import activate_, compiled, inlined, reordered
 
 WIDEST = WIDTHS[-1]
 ROWS = 64
 
 _batch_4, _batch_8, _batch_16, _batch_32, _batch_64 = (make_tile(width) for width in WIDTHS)
 _line, _line_beyond = make_line(beyond=False), make_line(beyond=True)
-_dot = make_dot(2)
-_copy = make_copy()
 _transpose_4 = make_transpose(4)
 _transpose_8 = make_transpose(8)
 _transpose_16 = make_transpose(16)
@@ -65,6 +55,23 @@ class Window(NamedTuple):
     bands: tuple[int, int]  # how many of them cover the output
 
 
+@reordered
+def dot(weights, row, source):
+    """Return the sum over the row's k of values[k] * source[indices[k]], times its scale plus its bias."""
+    total = np.float32(0)
+    for k in range(weights.starts[row], weights.starts[row + 1]):
+        # Unsigned, or numba would look for negative indices, which count from the end.
+        total += np.float32(weights.values[np.uint64(k)]) * source[np.uint64(weights.indices[np.uint64(k)])]
+    return total * weights.scale[row] + weights.bias[row]
+
+
+@reordered
+def copy_(source, at, out, out_at, count):
+    """Set ``out[out_at + i] = source[at + i]`` for i below count."""
+    for i in range(count):
+        out[np.uint64(out_at + i)] = source[np.uint64(at + i)]
+
+
 @inlined
 def tile_width(left: int, widest: int) -> int:
     """Return the width of the next tile for this many remaining outputs, wasting as few as possible."""
@@ -81,7 +88,7 @@ def vector_product(weights, x, part, y):
     for i in range(begin, end):
         sample, line = x[i], y[i, first:last]
         for row in range(first, last):
-            line[row - first] = _dot(held, row, sample)
+            line[row - first] = dot(held, row, sample)
         activate_(line, held.activation)
 
 
@@ -216,7 +223,7 @@ def fill_(image, window, top, left, packed):
                 read = (channel * height + row) * width + column
                 written = ((channel * len(phases) + phase) * window.rows + i) * pitch
                 if across == 1:
-                    _copy(source, read + begin, packed, written + begin, end - begin)
+                    copy_(source, read + begin, packed, written + begin, end - begin)
                 else:
                     for j in range(begin, end):
                         packed[written + j] = source[read + j * across]
@@ -245,7 +252,7 @@ def convolve(weights, x, part, window, memory, y):
                 activate_(sums[:size], held.activation)
             for i in range(lines):
                 read, written = i * how.pitch, ((image * rows + row) * height + top + i) * width + left
-                _copy(sums, read, out, written, columns)
+                copy_(sums, read, out, written, columns)
 
 
 @compiled

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from l0compress_runtime.engines.numba_kernels import WIDEST, Weights, batch_sums, pack_, tile_width, unpack_
-from l0compress_runtime.engines.numba_simd import make_copy, make_dot
+from l0compress_runtime.engines.numba_kernels import (
+    WIDEST,
+    Weights,
+    batch_sums,
+    copy_,
+    dot,
+    pack_,
+    tile_width,
+    unpack_,
+)
 from l0compress_runtime.engines.numba_vector_math import NUMBERS, activate_, compiled, inlined
 from l0compress_runtime.layers import GATES
 
@@ -20,15 +28,12 @@ _LSTM, _GRU, _GRU_RESET_AFTER, _RNN_TANH, _ = range(5)
 _ZERO = np.int64(0)
 _SIGMOID, _TANH, _RELU = (np.int64(NUMBERS[name]) for name in ("sigmoid", "tanh", "relu"))
 
-_dot = make_dot(2)
-_copy = make_copy()
-
 
 @compiled
 def enter_(x, begin, count, width, packed):
     """Lay samples side by side."""
     if width == 1:
-        _copy(x.reshape(-1), begin * x.shape[1], packed, 0, x.shape[1])
+        copy_(x.reshape(-1), begin * x.shape[1], packed, 0, x.shape[1])
     else:
         pack_(x, begin, count, width, packed)
 
@@ -37,7 +42,7 @@ def enter_(x, begin, count, width, packed):
 def leave_(packed, width, y, begin, count):
     """Undo :func:`enter_`."""
     if width == 1:
-        _copy(packed, 0, y.reshape(-1), begin * y.shape[1], y.shape[1])
+        copy_(packed, 0, y.reshape(-1), begin * y.shape[1], y.shape[1])
     else:
         unpack_(packed, width, y, begin, count, (_ZERO, y.shape[1]))
 
@@ -49,7 +54,7 @@ def sums_(weights, first, last, width, state, sums):
         batch_sums(weights, first, last, width, state, sums)
         return
     for row in range(first, last):
-        sums[row - first] = _dot(weights, row, state)
+        sums[row - first] = dot(weights, row, state)
 
 
 @compiled

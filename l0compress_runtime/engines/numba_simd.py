@@ -1,14 +1,18 @@
 """The inner loops of the numba engine as explicit vector code: left to itself, the compiler keeps the sums in memory.
 
+Only what plain loops were measured to be slower at is here (``benchmarks/engine_loops.py``; table in docs/engines.md).
+At 4096x4096, 90 % zeros, one thread, ``tile`` takes a quarter of the time of plain loops at 8 samples, a third at 64,
+``transpose`` saves a fifth of a batch of 64, and ``line`` a fifth of a 3x3 convolution. The product with one sample and
+the copying of lines are plain loops in ``numba_kernels``, since explicit code was no faster.
+
 A tile is one row of the weight summed for ``width`` neighbouring outputs, all of them in registers::
 
     out[at + t] = scale[row] * (sum over the row's k of values[k] * source[base + indices[k] * step + t]) + bias[row]
 
 A product with a batch (samples side by side, step = width) and a convolution without im2col (indices are offsets into
-a padded image, step = 1) are both this sum. ``dot`` is the sum for a single output, with step = 1; it returns it. All
-take a layer's weights whole (numba_kernels.Weights): numba updates an array's reference count whenever it is
-passed on or taken out of a tuple, and for all of the arrays that takes longer than a short row.
-``transpose`` transposes a square of ``width`` by ``width`` numbers.
+a padded image, step = 1) are both this sum. All take a layer's weights whole (numba_kernels.Weights): numba updates an
+array's reference count whenever it is passed on or taken out of a tuple, and for all of the arrays that takes longer
+than a short row. ``transpose`` transposes a square of ``width`` by ``width`` numbers.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ from numba.extending import intrinsic
 
 LANES = 16
 WIDTHS = (4, 8, 16, 32, 64)
-DOT_LANES = 8
 
 # llvmlite and numba's code generation declare no types.
 Value = Any
@@ -90,52 +93,6 @@ def make_line(*, beyond: bool) -> Any:
     return line
 
 
-def make_dot(vectors: int) -> Any:
-    """Make the intrinsic ``dot``, ``vectors`` times eight nonzeros at once."""
-    vector = ir.VectorType(_F32, DOT_LANES)
-
-    @intrinsic
-    def dot(_typing, weights, row, source):
-        signature = types.float32(weights, row, source)
-
-        def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            entries = _row(context, builder, signature, args)
-            (read,) = _pointers(context, builder, signature, args, (2,))
-            sums = [_variable(builder, vector) for _ in range(vectors)]
-            rest = _variable(builder, _F32)
-
-            def read_at(k: Value) -> Value:
-                return builder.load(builder.gep(read, [_index(builder, entries, k)]))
-
-            def add_vectors(k: Value) -> None:
-                for part, total in enumerate(sums):
-                    first = builder.add(k, ir.Constant(_I64, part * DOT_LANES))
-                    gathered = _gathered(builder, read_at, first, vector)
-                    stored = ir.VectorType(entries.values.type.pointee, DOT_LANES)
-                    value = _as_float(builder, _load(builder, builder.gep(entries.values, [first]), 0, stored), vector)
-                    _multiply_add(builder, value, gathered, total)
-
-            def add_one(k: Value, _: int) -> None:
-                value = _as_float(builder, builder.load(builder.gep(entries.values, [k])), _F32)
-                _multiply_add(builder, value, read_at(k), rest)
-
-            whole = _multiple(builder, entries.start, entries.stop, vectors * DOT_LANES)
-            with cgutils.for_range_slice(builder, entries.start, whole, ir.Constant(_I64, vectors * DOT_LANES)) as (
-                k,
-                _,
-            ):
-                add_vectors(k)
-            _for_each(builder, (whole, entries.stop), 1, add_one)
-            total = _tree_sum(builder, [builder.load(part) for part in sums])
-            lanes = [builder.extract_element(total, ir.Constant(_I32, lane)) for lane in range(DOT_LANES)]
-            total = builder.fadd(_tree_sum(builder, lanes), builder.load(rest))
-            return builder.fadd(builder.fmul(total, entries.scale, flags=_FUSED), entries.bias, flags=_FUSED)
-
-        return signature, generate
-
-    return dot
-
-
 def make_transpose(width: int) -> Any:
     """Make the intrinsic ``transpose`` of squares of one width, a power of two.
 
@@ -169,24 +126,6 @@ def make_transpose(width: int) -> Any:
         return signature, generate
 
     return transpose
-
-
-def make_copy() -> Any:
-    """Make the intrinsic ``copy``: ``out[out_at + i] = source[at + i]`` for i below count, without bounds checks."""
-
-    @intrinsic
-    def copy(_typing, source, at, out, out_at, count):
-        signature = types.void(source, at, out, out_at, count)
-
-        def generate(context: Any, builder: Any, signature: Any, args: Sequence[Value]) -> Value:
-            read, written = _pointers(context, builder, signature, args, (0, 2))
-            target, origin = builder.gep(written, [args[3]]), builder.gep(read, [args[1]])
-            cgutils.raw_memcpy(builder, target, origin, args[4], 4)
-            return context.get_dummy_value()
-
-        return signature, generate
-
-    return copy
 
 
 @dataclass(frozen=True)
@@ -278,15 +217,6 @@ def _multiple(builder: Any, start: Value, stop: Value, size: int) -> Value:
 
 def _as_float(builder: Any, value: Value, kind: Any) -> Value:
     return value if value.type == kind else builder.sitofp(value, kind)
-
-
-def _gathered(builder: Any, read_at: Callable[[Value], Value], first: Value, vector: Any) -> Value:
-    """Collect what ``read_at`` returns for consecutive numbers; the processor's own gather is slower."""
-    gathered = ir.Constant(vector, ir.Undefined)
-    for lane in range(vector.count):
-        x = read_at(builder.add(first, ir.Constant(_I64, lane)))
-        gathered = builder.insert_element(gathered, x, ir.Constant(_I32, lane))
-    return gathered
 
 
 def _spread(builder: Any, value: Value, vector: Any) -> Value:

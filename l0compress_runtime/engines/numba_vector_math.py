@@ -49,6 +49,8 @@ _C0, _C1, _C2, _C3, _C4, _C5, _C6, _C7, _C8 = (
 
 # Division by zero gives infinity: a check for it would keep the loop from being vectorised.
 inlined = numba.njit(nogil=True, inline="always", error_model="numpy")
+# Part of its caller, but with rules of its own: sums may be taken in another order, and products fused with them.
+reordered = numba.njit(nogil=True, forceinline=True, error_model="numpy", fastmath={"contract", "reassoc"})
 
 
 @inlined

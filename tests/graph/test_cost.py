@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
+from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -10,7 +14,8 @@ import torch.nn.functional as F
 from networks import captured, image, tokens, vector
 from torch import Tensor, nn
 
-from l0compress.graph import UNITS, Cost, Groups, KeepPlan, capture, cost, find_groups, shrink
+import l0compress.graph.groups.cost as cost_module
+from l0compress.graph import UNITS, CapturedGraph, Cost, Groups, KeepPlan, capture, cost, find_groups, shrink
 
 
 def test_a_linear_layer_multiplies_every_input_by_every_output() -> None:
@@ -68,6 +73,27 @@ def test_a_cost_is_read_by_unit() -> None:
     assert [found.get(unit) for unit in UNITS] == [1, 2, 3, 4]
     with pytest.raises(KeyError, match="flops"):
         found.get("flops")
+
+
+def test_bytes_in_int8_are_counted_when_they_are_read_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[CapturedGraph] = []
+    count = cost_module.int8_terms
+    monkeypatch.setattr(cost_module, "int8_terms", lambda graph: counted.append(graph) or count(graph))
+    graph = capture(nn.Linear(6, 5), (torch.zeros(2, 6),))
+    found = cost(graph)
+    assert (
+        found == Cost(35, 30, 140) and found.get("macs") == 30 and repr(found) == "Cost(params=35, macs=30, bytes=140)"
+    )
+    assert counted == []
+    in_int8 = 5 * 6 + 5 * (4 + 1) + 5 * 4  # an element, a scale and a zero point an output, and the biases in float
+    assert (found.int8_bytes, found.get("int8_bytes")) == (in_int8, in_int8)
+    assert counted == [graph]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda found: pickle.loads(pickle.dumps(found)), replace])
+def test_copies_have_the_number(copied: Callable[[Cost], Cost]) -> None:
+    found = copied(cost(capture(nn.Linear(6, 5), (torch.zeros(2, 6),))))
+    assert asdict(found) == {"params": 35, "macs": 30, "bytes": 140, "int8_bytes": 75}
 
 
 def three_layers() -> Groups:

@@ -88,7 +88,10 @@ def test_the_last_width_of_all_heads_cannot_go() -> None:
             {"d channels": [0]},
             "there is no group 'd channels'. Nothing was changed. The groups are a channels, a inputs, b channels.",
         ),
-        ({"b channels": [5]}, "group 'b channels' has 5 moves, so it cannot keep number 5. Nothing was changed."),
+        (
+            {"b channels": [5]},
+            "group 'b channels' has 5 moves, so it cannot keep number 5. Nothing was changed. Count them from 0.",
+        ),
         (
             {"b channels": []},
             "this plan would leave 'b_weight' without any channel, and the output would no longer depend on the input. "

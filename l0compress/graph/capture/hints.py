@@ -140,7 +140,8 @@ def _named_inputs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
         bound = signature.bind(*args, **kwargs).arguments
     except TypeError as error:
         raise CaptureError(
-            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}.", fix=""
+            f"the example inputs do not fit {type(model).__name__}.forward{signature}: {error}.",
+            fix="Pass them as in a call of the model.",
         ) from error
     named: list[tuple[str, Any]] = []
     for name, value in bound.items():

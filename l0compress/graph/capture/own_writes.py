@@ -8,44 +8,22 @@ from __future__ import annotations
 
 import ast
 import copy
-import inspect
-import textwrap
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 
+from l0compress.graph.capture.assignments import Method, SourceReader, own_classes
 from l0compress.graph.nodes.sources import short_line
 
-_FILLS = frozenset(
-    {"append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "clear", "remove"}
-)
 _EMPTIES = {"dict": dict, "list": list, "set": set, "tuple": tuple}
 _MAKERS = frozenset({"empty", "zeros", "ones", "tensor", "Size", "device"})
 
 ABSENT: Any = object()
 UNKNOWN: Any = object()
-
-
-@dataclass(frozen=True)
-class _Store:
-    """``self.a.b = value`` at a line: the chain of names behind ``self``, and the value where it is one expression."""
-
-    chain: tuple[str, ...]
-    line: int
-    value: ast.expr | None
-
-
-@dataclass(frozen=True)
-class _Method:
-    """One function of a class: what it stores, and the names that it looks up."""
-
-    file: str
-    stores: tuple[_Store, ...]
-    names: frozenset[str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +93,8 @@ def own_writes(model: nn.Module) -> OwnWrites:
         OwnWrites(found=(), complete=True)
     """
     modules = dict(model.named_modules())
-    classes = {cls: None for module in modules.values() for cls in _own_classes(type(module))}
-    reader = _Reader()
+    classes = {cls: None for module in modules.values() for cls in own_classes(type(module))}
+    reader = SourceReader()
     reached = reader.reached("forward", classes)
     found: dict[tuple[int, str], OwnWrite] = {}
     for path, module in modules.items():
@@ -127,7 +105,7 @@ def own_writes(model: nn.Module) -> OwnWrites:
                 if owner is None or (id(owner), name) in found or _is_no_state(owner, name):
                     continue
                 source = short_line(method.file, store.line)
-                found[id(owner), name] = OwnWrite(owner, owner_path, name, source, reader.initial(owner, name))
+                found[id(owner), name] = OwnWrite(owner, owner_path, name, source, _initial(reader, owner, name))
     return OwnWrites(tuple(found.values()), reader.complete)
 
 
@@ -135,12 +113,8 @@ def _is_no_state(owner: nn.Module, name: str) -> bool:
     return name == "training" or name in owner._parameters or name in owner._modules
 
 
-def _own_classes(cls: type) -> list[type]:
-    return [base for base in cls.__mro__ if base.__module__.partition(".")[0] != "torch" and base is not object]
-
-
-def _methods_of(module: nn.Module, reached: dict[tuple[type, str], _Method]) -> Iterator[_Method]:
-    own = set(_own_classes(type(module)))
+def _methods_of(module: nn.Module, reached: dict[tuple[type, str], Method]) -> Iterator[Method]:
+    own = set(own_classes(type(module)))
     return (method for (cls, _), method in reached.items() if cls in own)
 
 
@@ -154,131 +128,16 @@ def _owner(module: nn.Module, path: str, chain: Iterable[str]) -> tuple[nn.Modul
     return owner, path
 
 
-@dataclass(eq=False)
-class _Reader:
-    """Parses every function once."""
-
-    parsed: dict[Any, _Method | None] = field(default_factory=dict)
-    complete: bool = True
-
-    def reached(self, start: str, classes: Iterable[type]) -> dict[tuple[type, str], _Method]:
-        """The functions of these classes that can be called from the one named ``start``, by their names alone."""
-        found: dict[tuple[type, str], _Method] = {}
-        pending, seen = [start], {start}
-        while pending:
-            name = pending.pop()
-            for cls in classes:
-                method = self._method(vars(cls).get(name))
-                if method is not None:
-                    found[cls, name] = method
-                    pending += method.names - seen
-                    seen |= method.names
-        return found
-
-    def initial(self, module: nn.Module, name: str) -> Any:
-        """What an attribute is after ``__init__``."""
-        classes = _own_classes(type(module))
-        constructing = self.reached("__init__", classes)
-        for cls in classes:
-            stores = [s for (c, _), m in constructing.items() if c is cls for s in m.stores if s.chain == (name,)]
-            if stores:
-                values = {ast.dump(s.value) if s.value is not None else "" for s in stores}
-                return _evaluated(stores[0].value) if len(values) == 1 and stores[0].value is not None else UNKNOWN
-        return ABSENT
-
-    def _method(self, value: Any) -> _Method | None:
-        function = _function(value)
-        if function is None:
-            return None
-        if function not in self.parsed:
-            try:
-                self.parsed[function] = _parse(function)
-            except (OSError, SyntaxError):  # typed into a prompt, generated, or a lambda among other things
-                self.parsed[function], self.complete = None, False
-        return self.parsed[function]
-
-
-def _function(value: Any) -> Callable[..., Any] | None:
-    if isinstance(value, property):
-        value = value.fget
-    if isinstance(value, classmethod | staticmethod):
-        value = value.__func__
-    value = inspect.unwrap(value) if callable(value) else None
-    return value if inspect.isfunction(value) else None
-
-
-def _parse(function: Callable[..., Any]) -> _Method | None:
-    lines, first = inspect.getsourcelines(function)
-    tree = ast.parse(textwrap.dedent("".join(lines)))
-    definition = tree.body[0]
-    arguments = definition.args.args if isinstance(definition, ast.FunctionDef) else []
-    if not arguments:
-        return None
-    own = arguments[0].arg
-    file = inspect.getsourcefile(function) or ""
-    stores = [
-        _Store(chain, first + at - 1, value)
-        for node in ast.walk(definition)
-        for target, at, value in _targets(node, own)
-        if (chain := _chain(target, own))
-    ]
-    names = frozenset(node.attr for node in ast.walk(definition) if isinstance(node, ast.Attribute))
-    return _Method(file, tuple(stores), names)
-
-
-def _targets(node: ast.AST, own: str) -> Iterator[tuple[ast.expr, int, ast.expr | None]]:
-    """What a statement or call sets: the target, the line, and the value where it is one expression."""
-    if isinstance(node, ast.Assign):
-        for target in node.targets:
-            yield from _unpacked(target, node.value, node.lineno)
-    elif isinstance(node, ast.AnnAssign) and node.value is not None:
-        yield from _unpacked(node.target, node.value, node.lineno)
-    elif isinstance(node, ast.AugAssign):
-        yield from _unpacked(node.target, None, node.lineno)
-    elif isinstance(node, ast.Call):
-        yield from _called(node, own)
-
-
-def _unpacked(target: ast.expr, value: ast.expr | None, line: int) -> Iterator[tuple[ast.expr, int, ast.expr | None]]:
-    if isinstance(target, ast.Tuple | ast.List):
-        several = isinstance(value, ast.Tuple | ast.List) and len(value.elts) == len(target.elts)
-        values = value.elts if several and isinstance(value, ast.Tuple | ast.List) else [None] * len(target.elts)
-        for part, of_part in zip(target.elts, values, strict=True):
-            yield from _unpacked(part, of_part, line)
-    elif isinstance(target, ast.Subscript):
-        yield target.value, line, None  # an item of a container that stays
-    elif isinstance(target, ast.Attribute):
-        yield target, line, value
-
-
-def _called(node: ast.Call, own: str) -> Iterator[tuple[ast.expr, int, ast.expr | None]]:
-    """Calls that set something: ``setattr``, ``register_buffer``, and methods that fill containers or tensors."""
-    function, args = node.func, node.args
-    if isinstance(function, ast.Name) and function.id == "setattr" and len(args) == 3:
-        target, name, value = args[0], args[1], args[2]
-    elif isinstance(function, ast.Attribute) and function.attr == "register_buffer" and args:
-        value = args[1] if len(args) > 1 else next((k.value for k in node.keywords if k.arg == "tensor"), None)
-        target, name = function.value, args[0]
-    elif isinstance(function, ast.Attribute) and _fills(function.attr) and _chain(function.value, own):
-        yield function.value, node.lineno, None
-        return
-    else:
-        return
-    if isinstance(name, ast.Constant) and isinstance(name.value, str):
-        yield ast.Attribute(target, name.value, ast.Store()), node.lineno, value
-
-
-def _fills(method: str) -> bool:
-    return method in _FILLS or (method.endswith("_") and not method.endswith("__"))
-
-
-def _chain(target: ast.expr, own: str) -> tuple[str, ...]:
-    """The names behind ``self``; none for anything else."""
-    names: list[str] = []
-    while isinstance(target, ast.Attribute):
-        names.append(target.attr)
-        target = target.value
-    return tuple(reversed(names)) if isinstance(target, ast.Name) and target.id == own else ()
+def _initial(reader: SourceReader, module: nn.Module, name: str) -> Any:
+    """What an attribute is after ``__init__``."""
+    classes = own_classes(type(module))
+    constructing = reader.reached("__init__", classes)
+    for cls in classes:
+        stores = [s for (c, _), m in constructing.items() if c is cls for s in m.stores if s.chain == (name,)]
+        if stores:
+            values = {ast.dump(s.value) if s.value is not None else "" for s in stores}
+            return _evaluated(stores[0].value) if len(values) == 1 and stores[0].value is not None else UNKNOWN
+    return ABSENT
 
 
 def _evaluated(value: ast.expr) -> Any:

@@ -192,7 +192,13 @@ def _from_program(program: ExportedProgram) -> CapturedGraph:
 
 
 def _flat_module(program: ExportedProgram) -> fx.GraphModule:
-    module = program.module()
+    try:
+        module = program.module()
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as reason:
+        raise CaptureError(
+            f"the exported program cannot be put together ({type(reason).__name__}: {reason}).",
+            fix="Export it again, or copy its file again.",
+        ) from reason
     if not isinstance(module, fx.GraphModule):
         raise CaptureError(f"torch.export returned a {type(module).__name__}, not a graph.", fix="")
     inline_regions_(module)

@@ -114,7 +114,10 @@ class KeepPlan:
             moves = by_name[name].moves
             wrong = [position for position in positions if not 0 <= position < len(moves)]
             if wrong:
-                raise PlanError(f"group {name!r} has {len(moves)} moves, so it cannot keep number {wrong[0]}.", fix="")
+                raise PlanError(
+                    f"group {name!r} has {len(moves)} moves, so it cannot keep number {wrong[0]}.",
+                    fix="Count them from 0.",
+                )
             keep[list(moves)] = False
             keep[[moves[position] for position in positions]] = True
         return cls.from_keep(groups, keep)

@@ -6,7 +6,9 @@ any plan; the two agree exactly on every shrunk graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, fx, nn
@@ -23,6 +25,24 @@ UNITS: tuple[Unit, ...] = ("params", "macs", "bytes", "int8_bytes")
 _Term = tuple[float, list[int], frozenset[str]]  # coefficient, lines, the nodes it is for
 
 
+class _WhenAsked:
+    """A field that holds a number, or the function that counts it when it is read first."""
+
+    _KEPT = "_int8_bytes"
+
+    def __get__(self, instance: object | None, owner: type) -> int:
+        """Return the number; of the class, the default of the field."""
+        if instance is None:
+            return 0
+        found: int | Callable[[], int] = vars(instance)[self._KEPT]
+        if callable(found):
+            found = vars(instance)[self._KEPT] = found()
+        return found
+
+    def __set__(self, instance: object, value: int | Callable[[], int]) -> None:
+        vars(instance)[self._KEPT] = value
+
+
 @dataclass(frozen=True)
 class Cost:
     """What a model costs.
@@ -32,13 +52,18 @@ class Cost:
         macs: multiply-accumulates of linear, convolution, recurrent, matrix product and attention nodes, a sample.
         bytes: those of parameters and floating-point buffers.
         int8_bytes: bytes of the same in the int8 file, see :mod:`l0compress.graph.groups.int8`; 0 where nobody counted
-            them. It says what another program makes of the model, so equality does not compare it.
+            them. Few ask for them, and counting takes as long as everything else, so it is done when they are first
+            read. They say what another program makes of the model, so equality does not compare them.
     """
 
     params: int
     macs: int
     bytes: int
-    int8_bytes: int = field(default=0, repr=False, compare=False)
+    int8_bytes: _WhenAsked = field(default=_WhenAsked(), repr=False, compare=False)
+
+    def __reduce__(self) -> tuple[type[Cost], tuple[int, int, int, int]]:
+        """Copies and files get the number, not the graph that it is counted on."""
+        return Cost, (self.params, self.macs, self.bytes, self.int8_bytes)
 
     def get(self, unit: str) -> int:
         """The cost in one unit: ``params``, ``macs``, ``bytes`` or ``int8_bytes``.
@@ -47,8 +72,9 @@ class Cost:
             >>> Cost(params=10, macs=20, bytes=40).get("bytes")
             40
         """
-        units = {"params": self.params, "macs": self.macs, "bytes": self.bytes, "int8_bytes": self.int8_bytes}
-        return units[unit]
+        if unit not in UNITS:
+            raise KeyError(unit)
+        return getattr(self, unit)
 
     @property
     def size_bytes(self) -> int:
@@ -69,16 +95,25 @@ def cost(graph: CapturedGraph) -> Cost:
         InputError: ``graph`` is no captured graph.
     """
     check_captured(graph, "cost")
-    module = graph.graph_module
-    names = {str(node.target) for node in graph.nodes() if node.op == "get_attr"}
-    tensors = {id(tensor): tensor for name in names if isinstance(tensor := attribute(module, name), Tensor)}
+    tensors = _tensors(graph)
     params = sum(tensor.numel() for tensor in tensors.values() if isinstance(tensor, nn.Parameter))
     size_bytes = sum(
         tensor.numel() * tensor.element_size() for tensor in tensors.values() if tensor.is_floating_point()
     )
     macs = sum(node_macs(node) for node in graph.nodes())
-    in_int8 = sum(size_of(terms, tuple(tensors[key].shape)) for key, terms in int8_terms(graph).items())
-    return Cost(params, round(macs / graph.batch_size), size_bytes, round(in_int8))
+    return Cost(params, round(macs / graph.batch_size), size_bytes, partial(_in_int8, graph))
+
+
+def _tensors(graph: CapturedGraph) -> dict[int, Tensor]:
+    """The distinct parameters and buffers that the graph reads."""
+    names = {str(node.target) for node in graph.nodes() if node.op == "get_attr"}
+    read = (attribute(graph.graph_module, name) for name in names)
+    return {id(tensor): tensor for tensor in read if isinstance(tensor, Tensor)}
+
+
+def _in_int8(graph: CapturedGraph) -> int:
+    tensors = _tensors(graph)
+    return round(sum(size_of(terms, tuple(tensors[key].shape)) for key, terms in int8_terms(graph).items()))
 
 
 def node_macs(node: fx.Node) -> int:

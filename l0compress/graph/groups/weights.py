@@ -117,7 +117,8 @@ def nonzero_cost(graph: CapturedGraph) -> Cost:
         size_bytes -= weight.numel * weight.element_bytes - weight.stored_bytes(nonzeros)
         macs += sum(use.macs * (1 - float(use.share(present))) for use in weight.uses)
     macs = round(whole.macs - macs / graph.batch_size)
-    return Cost(params, macs, size_bytes, whole.int8_bytes)  # which stores zeros like any other weight
+    # An int8 file stores zeros like any other weight.
+    return Cost(params, macs, size_bytes, lambda: whole.int8_bytes)
 
 
 def find_weights(graph: CapturedGraph) -> tuple[Weight, ...]:

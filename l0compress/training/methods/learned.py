@@ -105,7 +105,7 @@ class LearnedGates(Method):
     def _resumed(self, stopped: StateDict) -> _Begun:
         if _START not in stopped:
             raise PlanError(
-                "The snapshot is from an earlier version, whose gates started differently.",
+                "The checkpoint is from an earlier version, whose gates started differently.",
                 fix="Resume the run with that version of l0compress, or start it again.",
             )
         plan = KeepPlan.from_tensors(self.groups, under(_PLAN, stopped))

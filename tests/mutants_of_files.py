@@ -1,0 +1,45 @@
+"""Faults to plant in what vets files of strangers, and in the comparison of outputs."""
+
+from __future__ import annotations
+
+from mutant import COST, Fault
+
+TRUST, VERIFY = ("../test_loading_trust.py", "Needed"), "../test_verify.py"
+
+FILES = (
+    Fault("l0compress.loading.programs:_nested_faults", "'__enum__' in part", "False", TRUST),
+    Fault(
+        "l0compress.loading.programs:_nested_faults", "part.get('type') == 'collections.defaultdict'", "False", TRUST
+    ),
+    Fault(
+        "l0compress.loading.programs:is_safe_operator",
+        "f'{match[1]}.{match[2]}' in FORBIDDEN_OPERATORS",
+        "False",
+        TRUST,
+    ),
+    Fault("l0compress.loading.programs:_text_faults", "not is_arithmetic(text)", "False", TRUST),
+    Fault(
+        "l0compress.loading.programs:without_notes",
+        "kept['guards_code'] = []",
+        "kept['guards_code'] = program['guards_code']",
+        TRUST,
+    ),
+    Fault(
+        "l0compress.verification.comparison:_by_scale",
+        "output.max_relative <= output.tolerance or not scale",
+        "True",
+        (VERIFY, "vanishes"),
+    ),
+    Fault(
+        "l0compress.verification.comparison:judged",
+        "output.max_relative > output.tolerance",
+        "False",
+        (VERIFY, "vanishes"),
+    ),
+    Fault(
+        "l0compress.graph.groups.cost:_WhenAsked.__get__",
+        "found = vars(instance)[self._KEPT] = found()",
+        "found = found()",
+        (COST, "once"),
+    ),
+)
