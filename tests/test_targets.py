@@ -56,7 +56,7 @@ def test_a_number_that_is_neither_fraction_nor_plausible_count(number: str) -> N
         (
             "flops=0.5",
             "Target 'flops=0.5': 'flops' is not a unit of a target. Supported units are params, macs, bytes, "
-            "int8_bytes.",
+            "int8_bytes, latency.",
         ),
     ],
 )

@@ -87,7 +87,7 @@ class Target:
             raise TargetError(
                 f"Target {self}: the model already {_HAS[self.unit == LATENCY]} only {told(self.unit, dense)}, so "
                 "there is nothing to remove.",
-                fix=f"Ask for less than {told(self.unit, dense)}, or for a fraction such as {self.unit}=0.5.",
+                fix=f"Ask for {_less_than(self.unit, dense)}, or for a fraction such as {self.unit}=0.5.",
             )
         return AbsoluteTarget(self, dense, int(self.value * dense) if self.is_fraction else int(self.value), model)
 
@@ -343,6 +343,10 @@ def _time(text: str, digits: str, suffix: str) -> Target:
     if suffix not in _NANOSECONDS:
         raise TargetError(f"Target {text!r}: unknown suffix {suffix!r}. Known suffixes are {', '.join(_NANOSECONDS)}.")
     return _checked(LATENCY, round(float(digits) * _NANOSECONDS[suffix]))
+
+
+def _less_than(unit: str, number: int) -> str:
+    return f"less than {told(unit, number)}" if unit == LATENCY else f"fewer than {number}"
 
 
 def told(unit: str, number: int, *, named: bool = True) -> str:
