@@ -142,6 +142,18 @@ def compress(
         (114, True)
     """
     wanted = Target.of(target)
+    settings = settings_for(model, settings, epochs)
+    with in_turn():
+        prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
+        return compress_prepared(prepared, wanted, settings, on_event=on_event)
+
+
+def settings_for(model: Model, settings: FinetuneSettings | None, epochs: int | None) -> FinetuneSettings:
+    """What a call means by its settings: the defaults on the device that the model is on where none are given.
+
+    Raises:
+        InputError: they are no settings, the model is no model, or its device cannot be used.
+    """
     settings = FinetuneSettings(device=_device_of(model)) if settings is None else settings
     if not isinstance(settings, FinetuneSettings):
         raise InputError(
@@ -155,9 +167,7 @@ def compress(
             fix="Load a file first: torch.export.load(path), or l0compress.loading.load_model(path).",
         )
     check_device(settings.device)
-    with in_turn():
-        prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
-        return compress_prepared(prepared, wanted, settings, on_event=on_event)
+    return settings
 
 
 def _device_of(model: Model) -> str:
@@ -174,16 +184,21 @@ def compress_prepared(
     checkpoints: Checkpoints | None = None,
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
-    for part in prepared.graph.training_only:
-        message = f"No run does what the model does only in training mode: {part.sentence}."
-        event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
-        on_event(replace(event, category=LostInCaptureWarning))
+    tell_lost(prepared, settings, on_event)
     with in_turn():
         goal = target.on(cost(prepared.graph).get(target.unit))
         result = finetune(
             prepared.graph, prepared.data, goal, settings=settings, on_event=on_event, checkpoints=checkpoints
         )
-        return _checked(result, prepared, goal, settings)
+        return checked(result, prepared, goal, settings)
+
+
+def tell_lost(prepared: Prepared, settings: FinetuneSettings, on_event: OnEvent) -> None:
+    """Say what the model does in training mode alone, which its graph does not."""
+    for part in prepared.graph.training_only:
+        message = f"No run does what the model does only in training mode: {part.sentence}."
+        event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
+        on_event(replace(event, category=LostInCaptureWarning))
 
 
 def check_device(device: str) -> None:
@@ -197,9 +212,14 @@ def check_device(device: str) -> None:
         raise InputError(f"Device {device!r} cannot be used: {lines[0]}", fix="Pass --device cpu.") from reason
 
 
-def _checked(
+def checked(
     result: FinetuneResult, prepared: Prepared, goal: AbsoluteTarget, settings: FinetuneSettings
 ) -> CompressResult:
+    """What a run came to, compared with the masked dense model and with its budget, and scored on the test part.
+
+    Raises:
+        NotEqualError, TargetMissedError: as :func:`compress`.
+    """
     silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
     equality = verify(result.small, silenced)
     sparse = nonzero_cost(result.small) if result.plan.masks else None

@@ -27,6 +27,8 @@ class ProgressEvent:
     Before all others come those of the stage "warning", if there are any: what is odd about data or model, in
     ``message``; ``category`` is the class of Python's warning that says the same. One of the stage "decided" says, in
     ``message`` too, which of several decisions the run goes on with.
+
+    ``member`` is the member of a family that is being made, by its target; epochs are counted anew for each.
     """
 
     stage: str
@@ -47,6 +49,7 @@ class ProgressEvent:
     seconds_left: float | None = None
     message: str = ""
     category: type[Warning] = DataWarning
+    member: str = ""
 
     def row(self) -> dict[str, Any]:
         """The event as a dict that JSON can hold; a number that is not finite becomes None.
@@ -56,8 +59,9 @@ class ProgressEvent:
         """
         values = asdict(self)
         del values["category"]
-        if not self.message:
-            del values["message"]
+        for name in ("message", "member"):
+            if not values[name]:
+                del values[name]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()

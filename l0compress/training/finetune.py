@@ -18,10 +18,11 @@ from l0compress.graph.groups.cost import cost
 from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.decision import Decision
+from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.final_phase import FinalPhase
-from l0compress.training.goals import AnyTarget, goal_for
+from l0compress.training.goals import AnyTarget, Goal, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.randomness import seeded
@@ -76,15 +77,23 @@ def finetune(
         resumed = reporter.checkpoints.start
         reading = None if resumed is None else Reading.from_json(resumed.get("reading"))
         problem = problem_of(graph, data, settings, reading=reading)
-        method = method_of(problem.settings)(problem, goal_for(graph, target))
-        state = TrainingState.begin(problem, reporter)
-        resumed = state.resumed_in(FINETUNE)
-        if resumed is None:
-            decision = method.decide(state)
-        else:
-            # With the dense model's weights, until those of the state are loaded.
-            decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
-        return finish(state, decision, unit=method.unit)
+        return solved(problem, goal_for(graph, target), reporter)
+
+
+def solved(problem: Problem, goal: Goal, reporter: Reporter, *, dense: Evaluation | None = None) -> FinetuneResult:
+    """The loop on a problem that is set; ``dense`` is the dense model's validation result, where it is known.
+
+    Raises what :func:`finetune` raises.
+    """
+    method = method_of(problem.settings)(problem, goal)
+    state = TrainingState.begin(problem, reporter, dense=dense)
+    resumed = state.resumed_in(FINETUNE)
+    if resumed is None:
+        decision = method.decide(state)
+    else:
+        # With the dense model's weights, until those of the state are loaded.
+        decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
+    return finish(state, decision, unit=method.unit)
 
 
 def finish(state: TrainingState, decision: Decision, *, unit: str) -> FinetuneResult:
