@@ -70,9 +70,10 @@ _MODEL = (
         needed=True,
         absent="the budget, such as macs=0.5",
         format="target",
-        metavar="UNIT=NUMBER",
+        metavar="UNIT=NUMBER,...",
         help="The budget: params, macs, bytes, or int8-bytes (of the file that export --quantize writes), as a "
-        "fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB).",
+        "fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB). Several numbers (macs=0.8,0.4) "
+        "make a family: one small model for each, from one run.",
     ),
 )
 _RUNNING = (

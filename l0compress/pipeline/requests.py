@@ -15,9 +15,10 @@ from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
 from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import GATES, OPTIONS
+from l0compress.training.family_targets import parse_targets, written
 from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
-from l0compress.training.targets import Target, parse_target
+from l0compress.training.targets import Target
 
 NEEDED = ("model", "data", "target")
 _STREAM_BATCH = 64
@@ -30,13 +31,14 @@ class RunRequest:
     Attributes:
         source: the model file.
         data: where the data come from.
-        target: the budget.
+        target: the budget; of a family the last that was named.
         loss: ``auto``, ``cross-entropy``, ``bce``, ``mse``, or ``package.module:function`` of (outputs, targets).
         output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
         settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
         threads: threads of PyTorch; None leaves them as they are.
         checkpoint_every: steps between two snapshots; None goes by time.
         fixed: capture the model for sequences as long as the data's, not of any length.
+        family: the budgets of a family's members, as they were given; empty where there is one.
     """
 
     source: ModelSource
@@ -48,6 +50,7 @@ class RunRequest:
     threads: int | None = None
     checkpoint_every: int | None = None
     fixed: bool = False
+    family: tuple[Target, ...] = ()
 
     def finetune_settings(self) -> FinetuneSettings:
         """The settings with the user's own loss, if there is one.
@@ -78,7 +81,7 @@ class RunRequest:
         }
         more = {
             "trust_pickle": self.source.trust_pickle,
-            "target": str(self.target),
+            "target": written(self.family or (self.target,)),
             "loss": self.loss,
             "fixed": self.fixed,
         }
@@ -95,6 +98,8 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     >>> request = request_of({"model": "net.pt2", "data": "digits", "target": "macs=0.5", "epochs": 8, "clip": 0.0})
     >>> request.settings["epochs"], request.settings["clip"], request_of(request.values()) == request
     (8, None, True)
+    >>> [str(target) for target in request.changed({"target": "macs=0.5,0.25"}).family]
+    ['macs=0.5', 'macs=0.25']
 
     Raises:
         InputError: model, data or target is missing, or cannot be read.
@@ -108,6 +113,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
     loss = settings.pop("loss")
     settings["clip"] = settings["clip"] or None
+    targets = parse_targets(values["target"])
     return RunRequest(
         source=ModelSource(
             Path(values["model"]),
@@ -116,13 +122,14 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
             parse_factory_args(values["factory_args"]),
         ),
         data=data_source(values),
-        target=parse_target(values["target"]),
+        target=targets[-1],
         loss=loss,
         output=output,
         settings={**settings, "gates": replace(GateSettings(), **gates)},
         threads=values["threads"],
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
+        family=targets if len(targets) > 1 else (),
     )
 
 

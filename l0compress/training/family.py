@@ -41,10 +41,9 @@ from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints, NoCheckpoints, Reporter
 from l0compress.training.results import FinetuneResult
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.state_dicts import FINETUNE, GATES, StateDict, Stateful, prefixed, under
+from l0compress.training.state_dicts import FINETUNE, GATES, MEMBER, StateDict, Stateful, prefixed, under
 from l0compress.training.targets import AbsoluteTarget, Target
 
-MEMBER = "member"
 _PLAN, _STATE = "before.plan", "before.state"
 
 

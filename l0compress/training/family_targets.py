@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 
 from l0compress.errors import InputError, TargetError
 from l0compress.graph.capture import CapturedGraph
@@ -93,7 +94,7 @@ def legs_of(graph: CapturedGraph, targets: Sequence[Target], settings: FinetuneS
     """
     dense = cost(graph).get(targets[0].unit)
     goals = sorted((target.on(dense) for target in targets), key=lambda goal: -goal.limit)
-    for larger, smaller in zip(goals, goals[1:], strict=False):
+    for larger, smaller in pairwise(goals):
         if larger.limit == smaller.limit:
             raise TargetError(
                 f"Targets {larger.wanted} and {smaller.wanted} both allow {smaller.limit:,} of {dense:,}.",
