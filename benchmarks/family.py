@@ -1,10 +1,11 @@
 """A family from one run against as many single runs with the same settings: scores, and what each costs.
 
-    python benchmarks/family.py [--network digits|resnet20] [--target macs=0.8,0.6,0.4,0.25] [--epochs 48] [--seeds 2]
-                                [--method l0]
+    python benchmarks/family.py [--network digits|mnist|resnet20] [--target macs=0.8,0.6,0.4,0.25] [--epochs 48]
+                                [--seeds 2] [--method l0]
 
-Digits come with the package, and the network is the one of ``make demo``, trained first. ResNet-20 is the pretrained
-one of ``benchmarks/resnet20.py``, read with its data from ``$L0COMPRESS_DATA``. The test part is read once a model.
+Digits come with the package, and the network is the one of ``make demo``, trained first. LeNet-300-100 on MNIST, trained
+by SGD, is the network of ``benchmarks/mnist.py``, and ResNet-20 the pretrained one of ``benchmarks/resnet20.py``; their
+data are read from ``$L0COMPRESS_DATA``. The test part is read once a model.
 Costs are epochs and seconds of CPU time, which do not depend on what else the machine does; capture, decisions,
 training and verification are in them.
 """
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
+import mnist
 import resnet20
 import torch
 from torch import nn
@@ -51,6 +53,15 @@ def digits() -> tuple[nn.Module, Data]:
     parts, network = digits_train.digits(), digits_train.model()
     digits_train.train(network, *parts["train"])
     return network, Data(**{name: Split((images,), labels) for name, (images, labels) in parts.items()})
+
+
+def lenet() -> tuple[nn.Module, Data]:
+    """LeNet-300-100, trained by SGD, and MNIST."""
+    data = mnist.load_mnist()
+    return mnist.train_dense(data, 0, "sgd"), data
+
+
+NETWORKS = {"digits": digits, "mnist": lenet, "resnet20": lambda: (resnet20.pretrained(), resnet20.data())}
 
 
 def cells(network: nn.Module, data: Data, targets: str, settings: l0.FinetuneSettings) -> Iterator[Cell]:
@@ -105,13 +116,13 @@ def _per_seed(found: list[Cell], kind: str, seeds: int) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--network", choices=("digits", "resnet20"), default="digits")
+    parser.add_argument("--network", choices=tuple(NETWORKS), default="digits")
     parser.add_argument("--target", default="macs=0.8,0.6,0.4,0.25")
     parser.add_argument("--epochs", type=int, default=48)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--method", default="l0")
     arguments = parser.parse_args()
-    network, data = digits() if arguments.network == "digits" else (resnet20.pretrained(), resnet20.data())
+    network, data = NETWORKS[arguments.network]()
     found: list[Cell] = []
     for seed in range(arguments.seeds):
         settings = l0.FinetuneSettings(epochs=arguments.epochs, seed=seed, method=arguments.method)

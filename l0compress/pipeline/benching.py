@@ -22,7 +22,7 @@ from l0compress.measure.report import Measured, bench_table, bundle_table, compa
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
-from l0compress.pipeline.runs import FinishedRun, is_run, measured, metric_name, open_run, reading_of
+from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
@@ -118,7 +118,7 @@ def bench_artifact(
     if is_run(artifact) and against is None:
         return _every_form(open_run(artifact), batch_sizes, threads)
     if against is not None and is_run(Path(against)):
-        return _against_run(artifact, open_run(against), batch_sizes, threads)
+        return _against_run(artifact, made_from(Path(against), artifact), batch_sizes, threads)
     candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
     for path in candidates.values():
         existing_artifact(path)

@@ -123,6 +123,18 @@ def members_of(manifest: RunManifest) -> tuple[str, ...]:
     return tuple(manifest.about.get(MEMBERS, ()))
 
 
+def made_from(folder: Path, artifact: Path) -> FinishedRun:
+    """Open the run that an artifact is compared with: of a family the member in whose folder the artifact is.
+
+    Raises:
+        RunError: as :func:`open_run`.
+    """
+    for name in members_of(read_manifest(folder)):
+        if artifact.resolve().is_relative_to((folder / name).resolve()):
+            return open_run(folder / name)
+    return open_run(folder)
+
+
 def is_family(folder: Path) -> bool:
     """Whether a folder is a family's, finished or not.
 

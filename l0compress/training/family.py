@@ -151,13 +151,15 @@ def _on_dense(dense: CapturedGraph, start: Narrowed, result: FinetuneResult, sha
     moves = torch.arange(start.groups.num_moves)
     decision = lifted(start, moves, Decision(result.plan.decision(), result.small))
     unfit = {weights_checksum(dense.state()): "the weights from before it"}
+    own, last = decision.small.state(), result.last.state()
+    trained = {name: last[name] for name in decision.plan.parameter_keeps() if name in own}
     return replace(
         result,
         dense=dense,
         plan=replace(decision.plan, unfit=unfit),
         folded=decision.folded,
         small=decision.small,
-        last=Decision.of(decision.plan, result.last.state()).small,
+        last=decision.small.with_state({**own, **trained}),
         history=tuple(_rescaled_event(event, share) for event in result.history),
     )
 
