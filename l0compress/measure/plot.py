@@ -1,15 +1,22 @@
-"""A bench report as a picture: the latency of each candidate at each batch size, on a logarithmic scale."""
+"""Bench reports as pictures: latency by batch size, and score against latency and size, on logarithmic scales."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from l0compress.errors import InputError
 from l0compress.export.files import staged, written_file
 from l0compress.measure.bench import BenchReport
+from l0compress.measure.pareto import FILE, Tradeoff
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg", ".pdf")
+# How the names of forms end that are more than the float file.
+INT8, BUNDLE = " int8", " bundle"
 
 
 def plot_latency(report: BenchReport, path: str | Path) -> Path:
@@ -22,6 +29,21 @@ def plot_latency(report: BenchReport, path: str | Path) -> Path:
     check_picture(path)
     with staged(path) as staging:
         _draw(report, staging)
+    return path
+
+
+def plot_tradeoff(tradeoff: Tradeoff, path: str | Path, *, title: str = "") -> Path:
+    """Draw score over latency at each batch size, and over file size, with the front that no form beats.
+
+    References are marked by squares, int8 forms by hollow marks, bundles by triangles.
+
+    Raises:
+        InputError: as :func:`check_picture` says.
+    """
+    path = Path(path)
+    check_picture(path)
+    with staged(path) as staging:
+        _draw_tradeoff(tradeoff, staging, title)
     return path
 
 
@@ -40,6 +62,44 @@ def check_picture(path: Path) -> None:
         raise InputError(
             "Drawing needs matplotlib: pip install 'l0compress[plot]'.", fix="", assurance="Nothing was drawn."
         )
+
+
+def _draw_tradeoff(tradeoff: Tradeoff, path: Path, title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(tradeoff.axes), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(tradeoff.axes), sharey=True, squeeze=False)[0]
+    for axes, axis in zip(panels, tradeoff.axes, strict=True):
+        _draw_panel(axes, tradeoff, axis)
+    panels[0].set_ylabel(tradeoff.score_name)
+    if not tradeoff.higher_is_better:
+        panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_panel(axes: Axes, tradeoff: Tradeoff, axis: str) -> None:
+    front = tradeoff.front(axis)
+    axes.plot(
+        [point.price(axis) for point in front], [point.score for point in front],
+        color="0.75", drawstyle="steps-post", zorder=1, label="unbeaten",
+    )  # fmt: skip
+    for number, point in enumerate(tradeoff.points):
+        reference, int8 = point.name in tradeoff.references, point.name.endswith(INT8)
+        marker = "s" if reference else "^" if point.name.endswith(BUNDLE) else "o"
+        color = "black" if reference else f"C{number % 10}"
+        axes.scatter(
+            point.price(axis), point.score, marker=marker, s=42, zorder=2, label=point.name,
+            edgecolors=color, facecolors="white" if int8 else color,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_title("file size" if axis == FILE else axis, fontsize=10)
+    axes.set_xlabel("bytes" if axis == FILE else f"median latency in ms, threads: {tradeoff.threads}")
+    axes.grid(True, which="both", color="0.93", zorder=0)
 
 
 def _draw(report: BenchReport, path: Path) -> None:

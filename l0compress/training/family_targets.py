@@ -17,8 +17,8 @@ from l0compress.graph.groups.cost import cost
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import AbsoluteTarget, Target, parse_target
 
-# A family of n members takes (FIXED + EACH n) times the epochs of one run: one member as many as a run, four 1.45 times.
-# What a decision takes besides epochs, scores and repairs, comes once a member.
+# A family of n members takes FIXED + EACH n times the epochs of one run, so one member as many and four 1.45 times as
+# many. That leaves room for scores and repairs, which take time besides, once a member.
 FIXED, EACH = Fraction(85, 100), Fraction(15, 100)
 # No two members draw the same batches, and a run of another seed draws none of them either.
 _SEED_STRIDE = 1_000_000_007
@@ -115,7 +115,7 @@ def epochs_of_members(shares: Sequence[float], settings: FinetuneSettings) -> li
     to the logarithm of what its leg removes: cutting by the same factor does about the same harm wherever it begins.
 
     >>> epochs_of_members([0.8, 0.6, 0.4, 0.25], FinetuneSettings(epochs=48))
-    [11, 15, 20, 23]
+    [11, 14, 20, 24]
     >>> epochs_of_members([0.5], FinetuneSettings(epochs=48))
     [48]
 
