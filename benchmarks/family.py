@@ -4,8 +4,8 @@
                                 [--seeds 2] [--method l0]
 
 Digits come with the package, and the network is the one of ``make demo``, trained first. LeNet-300-100 on MNIST is the
-network of ``benchmarks/mnist.py``, trained by SGD, and ResNet-20 the pretrained one of ``benchmarks/resnet20.py``; their
-data are read from ``$L0COMPRESS_DATA``. The test part is read once a model.
+network of ``benchmarks/mnist.py``, trained by SGD, and ResNet-20 the pretrained one of ``benchmarks/resnet20.py``.
+Their data are read from ``$L0COMPRESS_DATA``. The test part is read once a model.
 Costs are epochs and seconds of CPU time, which do not depend on what else the machine does; capture, decisions,
 training and verification are in them.
 """

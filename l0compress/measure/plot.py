@@ -83,23 +83,34 @@ def _draw_tradeoff(tradeoff: Tradeoff, path: Path, title: str) -> None:
 
 
 def _draw_panel(axes: Axes, tradeoff: Tradeoff, axis: str) -> None:
-    front = tradeoff.front(axis)
-    axes.plot(
-        [point.price(axis) for point in front], [point.score for point in front],
-        color="0.75", drawstyle="steps-post", zorder=1, label="unbeaten",
-    )  # fmt: skip
-    for number, point in enumerate(tradeoff.points):
-        reference, int8 = point.name in tradeoff.references, point.name.endswith(INT8)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    scale = 1000 if axis == FILE else 1
+    front = [(point.price(axis) / scale, point.score) for point in tradeoff.front(axis)]
+    axes.plot(*zip(*front, strict=True), color="0.75", drawstyle="steps-post", zorder=1, label="unbeaten")
+    models = list(
+        dict.fromkeys(_model(point.name) for point in tradeoff.points if point.name not in tradeoff.references)
+    )
+    for point in tradeoff.points:
+        reference = point.name in tradeoff.references
         marker = "s" if reference else "^" if point.name.endswith(BUNDLE) else "o"
-        color = "black" if reference else f"C{number % 10}"
+        color = "black" if reference else f"C{models.index(_model(point.name)) % 10}"
         axes.scatter(
-            point.price(axis), point.score, marker=marker, s=42, zorder=2, label=point.name,
-            edgecolors=color, facecolors="white" if int8 else color,
+            point.price(axis) / scale, point.score, marker=marker, s=46, zorder=2, label=point.name,
+            edgecolors=color, facecolors="white" if point.name.endswith(INT8) else color,
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title("file size" if axis == FILE else axis, fontsize=10)
-    axes.set_xlabel("bytes" if axis == FILE else f"median latency in ms, threads: {tradeoff.threads}")
-    axes.grid(True, which="both", color="0.93", zorder=0)
+    axes.set_xlabel("kB" if axis == FILE else f"median latency in ms, threads: {tradeoff.threads}")
+    axes.grid(True, color="0.93", zorder=0)
+
+
+def _model(form: str) -> str:
+    """What a form is one of: several of them have one colour."""
+    return form.removesuffix(INT8).removesuffix(BUNDLE)
 
 
 def _draw(report: BenchReport, path: Path) -> None:
