@@ -6,6 +6,7 @@ from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Fault
 from mutants_of_bundles import BUNDLES
 from mutants_of_cuts import CUTS
 from mutants_of_devices import DEVICES
+from mutants_of_families import FAMILIES
 from mutants_of_labels import LABELS
 from mutants_of_methods import METHODS
 from mutants_of_repair import REPAIR
@@ -119,4 +120,4 @@ OPEN = (
     ),
 )
 
-MUTANTS = (*LABELS, *GRAPH, *CUTS, *BUNDLES, *DEVICES, *METHODS, *REPAIR)
+MUTANTS = (*LABELS, *GRAPH, *CUTS, *BUNDLES, *DEVICES, *METHODS, *REPAIR, *FAMILIES)

@@ -241,3 +241,12 @@ def test_in_one_call_from_python(data: Data, mlp: nn.Module) -> None:
     assert all(one.test is not None and one.equality.max_relative < 1e-5 for one in family.members)
     assert repr(family).startswith("FamilyResult(val accuracy of dense: ")
     assert all(torch.equal(tensor, before[name]) for name, tensor in mlp.state_dict().items())
+
+
+def test_compress_returns_one_model(data: Data, mlp: nn.Module) -> None:
+    with pytest.raises(TargetError) as caught:
+        l0.compress(mlp, data, target="params=0.8,0.6")
+    assert str(caught.value) == (
+        "Target 'params=0.8,0.6' names several members of a family, and compress returns one model. Nothing was changed. "
+        "Call compress_family with the same arguments."
+    )

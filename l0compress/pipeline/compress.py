@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0compress.devices import CPU, device_of
-from l0compress.errors import InputError, LostInCaptureWarning, TargetMissedError
+from l0compress.errors import InputError, LostInCaptureWarning, TargetError, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.capture.dynamic import Dynamic
 from l0compress.graph.cut.masked import masked
@@ -141,6 +141,11 @@ def compress(
         >>> result.dense_cost.params, result.small_cost.params <= 57
         (114, True)
     """
+    if isinstance(target, str) and "," in target:
+        raise TargetError(
+            f"Target {target!r} names several members of a family, and compress returns one model.",
+            fix="Call compress_family with the same arguments.",
+        )
     wanted = Target.of(target)
     settings = settings_for(model, settings, epochs)
     with in_turn():

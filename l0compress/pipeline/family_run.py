@@ -63,14 +63,14 @@ def finetune_family_run(request: RunRequest, *, on_event: OnEvent = ignore) -> F
         CheckError: a member is not equal or not within its budget, or training broke down; the run is kept.
         StoppedError: Ctrl-C or SIGTERM came; the run is kept.
     """
-    return begun(request, _go_on, on_event=on_event, about=_members)
+    return begun(request, _make_members, on_event=on_event, about=_members)
 
 
 def resume_family_run(
     folder: Path, *, given: Mapping[str, Any] | None = None, on_event: OnEvent = ignore
 ) -> FamilySummary:
     """Go on with a family where its last snapshot was taken, as :func:`~.training_run.resume_run` does with a run."""
-    return gone_on_with(folder, _go_on, _summary, given=given, on_event=on_event)
+    return gone_on_with(folder, _make_members, _summary, given=given, on_event=on_event)
 
 
 def _members(request: RunRequest, prepared: Prepared) -> Mapping[str, Any]:
@@ -79,7 +79,7 @@ def _members(request: RunRequest, prepared: Prepared) -> Mapping[str, Any]:
     return {runs.MEMBERS: [leg.name for leg in legs]}
 
 
-def _go_on(work: Work) -> FamilySummary:
+def _make_members(work: Work) -> FamilySummary:
     run, request, checkpoints = work.run, work.request, work.checkpoints()
     settings = request.finetune_settings()
     made = members_of(work.prepared, request.family, settings, on_event=work.tell, checkpoints=checkpoints)
