@@ -247,6 +247,6 @@ def test_compress_returns_one_model(data: Data, mlp: nn.Module) -> None:
     with pytest.raises(TargetError) as caught:
         l0.compress(mlp, data, target="params=0.8,0.6")
     assert str(caught.value) == (
-        "Target 'params=0.8,0.6' names several members of a family, and compress returns one model. Nothing was changed. "
-        "Call compress_family with the same arguments."
+        "Target 'params=0.8,0.6' names several members of a family, and compress returns one model. Nothing was "
+        "changed. Call compress_family with the same arguments."
     )
