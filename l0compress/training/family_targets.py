@@ -20,6 +20,8 @@ from l0compress.training.targets import AbsoluteTarget, Target, parse_target
 # A family of n members takes FIXED + EACH n times the epochs of one run, so one member as many and four 1.45 times as
 # many. That leaves room for scores and repairs, which take time besides, once a member.
 FIXED, EACH = Fraction(85, 100), Fraction(15, 100)
+# How much faster than the logarithm of what is gone its harm grows.
+DEPTH_POWER = 1.5
 # No two members draw the same batches, and a run of another seed draws none of them either.
 _SEED_STRIDE = 1_000_000_007
 
@@ -111,11 +113,12 @@ def legs_of(graph: CapturedGraph, targets: Sequence[Target], settings: FinetuneS
 def epochs_of_members(shares: Sequence[float], settings: FinetuneSettings) -> list[int]:
     """Divide the epochs of a family, ``FIXED + EACH * members`` times those of one run, among its members.
 
-    ``shares`` are the members' sizes as shares of the dense model, largest first. Each member gets epochs in proportion
-    to the logarithm of what its leg removes: cutting by the same factor does about the same harm wherever it begins.
+    ``shares`` are the members' sizes as shares of the dense model, largest first. A member's depth is the logarithm of
+    the factor by which it is smaller than the dense model. It gets epochs in proportion to what its leg adds to the
+    power ``DEPTH_POWER`` of the depth: the same factor does more harm to a network that has lost much already.
 
     >>> epochs_of_members([0.8, 0.6, 0.4, 0.25], FinetuneSettings(epochs=48))
-    [11, 14, 20, 24]
+    [4, 11, 22, 32]
     >>> epochs_of_members([0.5], FinetuneSettings(epochs=48))
     [48]
 
@@ -130,7 +133,8 @@ def epochs_of_members(shares: Sequence[float], settings: FinetuneSettings) -> li
             f"epochs={settings.epochs} is too few for a family of {members}: each member needs at least {least}.",
             fix=f"Pass --epochs {needed} or more, or --epochs 0, where a score decides without training.",
         )
-    steps = [math.log(before / after) for before, after in zip((1.0, *shares), shares, strict=False)]
+    depths = [0.0, *(math.log(1 / share) ** DEPTH_POWER for share in shares)]
+    steps = [below - above for above, below in pairwise(depths)]
     # One by one, to the member that is furthest behind its share, so that the sum is exact.
     epochs = [least] * members
     for _ in range(total - least * members):
