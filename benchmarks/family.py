@@ -29,7 +29,7 @@ import l0compress as l0
 from l0compress.data import Data, Split
 from l0compress.measure.table import Table
 from l0compress.pipeline.compress import CompressResult
-from l0compress.training.family_targets import legs_of, targets_of
+from l0compress.training.family_targets import legs_of, family_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 import digits_train
@@ -66,14 +66,14 @@ NETWORKS = {"digits": digits, "mnist": lenet, "resnet20": lambda: (resnet20.pret
 
 def cells(network: nn.Module, data: Data, targets: str, settings: l0.FinetuneSettings) -> Iterator[Cell]:
     """The single runs of one seed, then its family."""
-    for target in targets_of(targets):
+    for target in family_of(targets):
         began = time.process_time()
         result = l0.compress(network, data, target=target, settings=settings)
         yield _cell("single", result, settings.epochs, time.process_time() - began)
     began = time.process_time()
     family = l0.compress_family(network, data, target=targets, settings=settings)
     seconds = time.process_time() - began
-    epochs = [leg.settings.epochs for leg in legs_of(family.members[0].dense, targets_of(targets), settings)]
+    epochs = [leg.settings.epochs for leg in legs_of(family.members[0].dense, family_of(targets), settings)]
     for result, count in zip(family.members, epochs, strict=True):
         yield _cell("family", result, count, seconds / len(epochs))
 

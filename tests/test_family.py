@@ -22,7 +22,7 @@ from l0compress.graph.groups.cost import cost
 from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.training.events import ProgressEvent
 from l0compress.training.family import Member, finetune_family
-from l0compress.training.family_targets import epochs_of_members, legs_of, parse_targets, targets_of
+from l0compress.training.family_targets import epochs_of_members, legs_of, parse_targets, family_of
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.state_dicts import under
@@ -35,7 +35,7 @@ SHORT = replace(QUICK, epochs=6)
 class TestTargets:
     @pytest.mark.parametrize("given", ["macs=0.8,0.4", "macs=0.8, macs=0.4", ["macs=0.8", {"macs": 0.4}]])
     def test_they_are_written_in_several_ways(self, given: object) -> None:
-        assert [str(target) for target in targets_of(given)] == ["macs=0.8", "macs=0.4"]
+        assert [str(target) for target in family_of(given)] == ["macs=0.8", "macs=0.4"]
 
     @pytest.mark.parametrize(
         "given, said",
@@ -52,7 +52,7 @@ class TestTargets:
     )  # fmt: skip
     def test_what_is_no_family_is_refused(self, given: object, said: str) -> None:
         with pytest.raises(TargetError) as caught:
-            targets_of(given)
+            family_of(given)
         assert str(caught.value) == said
 
     def test_shares_and_counts_are_put_in_order_by_what_they_allow(self, graph: CapturedGraph) -> None:

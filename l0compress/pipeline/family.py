@@ -13,7 +13,7 @@ from l0compress.pipeline.compress import CompressResult, checked, settings_for, 
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.family import finetune_family
-from l0compress.training.family_targets import targets_of
+from l0compress.training.family_targets import family_of
 from l0compress.training.randomness import in_turn
 from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
@@ -76,7 +76,7 @@ def compress_family(
         >>> [(str(one.target), one.limit, one.reached <= one.limit) for one in family.members]
         [('params=0.6', 68, True), ('params=0.3', 34, True)]
     """
-    targets = targets_of(target)
+    targets = family_of(target)
     settings = settings_for(model, settings, epochs)
     with in_turn():
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)

@@ -64,10 +64,10 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def targets_of(given: str | Iterable[Target | Mapping[str, float] | str]) -> tuple[Target, ...]:
+def family_of(given: str | Iterable[Target | Mapping[str, float] | str]) -> tuple[Target, ...]:
     """Read the targets of a family as text, or one by one in every form that :meth:`Target.of` takes.
 
-    >>> targets_of("macs=0.8,0.4") == targets_of([{"macs": 0.8}, "macs=0.4"])
+    >>> family_of("macs=0.8,0.4") == family_of([{"macs": 0.8}, "macs=0.4"])
     True
 
     Raises:
