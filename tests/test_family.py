@@ -22,7 +22,7 @@ from l0compress.graph.groups.cost import cost
 from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.training.events import ProgressEvent
 from l0compress.training.family import Member, finetune_family
-from l0compress.training.family_targets import epochs_of_members, legs_of, parse_targets, family_of
+from l0compress.training.family_targets import epochs_of_members, family_of, legs_of, parse_targets
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.state_dicts import under
@@ -74,12 +74,12 @@ class TestEpochs:
     def test_four_members_take_less_than_one_and_a_half_runs_and_the_smallest_takes_most(self) -> None:
         for epochs in (6, 24, 48, 100):
             shares = epochs_of_members([0.8, 0.6, 0.4, 0.25], FinetuneSettings(epochs=epochs))
-            assert 1.45 * epochs - 1 < sum(shares) <= 1.45 * epochs
+            assert 1.4 * epochs - 1 < sum(shares) <= 1.4 * epochs
             assert shares == sorted(shares)
 
     def test_a_leg_gets_epochs_for_what_it_adds_to_a_power_of_the_depth(self) -> None:
-        # 1, 2 and 3 halvings: of 1.3 * 30 epochs 1, 2^1.5 - 1 and 3^1.5 - 2^1.5 parts of 3^1.5.
-        assert epochs_of_members([0.5, 0.25, 0.125], FinetuneSettings(epochs=30)) == [7, 14, 18]
+        # 1, 2 and 3 halvings: of 38 epochs 1, 2^1.5 - 1 and 3^1.5 - 2^1.5 parts of 3^1.5.
+        assert epochs_of_members([0.5, 0.25, 0.125], FinetuneSettings(epochs=30)) == [7, 14, 17]
 
     def test_without_training_no_member_has_epochs(self) -> None:
         assert epochs_of_members([0.5, 0.25], FinetuneSettings(epochs=0)) == [0, 0]
