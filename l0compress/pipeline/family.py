@@ -52,8 +52,8 @@ def compress_family(
     """Compress a trained model to several budgets in one run. The model that is given stays as it is.
 
     The run goes down from budget to budget: each member is cut from the one before, trained, verified and kept. Four
-    members take 1.4 times the epochs of one run; n take ``(13 + 2 n) / 15`` times. Each costs what its target allows and
-    equals a masked dense model, as the result of :func:`~l0compress.compress` does.
+    members take 1.4 times the epochs of one run; n take ``(13 + 2 n) / 15`` times. Each keeps to its target and equals
+    a masked dense model, as the result of :func:`~l0compress.compress` does.
 
     Args:
         model, data, dynamic, on_event: as for :func:`~l0compress.compress`.
