@@ -244,6 +244,14 @@ def test_in_one_call_from_python(data: Data, mlp: nn.Module) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in mlp.state_dict().items())
 
 
+def test_a_member_out_of_reach_is_refused_before_any_is_trained() -> None:
+    case, events = FAMILIES["gates that start in the order of a score"][0], list[ProgressEvent]()
+    targets = parse_targets("params=0.8,0.01")
+    with pytest.raises(TargetError, match=r"^Target params=0\.01: at most 8 parameters cannot be reached\. "):
+        next(finetune_family(case.graph(), case.data(), targets, settings=case.settings, on_event=events.append))
+    assert events == []
+
+
 def test_compress_returns_one_model(data: Data, mlp: nn.Module) -> None:
     with pytest.raises(TargetError) as caught:
         l0.compress(mlp, data, target="params=0.8,0.6")

@@ -12,7 +12,7 @@ import torch
 from conftest import printed_json, run_cli, save_blobs, save_pt2, tiny_mlp
 from run_folders import EQUAL, Killed, dying_at, files, hashes_of_all, request
 
-from l0compress.errors import RunError, TargetError
+from l0compress.errors import InputError, RunError, TargetError
 from l0compress.pipeline import family_run
 from l0compress.pipeline.family_run import finetune_family_run, resume_family_run
 from l0compress.pipeline.manifest import read_manifest
@@ -131,6 +131,13 @@ class TestKilled:
         assert Path("run", MEMBERS[1], "run.json").stat().st_mtime_ns == stamp
         assert kept("run") == kept("whole")
 
+    def test_what_is_wrong_later_takes_no_finished_member_away(self) -> None:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError):
+            patch.setattr(family_run, "results_of", failing(family_run.results_of, at=2))
+            finetune_family_run(request("run", target=TARGETS, epochs=0))
+        assert is_whole(Path("run", MEMBERS[0]))
+        assert [member.folder.name for member in resume_family_run(Path("run")).members] == MEMBERS
+
     def test_an_unfinished_one_says_where_it_stands(self) -> None:
         with pytest.raises(Killed):
             finetune_family_run(request("run", **QUICK), on_event=dying_at(4))
@@ -156,6 +163,19 @@ def dying(function: Callable, moment: str, *, at: int) -> Callable:
         if moment == "after" and calls[0] == at:
             raise Killed
         return result
+
+    return call
+
+
+def failing(function: Callable, *, at: int) -> Callable:
+    """A function that finds something wrong with the input at its call number ``at``."""
+    calls = [0]
+
+    def call(*args: object) -> object:
+        calls[0] += 1
+        if calls[0] == at:
+            raise InputError("Something is wrong.", fix="Mend it.")
+        return function(*args)
 
     return call
 

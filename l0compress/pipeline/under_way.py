@@ -102,7 +102,8 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
             return do(Work(run, request, prepared, stops, on_event))
         except InputError as error:
             # What is wrong with the input is found before the first step; a full disk is nothing of that kind.
-            if run.manifest.state is None and not isinstance(error, RunError):
+            untouched = run.manifest.state is None and run.manifest.files.keys() <= {runs.CONFIG, runs.DENSE}
+            if untouched and not isinstance(error, RunError):
                 remove_run(folder, made)
             raise
 

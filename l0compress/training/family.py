@@ -33,6 +33,7 @@ from l0compress.training.events import CUT, OnEvent, ProgressEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.family_targets import Leg, legs_of
 from l0compress.training.finetune import solved
+from l0compress.training.methods import method_of
 from l0compress.training.methods.learned import lifted
 from l0compress.training.narrowing import Narrowed
 from l0compress.training.problem import Problem, check_precision, problem_of
@@ -92,6 +93,7 @@ def finetune_family(
 
     Raises:
         InputError: too few epochs for so many members.
+        TargetError: a target that cannot be reached, before any member is trained.
         What :func:`~l0compress.training.finetune.finetune` raises.
     """
     settings = FinetuneSettings() if settings is None else settings
@@ -111,9 +113,23 @@ def finetune_family(
             if problem is None:
                 reading = None if start is None else Reading.from_json(start.get("reading"))
                 problem = problem_of(graph, data, leg.settings, reading=reading)
+                _check_all(problem, legs)
             result = _member(problem, leg, before, Reporter(_named(on_event, leg.name), own), dense)
         yield Member(leg.goal, result)
         before, dense, start = Decision(result.plan.decision(), result.small), result.dense_evaluation, None
+
+
+def _check_all(problem: Problem, legs: Sequence[Leg]) -> None:
+    """Refuse a family whose smallest member is out of reach before any other is trained; nothing is drawn for it.
+
+    Raises:
+        TargetError: it is.
+    """
+    last = legs[-1]
+    with seeded(last.settings.seed, last.settings.device):
+        method_of(last.settings)(
+            replace(problem, settings=replace(problem.settings, epochs=last.settings.epochs)), last.goal
+        )
 
 
 def _member(
