@@ -1,12 +1,13 @@
 """Kill a run at random moments, resume it each time, and compare every hash with the run that nobody touched.
 
-    python benchmarks/resume.py [--kills 30] [--seed 0] [--signals KILL,TERM] [--epochs 12]
+    python benchmarks/resume.py [--kills 30] [--seed 0] [--signals KILL,TERM] [--epochs 12] [--target macs=0.25]
 
 A digits classifier is compressed by the command line, each life of the run being a process of its own. Two of three
 lives end at a random moment after they have kept a snapshot, so that the kills spread over the run, the writing of
 snapshots and of results included; the third ends before that, at a random moment from the start of its process on.
-After the last kill the run is resumed to its end. Equal have to be: the weights (dense, masked and small ``.pt2``),
-metrics, plan, result, configuration, the manifest over them, and the ONNX file exported from the run.
+After the last kill the run is resumed to its end. Equal has to be every file but the log: the weights (dense, masked
+and small ``.pt2``), metrics, plan, result, configuration, the manifest over them, and the ONNX file exported from the
+run; with several targets, those of every member of the family.
 """
 
 from __future__ import annotations
@@ -24,10 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMPARED = (
-    "config.toml", "dense.pt2", "masked.pt2", "small.pt2", "plan.json", "result.json", "metrics.jsonl", "run.json",
-    "model.onnx",
-)  # fmt: skip
+NOT_COMPARED = ("log.jsonl", ".lock")
 STOPPED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 143}
 
 
@@ -60,7 +58,7 @@ def environment() -> dict[str, str]:
 def life(folder: Path, run: Path, options: argparse.Namespace) -> subprocess.Popen[bytes]:
     """One process of the run: begins it, or goes on with it."""
     arguments = (
-        "finetune", folder / "digits.pt2", "--data", "digits", "--target", "macs=0.25", "--threads", "1",
+        "finetune", folder / "digits.pt2", "--data", "digits", "--target", options.target, "--threads", "1",
         "--epochs", str(options.epochs), "--checkpoint-every", str(options.every), "-o", run, "--resume", "--json",
     )  # fmt: skip
     return subprocess.Popen(
@@ -82,7 +80,8 @@ def hashes(folder: Path, run: Path) -> dict[str, str]:
     subprocess.run(
         command("export", run, "--json"), cwd=folder, env=environment(), check=True, stdout=subprocess.DEVNULL
     )
-    return {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in COMPARED}
+    files = (path for path in run.rglob("*") if path.is_file() and path.name not in NOT_COMPARED)
+    return {path.relative_to(run).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def reached(run: Path) -> str:
@@ -133,7 +132,8 @@ def prove(folder: Path, number: signal.Signals, options: argparse.Namespace, sec
         run = folder / f"{number.name}-{tally.finished}"
         killed_run(folder, run, number, moments, options, tally)
         found = hashes(folder, run)
-        tally.differences += [f"{run.name}/{name}" for name in COMPARED if found[name] != expected[name]]
+        names = sorted(found.keys() | expected.keys())
+        tally.differences += [f"{run.name}/{name}" for name in names if found.get(name) != expected.get(name)]
     return tally
 
 
@@ -143,6 +143,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--signals", default="KILL,TERM")
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--target", default="macs=0.25")
     parser.add_argument("--every", type=int, default=5, help="steps between two snapshots")
     return parser.parse_args()
 

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from l0compress.loading import DataSource, load_data, load_model
     from l0compress.pipeline.artifacts import load
     from l0compress.pipeline.compress import compress
+    from l0compress.pipeline.family import compress_family
     from l0compress.training.budget import Budget
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
@@ -88,6 +89,7 @@ _HOMES = {
     "StreamSplit": "l0compress.data",
     "capture": "l0compress.graph",
     "compress": "l0compress.pipeline.compress",
+    "compress_family": "l0compress.pipeline.family",
     "cost": "l0compress.graph",
     "export_bundle": "l0compress.export.bundle",
     "export_onnx": "l0compress.export.onnx",
@@ -127,6 +129,7 @@ __all__ = [
     "__version__",
     "capture",
     "compress",
+    "compress_family",
     "cost",
     "export_bundle",
     "export_onnx",

@@ -6,6 +6,7 @@ from mutant import COST, FORMS, GROUPS, PLAN, SHRINK, VANISH, Fault
 from mutants_of_bundles import BUNDLES
 from mutants_of_cuts import CUTS
 from mutants_of_devices import DEVICES
+from mutants_of_families import FAMILIES
 from mutants_of_files import FILES
 from mutants_of_labels import LABELS
 from mutants_of_latency import LATENCY
@@ -121,4 +122,4 @@ OPEN = (
     ),
 )
 
-MUTANTS = (*LABELS, *GRAPH, *CUTS, *BUNDLES, *DEVICES, *FILES, *METHODS, *LATENCY, *REPAIR)
+MUTANTS = (*LABELS, *GRAPH, *CUTS, *BUNDLES, *DEVICES, *FILES, *METHODS, *LATENCY, *REPAIR, *FAMILIES)

@@ -289,6 +289,13 @@ def test_a_measured_network_is_modelled_as_far_as_its_own_measurements(groups: G
     assert latency.dense == pytest.approx(measured.dense, rel=measured.coefficients.error + 1e-3)
 
 
+def test_what_was_measured_says_what_a_smaller_network_takes(groups: Groups, measured: MeasuredTime) -> None:
+    plan = KeepPlan.random(groups, density=0.5, seed=0)
+    small = find_groups(shrink(groups.graph, plan))
+    # A network of its own now, whose widths of less than a vector count as they are and not as whole ones.
+    assert measured(small).dense == pytest.approx(measured(groups).cost(plan.keep), rel=0.05)
+
+
 def test_what_was_measured_survives_being_written_down(groups: Groups, measured: MeasuredTime) -> None:
     again = MeasuredTime.from_json(json.loads(json.dumps(measured.to_json())), groups.graph)
     plan = KeepPlan.random(groups, density=0.5, seed=0)

@@ -11,7 +11,7 @@ from conftest import run_cli, save_blobs, save_pt2
 from run_folders import Killed, dying_at, request
 from torch import nn
 
-from l0compress.pipeline.manifest import read_manifest
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.training_run import finetune_run, resume_run
 
 pytestmark = pytest.mark.slow

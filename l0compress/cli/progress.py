@@ -25,6 +25,7 @@ class ProgressDisplay:
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._has_header = False
+        self._member = ""
 
     def __enter__(self) -> ProgressDisplay:
         if self._live is not None:
@@ -49,6 +50,9 @@ class ProgressDisplay:
         if event.stage == RESUMED:
             self._console.print(Text(_resumed(event), style="bold"), soft_wrap=True)
             return
+        if event.member != self._member:
+            self._member = event.member
+            self._console.print(Text(f"member {event.member}, {event.epochs} epochs", style="bold"), soft_wrap=True)
         if not event.epoch_done:
             if self._live is not None:
                 self._live.update(_under_way(event))

@@ -37,30 +37,35 @@ class MeasuredTime:
     Attributes:
         deployment: how it was run.
         dense: nanoseconds of the whole network.
-        tables: of its operators, in order.
+        tables: of its operators, by their nodes.
         coefficients: how these add up.
         beside: measures small networks.
     """
 
     deployment: Deployment
     dense: int
-    tables: tuple[Table, ...]
+    tables: Mapping[str, Table]
     coefficients: Coefficients
     beside: Beside = field(repr=False)
 
     def __call__(self, groups: Groups) -> Latency:
-        """Return the latency of the dense network as a function of what is removed; ``groups`` are found anew."""
-        return Latency.of_model(groups, TimeModel(work_of(groups), self.tables, self.coefficients, self.beside.time))
+        """Return the latency of a network as a function of what is removed.
+
+        ``groups`` are those of the dense network, or of one that was cut from it.
+        """
+        work = work_of(groups)
+        tables = tuple(self.tables[placed.node] for placed in work.operators)
+        return Latency.of_model(groups, TimeModel(work, tables, self.coefficients, self.beside.time))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values for JSON, from which a run goes on where another measurement would differ."""
-        kinds = list({id(table): table for table in self.tables}.values())
+        kinds = list({id(table): table for table in self.tables.values()}.values())
         return {
             "deployment": self.deployment.to_json(),
             "dense_ns": self.dense,
             "coefficients": asdict(self.coefficients),
             "tables": [table.to_json() for table in kinds],
-            "table_of": [kinds.index(table) for table in self.tables],
+            "table_of": {node: kinds.index(table) for node, table in self.tables.items()},
         }
 
     @classmethod
@@ -68,7 +73,7 @@ class MeasuredTime:
         """What :meth:`to_json` wrote down of the network ``dense``."""
         deployment = Deployment(**stored["deployment"])
         kinds = [Table.from_json(table) for table in stored["tables"]]
-        tables = tuple(kinds[position] for position in stored["table_of"])
+        tables = {node: kinds[position] for node, position in stored["table_of"].items()}
         coefficients = Coefficients(**stored["coefficients"])
         beside = Beside(dense, Files(deployment), stored["dense_ns"])
         return cls(deployment, stored["dense_ns"], tables, coefficients, beside)
@@ -103,7 +108,8 @@ def measure_time(
     draft = TimeModel(work, tables, Coefficients.of_tables(), beside.time)
     lefts = [groups.left(plan.keep) for plan in plans]
     rows = [draft.features(left.alive, left.fate.live) for left in lefts]
-    return MeasuredTime(deployment, round(measured[0]), tables, fitted(rows, measured), beside)
+    named = {placed.node: table for placed, table in zip(work.operators, tables, strict=True)}
+    return MeasuredTime(deployment, round(measured[0]), named, fitted(rows, measured), beside)
 
 
 def _tables(work: Work, deployment: Deployment, on_progress: OnProgress) -> tuple[Table, ...]:

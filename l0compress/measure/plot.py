@@ -1,15 +1,22 @@
-"""A bench report as a picture: the latency of each candidate at each batch size, on a logarithmic scale."""
+"""Bench reports as pictures: latency by batch size, and score against latency and size, on logarithmic scales."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from l0compress.errors import InputError
 from l0compress.export.files import staged, written_file
 from l0compress.measure.bench import BenchReport
+from l0compress.measure.pareto import FILE, Tradeoff
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg", ".pdf")
+# How the names of forms end that are more than the float file.
+INT8, BUNDLE = " int8", " bundle"
 
 
 def plot_latency(report: BenchReport, path: str | Path) -> Path:
@@ -22,6 +29,21 @@ def plot_latency(report: BenchReport, path: str | Path) -> Path:
     check_picture(path)
     with staged(path) as staging:
         _draw(report, staging)
+    return path
+
+
+def plot_tradeoff(tradeoff: Tradeoff, path: str | Path, *, title: str = "") -> Path:
+    """Draw score over latency at each batch size, and over file size, with the front that no form beats.
+
+    References are marked by squares, int8 forms by hollow marks, bundles by triangles.
+
+    Raises:
+        InputError: as :func:`check_picture` says.
+    """
+    path = Path(path)
+    check_picture(path)
+    with staged(path) as staging:
+        _draw_tradeoff(tradeoff, staging, title)
     return path
 
 
@@ -40,6 +62,55 @@ def check_picture(path: Path) -> None:
         raise InputError(
             "Drawing needs matplotlib: pip install 'l0compress[plot]'.", fix="", assurance="Nothing was drawn."
         )
+
+
+def _draw_tradeoff(tradeoff: Tradeoff, path: Path, title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(tradeoff.axes), 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(tradeoff.axes), sharey=True, squeeze=False)[0]
+    for axes, axis in zip(panels, tradeoff.axes, strict=True):
+        _draw_panel(axes, tradeoff, axis)
+    panels[0].set_ylabel(tradeoff.score_name)
+    if not tradeoff.higher_is_better:
+        panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+    if title:
+        figure.suptitle(title)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_panel(axes: Axes, tradeoff: Tradeoff, axis: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    scale = 1000 if axis == FILE else 1
+    front = [(point.price(axis) / scale, point.score) for point in tradeoff.front(axis)]
+    axes.plot(*zip(*front, strict=True), color="0.75", drawstyle="steps-post", zorder=1, label="unbeaten")
+    models = list(
+        dict.fromkeys(_model(point.name) for point in tradeoff.points if point.name not in tradeoff.references)
+    )
+    for point in tradeoff.points:
+        reference = point.name in tradeoff.references
+        marker = "s" if reference else "^" if point.name.endswith(BUNDLE) else "o"
+        color = "black" if reference else f"C{models.index(_model(point.name)) % 10}"
+        axes.scatter(
+            point.price(axis) / scale, point.score, marker=marker, s=46, zorder=2, label=point.name,
+            edgecolors=color, facecolors="white" if point.name.endswith(INT8) else color,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_title("file size" if axis == FILE else axis, fontsize=10)
+    axes.set_xlabel("kB" if axis == FILE else f"median latency in ms, threads: {tradeoff.threads}")
+    axes.grid(True, color="0.93", zorder=0)
+
+
+def _model(form: str) -> str:
+    """What a form is one of: several of them have one colour."""
+    return form.removesuffix(INT8).removesuffix(BUNDLE)
 
 
 def _draw(report: BenchReport, path: Path) -> None:

@@ -83,7 +83,7 @@ def comparison_table(
     for label, count in (*_COUNTS, *(_SPARSE_COUNTS if any(model.nonzero for model in models) else ())):
         counts = [count(model) for model in models]
         if any(value is not None for value in counts):
-            rows.append((label, *_shared(counts, _count)))
+            rows.append((label, *_shared(counts, as_count)))
     columns = ("", *(model.name for model in models), *(["share"] if len(models) == 2 else []))
     if bench is None:
         return Table(title, columns, tuple(rows))
@@ -95,8 +95,8 @@ def comparison_table(
 def _latency_rows(bench: BenchReport, names: Sequence[str], batch_size: int) -> list[tuple[str, ...]]:
     timings = [bench.timing(name, batch_size) for name in names]
     rows = [
-        (f"latency median, batch {batch_size} (ms)", *_shared([timing.median_ms for timing in timings], _milliseconds)),
-        (f"latency p95, batch {batch_size} (ms)", *_shared([timing.p95_ms for timing in timings], _milliseconds)),
+        (f"latency median, batch {batch_size} (ms)", *_shared([timing.median_ms for timing in timings], in_ms)),
+        (f"latency p95, batch {batch_size} (ms)", *_shared([timing.p95_ms for timing in timings], in_ms)),
     ]
     if len(names) > 2:
         throughputs = [timing.samples_per_second for timing in timings]
@@ -108,9 +108,9 @@ def _shared(values: Sequence[Any], text: Callable[[Any], str]) -> tuple[str, ...
     """The cells of one row: each value, and its share of the first one."""
     first, *others = values
     if len(others) == 1:
-        return _cell(first, text), _cell(others[0], text), _share(others[0], first)
+        return _cell(first, text), _cell(others[0], text), as_share(others[0], first)
     shares = (
-        _cell(value, text) if value is None or not first else f"{text(value)} ({_share(value, first)})"
+        _cell(value, text) if value is None or not first else f"{text(value)} ({as_share(value, first)})"
         for value in others
     )
     return _cell(first, text), *shares
@@ -126,10 +126,10 @@ def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
     def row(timing: Timing) -> tuple[str, ...]:
         return (
             timing.name,
-            _count(report.file_bytes.get(timing.name)),
+            as_count(report.file_bytes.get(timing.name)),
             str(timing.batch_size),
-            _milliseconds(timing.median_ms),
-            _milliseconds(timing.p95_ms),
+            in_ms(timing.median_ms),
+            in_ms(timing.p95_ms),
             f"{timing.samples_per_second:,.0f}",
         )
 
@@ -148,9 +148,7 @@ def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as timed at
 
     def cell(layer: str, size: int) -> str:
         medians = timed.get((layer, size), {})
-        others = ", ".join(
-            f"{name} {_milliseconds(ms)}" for name, ms in sorted(medians.items(), key=lambda item: item[1])
-        )
+        others = ", ".join(f"{name} {in_ms(ms)}" for name, ms in sorted(medians.items(), key=lambda item: item[1]))
         return f"{used.get((layer, size), 'dense')} ({others})" if others else used.get((layer, size), "dense")
 
     def zeros(layer: SparseStep) -> str:
@@ -164,7 +162,7 @@ def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as timed at
     notes = [f"{name}: {why}" for name, why in manifest.whys.items() if name not in {row[0] for row in rows}]
     if manifest.plan_timings:
         whole = ", ".join(
-            f"{_milliseconds(timing.chosen_ms)} at batch {timing.batch_size} (dense {_milliseconds(timing.dense_ms)})"
+            f"{in_ms(timing.chosen_ms)} at batch {timing.batch_size} (dense {in_ms(timing.dense_ms)})"
             for timing in manifest.plan_timings
         )
         notes.insert(0, f"Median milliseconds, {manifest.about.get('threads')} threads. The whole model: {whole}.")
@@ -190,13 +188,16 @@ def _thread_note(report: BenchReport) -> str:
     return f"Latency of whole calls with {threads}, {fewest} or more timed calls each, models taking turns."
 
 
-def _count(value: int | None) -> str:
+def as_count(value: int | None) -> str:
+    """A count with separators."""
     return ABSENT if value is None else f"{value:,}"
 
 
-def _share(part: float | None, whole: float | None) -> str:
+def as_share(part: float | None, whole: float | None) -> str:
+    """A part as a share of a whole."""
     return ABSENT if part is None or not whole else f"{100 * part / whole:.1f} %"
 
 
-def _milliseconds(value: float) -> str:
+def in_ms(value: float) -> str:
+    """A latency."""
     return f"{value:.3f}" if value < 10 else f"{value:.1f}"

@@ -13,7 +13,7 @@ from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import open_candidate
-from l0compress.pipeline.runs import FinishedRun, open_run
+from l0compress.pipeline.runs import FinishedRun, made_from
 from l0compress.verification.equality import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
@@ -72,11 +72,13 @@ class Verification:
 def verify_artifact(artifact: Path, *, run: Path) -> Verification:
     """Check that an artifact computes what the masked dense model of a run computes.
 
+    Of a family that is the run of the member whose folder the artifact is in.
+
     Raises:
         RunError: the artifact or the run cannot be read.
         NotEqualError: they differ; the message says where.
     """
-    return verify_against(artifact, open_run(run))
+    return verify_against(artifact, made_from(Path(run), Path(artifact)))
 
 
 def verify_against(artifact: Path, run: FinishedRun) -> Verification:

@@ -18,11 +18,12 @@ from l0compress.export.quantize import Int8
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.footprint import footprint
+from l0compress.measure.pareto import Point, Tradeoff
 from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
-from l0compress.pipeline.runs import FinishedRun, is_run, measured, metric_name, open_run, reading_of
+from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
@@ -46,6 +47,7 @@ class ArtifactBench:
         reading: what the scores mean.
         manifest: of the bundle among what was timed, if there is one.
         notes: what could not be made, and why.
+        tradeoff: of the forms of a run, score against latency and size.
     """
 
     report: BenchReport
@@ -55,6 +57,7 @@ class ArtifactBench:
     reading: Reading | None = None
     manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
+    tradeoff: Tradeoff | None = None
 
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
@@ -118,7 +121,7 @@ def bench_artifact(
     if is_run(artifact) and against is None:
         return _every_form(open_run(artifact), batch_sizes, threads)
     if against is not None and is_run(Path(against)):
-        return _against_run(artifact, open_run(against), batch_sizes, threads)
+        return _against_run(artifact, made_from(Path(against), artifact), batch_sizes, threads)
     candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
     for path in candidates.values():
         existing_artifact(path)
@@ -136,7 +139,7 @@ def _against_run(artifact: Path, run: FinishedRun, batch_sizes: Sequence[int], t
     kind = INT8 if checked.quantization else BUNDLE if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
         forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
-        notes = _add_int8_(forms, DENSE, origin.data.train)
+        notes = add_int8_(forms, DENSE, origin.data.train)
         forms[SMALL + kind] = artifact
         report = _timed(forms, origin.dense, batch_sizes, threads)
         scores = score_files(origin, forms)
@@ -149,16 +152,41 @@ def _every_form(run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> A
     train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:
         forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
-        notes = _add_int8_(forms, DENSE, train)
+        notes = add_int8_(forms, DENSE, train)
         forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
-        notes += _add_int8_(forms, SMALL, train)
+        notes += add_int8_(forms, SMALL, train)
         path = Path(folder, f"small{SUFFIX}")
         settings = BundleSettings(threads=threads)
         bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
         forms[SMALL + BUNDLE] = bundle.path
         report = _timed(forms, origin.dense, batch_sizes, threads)
-        scores, reading = score_files(origin, forms), origin.objective.reading
-    return ArtifactBench(report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes)
+        scores, objective = score_files(origin, forms), origin.objective
+    score, reading = metric_name(run.result, objective.reading), objective.reading
+    references = tuple(name for name in forms if name.startswith(DENSE))
+    tradeoff = tradeoff_of(report, scores, score, objective.higher_is_better, references)
+    return ArtifactBench(
+        report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes, tradeoff=tradeoff
+    )
+
+
+def tradeoff_of(
+    report: BenchReport,
+    scores: Mapping[str, Evaluation],
+    score_name: str,
+    higher_is_better: bool,
+    references: tuple[str, ...],
+) -> Tradeoff:
+    """Score against latency and size of files that were timed and scored."""
+    points = (
+        Point(
+            name,
+            score.metric,
+            report.file_bytes[name] or 0,
+            {size: report.timing(name, size).median_ms for size in report.batch_sizes},
+        )
+        for name, score in scores.items()
+    )
+    return Tradeoff(tuple(points), score_name, higher_is_better, report.threads, references)
 
 
 def _timed(
@@ -171,7 +199,7 @@ def _timed(
     return replace(report, memory_bytes=memory)
 
 
-def _add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:
+def add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:
     """Add the int8 form of one of the forms; returns what to say where there is none."""
     target = forms[name].with_name(f"{name}.int8.onnx")
     try:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from l0compress.devices import CPU, device_of
-from l0compress.errors import InputError, LostInCaptureWarning, TargetMissedError
+from l0compress.errors import InputError, LostInCaptureWarning, TargetError, TargetMissedError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.capture.dynamic import Dynamic
 from l0compress.graph.cut.masked import masked
@@ -22,7 +22,7 @@ from l0compress.loading import Model
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
-from l0compress.training.finetune import FinetuneResult, finetune
+from l0compress.training.finetune import FinetuneResult, finetune, protected
 from l0compress.training.latency_targets import Measure, allowances, measured_time
 from l0compress.training.losses import objective_of
 from l0compress.training.randomness import in_turn
@@ -174,7 +174,24 @@ def compress(
         >>> result.dense_cost.params, result.small_cost.params <= 57
         (114, True)
     """
+    if isinstance(target, str) and "," in target:
+        raise TargetError(
+            f"Target {target!r} names several members of a family, and compress returns one model.",
+            fix="Call compress_family with the same arguments.",
+        )
     wanted = targets_of(target)
+    settings = settings_for(model, settings, epochs)
+    with in_turn():
+        prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
+        return compress_prepared(prepared, wanted, settings, on_event=on_event)
+
+
+def settings_for(model: Model, settings: FinetuneSettings | None, epochs: int | None) -> FinetuneSettings:
+    """What a call means by its settings: the defaults on the device that the model is on where none are given.
+
+    Raises:
+        InputError: they are no settings, the model is no model, or its device cannot be used.
+    """
     settings = FinetuneSettings(device=_device_of(model)) if settings is None else settings
     if not isinstance(settings, FinetuneSettings):
         raise InputError(
@@ -188,9 +205,7 @@ def compress(
             fix="Load a file first: torch.export.load(path), or l0compress.loading.load_model(path).",
         )
     check_device(settings.device)
-    with in_turn():
-        prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
-        return compress_prepared(prepared, wanted, settings, on_event=on_event)
+    return settings
 
 
 def _device_of(model: Model) -> str:
@@ -208,19 +223,22 @@ def compress_prepared(
     measure: Measure = measured_time,
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
-    for part in prepared.graph.training_only:
-        message = f"No run does what the model does only in training mode: {part.sentence}."
-        event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
-        on_event(replace(event, category=LostInCaptureWarning))
+    tell_lost(prepared, settings, on_event)
     with in_turn():
-        graph = prepared.graph
-        if settings.keep is not None or settings.min_density is not None:
-            graph = graph.protected(keep=settings.keep, min_density=settings.min_density)
+        graph = protected(prepared.graph, settings)
         goals = absolute_targets(targets, allowances(graph, settings, measure=measure))
         result = finetune(
             prepared.graph, prepared.data, goals, settings=settings, on_event=on_event, checkpoints=checkpoints
         )
-        return _checked(result, prepared, goals, settings)
+        return checked(result, prepared, goals, settings)
+
+
+def tell_lost(prepared: Prepared, settings: FinetuneSettings, on_event: OnEvent) -> None:
+    """Say what the model does in training mode alone, which its graph does not."""
+    for part in prepared.graph.training_only:
+        message = f"No run does what the model does only in training mode: {part.sentence}."
+        event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
+        on_event(replace(event, category=LostInCaptureWarning))
 
 
 def check_device(device: str) -> None:
@@ -234,9 +252,14 @@ def check_device(device: str) -> None:
         raise InputError(f"Device {device!r} cannot be used: {lines[0]}", fix="Pass --device cpu.") from reason
 
 
-def _checked(
+def checked(
     result: FinetuneResult, prepared: Prepared, goals: tuple[AbsoluteTarget, ...], settings: FinetuneSettings
 ) -> CompressResult:
+    """What a run came to, compared with the masked dense model and with its budget, and scored on the test part.
+
+    Raises:
+        NotEqualError, TargetMissedError: as :func:`compress`.
+    """
     silenced = replace(result.folded, graph_module=masked(result.folded, result.plan))
     equality = verify(result.small, silenced)
     sparse = nonzero_cost(result.small) if result.plan.masks else None

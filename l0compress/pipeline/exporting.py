@@ -21,7 +21,7 @@ from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.quantizing import export_int8
 from l0compress.pipeline.run_manifest import read_manifest
-from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_run
+from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_family, open_run
 from l0compress.training.settings import FinetuneSettings
 from l0compress.verification.calls import Call, sized_example
 from l0compress.verification.equality import verify
@@ -96,7 +96,44 @@ def export_run(
     options = ExportOptions() if options is None else options
     format = FORMATS.get(format, format)
     _check(format, options)
-    finished = open_run(run)
+    return _exported(open_run(run), format, path, options)
+
+
+def export_family(
+    folder: Path,
+    *,
+    member: str | None = None,
+    format: str = "onnx",
+    path: Path | None = None,
+    options: ExportOptions | None = None,
+) -> dict[str, Exported]:
+    """Write the members of a family as artifacts, each as :func:`export_run` writes it; returns them by name.
+
+    Args:
+        folder: the family's folder.
+        member: the target of one member, such as ``macs=0.4``; all of them where it is not given.
+        path: where to write the one member; beside the member's other files where it is not given.
+        format, options: as for :func:`export_run`.
+
+    Raises:
+        InputError: as :func:`export_run`, no such member, or one path for several.
+        NotEqualError: an artifact does not compute what its masked model computes; those before it are written.
+    """
+    options = ExportOptions() if options is None else options
+    format = FORMATS.get(format, format)
+    _check(format, options)
+    family = open_family(folder)
+    members = family.members if member is None else (family.member(member),)
+    if path is not None and len(members) > 1:
+        raise InputError(
+            f"{str(path)!r} is one path for {len(members)} members.",
+            fix="Omit it, or name one of them with --member.",
+            assurance=NOTHING_WRITTEN,
+        )
+    return {one.folder.name: _exported(one, format, path, options) for one in members}
+
+
+def _exported(finished: FinishedRun, format: str, path: Path | None, options: ExportOptions) -> Exported:
     name = "model.int8.onnx" if options.int8 is not None else f"model{SUFFIXES[format]}"
     destination = finished.folder / name if path is None else Path(path)
     check_not_of(finished, destination)

@@ -26,7 +26,7 @@ from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
 from l0compress.pipeline.run_manifest import FINISHED, RunManifest
 from l0compress.training.events import ProgressEvent
-from l0compress.training.state_dicts import StateDict
+from l0compress.training.state_dicts import MEMBER, StateDict
 
 _WALL_CLOCK = ("seconds", "seconds_left")
 
@@ -56,7 +56,7 @@ class LivingRun:
             except (OSError, ValueError, SafetensorError) as error:
                 raise RunError(f"Cannot read the state {str(path)!r} ({error}).", fix="") from error
             self.rows = state.pop("metrics")
-        with self._writing():
+        with self.writing():
             self._write_metrics()
         return state
 
@@ -73,7 +73,7 @@ class LivingRun:
             f"{name}.safetensors": save_tensors(_apart(tensors)),
             f"{name}.json": runs.json_bytes(values),
         }
-        with self._writing():
+        with self.writing():
             (self.folder / runs.STATE).mkdir(exist_ok=True)
             files = {path: write_durably(self.folder / path, written) for path, written in content.items()}
             stays = {path: digest for path, digest in self.manifest.files.items() if path not in self._state_files()}
@@ -90,9 +90,10 @@ class LivingRun:
         """
         row = event.row()
         self.rows.append({name: value for name, value in row.items() if name not in _WALL_CLOCK})
-        with self._writing(), (self.folder / runs.METRICS).open("ab") as file:
-            file.write(_line(self.rows[-1]))
-        self.log_("epoch", stage=event.stage, epoch=event.epoch, seconds=round(event.seconds, 3))
+        with self.writing(), (self.folder / runs.METRICS).open("ab") as file:
+            file.write(line(self.rows[-1]))
+        whose = {MEMBER: event.member} if event.member else {}
+        self.log_("epoch", **whose, stage=event.stage, epoch=event.epoch, seconds=round(event.seconds, 3))
 
     def log_(self, what: str, **details: Any) -> None:
         """Add a line to the log.
@@ -101,8 +102,8 @@ class LivingRun:
             RunError: the disk is full or fails.
         """
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._writing(), (self.folder / runs.LOG).open("ab") as file:
-            file.write(_line({"time": time, "what": what, **details}))
+        with self.writing(), (self.folder / runs.LOG).open("ab") as file:
+            file.write(line({"time": time, "what": what, **details}))
 
     def note_(self, **about: Any) -> None:
         """Change what the manifest says of the run.
@@ -111,7 +112,7 @@ class LivingRun:
             RunError: the disk is full or fails.
         """
         manifest = replace(self.manifest, about={**self.manifest.about, **about})
-        with self._writing():
+        with self.writing():
             manifest.write(self.folder)
         self.manifest = manifest
 
@@ -125,7 +126,7 @@ class LivingRun:
         Raises:
             RunError: the disk is full or fails; the last state still holds.
         """
-        with self._writing():
+        with self.writing():
             files = {name: write_durably(self.folder / name, content) for name, content in results.items()}
             self._write_metrics()
             for name in (*export(self.folder), runs.METRICS):
@@ -139,13 +140,24 @@ class LivingRun:
         self.manifest = manifest
         self._drop_old_states()
 
+    def keep_(self, name: str) -> None:
+        """Name a whole file, which will not change any more, in the manifest.
+
+        Raises:
+            RunError: the disk is full or fails.
+        """
+        with self.writing():
+            manifest = replace(self.manifest, files={**self.manifest.files, name: sha256_of(self.folder / name)})
+            manifest.write(self.folder)
+        self.manifest = manifest
+
     def begin_(self, files: Mapping[str, bytes], export: Callable[[Path], tuple[str, ...]]) -> None:
         """Write what a run begins with; from here on it can be resumed.
 
         Raises:
             RunError: the disk is full or fails.
         """
-        with self._writing():
+        with self.writing():
             written = {name: write_durably(self.folder / name, content) for name, content in files.items()}
             for name in export(self.folder):
                 sync(self.folder / name)
@@ -176,10 +188,11 @@ class LivingRun:
             remove(folder)
 
     def _write_metrics(self) -> None:
-        write_durably(self.folder / runs.METRICS, b"".join(_line(row) for row in self.rows))
+        write_durably(self.folder / runs.METRICS, b"".join(line(row) for row in self.rows))
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """What fails to be written says what is kept, and how to go on."""
         try:
             yield
         except OSError as error:
@@ -194,10 +207,14 @@ def position(values: Mapping[str, Any]) -> str:
 
     >>> position({"epoch": 2, "epochs": 48, "step": 5, "steps": 33}), position({"epoch": 2, "epochs": 48, "step": 0})
     ('step 5 of 33 in epoch 3 of 48', 'the end of epoch 2 of 48')
+    >>> position({"epoch": 2, "epochs": 12, "step": 0, "member": "macs=0.4"})
+    'the end of epoch 2 of 12 of macs=0.4'
     """
+    member = f" of {values[MEMBER]}" if MEMBER in values else ""
     if values["step"]:
-        return f"step {values['step']} of {values['steps']} in epoch {values['epoch'] + 1} of {values['epochs']}"
-    return f"the end of epoch {values['epoch']} of {values['epochs']}"
+        epoch = f"epoch {values['epoch'] + 1} of {values['epochs']}{member}"
+        return f"step {values['step']} of {values['steps']} in {epoch}"
+    return f"the end of epoch {values['epoch']} of {values['epochs']}{member}"
 
 
 def remove(entry: Path) -> None:
@@ -209,7 +226,8 @@ def remove(entry: Path) -> None:
             entry.unlink()
 
 
-def _line(value: Mapping[str, Any]) -> bytes:
+def line(value: Mapping[str, Any]) -> bytes:
+    """One line of a file of JSON lines."""
     return (json.dumps(value, allow_nan=False) + "\n").encode()
 
 

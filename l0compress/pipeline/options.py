@@ -70,11 +70,12 @@ _MODEL = (
         needed=True,
         absent="the budget, such as macs=0.5",
         format="target",
-        metavar="UNIT=NUMBER",
+        metavar="UNIT=NUMBER,...",
         many=True,
         help="The budget: params, macs, bytes, int8-bytes (of the file that export --quantize writes) or latency "
         "(measured on this machine), as a fraction of MODEL (macs=0.5) or absolute (params=26500, macs=12M, bytes=1MB, "
-        "latency=5ms). Given several times, in units of their own, all hold.",
+        "latency=5ms). Given several times, in units of their own, all hold. Several numbers in one (macs=0.8,0.4) "
+        "make a family: one small model for each, from one run.",
     ),
 )
 _RUNNING = (

@@ -10,8 +10,8 @@ from l0compress.graph.nodes.protection import Protection
 from l0compress.loading import parse_factory_args
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
+from l0compress.training.family_targets import parse_targets
 from l0compress.training.losses import LOSSES
-from l0compress.training.targets import parse_target
 
 
 def check_loss_name(value: str) -> None:
@@ -32,5 +32,5 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "min_density": lambda value: Protection.of(min_density=value),
     "normalize": parse_normalize,
     "split": parse_shares,
-    "target": parse_target,
+    "target": parse_targets,
 }

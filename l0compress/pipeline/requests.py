@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import InputError
+from l0compress.errors import InputError, TargetError
 from l0compress.loading import DataSource, ModelSource, import_reference, parse_factory_args
 from l0compress.loading.datasets import kind_of
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
 from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import GATES, OPTIONS
+from l0compress.training.family_targets import parse_targets, written
 from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.training.targets import Target, targets_of
@@ -30,13 +31,14 @@ class RunRequest:
     Attributes:
         source: the model file.
         data: where the data come from.
-        targets: the budgets, which hold together.
+        targets: the budgets, which hold together; of a family the last that was named.
         loss: ``auto``, ``cross-entropy``, ``bce``, ``mse``, or ``package.module:function`` of (outputs, targets).
         output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
         settings: fields of :class:`~l0compress.training.settings.FinetuneSettings` that differ from their defaults.
         threads: threads of PyTorch; None leaves them as they are.
         checkpoint_every: steps between two checkpoints; None goes by time.
         fixed: capture the model for sequences as long as the data's, not of any length.
+        family: the budgets of a family's members, as they were given; empty where there is one.
     """
 
     source: ModelSource
@@ -48,6 +50,7 @@ class RunRequest:
     threads: int | None = None
     checkpoint_every: int | None = None
     fixed: bool = False
+    family: tuple[Target, ...] = ()
 
     def finetune_settings(self) -> FinetuneSettings:
         """The settings with the user's own loss, if there is one.
@@ -59,6 +62,11 @@ class RunRequest:
         if ":" in self.loss:
             loss = import_reference(self.loss, flag="--loss", error=InputError)
         return FinetuneSettings(loss=loss, **self.settings)
+
+    def _target_text(self) -> str | list[str]:
+        if self.family:
+            return written(self.family)
+        return str(self.targets[0]) if len(self.targets) == 1 else [str(target) for target in self.targets]
 
     def values(self) -> dict[str, Any]:
         """The request as values of a configuration file; where it goes to is not one of them."""
@@ -78,7 +86,7 @@ class RunRequest:
         }
         more = {
             "trust_pickle": self.source.trust_pickle,
-            "target": str(self.targets[0]) if len(self.targets) == 1 else [str(target) for target in self.targets],
+            "target": self._target_text(),
             "loss": self.loss,
             "fixed": self.fixed,
         }
@@ -95,6 +103,8 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     >>> request = request_of({"model": "net.pt2", "data": "digits", "target": "macs=0.5", "epochs": 8, "clip": 0.0})
     >>> request.settings["epochs"], request.settings["clip"], request_of(request.values()) == request
     (8, None, True)
+    >>> [str(target) for target in request.changed({"target": "macs=0.5,0.25"}).family]
+    ['macs=0.5', 'macs=0.25']
 
     Raises:
         InputError: model, data or target is missing, or cannot be read.
@@ -108,6 +118,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
     loss = settings.pop("loss")
     settings["clip"] = settings["clip"] or None
+    targets, family = _targets(values["target"])
     return RunRequest(
         source=ModelSource(
             Path(values["model"]),
@@ -116,14 +127,30 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
             parse_factory_args(values["factory_args"]),
         ),
         data=data_source(values),
-        targets=targets_of(values["target"]),
+        targets=targets,
         loss=loss,
         output=output,
         settings={**settings, "gates": replace(GateSettings(), **gates)},
         threads=values["threads"],
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
+        family=family,
     )
+
+
+def _targets(given: str | list[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
+    """The budgets that hold together, and those of a family's members."""
+    listed = [given] if isinstance(given, str) else list(given)
+    families = [text for text in listed if "," in text]
+    if not families:
+        return targets_of(listed), ()
+    if len(listed) > 1:
+        raise TargetError(
+            f"Target {families[0]!r} names the members of a family, so no other target can stand beside it.",
+            fix="Give each member a run of its own, or one target to all of them.",
+        )
+    family = parse_targets(families[0])
+    return (family[-1],), family
 
 
 def data_source(values: Mapping[str, Any]) -> DataSource:

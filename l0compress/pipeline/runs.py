@@ -29,6 +29,7 @@ from l0compress.errors import NOTHING_WRITTEN, InputError, RunError
 from l0compress.graph.groups.cost import Cost
 from l0compress.measure.report import Measured
 from l0compress.pipeline.run_manifest import MANIFEST, RunManifest, read_manifest
+from l0compress.training.family_targets import parse_targets
 from l0compress.training.reading import Reading
 
 RUNS = Path("runs")
@@ -37,7 +38,29 @@ PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 STATE, LOCK = "state", ".lock"
 READING = "reading"
+MEMBERS, MEMBER_OF = "members", "member_of"
 _COSTS, _OLD_BYTES = ("dense", "small", "nonzero"), "size_bytes"
+
+
+@dataclass(frozen=True)
+class FinishedFamily:
+    """A finished family: its folder, and its members from the largest to the smallest, each a run."""
+
+    folder: Path
+    members: tuple[FinishedRun, ...]
+
+    def member(self, target: str) -> FinishedRun:
+        """The member of a target, however that is written.
+
+        Raises:
+            TargetError: it is no target.
+            RunError: there is no such member.
+        """
+        (wanted, *more), names = parse_targets(target), [member.folder.name for member in self.members]
+        found = [member for member in self.members if member.folder.name == str(wanted) and not more]
+        if not found:
+            raise RunError(f"Family {str(self.folder)!r} has no member {target!r}.", fix=f"It has {', '.join(names)}.")
+        return found[0]
 
 
 @dataclass(frozen=True)
@@ -67,17 +90,68 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> FinishedRun:
     """Open a finished run, every file checked; by default the newest one under ``root``.
 
     Raises:
-        RunError: there is none, it is not finished, or a file of it is missing or damaged.
+        RunError: there is none, it is not finished, it is a family, or a file of it is missing or damaged.
     """
     folder = newest_run(root) if folder is None else Path(folder)
+    manifest = _finished(folder)
+    members = members_of(manifest)
+    if members:
+        raise RunError(
+            f"Run {str(folder)!r} is a family.",
+            fix=f"Name one of its members: {', '.join(str(folder / name) for name in members)}.",
+        )
+    manifest.check_files(folder)
+    return FinishedRun(folder, _result_of(folder))
+
+
+def open_family(folder: Path) -> FinishedFamily:
+    """Open a finished family, every file checked.
+
+    Raises:
+        RunError: it is no family, is not finished, or a file of it is missing or damaged.
+    """
+    manifest = _finished(folder)
+    manifest.check_files(folder)
+    members = members_of(manifest)
+    if not members:
+        raise RunError(f"Run {str(folder)!r} has no members: it is no family.")
+    return FinishedFamily(folder, tuple(open_run(folder / name) for name in members))
+
+
+def members_of(manifest: RunManifest) -> tuple[str, ...]:
+    """The names of a family's members, from the largest to the smallest; none where a manifest is of a single run."""
+    return tuple(manifest.about.get(MEMBERS, ()))
+
+
+def made_from(folder: Path, artifact: Path) -> FinishedRun:
+    """Open the run that an artifact is compared with: of a family the member in whose folder the artifact is.
+
+    Raises:
+        RunError: as :func:`open_run`.
+    """
+    for name in members_of(read_manifest(folder)):
+        if artifact.resolve().is_relative_to((folder / name).resolve()):
+            return open_run(folder / name)
+    return open_run(folder)
+
+
+def is_family(folder: Path) -> bool:
+    """Whether a folder is a family's, finished or not.
+
+    Raises:
+        RunError: its manifest is damaged.
+    """
+    return is_run(folder) and bool(members_of(read_manifest(folder)))
+
+
+def _finished(folder: Path) -> RunManifest:
     manifest = read_manifest(folder)
     if not manifest.finished:
         raise RunError(
             f"Run {str(folder)!r} is not finished: its last state is {manifest.position}.",
             fix=f"Unless it is running right now, finish it with: {resume_command(folder)}",
         )
-    manifest.check_files(folder)
-    return FinishedRun(folder, _result_of(folder))
+    return manifest
 
 
 def check_not_of(run: FinishedRun, path: Path) -> None:
@@ -142,17 +216,17 @@ def default_folder(stem: str, *, root: Path = RUNS) -> Path:
     return root / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{stem}"
 
 
-def measured(result: Mapping[str, Any], name: str, *, file_bytes: int | None = None) -> Measured:
+def measured(result: Mapping[str, Any], name: str, *, called: str = "") -> Measured:
     """What a run's result says of its ``dense`` or ``small`` model: cost, and the metric on the test part.
 
-    The validation part stands in where there is no test part.
+    The validation part stands in where there is no test part. The model is ``called`` something else where that is
+    given.
     """
     nonzero = result.get("nonzero") if name == "small" else None
     return Measured(
-        name,
+        called or name,
         Cost(**result[name]),
         _scores(result)[name]["metric"],
-        file_bytes,
         nonzero=None if nonzero is None else Cost(**nonzero),
     )
 

@@ -30,6 +30,8 @@ class ProgressEvent:
     Before all others come those of the stage "warning", if there are any: what is odd about data or model, in
     ``message``; ``category`` is the class of Python's warning that says the same. One of the stage "decided" says, in
     ``message`` too, which of several decisions the run goes on with.
+
+    ``member`` is the member of a family that is being made, by its target; epochs are counted anew for each.
     """
 
     stage: str
@@ -51,6 +53,7 @@ class ProgressEvent:
     message: str = ""
     category: type[Warning] = DataWarning
     constraints: Mapping[str, Mapping[str, float]] = field(default_factory=dict, hash=False)
+    member: str = ""
 
     def row(self) -> dict[str, Any]:
         """The event as a dict that JSON can hold; a number that is not finite becomes None.
@@ -60,10 +63,9 @@ class ProgressEvent:
         """
         values = asdict(self)
         del values["category"]
-        if not self.constraints:
-            del values["constraints"]
-        if not self.message:
-            del values["message"]
+        for name in ("constraints", "message", "member"):
+            if not values[name]:
+                del values[name]
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()

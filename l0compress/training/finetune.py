@@ -17,10 +17,11 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.resource import Resource
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.decision import Decision
+from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.final_phase import FinalPhase
-from l0compress.training.goals import AnyGoal, goal_for
+from l0compress.training.goals import AnyGoal, Goal, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.randomness import seeded
@@ -67,8 +68,7 @@ def finetune(
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
-    if settings.keep is not None or settings.min_density is not None:
-        graph = graph.protected(keep=settings.keep, min_density=settings.min_density)
+    graph = protected(graph, settings)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
     if settings.quantization_aware:
@@ -79,15 +79,30 @@ def finetune(
         resumed = reporter.checkpoints.start
         reading = None if resumed is None else Reading.from_json(resumed.get("reading"))
         problem = problem_of(graph, data, settings, reading=reading)
-        method = method_of(problem.settings)(problem, goal)
-        state = TrainingState.begin(problem, reporter)
-        resumed = state.resumed_in(FINETUNE)
-        if resumed is None:
-            decision = method.decide(state)
-        else:
-            # With the dense model's weights, until those of the state are loaded.
-            decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
-        return finish(state, decision, method.resources)
+        return solved(problem, goal, reporter)
+
+
+def protected(graph: CapturedGraph, settings: FinetuneSettings) -> CapturedGraph:
+    """The graph with the limits that the settings name; without any it keeps its own."""
+    if settings.keep is None and settings.min_density is None:
+        return graph
+    return graph.protected(keep=settings.keep, min_density=settings.min_density)
+
+
+def solved(problem: Problem, goal: Goal, reporter: Reporter, *, dense: Evaluation | None = None) -> FinetuneResult:
+    """The loop on a problem that is set; ``dense`` is the dense model's validation result, where it is known.
+
+    Raises what :func:`finetune` raises.
+    """
+    method = method_of(problem.settings)(problem, goal)
+    state = TrainingState.begin(problem, reporter, dense=dense)
+    resumed = state.resumed_in(FINETUNE)
+    if resumed is None:
+        decision = method.decide(state)
+    else:
+        # With the dense model's weights, until those of the state are loaded.
+        decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
+    return finish(state, decision, method.resources)
 
 
 def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, ...]) -> FinetuneResult:
@@ -98,7 +113,7 @@ def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, 
     problem, plan, small = state.problem, decision.plan, decision.small
     _check_surgery(problem, decision)
     masks = plan.small_masks()
-    densities = {each.unit: each.used_by(small, plan.keep, sparse=bool(masks)) / each.dense for each in resources}
+    densities = {each.unit: _used(each, small, plan) / each.dense for each in resources}
     if state.resumed_in(FINETUNE) is None and not decision.repaired:
         epoch = problem.epoch(problem.settings.gated_epochs)
         batches = islice(problem.batches(epoch), _RECALIBRATION_BATCHES)
@@ -122,6 +137,13 @@ def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, 
         history=tuple(state.history),
         reading=problem.objective.reading,
     )
+
+
+def _used(resource: Resource, small: CapturedGraph, plan: KeepPlan) -> int:
+    # What is measured differs each time, and what a run reports while it trains should not.
+    if resource.is_estimate:
+        return resource.cost(plan.keep)
+    return resource.used_by(small, plan.keep, sparse=bool(plan.masks))
 
 
 def _check_surgery(problem: Problem, decision: Decision) -> None:

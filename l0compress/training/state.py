@@ -104,13 +104,17 @@ class TrainingState:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def begin(cls, problem: Problem, reporter: Reporter) -> TrainingState:
+    def begin(cls, problem: Problem, reporter: Reporter, *, dense: Evaluation | None = None) -> TrainingState:
         """Report what is odd about the data, and measure the dense model; or take over what a stopped run found.
+
+        Where ``dense`` says what was measured, the run follows on another that reported both.
 
         Raises:
             DataError: the training part has samples of one class only.
         """
         epochs, resumed = problem.settings.epochs, reporter.checkpoints.start
+        if resumed is None and dense is not None:
+            return cls(problem, reporter, dense, problem.epoch(0))
         for message in problem.warnings():
             reporter.on_event(ProgressEvent(WARNING, 0, epochs, epoch_done=False, message=message))
         if resumed is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from itertools import pairwise
 from pathlib import Path
 
 import models
@@ -182,6 +183,16 @@ def test_cut_inputs_are_selected_once_even_when_cut_twice() -> None:
     assert twice.state()[str(selections[0].args[2].target)].tolist() == [2, 5]
     direct = shrink(graph, plan_of(graph, a_inputs=[2, 5]))
     assert torch.equal(twice.module()(vector().double()), direct.module()(vector().double()))
+
+
+def test_what_a_cut_selects_never_has_the_name_of_another_selection_on_the_way() -> None:
+    graph = captured(lambda s, x: s.b(F.gelu(s.a(x))), vector(), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    on_the_way = [graph]
+    for kept in ([0, 1, 2, 3, 4], [0, 1, 2, 3], [0, 1, 2], [0, 1]):
+        on_the_way.append(shrink(on_the_way[-1], plan_of(on_the_way[-1], a_inputs=kept)))
+    new = [set(after.state()) - set(before.state()) for before, after in pairwise(on_the_way)]
+    assert [len(names) for names in new] == [1, 1, 1, 1]
+    assert len(set.union(*new)) == 4
 
 
 def test_names_stay_and_ties_stay() -> None:

@@ -16,7 +16,8 @@ def bench(
         Path,
         typer.Argument(
             metavar="ARTIFACT",
-            help="An .onnx or .pt2 file, or a bundle; or a run folder, every form of which is made and timed.",
+            help="An .onnx or .pt2 file, or a bundle; or a run folder, every form of which is made and timed, or every "
+            "member, if it is a family.",
         ),
     ],
     against: Annotated[
@@ -27,20 +28,31 @@ def bench(
     threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 2,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the latencies: .png, .svg or .pdf (needs matplotlib)."),
+        typer.Option(
+            metavar="FILE",
+            help="Draw the latencies, of a run the scores over latency and size: a .png, .svg or .pdf file (needs "
+            "matplotlib).",
+        ),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
         batch_sizes = options.batch_sizes(batch)
-        from l0compress.measure.plot import check_picture, plot_latency
+        from l0compress.measure.plot import check_picture, plot_latency, plot_tradeoff
         from l0compress.pipeline.benching import bench_artifact
+        from l0compress.pipeline.family_bench import bench_family
+        from l0compress.pipeline.runs import is_family
 
         if plot is not None:
             check_picture(plot)
-        measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
-        if plot is not None:
+        if against is None and is_family(artifact):
+            measured = bench_family(artifact, batch_sizes=batch_sizes, threads=threads)
+        else:
+            measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
+        if plot is not None and measured.tradeoff is not None:
+            plot_tradeoff(measured.tradeoff, plot, title=str(artifact))
+        elif plot is not None:
             plot_latency(measured.report, plot)
         if as_json:
             print_json(measured.to_json())

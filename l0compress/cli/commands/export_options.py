@@ -31,6 +31,10 @@ Format = Annotated[
         help="The kind of artifact; a bundle has sparse layers and runs without torch.",
     ),
 ]
+Member = Annotated[
+    str | None,
+    typer.Option(metavar="TARGET", help="Of a family: one member, such as macs=0.4.", show_default="all of them"),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="PATH", help="The file to write.", show_default="RUN/model.<format>"),

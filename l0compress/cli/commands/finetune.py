@@ -16,6 +16,7 @@ from l0compress.cli.render import messages, print_json, print_lines, print_table
 from l0compress.errors import RunError
 
 if TYPE_CHECKING:
+    from l0compress.pipeline.family_run import FamilySummary
     from l0compress.pipeline.training_run import RunSummary
 
 
@@ -73,16 +74,21 @@ def _finetune(flags_given: dict[str, Any], mode: _Mode) -> None:
     print_lines([f"wrote {summary.folder}", f"Next: l0compress export {summary.folder} --format onnx"])
 
 
-def _run(given: dict[str, Any], mode: _Mode) -> RunSummary:
+def _run(given: dict[str, Any], mode: _Mode) -> RunSummary | FamilySummary:
     from l0compress.cli.progress import ProgressDisplay
+    from l0compress.pipeline.family_run import finetune_family_run, resume_family_run
     from l0compress.pipeline.requests import request_of
+    from l0compress.pipeline.runs import is_family
     from l0compress.pipeline.training_run import finetune_run, resume_run
 
     folder, settings = _to_resume(given, mode) if mode.resume else (None, given)
     with ProgressDisplay(messages()) as display:
         if folder is None:
-            return finetune_run(request_of(settings, output=mode.output), on_event=display.show)
-        return resume_run(folder, given=settings, on_event=display.show)
+            request = request_of(settings, output=mode.output)
+            begin = finetune_family_run if request.family else finetune_run
+            return begin(request, on_event=display.show)
+        resume = resume_family_run if is_family(folder) else resume_run
+        return resume(folder, given=settings, on_event=display.show)
 
 
 def _to_resume(given: Mapping[str, Any], mode: _Mode) -> tuple[Path | None, dict[str, Any]]:

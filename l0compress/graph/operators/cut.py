@@ -18,6 +18,8 @@ from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.graph.nodes.shapes import Shape, concrete
 from l0compress.graph.operators.record import operator_of
 
+_AGAIN = "_again"
+
 
 @dataclass(frozen=True, eq=False)
 class Kept:
@@ -87,10 +89,15 @@ class Cut:
         return self.node.kwargs.get(keyword, default)
 
     def constant(self, tensor: Tensor, purpose: str) -> fx.Node:
-        """A buffer of the small model, as a node in front of this one."""
+        """A buffer of the small model, as a node in front of this one.
+
+        Its name is longer than those of the cuts before, so that it never stands for another tensor in a graph that
+        this one comes from.
+        """
         name = f"{self.node.name}_{purpose}"
-        while name in self.network._buffers:
-            name += "_again"
+        like = [known for known in self.network._buffers if known.replace(_AGAIN, "") == name]
+        if like:
+            name = max(like, key=len) + _AGAIN
         self.network.register_buffer(name, tensor)
         with self.network.graph.inserting_before(self.node):
             return self.network.graph.get_attr(name)

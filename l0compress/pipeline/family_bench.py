@@ -1,0 +1,100 @@
+"""Time a family in turns: every member as a file, in float and in int8, beside the dense model in both."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from l0compress.export.bundle import BundleSettings, export_bundle
+from l0compress.export.bundle_session import SUFFIX
+from l0compress.export.onnx import export_onnx
+from l0compress.export.pt2 import captured_pt2
+from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
+from l0compress.measure.pareto import Tradeoff, pareto_table
+from l0compress.measure.table import Table
+from l0compress.pipeline.benching import BUNDLE, DENSE, add_int8_, tradeoff_of
+from l0compress.pipeline.quantizing import origin_of, score_files
+from l0compress.pipeline.runs import FinishedFamily, FinishedRun, metric_name, open_family
+from l0compress.training.evaluation import Evaluation
+from l0compress.training.reading import Reading
+
+
+@dataclass(frozen=True)
+class FamilyBench:
+    """What :func:`bench_family` measured.
+
+    Attributes:
+        family: what was timed.
+        report: the timings, in turns.
+        scores: each form's result on the part of the data that the runs' own metrics are of, by running its file.
+        reading: what the scores mean.
+        tradeoff: score against latency and size.
+        notes: what could not be made, and why.
+    """
+
+    family: FinishedFamily
+    report: BenchReport
+    scores: Mapping[str, Evaluation]
+    reading: Reading
+    tradeoff: Tradeoff
+    notes: tuple[str, ...] = ()
+
+    def tables(self) -> tuple[Table, ...]:
+        """What to print."""
+        table = pareto_table(self.tradeoff, title=f"The family {self.family.folder}")
+        meaning = () if self.reading.meaning is None else (self.reading.meaning,)
+        return (Table(table.title, table.columns, table.rows, (*table.notes, *self.notes, *meaning)),)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return {
+            "run": str(self.family.folder),
+            "members": [{"run": str(member.folder), **member.result} for member in self.family.members],
+            "score": self.reading.score_name,
+            "metrics": {name: score.metric for name, score in self.scores.items()},
+            "unbeaten": self.tradeoff.to_json(),
+            "notes": list(self.notes),
+            "bench": self.report.to_json(),
+        }
+
+
+def bench_family(folder: Path, *, batch_sizes: Sequence[int] = BATCH_SIZES, threads: int = 2) -> FamilyBench:
+    """Time and score the members of a family, and the dense model, as ONNX files in float and in int8.
+
+    A member with zeros among its weights is timed as a bundle too, which is what makes use of them.
+
+    Raises:
+        RunError: it is no finished family, or is damaged.
+        NotEqualError: what is made of a member is not equal to it.
+    """
+    family = open_family(folder)
+    origin = origin_of(family.members[0])
+    settings = BundleSettings(threads=threads)
+    with tempfile.TemporaryDirectory() as temporary:
+        place = Path(temporary)
+        forms = {DENSE: export_onnx(origin.dense, place / f"{DENSE}.onnx").path}
+        notes = add_int8_(forms, DENSE, origin.data.train)
+        references = tuple(forms)
+        for member in family.members:
+            name = member.folder.name
+            small, masked = captured_pt2(member.small), captured_pt2(member.masked)
+            forms[name] = export_onnx(small, place / f"{name}.onnx", reference=masked).path
+            notes += add_int8_(forms, name, origin.data.train)
+            if has_zeros(member):
+                path = place / f"{name}{SUFFIX}"
+                bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+                forms[name + BUNDLE] = bundle.path
+        report = bench(forms, origin.dense, batch_sizes=batch_sizes, threads=threads)
+        scores = score_files(origin, forms)
+    objective = origin.objective
+    score_name = metric_name(family.members[0].result, objective.reading)
+    tradeoff = tradeoff_of(report, scores, score_name, objective.higher_is_better, references)
+    return FamilyBench(family, report, scores, objective.reading, tradeoff, notes)
+
+
+def has_zeros(run: FinishedRun) -> bool:
+    """Whether single weights were removed."""
+    return run.result.get("nonzero") is not None

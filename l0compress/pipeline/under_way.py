@@ -1,0 +1,241 @@
+"""A run folder under way, whatever is made in it: begun or gone on with, its input checked, its log kept, stopped well.
+
+requires: what to do once the folder is held and model and data are there.
+ensures:  a run that can be resumed from its first moment on, by whatever it is stopped.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from signal import SIGINT
+from typing import Any, TypeVar
+
+import torch
+
+from l0compress.errors import DivergedError, InputError, RunError
+from l0compress.export.pt2 import export_pt2
+from l0compress.graph.capture import CapturedGraph
+from l0compress.latency import MeasuredTime
+from l0compress.pipeline import runs
+from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, stopped
+from l0compress.pipeline.compress import check_device
+from l0compress.pipeline.config import config_text, read_config
+from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
+from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
+from l0compress.pipeline.living_run import LivingRun
+from l0compress.pipeline.options import CHANGEABLE, OPTIONS
+from l0compress.pipeline.requests import RunRequest, request_of
+from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent
+from l0compress.training.latency_targets import measured_time
+from l0compress.training.settings import FinetuneSettings
+
+_CHANGES, _WARNINGS, _LATENCY = "changes", "warnings", "latency"
+Outcome = TypeVar("Outcome")
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What is there once a run may compute.
+
+    Attributes:
+        run: its folder, held.
+        request: what it was asked to do.
+        prepared: model and data.
+        stops: says whether a signal came.
+        on_event: whoever listens.
+    """
+
+    run: LivingRun
+    request: RunRequest
+    prepared: Prepared
+    stops: Stops
+    on_event: OnEvent
+
+    def tell(self, event: ProgressEvent) -> None:
+        """Write an event down as far as it is worth keeping, and hand it on."""
+        run = self.run
+        if event.epoch_done:
+            run.tell_(event)
+        if event.stage == WARNING and event.message not in warnings_of(run):
+            run.log_(WARNING, message=event.message)
+            run.note_(**{_WARNINGS: [*warnings_of(run), event.message]})
+        if event.stage == DECIDED:
+            run.log_(DECIDED, message=event.message)
+        self.on_event(event)
+
+    def measure(self, graph: CapturedGraph, settings: FinetuneSettings) -> MeasuredTime:
+        """Measure a time, once in a run: it goes on with what was measured when it began."""
+        stored = self.run.manifest.about.get(_LATENCY)
+        if stored is not None:
+            return MeasuredTime.from_json(stored, graph)
+
+        def tell(what: str, number: int, total: int) -> None:
+            event = ProgressEvent(MEASURE, 0, settings.epochs, epoch_done=False, step=number, steps=total, message=what)
+            self.on_event(event)
+
+        found = measured_time(graph, settings, tell)
+        self.run.note_(**{_LATENCY: found.to_json()})
+        return found
+
+    def checkpoints(self) -> RunCheckpoints:
+        """Where states are saved, and the one to go on from."""
+        return RunCheckpoints(self.run, self.stops, every=self.request.checkpoint_every)
+
+
+Do = Callable[[Work], Outcome]
+About = Callable[[RunRequest, Prepared], Mapping[str, Any]]
+
+
+def _nothing(request: RunRequest, prepared: Prepared) -> Mapping[str, Any]:
+    del request, prepared
+    return {}
+
+
+def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: About = _nothing) -> Outcome:
+    """Begin a run: its folder holds what it was asked to do and the model, then ``do`` goes on.
+
+    Args:
+        about: what the manifest says besides; it may refuse what was asked for.
+
+    Raises:
+        InputError: something that was asked for is wrong; nothing was computed or written.
+        StoppedError: Ctrl-C or SIGTERM came; the run is kept.
+        What ``do`` raises; the run is kept.
+    """
+    folder = runs.default_folder(request.source.path.stem) if request.output is None else Path(request.output)
+    check_new(folder)
+    request = _with_threads(request)
+    prepared = _prepared(request)
+    began_with = {**_fingerprints(prepared), "versions": _versions(), **about(request, prepared)}
+    made = missing_parents(folder)
+    with begin_run(folder, began_with) as run, _kept(run) as stops:
+        try:
+            run.begin_({runs.CONFIG: config_text(request.values()).encode()}, _dense_of(prepared))
+            return do(Work(run, request, prepared, stops, on_event))
+        except InputError as error:
+            # What is wrong with the input is found before the first step; a full disk is nothing of that kind.
+            untouched = run.manifest.state is None and run.manifest.files.keys() <= {runs.CONFIG, runs.DENSE}
+            if untouched and not isinstance(error, RunError):
+                remove_run(folder, made)
+            raise
+
+
+def gone_on_with(
+    folder: Path,
+    do: Do[Outcome],
+    finished: Callable[[LivingRun], Outcome],
+    *,
+    given: Mapping[str, Any] | None,
+    on_event: OnEvent,
+) -> Outcome:
+    """Go on with a run where its last checkpoint was taken.
+
+    Args:
+        finished: what comes of it where the run is finished already.
+        given: settings by their names in a configuration file. Those in ``CHANGEABLE`` may differ from what the run
+            began with, and hold from here on; others have to be the same.
+
+    Raises:
+        RunError: the folder is no run, is damaged or in use; model or data are not what the run began with; or
+            ``given`` contradicts it.
+        StoppedError and what ``do`` raises, as :func:`begun`.
+    """
+    folder = Path(folder)
+    with reopen_run(folder) as run:
+        if run.manifest.finished:
+            return finished(run)
+        request = _stored_request(run, given or {})
+        prepared = _prepared(request)
+        check_same(run.manifest.about, _fingerprints(prepared), str(folder))
+        with _kept(run) as stops:
+            run.log_("resumed", position=run.manifest.position)
+            return do(Work(run, request, prepared, stops, on_event))
+
+
+def _stored_request(run: LivingRun, given: Mapping[str, Any]) -> RunRequest:
+    """What the run was asked to do, with what was changed then and now; the change is noted in the manifest."""
+    before = run.manifest.about.get(_CHANGES, {})
+    stored = {**read_config(run.folder / runs.CONFIG), **before}
+    request = request_of(stored, output=run.folder)
+    values = request.values()
+    for name, value in given.items():
+        if name not in CHANGEABLE and value != values[name]:
+            raise RunError(
+                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, but {value!r} was requested.",
+                fix=f"Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change.",
+            )
+    changes = {name: value for name, value in given.items() if value != values[name]}
+    if changes:
+        run.note_(**{_CHANGES: {**before, **changes}})
+        run.log_("changed", **changes)
+    return _with_threads(request.changed(changes))
+
+
+def _with_threads(request: RunRequest) -> RunRequest:
+    """The number of threads belongs to a run: sums come out differently with another."""
+    if request.threads is None:
+        return replace(request, threads=torch.get_num_threads())
+    torch.set_num_threads(request.threads)
+    return request
+
+
+def _prepared(request: RunRequest) -> Prepared:
+    settings = request.finetune_settings()
+    check_device(settings.device)
+    dynamic = "batch" if request.fixed else "auto"
+    return prepare(request.source.load(), request.data, loss=settings.loss, dynamic=dynamic)
+
+
+def warnings_of(run: LivingRun) -> tuple[str, ...]:
+    """What was odd about model and data."""
+    return tuple(run.manifest.about.get(_WARNINGS, ()))
+
+
+@contextmanager
+def _kept(run: LivingRun) -> Iterator[Stops]:
+    """Ctrl-C and SIGTERM stop the run after a step, and what stops it says how to go on."""
+    with listening() as stops:
+        try:
+            yield stops
+        except DivergedError as error:
+            run.log_("diverged", position=run.manifest.position)
+            raise DivergedError(
+                f"{error} The last good state is kept: {run.manifest.position}. Resume from there with a lower rate: "
+                f"{runs.resume_command(run.folder)} --lr NUMBER"
+            ) from error
+        except KeyboardInterrupt as error:
+            if not runs.is_run(run.folder):
+                raise
+            raise stopped(run, stops.signal or SIGINT) from error
+        except (RuntimeError, OSError, EOFError) as error:
+            # The signal went to the workers of a data loader as well: the loader misses them, or what they were handing
+            # over when they died.
+            if stops.signal is None:
+                raise
+            raise stopped(run, stops.signal) from error
+
+
+def _fingerprints(prepared: Prepared) -> dict[str, Any]:
+    return {"model": graph_fingerprint(prepared.graph), "data": data_fingerprint(prepared.data)}
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "l0compress": version("l0compress"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _dense_of(prepared: Prepared) -> Callable[[Path], tuple[str, ...]]:
+    def export(folder: Path) -> tuple[str, ...]:
+        export_pt2(prepared.graph, folder / runs.DENSE)
+        return (runs.DENSE,)
+
+    return export
