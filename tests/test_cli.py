@@ -145,7 +145,7 @@ class TestFinetune:
         assert re.search(r"^gates +1/3 +\d", outcome.stderr, re.MULTILINE)
         assert re.search(r"^finetune +3/3 +\d", outcome.stderr, re.MULTILINE)
         assert "Dense against small" in outcome.stdout and "test accuracy" in outcome.stdout
-        assert re.search(r"Budget: at most 45 params; \d\d were used \(\d+\.\d%\)\.", outcome.stdout)
+        assert re.search(r"Budget: at most 45 parameters; \d\d were used \(\d+\.\d%\)\.", outcome.stdout)
         (run,) = Path("runs").iterdir()
         assert re.fullmatch(r"\d{8}-\d{6}-mlp", run.name)
         assert run_cli("export").exit_code == 0

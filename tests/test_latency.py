@@ -358,18 +358,17 @@ def test_a_model_that_is_wrong_by_a_factor_is_made_up_for(groups: Groups, wrong:
     assert 0.85 <= used <= 1.01
 
 
-def test_own_loops_hold_gates_to_a_measured_time(groups: Groups, measured: MeasuredTime) -> None:
-    # Without what is fixed, which in so small a network is most of it.
-    known = replace(measured, coefficients=Coefficients(0.0, 1.0, 0.0, 0.0, 0.0))
+def test_own_loops_hold_gates_to_a_time(groups: Groups) -> None:
+    latency = modelled(groups)
     gated = l0.gate(groups.graph)
-    budget = Budget(gated, Target("latency", 0.8, True).on(known(groups).dense, known))
+    budget = Budget(gated, Target("latency", 0.75, True).on(latency.dense, modelled))
     optimizer = torch.optim.AdamW(gated.param_groups(lr=1e-3))
     (gated(torch.randn(4, 3, 12, 12)).square().mean() + budget.penalty()).backward()
     optimizer.step()
     budget.step()
     assert all(bool(gate.grad.isfinite().all()) for gate in gated.gate_parameters().values() if gate.grad is not None)
     plan = l0.harden(gated, budget)
-    assert known(groups).cost(plan.keep) <= budget.target
+    assert latency.cost(plan.keep) <= budget.target
 
 
 def test_a_time_that_no_width_can_buy_is_refused_before_training(groups: Groups, measured: MeasuredTime) -> None:

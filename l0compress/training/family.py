@@ -79,6 +79,7 @@ def finetune_family(
     on the way; a family that goes on from one yields from the member that was being made, and the rest is that of a
     family which was never stopped.
 
+    >>> import l0compress as l0
     >>> from torch import nn, randn
     >>> from l0compress.data import Split
     >>> from l0compress.graph.capture import capture
@@ -89,7 +90,7 @@ def finetune_family(
     >>> graph = capture(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), (x[:2],))
     >>> targets, settings = parse_targets("params=0.5,0.25"), FinetuneSettings(epochs=2, method="fisher")
     >>> members = list(finetune_family(graph, Data(part, part), targets, settings=settings))
-    >>> [(str(one.goal.wanted), one.goal.limit, cost(one.result.small).params <= one.goal.limit) for one in members]
+    >>> [(str(one.goal.wanted), one.goal.limit, l0.cost(one.result.small).params <= one.goal.limit) for one in members]
     [('params=0.5', 57, True), ('params=0.25', 28, True)]
 
     Raises:
