@@ -5,7 +5,8 @@
 A step is what the built-in training does on one batch, without the teacher: forward, loss, backward, clipping and fused
 AdamW; with gates also the budget's penalty, fused Adam on the gates and the multiplier's ascent. The dense network is
 the captured one, which runs the same operators. Networks take turns, so that other load on the machine meets all alike;
-times are medians, ratios are medians over the rounds. Memory is the largest sum of live tensors while a step runs,
+times are medians, ratios are medians over the rounds. On one thread they are processor time, which other load affects
+least. Memory is the largest sum of live tensors while a step runs,
 weights, gradients and optimizer state included, as torch's own profiler of allocations counts it. ``--compile`` adds
 each network under ``torch.compile``. Exit code 0 where structured gates are within 1.15 times dense training in every
 network, and those of single weights and of both within 1.5.
@@ -122,13 +123,14 @@ def loss_of(outputs: object, targets: Tensor) -> Tensor:
 
 def seconds(steps: Mapping[Kind, Step], rounds: int) -> dict[Kind, list[float]]:
     """The times of a step of each variant, variants taking turns."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     taken: dict[Kind, list[float]] = {name: [] for name in steps}
     for number in range(rounds + UNTIMED):
         for name, step in steps.items():
-            begin = time.perf_counter()
+            begin = clock()
             step()
             if number >= UNTIMED:
-                taken[name].append(time.perf_counter() - begin)
+                taken[name].append(clock() - begin)
     return taken
 
 
