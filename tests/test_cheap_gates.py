@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from l0compress.data import Data, Split
 from l0compress.gates.attach import compact, gate
 from l0compress.gates.scaling import scaled, scaled_input, scaled_weight
-from l0compress.gates.weight_gates import WeightGate, logistic_like, random_numbers
+from l0compress.gates.weight_gates import WeightGate
 from l0compress.graph.capture import capture
 from l0compress.training.budget import Budget
 from l0compress.training.compaction import removal_macs, saved_macs
@@ -82,14 +82,6 @@ def test_a_factor_that_varies_along_rows_stays_on_the_weight() -> None:
     grouped = torch.rand(400, 2, 1, 1)
     assert scaled_input(x, weight, grouped) is x
     assert torch.equal(scaled_weight(x, weight, grouped), weight * grouped)
-
-
-def test_random_numbers_stand_for_the_noise_that_is_written_out() -> None:
-    gates, weight = WeightGate(torch.randn(30, 41)), torch.randn(30, 41)
-    torch.manual_seed(3)
-    numbers = random_numbers(30 * 41)
-    torch.manual_seed(3)
-    assert torch.equal(gates.sample(weight, numbers), gates.sample(weight, logistic_like(gates.log_alpha)))
 
 
 @pytest.mark.parametrize("counted", [False, True])

@@ -45,10 +45,7 @@ class WeightGate(Gates):
         return _sampled(self, weight)
 
     def sample(self, weight: Tensor, noise: Tensor) -> Tensor:
-        """Return ``weight`` times the gates drawn from ``noise``.
-
-        That is logistic noise, ``log u - log(1 - u)``, which is overwritten, or what :func:`random_numbers` returns.
-        """
+        """Return ``weight`` times the gates drawn from logistic ``noise`` (``log u - log(1 - u)``), overwriting it."""
         return _Gated.apply(weight, self.log_alpha, noise, self.temperature, self.stretch)
 
     def expected_cost(self, costs: float | Tensor) -> Tensor:
@@ -73,10 +70,7 @@ class WeightGate(Gates):
 
 
 def _draw(gates: WeightGate, weight: Tensor) -> Tensor:
-    # The noise is looked up where it is used, block by block; written out, it would be read from memory again.
-    location = gates.log_alpha
-    on_cpu = location.device.type == "cpu"
-    return gates.sample(weight, random_numbers(location.numel()) if on_cpu else logistic_like(location))
+    return gates.sample(weight, logistic_like(gates.log_alpha))
 
 
 # torch.compile would unroll the blocks, and does not support the table of random words.
@@ -108,34 +102,21 @@ def logistic_like(tensor: Tensor) -> Tensor:
     if tensor.device.type != "cpu":  # a GPU has logarithms to spare
         tiny = max(2.0 ** -(_NOISE_BITS + 1), torch.finfo(tensor.dtype).eps)
         return torch.rand_like(tensor, memory_format=torch.contiguous_format).clamp_(tiny, 1 - tiny).logit_()
+    # Four numbers per random word, and a table instead of logarithms: torch.rand and torch.logit would take longer
+    # than everything else that a gate needs.
+    words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64)
+    numbers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint16)[: tensor.numel()]
+    table = _logistic_table().to(tensor.dtype)
     noise = torch.empty(tensor.shape, dtype=tensor.dtype)
-    for numbers, part in _blocks(random_numbers(tensor.numel()), noise):
-        _look_up_(part, numbers)
+    for positions, part in _blocks(numbers, noise):
+        torch.index_select(table, 0, positions.to(torch.int32), out=part)
     return noise
 
 
-def random_numbers(count: int) -> Tensor:
-    """Return uniform uint16 ``(count,)`` on the CPU, from torch's global generator: noise for :meth:`sample`.
-
-    >>> numbers = random_numbers(3)
-    >>> numbers.dtype, len(numbers)
-    (torch.uint16, 3)
-    """
-    # Four numbers per random word, and a table instead of logarithms: torch.rand and torch.logit would take longer
-    # than everything else that a gate needs.
-    words = torch.empty((count + 3) // 4, dtype=torch.int64)
-    return words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint16)[:count]
-
-
-def _look_up_(noise: Tensor, numbers: Tensor) -> None:
-    """Fill ``noise`` with the logistic noise that random ``numbers`` stand for."""
-    torch.index_select(_logistic_table(noise.dtype), 0, numbers.to(torch.int32), out=noise)
-
-
 @cache
-def _logistic_table(dtype: torch.dtype) -> Tensor:
+def _logistic_table() -> Tensor:
     size = 2**_NOISE_BITS
-    return torch.logit((torch.arange(size, dtype=torch.float64) + 0.5) / size).float().to(dtype)
+    return torch.logit((torch.arange(size, dtype=torch.float64) + 0.5) / size).float()
 
 
 class _Gated(torch.autograd.Function):
@@ -146,17 +127,13 @@ class _Gated(torch.autograd.Function):
         ctx: Any, weight: Tensor, log_alpha: Tensor, noise: Tensor, temperature: float, stretch: Stretch
     ) -> Tensor:
         # The product has the weight's type, which its readers take, even if its gates are kept in a wider one.
-        drawn = noise.is_floating_point()
-        gates = noise if drawn else torch.empty_like(log_alpha, memory_format=torch.contiguous_format)
-        product = torch.empty_like(gates, dtype=weight.dtype)
-        for z, numbers, location, value, result in _blocks(gates, noise, log_alpha, weight, product):
-            if not drawn:
-                _look_up_(z, numbers)
+        product = torch.empty_like(noise, dtype=weight.dtype)
+        for z, location, value, result in _blocks(noise, log_alpha, weight, product):
             z.add_(location).mul_(1 / temperature).sigmoid_()
             z.mul_(stretch.high - stretch.low).add_(stretch.low).clamp_(0, 1)
             torch.mul(value, z, out=result)
         ctx.save_for_backward(weight)
-        ctx.z, ctx.temperature, ctx.stretch = gates, temperature, stretch
+        ctx.z, ctx.temperature, ctx.stretch = noise, temperature, stretch
         return product
 
     @staticmethod
@@ -222,10 +199,11 @@ class _ExpectedSum(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(log_alpha, rows, columns, counts)
         ctx.shift = shift
-        ctx.of_rows = torch.empty_like(rows)
-        for part, location, each in _rows_of(log_alpha, counts):
+        found = []
+        for _, location, each in _rows_of(log_alpha, counts):
             probability = (location - shift).sigmoid_()
-            ctx.of_rows[part] = (probability if each is None else probability.mul_(each)) @ columns
+            found.append((probability if each is None else probability.mul_(each)) @ columns)
+        ctx.of_rows = torch.cat(found)
         return ctx.of_rows.to(widest_float(log_alpha.device)) @ rows.to(widest_float(log_alpha.device))
 
     @staticmethod
@@ -235,26 +213,27 @@ class _ExpectedSum(torch.autograd.Function):
         scale = gradients[0].to(log_alpha)
         of_gates = torch.empty_like(log_alpha, memory_format=torch.contiguous_format)
         of_columns = torch.zeros_like(columns)
-        for part, location, each in _rows_of(log_alpha, counts):
+        for start, location, each in _rows_of(log_alpha, counts):
             probability = (location - ctx.shift).sigmoid_()
-            slope = of_gates.view(len(rows), -1)[part]
+            slope = of_gates.view(len(rows), -1).narrow(0, start, len(location))
+            here = rows.narrow(0, start, len(location))
             torch.addcmul(probability, probability, probability, value=-1, out=slope)
-            slope.mul_((rows[part] * scale).unsqueeze(1)).mul_(columns)
+            slope.mul_((here * scale).unsqueeze(1)).mul_(columns)
             if each is not None:
                 slope.mul_(each)
                 probability.mul_(each)
-            of_columns += rows[part] @ probability
+            of_columns += here @ probability
         return of_gates, ctx.of_rows * scale, of_columns * scale, None, None
 
 
-def _rows_of(log_alpha: Tensor, counts: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """Yield blocks of rows of ``log_alpha`` and ``counts`` as matrices, and where they lie."""
+def _rows_of(log_alpha: Tensor, counts: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Yield the first row of each block of rows, and ``log_alpha`` and ``counts`` there as matrices."""
     location = log_alpha.reshape(len(log_alpha), -1)
     each = None if counts is None else counts.reshape(location.shape)
     step = len(location) if location.device.type != "cpu" else max(_BLOCK // max(location.shape[1], 1), 1)
     for start in range(0, len(location), step):
-        part = slice(start, start + step)
-        yield part, location[part], None if each is None else each[part]
+        size = min(step, len(location) - start)
+        yield start, location.narrow(0, start, size), None if each is None else each.narrow(0, start, size)
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
