@@ -27,9 +27,10 @@ def may_scale_input(node: fx.Node) -> bool:
 def scaled_input(x: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
     """Return what a layer with this ``weight`` is to read instead of ``x``, see :func:`scaled_weight`.
 
-    >>> x, weight, factor = torch.ones(1, 2), torch.ones(3, 2), torch.tensor([[1.0, 0.0]])
-    >>> scaled_input(x, weight, factor), scaled_weight(x, weight, factor) is weight
-    (tensor([[1., 0.]]), True)
+    >>> x, factor = torch.ones(1, 2, requires_grad=True), torch.tensor([[1.0, 0.0]])
+    >>> weight = torch.ones(3, 2)
+    >>> scaled_input(x, weight, factor).tolist(), scaled_weight(x, weight, factor) is weight
+    ([[1.0, 0.0]], True)
     """
     if not _input_is_smaller(x, weight, factor):
         return x
