@@ -26,8 +26,10 @@ from l0compress.training.state_dicts import StateDict, Stateful, under
 
 pytestmark = pytest.mark.slow
 
-# Gates that close early, so that removals happen between the epochs of the gated phase.
-FAST = GateSettings(share=0.5, log_alpha=-2.0, learning_rate=1.0, multiplier_rate=0.5)
+# Gates that close early, so that removals happen, between epochs and within them.
+FAST = GateSettings(
+    share=0.5, log_alpha=-2.0, learning_rate=1.0, multiplier_rate=0.5, compact_every=1, compact_gain=0.0
+)
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=0.01, gates=FAST)
 
 
@@ -323,10 +325,10 @@ def test_a_state_holds_no_more_than_tensors_and_json() -> None:
     tensors = {name for name, value in state.items() if isinstance(value, Tensor)}
     assert state.keys() - tensors == {
         "stage", "epoch", "epochs", "step", "steps", "total", "seconds", "dense", "history", "budget", "cuts",
-        "reading",
+        "refused", "reading",
     }  # fmt: skip
     roots = {name.split(".")[0] for name in tensors}
-    assert roots == {"network", "optimizer", "random", "augmenting", "start", "score"}
+    assert roots == {"network", "optimizer", "random", "augmenting", "cuts", "start", "score"}
 
 
 def test_a_removal_that_leads_elsewhere_is_refused() -> None:

@@ -21,6 +21,7 @@ from l0compress.gates.factors import product_of as product_of
 from l0compress.gates.folding import fold as fold
 from l0compress.gates.hard_concrete import STRETCH, HardConcrete, Stretch
 from l0compress.gates.network import FACTORS, MOVES, WEIGHT_GATE, GatedNetwork, Start, check_trainable, gate_key
+from l0compress.gates.scaling import may_scale_input, scaled, scaled_input, scaled_weight
 from l0compress.gates.weight_gates import WeightGate, starting_log_alpha
 from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.cut.matching import groups_after
@@ -174,7 +175,12 @@ def _gate_weights_(
 def _multiply_(node: fx.Node, place: Place, factors: fx.Node, position: int) -> None:
     with node.graph.inserting_before(node):
         factor = node.graph.call_function(operator.getitem, (factors, position))
-        product = node.graph.call_function(torch.ops.aten.mul.Tensor, (argument_at(node, place), factor))
+        if place == 1 and may_scale_input(node):
+            x, weight = node.args[:2]
+            node.update_arg(0, node.graph.call_function(scaled_input, (x, weight, factor)))
+            product = node.graph.call_function(scaled_weight, (x, weight, factor))
+        else:
+            product = node.graph.call_function(scaled, (argument_at(node, place), factor))
     put_argument_(node, place, product)
 
 
@@ -203,7 +209,7 @@ def compact(gated: GatedNetwork, *, threshold: float = 0.01) -> Compacted:
     Every group keeps its two most likely moves: with only one left there is nothing to decide, and it would lose its
     gate. ``gated`` is not changed; it is returned as it is if nothing is removed.
     """
-    keep = _closable(gated, _worth_keeping(gated, threshold))
+    keep = kept_by_compaction(gated, threshold=threshold)
     unchanged = Compacted(gated, {}, torch.arange(len(keep)))
     if bool(keep.all()):
         return unchanged
@@ -267,7 +273,8 @@ def _cut_gates(gated: GatedNetwork, plan: KeepPlan, smaller: Groups) -> dict[str
     }
 
 
-def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:
+def kept_by_compaction(gated: GatedNetwork, *, threshold: float = 0.01) -> Tensor:
+    """Return the moves that :func:`compact` keeps, bool ``(num_moves,)`` and closed."""
     probability = gated.gates.probability_nonzero().detach().cpu()
     keep = probability >= threshold
     for group in gated.groups.groups:
@@ -278,4 +285,4 @@ def _worth_keeping(gated: GatedNetwork, threshold: float) -> Tensor:
         keep[members[probability[members].topk(stay).indices]] = True
     for members, count in gated.groups.floors.sets():
         keep[members[probability[members].topk(count).indices]] = True
-    return keep
+    return _closable(gated, keep)

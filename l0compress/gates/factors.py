@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import reduce
 
 import torch
@@ -24,8 +24,10 @@ class ReadFactors(nn.Module):
         self.gates = gates
         self.shapes = tuple(read.shape for read in reads)
         self.dtypes = dtypes
+        tables, self._places = _gathered(read.moves for read in reads)
         # Not buffers: code that averages the buffers of a network (AveragedModel) would average these indices too.
-        self._moves = tuple(read.moves.clone() for read in reads)
+        self._tables = tuple(torch.cat(table) for table in tables)
+        self._sizes = tuple([len(moves) for moves in table] for table in tables)
 
     def forward(self) -> list[Tensor]:
         return self.factors(self.gates())
@@ -33,15 +35,37 @@ class ReadFactors(nn.Module):
     def factors(self, z: Tensor) -> list[Tensor]:
         """Return the read factors for given gate values ``z`` of shape ``(num_moves,)``."""
         extended = torch.cat([z, z.new_ones(1)])
+        found = [
+            product_of(extended, table.to(z.device)).split(sizes)
+            for table, sizes in zip(self._tables, self._sizes, strict=True)
+        ]
         return [
-            product_of(extended, moves.to(z.device)).view(shape).to(dtype)
-            for moves, shape, dtype in zip(self._moves, self.shapes, self.dtypes, strict=True)
+            found[table][position].view(shape).to(dtype)
+            for (table, position), shape, dtype in zip(self._places, self.shapes, self.dtypes, strict=True)
         ]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ReadFactors:
         self.dtypes = tuple(converted_type(fn, dtype) for dtype in self.dtypes)
-        self._moves = tuple(fn(moves) for moves in self._moves)
+        self._tables = tuple(fn(table) for table in self._tables)
         return super()._apply(fn, recurse)
+
+
+def _gathered(moves: Iterable[Tensor]) -> tuple[list[list[Tensor]], tuple[tuple[int, int], ...]]:
+    """Return distinct tables of moves, those of one width together, and where each of ``moves`` stands among them.
+
+    Layers that read the same channels share one factor, and few gathers make all of them.
+    """
+    tables: dict[int, list[Tensor]] = {}
+    known: dict[tuple[int, bytes], int] = {}
+    places = []
+    for table in moves:
+        alike = tables.setdefault(table.shape[1], [])
+        key = (table.shape[1], table.numpy().tobytes())
+        if key not in known:
+            known[key] = len(alike)
+            alike.append(table)
+        places.append((list(tables).index(table.shape[1]), known[key]))
+    return list(tables.values()), tuple(places)
 
 
 def converted_type(fn: Callable[[Tensor], Tensor], dtype: torch.dtype) -> torch.dtype:

@@ -7,9 +7,9 @@ ensures:  exact if gates are independent: a weight's element counts with the pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from math import ceil
 
 import torch
@@ -23,6 +23,8 @@ from l0compress.graph.labels.space import MacsFact
 from l0compress.graph.labels.values import flattened, varying
 
 Lines = dict[int, Tensor]
+# How many elements of one weight are left, given the probabilities of its lines and how often each element counts.
+Count = Callable[[Lines, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,15 +52,17 @@ class SparseCost:
             each, constant = self._rates(unit)
             terms = [gates[name].expected_cost(costs) for name, costs in each.items()]
             return torch.stack(terms).sum() + constant
-        present = {weight.name: gates[weight.name].probability_nonzero() for weight in self.weights}
-        return self.of_probabilities(present, moves, unit)
+        return self._total({name: partial(_counted_gates, each) for name, each in gates.items()}, moves, unit)
 
     def of_probabilities(self, present: Mapping[str, Tensor], moves: Tensor, unit: str) -> Tensor:
         """Return the same for given probabilities that the elements of each weight are not zero."""
+        return self._total({name: partial(_counted, each) for name, each in present.items()}, moves, unit)
+
+    def _total(self, counters: Mapping[str, Count], moves: Tensor, unit: str) -> Tensor:
         alive = self._alive(moves)
         total = self.groups.expected_cost(moves, unit)
         for weight in self.weights:
-            total = total - self._saved(weight, present[weight.name], alive, unit)
+            total = total - self._saved(weight, counters[weight.name], alive, unit)
         return total
 
     def each(self, weight: Weight, unit: str) -> float | Tensor:
@@ -89,7 +93,7 @@ class SparseCost:
             fewest = torch.full(weight.shape, share, dtype=torch.float64)
             each = self.each(weight, unit)
             least = float(each.min()) if isinstance(each, Tensor) else each
-            cost -= max(float(self._saved(weight, fewest, alive, unit)) - least, 0.0)
+            cost -= max(float(self._saved(weight, partial(_counted, fewest), alive, unit)) - least, 0.0)
         return ceil(cost - 1e-6)
 
     def _alive(self, moves: Tensor) -> Tensor:
@@ -107,31 +111,34 @@ class SparseCost:
     def _known_rates(self) -> dict[str, tuple[dict[str, float | Tensor], float]]:
         return {}
 
-    def _saved(self, weight: Weight, present: Tensor, alive: Tensor, unit: str) -> Tensor:
+    def _saved(self, weight: Weight, count: Count, alive: Tensor, unit: str) -> Tensor:
         lines = {
             dim: alive.index_select(0, constant_on(line, alive.device))
             for dim, line in self._lines[weight.name].items()
         }
         if unit == "macs":
-            saved = [self._saved_macs(use, present, lines, alive) for use in weight.uses if use.macs]
+            saved = [self._saved_macs(weight, use, count, lines, alive) for use in weight.uses if use.macs]
             return torch.stack(saved).sum() if saved else alive.new_zeros(())
-        whole, left = _counted(None, weight.shape, lines), _counted(present, weight.shape, lines)
+        whole, left = _whole(weight.shape, lines), count(lines, None)
         if unit == "params":
             return whole - left
         rows = lines[0].sum() if 0 in lines else weight.shape[0]
         stored = left * (weight.element_bytes + INDEX_BYTES) + INDEX_BYTES * (rows + 1)
         return whole * weight.element_bytes - stored
 
-    def _saved_macs(self, use: Use, present: Tensor, lines: Lines, alive: Tensor) -> Tensor:
+    def _saved_macs(self, weight: Weight, use: Use, count: Count, lines: Lines, alive: Tensor) -> Tensor:
         fact, members = self._facts[use.node, use.order]
         macs = alive.new_full((), fact.coefficient)
         for line in members:
             macs = macs * alive.index_select(0, constant_on(line, alive.device)).sum()
-        counts = None if use.counts is None else constant_on(use.counts, present.device, present.dtype)
-        whole = _counted(counts, tuple(present.shape), lines)
-        left = _counted(present if counts is None else present * counts, tuple(present.shape), lines)
+        counts = use.counts
+        whole = (
+            _whole(weight.shape, lines)
+            if counts is None
+            else _counted(constant_on(counts, alive.device, alive.dtype), lines, None)
+        )
         share = use.macs / (self._dense_macs(fact) * self.groups.graph.batch_size)
-        return macs * share * (1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+        return macs * share * (1 - count(lines, counts) / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
     def _dense_macs(self, fact: MacsFact) -> float:
         size = fact.coefficient
@@ -164,15 +171,30 @@ class SparseCost:
         return found
 
 
-def _counted(present: Tensor | None, shape: tuple[int, ...], lines: Lines) -> Tensor:
-    """Return the expected number of elements, given the probability of each (None: 1) and of each line's indices."""
-    if present is None:
-        some = next(iter(lines.values()), None)
-        total = torch.ones((), dtype=torch.float64) if some is None else some.new_ones(())
-        for dim, size in enumerate(shape):
-            total = total * (lines[dim].sum() if dim in lines else size)
-        return total
-    left: Tensor = present
-    for dim in reversed(range(len(shape))):
+def _whole(shape: tuple[int, ...], lines: Lines) -> Tensor:
+    """Return the expected number of elements of a tensor, given the probability of each line's indices."""
+    some = next(iter(lines.values()), None)
+    total = torch.ones((), dtype=torch.float64) if some is None else some.new_ones(())
+    for dim, size in enumerate(shape):
+        total = total * (lines[dim].sum() if dim in lines else size)
+    return total
+
+
+def _counted(present: Tensor, lines: Lines, counts: Tensor | None) -> Tensor:
+    """Return the same, given the probability of each element too, and how often each counts (None: once)."""
+    left = present if counts is None else present * constant_on(counts, present.device, present.dtype)
+    for dim in reversed(range(present.dim())):
         left = left.movedim(dim, -1) @ lines[dim].to(left.dtype) if dim in lines else left.sum(dim)
     return left.to(widest_float(left.device))
+
+
+def _counted_gates(gates: WeightGate, lines: Lines, counts: Tensor | None) -> Tensor:
+    """Return the same for elements that are there with the probability of their gates."""
+    log_alpha = gates.log_alpha
+    along = [
+        lines[dim].to(log_alpha.dtype) if dim in lines else log_alpha.new_ones(size)
+        for dim, size in enumerate(log_alpha.shape)
+    ]
+    columns = reduce(lambda left, right: torch.outer(left, right).flatten(), along[1:], log_alpha.new_ones(1))
+    each = None if counts is None else constant_on(counts, log_alpha.device, log_alpha.dtype)
+    return gates.expected_sum(along[0], columns, each)

@@ -53,6 +53,17 @@ class WeightGate(Gates):
         shift = self.temperature * math.log(-self.stretch.low / self.stretch.high)
         return _ExpectedCost.apply(self.log_alpha, costs, shift)
 
+    def expected_sum(self, rows: Tensor, columns: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Return ``sum of rows[i] * columns[j] * counts[ij] * P(gate ij is not zero)``, a scalar; differentiable.
+
+        Args:
+            rows: as many as the parameter has along its first dimension.
+            columns: as many as the rest of its dimensions have together.
+            counts: of the parameter's shape; None is one each.
+        """
+        shift = self.temperature * math.log(-self.stretch.low / self.stretch.high)
+        return _ExpectedSum.apply(self.log_alpha, rows, columns, counts, shift)
+
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         return f"shape={tuple(self.log_alpha.shape)}, temperature={self.temperature}, stretch={tuple(self.stretch)}"
@@ -177,6 +188,52 @@ class _ExpectedCost(torch.autograd.Function):
         if isinstance(ctx.costs, Tensor):
             result.mul_(constant_on(ctx.costs, result.device, result.dtype))
         return result, None, None
+
+
+class _ExpectedSum(torch.autograd.Function):
+    """A bilinear form of the probabilities of equation 12, which are computed block by block and never kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_alpha: Tensor, rows: Tensor, columns: Tensor, counts: Tensor | None, shift: float
+    ) -> Tensor:
+        ctx.save_for_backward(log_alpha, rows, columns, counts)
+        ctx.shift = shift
+        found = []
+        for _, location, each in _rows_of(log_alpha, counts):
+            probability = (location - shift).sigmoid_()
+            found.append((probability if each is None else probability.mul_(each)) @ columns)
+        ctx.of_rows = torch.cat(found)
+        return ctx.of_rows.to(widest_float(log_alpha.device)) @ rows.to(widest_float(log_alpha.device))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        log_alpha, rows, columns, counts = ctx.saved_tensors
+        scale = gradients[0].to(log_alpha)
+        of_gates = torch.empty_like(log_alpha, memory_format=torch.contiguous_format)
+        of_columns = torch.zeros_like(columns)
+        for start, location, each in _rows_of(log_alpha, counts):
+            probability = (location - ctx.shift).sigmoid_()
+            slope = of_gates.view(len(rows), -1).narrow(0, start, len(location))
+            here = rows.narrow(0, start, len(location))
+            torch.addcmul(probability, probability, probability, value=-1, out=slope)
+            slope.mul_((here * scale).unsqueeze(1)).mul_(columns)
+            if each is not None:
+                slope.mul_(each)
+                probability.mul_(each)
+            of_columns += here @ probability
+        return of_gates, ctx.of_rows * scale, of_columns * scale, None, None
+
+
+def _rows_of(log_alpha: Tensor, counts: Tensor | None) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+    """Yield the first row of each block of rows, and ``log_alpha`` and ``counts`` there as matrices."""
+    location = log_alpha.reshape(len(log_alpha), -1)
+    each = None if counts is None else counts.reshape(location.shape)
+    step = len(location) if location.device.type != "cpu" else max(_BLOCK // max(location.shape[1], 1), 1)
+    for start in range(0, len(location), step):
+        size = min(step, len(location) - start)
+        yield start, location.narrow(0, start, size), None if each is None else each.narrow(0, start, size)
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
 from l0compress.training.budget import Penalty
+from l0compress.training.compaction import removal_macs, saved_macs
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
@@ -24,6 +25,7 @@ class GatePhase(Phase):
         gated: what is left of the network.
         moves: the original index of each move that is left, int64.
         cuts: the removals so far, each as the moves that it kept.
+        refused: a removal was found to be impossible, and none is tried again.
     """
 
     name = GATES
@@ -33,6 +35,7 @@ class GatePhase(Phase):
         self.epochs = range(problem.settings.gated_epochs)
         self.moves = torch.arange(gated.groups.num_moves)
         self.cuts: list[Tensor] = []
+        self.refused = False
         self._create_optimizers_()
 
     @property
@@ -48,19 +51,34 @@ class GatePhase(Phase):
         set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
         update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip)
         self.budget.step()
+        done = round(progress * self.problem.gated_steps) + 1
+        if done % settings.gates.compact_every == 0:
+            self._compact_(steps_left=self.problem.gated_steps - done)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
-        del epoch
-        compacted = compact(self.gated, threshold=self.problem.settings.gates.compact_below)
-        if compacted.gated is not self.gated:
-            old, weights, gates = self.gated, self._weights, self._gates
-            self._replace_network_(compacted)
-            self._create_optimizers_()
-            pairs = _pairs(old.weights(), self.gated.weights())
-            carry_state_(self._weights, weights, pairs, compacted.parameter_keeps)
-            pairs = _pairs(old.gate_parameters(), self.gated.gate_parameters())
-            carry_state_(self._gates, gates, pairs, compacted.gate_keeps)
+        self._compact_(steps_left=(self.epochs.stop - 1 - epoch) * self.problem.steps_per_epoch)
         return self.problem.evaluate(self.gated)
+
+    def _compact_(self, *, steps_left: int) -> None:
+        """Remove what is surely shut, if that saves enough in the steps that are left."""
+        settings = self.problem.settings.gates
+        threshold, samples = settings.compact_below, steps_left * self.problem.batch_size
+        if self.refused or not self.gated.groups.num_moves:
+            return
+        saved = saved_macs(self.gated, threshold=threshold, samples=samples)
+        if saved == 0 or saved < settings.compact_gain * removal_macs(self.gated.groups.graph):
+            return
+        compacted = compact(self.gated, threshold=threshold)
+        self.refused = compacted.gated is self.gated
+        if self.refused:
+            return
+        old, weights, gates = self.gated, self._weights, self._gates
+        self._replace_network_(compacted)
+        self._create_optimizers_()
+        pairs = _pairs(old.weights(), self.gated.weights())
+        carry_state_(self._weights, weights, pairs, compacted.parameter_keeps)
+        pairs = _pairs(old.gate_parameters(), self.gated.gate_parameters())
+        carry_state_(self._gates, gates, pairs, compacted.gate_keeps)
 
     def report(self, progress: float) -> dict[str, Any]:
         del progress
@@ -70,6 +88,7 @@ class GatePhase(Phase):
         return {
             "budget": self.budget.values(),
             "cuts": len(self.cuts),
+            "refused": self.refused,
             **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
             **prefixed("network", self.gated.state_dict()),
             **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.gated.weights())),
@@ -85,6 +104,7 @@ class GatePhase(Phase):
         load_optimizer_(self._weights, self.gated.weights(), under("optimizer.weights", state_dict))
         load_optimizer_(self._gates, self.gated.gate_parameters(), under("optimizer.gates", state_dict))
         self.budget.load_values_(state_dict["budget"])
+        self.refused = bool(state_dict.get("refused"))
 
     def _replace_network_(self, compacted: Compacted) -> None:
         self.cuts.append(compacted.kept_moves)

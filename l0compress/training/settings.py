@@ -38,7 +38,10 @@ class GateSettings:
         ramp_share: the part of the phase in which the target falls to the budget.
         weight_rate_share: the weights' rate at the start, as a share of the run's learning rate.
         weight_rate_floor: the weights' rate at the end, as a share of that start.
-        compact_below: moves that are open with a lower probability are removed after every epoch.
+        compact_below: moves that are open with a lower probability count as surely shut, and are removed in training.
+        compact_every: steps from one look for such moves to the next; there is one after every epoch, too.
+        compact_gain: how many times what the removal costs it has to save in the steps that are left, see
+            :mod:`~l0compress.training.compaction`; 0 removes whatever is shut.
         highest_rate, highest_multiplier_rate: how far the two rates are raised in a short phase. Faster gates close at
             random; where they are too slow to arrive, hardening still has their order.
         magnitude_slope: how much of their order gates on single weights get from the magnitudes of the weights, in a
@@ -56,6 +59,8 @@ class GateSettings:
     weight_rate_share: float = field(default=2 / 3, metadata=setting(above=0))
     weight_rate_floor: float = field(default=0.3, metadata=setting(above=0))
     compact_below: float = field(default=0.01, metadata=setting(above=0))
+    compact_every: int = field(default=10, metadata=setting(least=1))
+    compact_gain: float = field(default=4.0, metadata=setting(least=0))
     full_steps: int = field(default=2000, metadata=setting(above=0))
     full_multiplier_steps: int = field(default=1000, metadata=setting(above=0))
     highest_rate: float = field(default=0.1, metadata=setting(above=0))

@@ -240,12 +240,12 @@ def train_(state: TrainingState, phase: Phase) -> None:
 
 def _train_epoch_(state: TrainingState, phase: Phase) -> float:
     """One pass over the training data, or what is left of it; returns its mean loss, without what regularises it."""
-    problem, epoch, network = phase.epoch_problem(), state.epoch, phase.network
+    problem, epoch = phase.epoch_problem(), state.epoch
     highest = EXPLODED * max(1.0, abs(state.dense.loss))
-    network.train()
+    phase.network.train()
     # The teacher's outputs may be endless, and what comes first ends the loop.
     for batch, teacher_outputs in zip(problem.batches(epoch), problem.teacher_outputs(epoch), strict=False):
-        random = torch_states(problem.device)
+        random, network = torch_states(problem.device), phase.network  # a step may put a smaller one in its place
         loss = problem.loss(network, batch, teacher_outputs)
         value = float(loss.detach())
         if not value <= highest or not math.isfinite(value):

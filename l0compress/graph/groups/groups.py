@@ -6,8 +6,9 @@ ensures:  :class:`Groups`, in which a plan is one bool a move.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,8 @@ class Groups:
         wide = probabilities.to(widest_float(probabilities.device))
         padded = torch.cat([wide, wide.new_ones(1)])
         moves = constant_on(self.moves_of_component, padded.device)
-        return padded.index_select(0, moves.flatten()).view(moves.shape).prod(-1)
+        # Column by column: the backward of prod() is slow.
+        return reduce(operator.mul, (padded.index_select(0, column) for column in moves.unbind(-1)))
 
     def __repr__(self) -> str:
         stuck = counted(len(self.frozen), "parameter dimension")
