@@ -11,6 +11,7 @@ ensures:  the same outputs.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,16 +26,19 @@ Range = tuple[float, float]
 _UNKNOWN: Range = (-math.inf, math.inf)
 # Operators whose elements are elements of their first operand.
 _MOVES = frozenset(
-    "alias clone contiguous detach expand flatten gather index_select permute repeat reshape select slice squeeze "
-    "transpose unflatten unsqueeze view".split()
+    (
+        *("alias", "clone", "contiguous", "detach", "expand", "flatten", "gather", "index_select", "permute"),
+        *("repeat", "reshape", "select", "slice", "squeeze", "transpose", "unflatten", "unsqueeze", "view"),
+    )
 )
 
 
 def simplify_known_(network: GraphNetwork) -> None:
     """Drop masks of attention that are true throughout, and look up a row once that every position would look up."""
     known: dict[fx.Node, Range] = {}
+    buffers = dict(network.named_buffers())
     for node in list(network.graph.nodes):
-        known[node] = _range(network, node, known)
+        known[node] = _range(node, known, buffers)
         if op_name(node) == "scaled_dot_product_attention":
             _drop_open_mask_(node, known)
         elif op_name(node) == "embedding":
@@ -43,43 +47,46 @@ def simplify_known_(network: GraphNetwork) -> None:
     network.recompile()
 
 
-def _range(network: GraphNetwork, node: fx.Node, known: dict[fx.Node, Range]) -> Range:
+def _range(node: fx.Node, known: Mapping[fx.Node, Range], buffers: Mapping[str, Tensor]) -> Range:
     """Return between which numbers every element of a node's value lies.
 
     Example:
         >>> graph = fx.Graph()
         >>> count = graph.call_function(aten.arange.default, (graph.placeholder("length"),))
         >>> true = graph.call_function(aten.ge.Scalar, (count, 0))
-        >>> network = fx.GraphModule(torch.nn.Module(), graph)
-        >>> counted = _range(network, count, {})
-        >>> counted, _range(network, true, {count: counted})
+        >>> counted = _range(count, {}, {})
+        >>> counted, _range(true, {count: counted}, {})
         ((0, inf), (1, 1))
     """
     if node.op == "get_attr":
-        return _range_of_buffer(network, str(node.target))
+        return _range_of_buffer(buffers.get(str(node.target)))
     if node.op != "call_function":
         return _UNKNOWN
     name = op_name(node)
-    operands = [known.get(arg, _UNKNOWN) if isinstance(arg, fx.Node) else (arg, arg) for arg in node.args]
+    operands = [_range_of_operand(arg, known) for arg in node.args]
     if name == "arange":
         return _range_of_arange(node)
     if name in _MOVES:
         return operands[0]
     if name == "add" and not node.kwargs.get("alpha"):
         return operands[0][0] + operands[1][0], operands[0][1] + operands[1][1]
-    return _range_of_comparison(name, *operands[:2]) if name in ("ge", "gt", "le", "lt") else _UNKNOWN
+    return _range_of_comparison(name, operands[0], operands[1]) if name in ("ge", "gt", "le", "lt") else _UNKNOWN
 
 
-def _range_of_buffer(network: GraphNetwork, name: str) -> Range:
-    """Return the range of a tensor that no training changes, whatever else does."""
-    found = network.get_buffer(name) if name in dict(network.named_buffers()) else None
+def _range_of_operand(operand: Any, known: Mapping[fx.Node, Range]) -> Range:
+    if isinstance(operand, fx.Node):
+        return known.get(operand, _UNKNOWN)
+    return (operand, operand) if isinstance(operand, int | float) else _UNKNOWN
+
+
+def _range_of_buffer(found: Tensor | None) -> Range:
     if found is None or found.is_floating_point() or found.is_complex() or not found.numel():
         return _UNKNOWN
     return float(found.min()), float(found.max())
 
 
 def _range_of_arange(node: fx.Node) -> Range:
-    numbers = node.args if len(node.args) > 1 else (0, *node.args)
+    numbers: Any = node.args if len(node.args) > 1 else (0, *node.args)
     start, step = numbers[0], numbers[2] if len(numbers) > 2 else 1
     return (start, math.inf) if isinstance(start, int | float) and step == 1 else _UNKNOWN
 
@@ -91,7 +98,7 @@ def _range_of_comparison(name: str, left: Range, right: Range) -> Range:
     return (1, 1) if always else (0, 1)
 
 
-def _drop_open_mask_(attention: fx.Node, known: dict[fx.Node, Range]) -> None:
+def _drop_open_mask_(attention: fx.Node, known: Mapping[fx.Node, Range]) -> None:
     mask = attention.args[3] if len(attention.args) > 3 else attention.kwargs.get("attn_mask")
     if not isinstance(mask, fx.Node) or known[mask][0] != 1 or _dtype(mask) is not torch.bool:
         return
@@ -103,7 +110,7 @@ def _drop_open_mask_(attention: fx.Node, known: dict[fx.Node, Range]) -> None:
         attention.kwargs = {name: value for name, value in attention.kwargs.items() if name != "attn_mask"}
 
 
-def _look_up_once_(graph: fx.Graph, embedding: fx.Node, known: dict[fx.Node, Range]) -> None:
+def _look_up_once_(graph: fx.Graph, embedding: fx.Node, known: Mapping[fx.Node, Range]) -> None:
     """Replace rows that are all one row by that row, where whatever reads them adds it to something as large."""
     table, indices = embedding.args[:2]
     if not isinstance(table, fx.Node) or not isinstance(indices, fx.Node):
