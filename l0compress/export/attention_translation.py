@@ -39,28 +39,34 @@ def _attention(
 ) -> Any:
     """Translate ``aten.scaled_dot_product_attention`` in eval mode; a causal mask allows every row its first key."""
     del dropout_p
+    heads: tuple[Any, Any, Any] = (query, key, value)
+    return _weighted_values(*_of_equal_heads(*heads, enable_gqa), attn_mask, is_causal, scale)
+
+
+def _of_equal_heads(query: Any, key: Any, value: Any, grouped: bool) -> tuple[Any, Any, Any]:
+    if not grouped:
+        return query, key, value
+    num_heads = int(query.shape[-3])
+    return query, _repeated(key, num_heads), _repeated(value, num_heads)
+
+
+def _weighted_values(query: Any, key: Any, value: Any, mask: Any, is_causal: bool, scale: float | None) -> Any:
     factor = _default_scale(query) if scale is None else _constant(scale, query)
-    if enable_gqa:
-        key, value = (_repeated(heads, int(query.shape[-3])) for heads in (key, value))
     rank = len(query.shape)
     columns = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     scores = op.Mul(op.MatMul(query, columns), factor)
     if is_causal:
-        attn_mask = _causal(query, key)
-    if attn_mask is None:
+        mask = _causal(query, key)
+    if mask is None:
         return op.MatMul(op.Softmax(scores, axis=-1), value)
-    if attn_mask.dtype != ir.DataType.BOOL:
-        return op.MatMul(op.Softmax(op.Add(scores, attn_mask), axis=-1), value)
+    if mask.dtype != ir.DataType.BOOL:
+        return op.MatMul(op.Softmax(op.Add(scores, mask), axis=-1), value)
     zero, lowest = _constant(0.0, query), _constant(float(query.dtype.min), query)
-    weights = op.Softmax(op.Add(scores, op.Where(attn_mask, zero, lowest)), axis=-1)
-    # Once for all layers that share a mask, and one operator over the outputs for each; with a finite fill value
-    # rows without a key are means of all values.
-    open_rows = op.Cast(op.ReduceMax(op.Cast(attn_mask, to=ir.DataType.INT32), [-1], keepdims=1), to=ir.DataType.BOOL)
+    weights = op.Softmax(op.Add(scores, op.Where(mask, zero, lowest)), axis=-1)
+    # Which rows have a key is computed once for all layers that share a mask. With a finite fill value a row without
+    # any is the mean of all values.
+    open_rows = op.Cast(op.ReduceMax(op.Cast(mask, to=ir.DataType.INT32), [-1], keepdims=1), to=ir.DataType.BOOL)
     return op.Where(open_rows, op.MatMul(weights, value), zero)
-
-
-def _constant(number: float, like: Any) -> Any:
-    return op.Constant(value=ir.tensor(number, dtype=like.dtype))
 
 
 def _default_scale(query: Any) -> Any:
@@ -68,6 +74,10 @@ def _default_scale(query: Any) -> Any:
     if isinstance(width, int):
         return _constant(1 / math.sqrt(width), query)
     return op.Reciprocal(op.Sqrt(op.Cast(op.Shape(query, start=-1), to=query.dtype)))
+
+
+def _constant(number: float, like: Any) -> Any:
+    return op.Constant(value=ir.tensor(number, dtype=like.dtype))
 
 
 def _causal(query: Any, key: Any) -> Any:
