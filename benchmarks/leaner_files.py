@@ -28,6 +28,7 @@ import l0compress as l0
 from l0compress.export import onnx as exporter
 from l0compress.export.session import OnnxSession
 from l0compress.graph.groups.groups import Groups
+from l0compress.measure.bench import bench
 
 SHARES = {"dense": None, "half": 0.5, "quarter": 0.25}
 BATCH_SIZES = (1, 8)
@@ -110,7 +111,7 @@ def compare(graph: l0.CapturedGraph, threads: int) -> tuple[str, ...]:
         session = OnnxSession(after)
         feeds = session.feeds(session.example_call(1))
         counts = [kernels(path, feeds, folder) for path in (before, after)]
-        report = l0.bench({"before": before, "after": after}, graph, batch_sizes=BATCH_SIZES, threads=threads)
+        report = bench({"before": before, "after": after}, graph, batch_sizes=BATCH_SIZES, threads=threads)
     cells = [" → ".join(map(str, counts))]
     for size in BATCH_SIZES:
         times = [report.timing(form, size).median_ms for form in ("before", "after")]
