@@ -69,16 +69,18 @@ class FromPosition(Heads):
 class Typed(nn.Module):
     """Tokens that all have one type, as Hugging Face's models assume where no types are given."""
 
-    def __init__(self, type_id: int, *, alone: bool = False) -> None:
+    def __init__(self, type_id: int, added_to: str = "all tokens") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.tokens, self.types, self.alone = nn.Embedding(9, 4), nn.Embedding(3, 4), alone
+        self.tokens, self.types, self.added_to = nn.Embedding(9, 4), nn.Embedding(3, 4), added_to
         self.register_buffer("ids", torch.full((1, 50), type_id))
         self.ids: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
         types = self.types(self.ids[:, : x.shape[1]].expand(x.shape))
-        return types * 2 if self.alone else self.tokens(x) + types
+        if self.added_to == "nothing":
+            return types * 2
+        return types + self.tokens(x if self.added_to == "all tokens" else x[:, :1])
 
 
 def operators(path: Path) -> Counter[str]:
@@ -124,13 +126,14 @@ def test_only_a_mask_that_hides_nothing_is_dropped(first, has_mask, tmp_path):
     torch.testing.assert_close(found, model(tokens).detach(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("alone", "lookups"), [(False, 1), (True, 1)])
-def test_a_row_that_every_position_looks_up_is_looked_up_once(alone, lookups, tmp_path):
-    """What is only added may be one row; what is returned keeps its shape."""
-    model, tokens = Typed(2, alone=alone).eval(), torch.randint(9, (2, 5))
+@pytest.mark.parametrize(("added_to", "lookups"), [("all tokens", 1), ("the first token", 2), ("nothing", 1)])
+def test_a_row_that_every_position_looks_up_is_a_constant_if_nothing_needs_its_shape(added_to, lookups, tmp_path):
+    model, tokens = Typed(2, added_to).eval(), torch.randint(9, (2, 5))
     path = export_onnx(capture(model, (tokens,)), tmp_path / "model.onnx").path
-    gathers = [node for node in onnx.load(path).graph.node if node.op_type == "Gather"]
-    assert len(gathers) == lookups and ("types" in gathers[0].input[0]) == alone
+    tables = [
+        node.input[0] for node in onnx.load(path).graph.node if node.op_type == "Gather" and "weight" in node.input[0]
+    ]
+    assert len(tables) == lookups and ("types.weight" in tables) == (added_to != "all tokens")
     (found,) = OnnxSession(path)(tokens).values()
     torch.testing.assert_close(found, model(tokens).detach())
 
