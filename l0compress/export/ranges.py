@@ -43,7 +43,8 @@ def simplify_known_(network: GraphNetwork) -> None:
             _drop_open_mask_(node, known)
         elif op_name(node) == "embedding":
             _look_up_once_(network.graph, node, known)
-    network.graph.eliminate_dead_code()
+    # What has no tensor as its value may be a check, which nothing reads.
+    network.graph.eliminate_dead_code(lambda node: node.is_impure() or not _is_tensor(node))
     network.recompile()
 
 
@@ -128,9 +129,13 @@ def _adds(user: fx.Node, term: fx.Node) -> bool:
         op_name(user) == "add"
         and len(others) == 1
         and isinstance(others[0], fx.Node)
-        and isinstance(others[0].meta.get("val"), Tensor)
+        and _is_tensor(others[0])
         and str(others[0].meta["val"].shape) == str(term.meta["val"].shape)
     )
+
+
+def _is_tensor(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
 
 
 def _dtype(node: fx.Node) -> torch.dtype | None:
