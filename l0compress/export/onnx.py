@@ -27,11 +27,14 @@ from torch._dynamo.exc import UserError
 from torch.onnx import OnnxExporterError, ONNXProgram
 
 from l0compress.errors import RunError, SurgeryError
+from l0compress.export.attention_translation import ATTENTION
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
 from l0compress.export.origins import note_origins_
+from l0compress.export.ranges import simplify_known_
 from l0compress.export.recurrent_translation import TRANSLATIONS, check_translatable
+from l0compress.export.reshaping import simplify_shapes_
 from l0compress.export.session import EXAMPLE_KEY, OUTPUT_NAMES_KEY, OnnxSession
 from l0compress.export.ties import tie_sizes_
 from l0compress.graph.capture import CapturedGraph
@@ -116,6 +119,7 @@ class FlatNetwork(nn.Module):
         super().__init__()
         self.network = graph.module()
         tie_sizes_(self.network, graph)
+        simplify_known_(self.network)
         _lay_out_attention_(self.network)
         split_norms_(self.network)
         self._leaves, self._spec = pytree.tree_flatten((graph.example_args, graph.example_kwargs))
@@ -181,7 +185,7 @@ def _distinct(value: Any, seen: set[int]) -> Any:
 
 def _converted(graph: CapturedGraph) -> ONNXProgram:
     check_translatable(graph)
-    network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **expert_translations(graph)}
+    network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **ATTENTION, **expert_translations(graph)}
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
     dims = [asked for leaf, asked in zip(leaves, asked_dims(graph), strict=True) if isinstance(leaf, Tensor)]
@@ -198,6 +202,7 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
         ) from error
     if converted is None:
         raise SurgeryError("torch.onnx returned no program.", fix="Export the graph as pt2.")
+    simplify_shapes_(converted.model)
     return converted
 
 

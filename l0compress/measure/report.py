@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from l0compress.graph.groups.cost import Cost
+from l0compress.measure.slower import slower_notes
 from l0compress.measure.table import Table
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def comparison_table(
     compared with.
 
     Of two models the last column is the second as a share of the first; of more, each cell says its own share.
-    Latencies are those of the candidates of the same names in ``bench``.
+    Latencies are those of the candidates of the same names in ``bench``. Where a smaller model is slower, a
+    note says why.
 
     Example:
         >>> dense, small = Measured("dense", Cost(1000, 2000, 4000)), Measured("small", Cost(250, 500, 1000))
@@ -89,7 +91,7 @@ def comparison_table(
         return Table(title, columns, tuple(rows))
     names = [model.name for model in models]
     rows += [row for size in bench.batch_sizes for row in _latency_rows(bench, names, size)]
-    return Table(title, columns, tuple(rows), (_thread_note(bench),))
+    return Table(title, columns, tuple(rows), (_thread_note(bench), *slower_notes(bench, models)))
 
 
 def _latency_rows(bench: BenchReport, names: Sequence[str], batch_size: int) -> list[tuple[str, ...]]:
