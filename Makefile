@@ -41,7 +41,7 @@ tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 .PHONY: help install lock wheels test test-all test-newest test-lowest check format demo errors
-.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware bench-latency bench-family bench-step bench-compaction bench-leaner bench-engine-loops
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
 
 help:
@@ -74,6 +74,12 @@ help:
 	@echo "make fuzz-bundles    20,000 hostile bundles (minutes)"
 	@echo "make bench-bundle    the sparse bundle against ONNX Runtime: MiniLM, LeNet-300-100, 10,000 runs from four threads"
 	@echo "make bench-growth    how label, group and shrink grow with the network"
+	@echo "make bench-latency   times that were asked for against times that are measured (an hour; resumes; ARGUMENTS=)"
+	@echo "make bench-family    a family from one run against single runs (ARGUMENTS=\"--network mnist --target params=0.4,0.2 --epochs 12\")"
+	@echo "make bench-step      a training step with gates against a dense one, time and memory"
+	@echo "make bench-compaction   a run with and without removals while it trains"
+	@echo "make bench-leaner    ONNX files with and without the export's passes (ten minutes)"
+	@echo "make bench-engine-loops   which inner loops of the numba engine are worth vector code (two minutes)"
 	@echo "make bench-quality   every method on every task, over seeds; writes docs/quality.md (QUICK=1: 20 minutes; or days; resumes)"
 	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
@@ -223,6 +229,26 @@ bench-bundle: $(ZOO_STAMP) $(FORMATS_STAMP)
 
 bench-growth: $(ZOO_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py
+
+bench-latency: $(ZOO_STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore benchmarks/latency.py targets $(ARGUMENTS)
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore benchmarks/latency.py model --batches 1 --threads 2 $(ARGUMENTS)
+
+bench-family: $(STAMP)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/family.py $(ARGUMENTS)
+
+bench-step: $(ZOO_STAMP)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/step.py --threads 1
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=2 $(BIN)/python -W ignore benchmarks/step.py --threads 2
+
+bench-compaction: $(STAMP)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/compaction.py
+
+bench-leaner: $(ZOO_STAMP) $(FORMATS_STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python -W ignore benchmarks/leaner_files.py $(ARGUMENTS)
+
+bench-engine-loops: $(STAMP)
+	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/engine_loops.py $(ARGUMENTS)
 
 bench-sparse: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)

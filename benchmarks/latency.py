@@ -4,8 +4,9 @@
     python benchmarks/latency.py model [--plans 50]
 
 ``targets`` holds networks with random weights to shares of their own time, decided by magnitude, and measures what
-comes out in turns with the dense network. ``model`` compares what the model of time predicts with what is measured, over
-random plans. Weights do not matter for a time. Every line is appended to ``results/latency.jsonl`` and not repeated.
+comes out in turns with the dense network. ``model`` compares what the model of time predicts with what is measured,
+over random plans. Weights do not matter for a time. Every line is appended to ``results/latency.jsonl`` and not
+repeated.
 """
 
 from __future__ import annotations

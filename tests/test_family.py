@@ -227,8 +227,8 @@ def test_the_state_of_another_family_is_refused() -> None:
     with pytest.raises(PlanError) as caught:
         family(case, "macs=0.7,0.2", Shelf(shelf.read(len(shelf.kept) - 1)))
     assert str(caught.value) == (
-        "The checkpoint is of member 'macs=0.3', but this family has macs=0.7, macs=0.2. Nothing was changed. Resume it "
-        "with the targets that it began with."
+        "The checkpoint is of member 'macs=0.3', but this family has macs=0.7, macs=0.2. Nothing was changed. Resume "
+        "it with the targets that it began with."
     )
 
 
