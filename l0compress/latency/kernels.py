@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from l0compress.devices import constant_on
 from l0compress.graph.groups import Groups
 from l0compress.graph.labels.values import Value, core, flattened, varying
 from l0compress.graph.nodes.network import op_name
@@ -42,8 +43,8 @@ class Lines:
 
     def counts(self, alive: Tensor) -> Tensor:
         """(lines + 1,): the live count of each line, and a constant one; differentiable in ``alive`` (components,)."""
-        zeros = alive.new_zeros(len(self.sizes))
-        summed = zeros.index_add(0, self.line_of.to(alive.device), alive.index_select(0, self.members.to(alive.device)))
+        members, line_of = (constant_on(index, alive.device) for index in (self.members, self.line_of))
+        summed = alive.new_zeros(len(self.sizes)).index_add(0, line_of, alive.index_select(0, members))
         return torch.cat([summed, summed.new_ones(1)])
 
 

@@ -74,6 +74,10 @@ class Beside:
     ) -> None:
         self._dense, self._files, self._dense_ns, self._run, self._seconds = dense, files, dense_ns, run, seconds
 
+    def __getstate__(self) -> dict[str, Any]:
+        """An open session cannot be written down; the next comparison opens it again."""
+        return {**self.__dict__, "_run": None}
+
     def time(self, small: CapturedGraph) -> float:
         """Nanoseconds of ``small`` on the machine as it was when the dense network was measured first."""
         if self._run is None:

@@ -66,12 +66,7 @@ def decide_by_gates(gated: GatedNetwork, budget: Penalty) -> Decision:
     """
     if gated.sparse:
         return harden_sparse(gated, budget)
-    limits = budget.limits_on(gated.groups)
-    if limits is None:
-        plan = _harden_moves(gated, budget)
-    else:
-        scores = gated.gates.log_alpha.detach().cpu()
-        plan = closed(lambda within: decide(within, scores), lambda plan: shrink(gated.groups.graph, plan), limits)
+    plan = _harden_moves(gated, budget)
     return Decision(plan, shrink(fold(gated, plan), plan))
 
 
@@ -107,7 +102,7 @@ def _harden_moves(gated: GatedNetwork, budget: Penalty) -> KeepPlan:
     if limits is None:
         likely = gated.gates.probability_nonzero().detach().cpu() > 0.5
         return KeepPlan.from_keep(gated.groups, gated.groups.close(likely | smallest_keep(gated.groups, scores)))
-    return decide(limits, scores)
+    return closed(lambda within: decide(within, scores), lambda plan: shrink(gated.groups.graph, plan), limits)
 
 
 def decide(limits: Limits, scores: Tensor) -> KeepPlan:
