@@ -33,7 +33,8 @@ from l0compress.training.closing import closed
 from l0compress.training.harden import decide
 from l0compress.training.limits import Limits
 from l0compress.training.narrowing import Narrowed
-from l0compress.training.targets import Target, check_countable, parse_target
+from l0compress.training.reachable import check_countable
+from l0compress.training.targets import Target, parse_target
 
 
 class Small(nn.Module):

@@ -157,12 +157,11 @@ class _Finder:
         outputs = weight[1] * groups if transposed else weight[0]
         inputs = weight[0] if transposed else weight[1] * groups
         depthwise = groups == inputs and groups > 1
-        if len(x) != num_spatial + 2 or (groups > 1 and not (depthwise and outputs == inputs)):
+        plain = groups == 1 or (depthwise and outputs == inputs and not transposed)
+        if len(x) != num_spatial + 2 or not plain:
             return None
         names = ("inputs", "outputs") if transposed else ("outputs", "inputs")
-        lines = self.axes(node, ("outputs",) if depthwise and not transposed else names)
-        if depthwise and transposed:
-            return None
+        lines = self.axes(node, names[:1] if depthwise else names)
         operator = Convolution(
             tuple(lines),
             outputs=outputs,
@@ -181,15 +180,8 @@ class _Finder:
         if len(query) != 4 or query[1] != key[1] or not isinstance(written, Value):
             return None
         planes = [plane for plane in written.planes if 1 in varying(plane)]
-        lines = {}
-        if planes and self.is_cut(planes[0]):
-            line = self.line(planes[0])
-            # Heads alone, or heads and what is inside of them.
-            lines["channels"] = line
-            if len(self.arrays[line]) not in (query[1], query[1] * value[3]):
-                return None
-        per_head = len(self.arrays[lines["channels"]]) // query[1] if lines else query[3]
-        if per_head not in (query[3], value[3]):
+        lines = {"channels": self.line(planes[0])} if planes and self.is_cut(planes[0]) else {}
+        if lines and len(self.arrays[lines["channels"]]) != query[1] * query[3]:
             return None
         operator = Attention(tuple(lines), query[1] * query[3], query[3], query[2], key[2], value[3])
         return Placed(node.name, operator, tuple(lines.values()))

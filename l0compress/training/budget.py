@@ -29,8 +29,9 @@ from l0compress.training.limits import Bound, Limits
 from l0compress.training.multiplier import AscentSettings, Multiplier
 from l0compress.training.penalty import FixedPenalty as FixedPenalty
 from l0compress.training.penalty import Penalty as Penalty
+from l0compress.training.reachable import check_countable, check_reachable
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import AbsoluteTarget, AnyTargets, absolute_targets, check_countable, check_reachable
+from l0compress.training.targets import AbsoluteTarget, AnyTargets, absolute_targets
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -1,4 +1,4 @@
-"""Targets: ``macs=0.5``, ``params=26500``, ``bytes=1MB``, ``int8-bytes=0.25``, from how they are written to a count.
+"""Targets: ``macs=0.5``, ``params=26500``, ``bytes=1MB``, ``latency=5ms``, from how they are written to a count.
 
 A :class:`Target` is what was asked for. :meth:`Target.on` turns it into an :class:`AbsoluteTarget`, the count that it
 allows of one network; that value then goes unchanged to whatever has to keep within it. There may be several, each in
@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from l0compress.errors import NothingToPruneError, TargetError
-from l0compress.gates.reach import smallest_cost
-from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups import Groups, find_groups, groups_without_moves
+from l0compress.errors import TargetError
+from l0compress.graph.groups import Groups
 from l0compress.graph.groups.cost import UNITS
 from l0compress.graph.groups.resource import Counted, Resource
-from l0compress.graph.nodes.protection import Protection
 
 # Measured on this machine, see :mod:`l0compress.latency`; in nanoseconds.
 LATENCY = "latency"
@@ -242,75 +239,6 @@ def parse_target(text: str) -> Target:
         raise TargetError(f"Target {text!r}: unknown suffix {match[2]!r}. Known suffixes are k, M and G.")
     value = float(digits) * _SCALES[suffix.lower()]
     return _checked(unit, value if not suffix and "." in digits else round(value))
-
-
-def check_reachable(
-    targets: Iterable[AbsoluteTarget], groups: Groups, smallest: Callable[[Resource], int] = smallest_cost
-) -> None:
-    """Refuse targets that no removal can reach; by default only channels are removed.
-
-    What removes most is the same for all of them, so they can be reached together if each of them can be.
-    ``smallest`` returns the cost of the smallest model that can be reached.
-
-    Raises:
-        TargetError: one of them cannot be; the message has the least that can be reached of each such target, and which
-            limits of the graph's protection are in the way.
-    """
-    reach = [(target, smallest(target.resource(groups))) for target in targets]
-    missed = [(target, least) for target, least in reach if least > target.limit]
-    if not missed:
-        return
-    whys = [target.missed_by(least) for target, least in missed]
-    ways = " and ".join(target.reachable(least) for target, least in missed)
-    limits = in_the_way(groups.graph, [target for target, _ in missed])
-    if not limits:
-        raise TargetError(" ".join(whys), fix=f"Ask for {ways} or more.")
-    raise TargetError(
-        f"{' '.join(whys)} In the way: {', '.join(limits)}.",
-        fix=f"Ask for {ways} or more, or for less that has to stay.",
-    )
-
-
-def in_the_way(graph: CapturedGraph, targets: Sequence[AbsoluteTarget]) -> tuple[str, ...]:
-    """Return those limits of a graph's protection without each of which more could be removed, in a target's unit.
-
-    All of them, where no single one makes a difference.
-    """
-    limits = graph.protection.limits()
-
-    def least(protection: Protection) -> list[int]:
-        groups = _all_groups(replace(graph, protection=protection))
-        return [smallest_cost(target.resource(groups)) for target in targets]
-
-    now = least(graph.protection) if limits else []
-    found = tuple(limit for limit in limits if least(graph.protection.without(limit)) != now)
-    return found or limits
-
-
-def _all_groups(graph: CapturedGraph) -> Groups:
-    try:
-        return find_groups(graph)
-    except NothingToPruneError:
-        return groups_without_moves(graph)
-
-
-def check_countable(targets: Iterable[AbsoluteTarget], *, single_weights: bool) -> None:
-    """Refuse targets in a unit in which what is to be removed costs nothing.
-
-    Raises:
-        TargetError: the bytes of an int8 file or a latency, where single weights become zero.
-    """
-    if single_weights and any(target.unit == LATENCY for target in targets):
-        raise TargetError(
-            "Target latency: the time of an ONNX file does not depend on how many of its weights are zero.",
-            fix="Pass --granularity structured, or name params, macs or bytes and run the result as a bundle.",
-        )
-    if single_weights and any(target.unit == "int8_bytes" for target in targets):
-        raise TargetError(
-            "Target int8_bytes: an int8 file stores a zero as it stores any other weight, so it does not shrink with "
-            "single weights.",
-            fix="Pass --granularity structured, or name params, macs or bytes.",
-        )
 
 
 def _checked(unit: str, value: Any) -> Target:

@@ -18,9 +18,10 @@ from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.limits import Limits
 from l0compress.training.methods.base import Method
 from l0compress.training.problem import Problem
+from l0compress.training.reachable import check_reachable
 from l0compress.training.samples import num_samples_for, repair_on_samples, take_samples
 from l0compress.training.state import TrainingState
-from l0compress.training.targets import AbsoluteTarget, check_reachable
+from l0compress.training.targets import AbsoluteTarget
 
 # Few samples a probe, since every probe is one random draw.
 PROBE = 4

@@ -25,9 +25,9 @@ from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.limits import Limits
 from l0compress.training.methods.base import Method
 from l0compress.training.problem import Problem
+from l0compress.training.reachable import check_countable, check_reachable
 from l0compress.training.rounding import round_weights
 from l0compress.training.state import TrainingState
-from l0compress.training.targets import check_countable, check_reachable
 
 Scope = Literal["global", "layer"]
 
