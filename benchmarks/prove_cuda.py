@@ -110,8 +110,9 @@ def own_loop(name: str, device: torch.device) -> str:
             optimizer.zero_grad()
             budget.step()
         require(bool(torch.isfinite(loss)), "the loss is not finite")
-        before, gated = gated.groups.num_moves, compact(gated).gated
-        budget.follow_(gated)
+        before, compacted = gated.groups.num_moves, compact(gated)
+        gated = compacted.gated
+        budget.follow_(gated, compacted.kept_moves)
     plan = l0.harden(gated, budget)
     folded = l0.fold(gated, plan)
     small = l0.shrink(folded, plan)

@@ -72,8 +72,9 @@ def own_loop(graph: CapturedGraph, device: str, granularity: Any = "structured",
             optimizer.zero_grad()
             budget.step()
             losses.append(float(loss.detach()))
-        gated = compact(gated).gated
-        budget.follow_(gated)
+        compacted = compact(gated)
+        gated = compacted.gated
+        budget.follow_(gated, compacted.kept_moves)
     plan = harden(gated, budget)
     folded = fold(gated, plan)
     return Trained(gated, losses, plan, shrink(folded, plan), folded)

@@ -28,7 +28,13 @@ pytestmark = pytest.mark.slow
 
 # Gates that close early, so that removals happen, between epochs and within them.
 FAST = GateSettings(
-    share=0.5, log_alpha=-2.0, learning_rate=1.0, multiplier_rate=0.5, compact_every=1, compact_gain=0.0
+    share=0.5,
+    log_alpha=-2.0,
+    learning_rate=1.0,
+    multiplier_rate=0.5,
+    compact_below=0.1,
+    compact_every=1,
+    compact_gain=0.0,
 )
 QUICK = FinetuneSettings(epochs=4, batch_size=16, learning_rate=0.01, gates=FAST)
 

@@ -201,7 +201,7 @@ class TestCommands:
         )  # fmt: skip
         assert outcome.exit_code == 0
         assert "nonzero parameters" in outcome.stdout and "weight bytes without zeros" in outcome.stdout
-        assert "Budget: at most 37 params; 37 were used (100.0%)." in outcome.stdout
+        assert "Budget: at most 37 parameters; 37 were used (100.0%)." in outcome.stdout
         return tmp_path / "run"
 
     def test_results_keep_shapes_and_nonzeros_apart(self, run):
