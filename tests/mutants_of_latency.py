@@ -27,7 +27,7 @@ LATENCY = (
           "True", (_TESTS, "every_contraction")),
     Fault("l0compress.latency:Latency.counts", "self.model.work.lines.counts(alive)",
           "self.dense_groups.costs.counts(alive)", (_TESTS, "certainty")),
-    Fault("l0compress.training:closed", "1 / each", "each", (_TESTS, "wrong_by_a_factor")),
+    Fault("l0compress.training:closed", "scale / share", "scale * share", (_TESTS, "wrong_by_a_factor")),
     Fault("l0compress.training:_is_better", "fits != than_fits", "False", (_TESTS, "")),
     Fault("l0compress.training:parse_target", "unit == LATENCY and suffix", "False", (_TESTS, "nanoseconds")),
 )  # fmt: skip

@@ -4,11 +4,13 @@ requires: a way to decide within limits, and to carry a decision out.
 ensures:  a decision that keeps to what is measured, not only to what was predicted, as nearly as whole channels allow.
 
 A model of time is a few hundredths off. The bound that the model is held to is therefore moved by as much as the
-measurement of what it led to differs from the prediction, until the measurement is right: the secant method.
+measurement of what it led to differs from the prediction, until the measurement is right: the secant method, with
+bisection where the steps of kernels make it overshoot.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from l0compress.errors import TargetMissedError
@@ -17,9 +19,8 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.training.limits import Limits
 
 # How far below and above the bound a measurement may be before it is tried again, and how often.
-BELOW, ABOVE, TRIALS = 0.96, 1.01, 4
-# A prediction that is off by more is not believed at once.
-_STRIDE = 1.5
+BELOW, ABOVE, TRIALS = 0.96, 1.01, 6
+STRIDE = 1.5
 
 Decide = Callable[[Limits], KeepPlan]
 CarryOut = Callable[[KeepPlan], CapturedGraph]
@@ -40,27 +41,44 @@ def closed(decide: Decide, carry_out: CarryOut, limits: Limits) -> KeepPlan:
     plan = decide(limits)
     if not any(bound.resource.is_estimate for bound in limits.bounds):
         return plan
-    best, best_share, asked = plan, float("inf"), limits
+    best, best_share, scale = plan, math.inf, 1.0
+    fits, exceeds = 0.0, math.inf
     for trial in range(TRIALS):
-        shares = _shares(plan, carry_out(plan), limits)
-        share = max(shares)
+        share = max(_shares(plan, carry_out(plan), limits))
         if _is_better(share, best_share):
             best, best_share = plan, share
         if BELOW <= share <= ABOVE or trial == TRIALS - 1:
             break
-        steps = [min(max(1 / each, 1 / _STRIDE), _STRIDE) for each in shares]
-        most = [
-            min(round(now * step), bound.resource.dense) if bound.resource.is_estimate else now
-            for now, step, bound in zip(asked.most, steps, limits.bounds, strict=True)
-        ]
-        if tuple(most) == asked.most:
-            break
-        asked = limits.at(most)
+        fits, exceeds = (max(fits, scale), exceeds) if share <= ABOVE else (fits, min(exceeds, scale))
+        scale = _next(scale / share, fits, exceeds)
         try:
-            plan = decide(asked)
+            plan = decide(_scaled(limits, scale))
         except TargetMissedError:
             break
     return best
+
+
+def _next(corrected: float, fits: float, exceeds: float) -> float:
+    """The scale of the bound to try next: the corrected one, or halfway between what fits and what does not.
+
+    >>> _next(1.1, 1.0, 1.2), round(_next(1.3, 1.0, 1.2), 4), _next(0.2, 0.0, 1.0)
+    (1.1, 1.0954, 0.6666666666666666)
+    """
+    if 0 < fits < exceeds < math.inf and not fits < corrected < exceeds:
+        return math.sqrt(fits * exceeds)
+    known = exceeds if fits == 0 else fits
+    # A prediction that is off by more is not believed at once.
+    return min(max(corrected, known / STRIDE), known * STRIDE)
+
+
+def _scaled(limits: Limits, scale: float) -> Limits:
+    """The limits with every estimate's bound moved."""
+    return limits.at(
+        [
+            min(round(bound.most * scale), bound.resource.dense) if bound.resource.is_estimate else bound.most
+            for bound in limits.bounds
+        ]
+    )
 
 
 def _shares(plan: KeepPlan, small: CapturedGraph, limits: Limits) -> list[float]:
