@@ -197,7 +197,7 @@ def test_every_contraction_is_timed_and_everything_else_counted(groups: Groups) 
 
 def test_widths_of_a_plan_are_those_of_the_small_graph(groups: Groups) -> None:
     work, plan = work_of(groups), KeepPlan.random(groups, density=0.5, seed=1)
-    counts = work.lines.counts(plan.alive.double())
+    counts = work.lines.of(plan.alive.double())
     small = {
         placed.node: placed.operator.widths for placed in work_of(find_groups(shrink(groups.graph, plan))).operators
     }

@@ -277,6 +277,8 @@ def kept_by_compaction(gated: GatedNetwork, *, threshold: float = 0.01) -> Tenso
     """Return the moves that :func:`compact` keeps, bool ``(num_moves,)`` and closed."""
     probability = gated.gates.probability_nonzero().detach().cpu()
     keep = probability >= threshold
+    if bool(keep.all()):
+        return keep
     for group in gated.groups.groups:
         members = torch.tensor(group.moves)
         # The first layer reads the model's input directly; selecting its columns at every step would cost time, not

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, fx
 
-from l0compress.devices import constant_on
 from l0compress.graph.groups import Groups
+from l0compress.graph.groups.live_counts import LineIndex, LiveCounts
 from l0compress.graph.labels.values import Value, core, flattened, varying
 from l0compress.graph.nodes.network import op_name
 from l0compress.graph.nodes.shapes import node_shape
@@ -25,27 +23,6 @@ from l0compress.latency.operators import Attention, Convolution, Linear, Timed
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-
-
-@dataclass(frozen=True, eq=False)
-class Lines:
-    """Sets of components; how many of each are alive is a width.
-
-    Attributes:
-        members: int64: the components of all lines, one line after the other.
-        line_of: int64: the line of each member.
-        sizes: how many components each has.
-    """
-
-    members: Tensor
-    line_of: Tensor
-    sizes: tuple[int, ...]
-
-    def counts(self, alive: Tensor) -> Tensor:
-        """(lines + 1,): the live count of each line, and a constant one; differentiable in ``alive`` (components,)."""
-        members, line_of = (constant_on(index, alive.device) for index in (self.members, self.line_of))
-        summed = alive.new_zeros(len(self.sizes)).index_add(0, line_of, alive.index_select(0, members))
-        return torch.cat([summed, summed.new_ones(1)])
 
 
 @dataclass(frozen=True)
@@ -77,7 +54,7 @@ class Work:
         elements: what all other operators write.
     """
 
-    lines: Lines
+    lines: LiveCounts
     operators: tuple[Placed, ...]
     macs: tuple[Amount, ...]
     elements: tuple[Amount, ...]
@@ -86,6 +63,7 @@ class Work:
 def work_of(groups: Groups) -> Work:
     """Everything that takes time in the graph of ``groups``.
 
+    >>> import torch
     >>> from torch import nn
     >>> from l0compress.graph import capture, find_groups
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -99,7 +77,7 @@ def work_of(groups: Groups) -> Work:
     for node in groups.graph.nodes():
         if node.op == "call_function":
             finder.visit_(node)
-    return Work(finder.lines(), tuple(finder.operators), tuple(finder.macs), tuple(finder.elements))
+    return Work(finder.lines.counts(), tuple(finder.operators), tuple(finder.macs), tuple(finder.elements))
 
 
 class _Finder:
@@ -109,8 +87,7 @@ class _Finder:
         self.operators: list[Placed] = []
         self.macs: list[Amount] = []
         self.elements: list[Amount] = []
-        self.arrays: list[np.ndarray] = []
-        self.by_content: dict[bytes, int] = {}
+        self.lines = LineIndex(groups.components)
         self.facts: dict[str, list[Any]] = {}
         self.can_go = (groups.moves_of_component < groups.num_moves).any(1).numpy()
         for fact in groups.labelled.space.macs:
@@ -181,7 +158,7 @@ class _Finder:
             return None
         planes = [plane for plane in written.planes if 1 in varying(plane)]
         lines = {"channels": self.line(planes[0])} if planes and self.is_cut(planes[0]) else {}
-        if lines and len(self.arrays[lines["channels"]]) != query[1] * query[3]:
+        if lines and len(self.lines.arrays[lines["channels"]]) != query[1] * query[3]:
             return None
         operator = Attention(tuple(lines), query[1] * query[3], query[3], query[2], key[2], value[3])
         return Placed(node.name, operator, tuple(lines.values()))
@@ -208,19 +185,7 @@ class _Finder:
         return tuple(self.line(plane) for plane in planes)
 
     def line(self, plane: Tensor) -> int:
-        array = self.groups.components.of(flattened(plane))
-        key = array.tobytes()
-        if key not in self.by_content:
-            self.by_content[key] = len(self.arrays)
-            self.arrays.append(array)
-        return self.by_content[key]
-
-    def lines(self) -> Lines:
-        sizes = [len(array) for array in self.arrays]
-        members = np.concatenate(self.arrays) if self.arrays else np.zeros(0, np.int64)
-        line_of = np.repeat(np.arange(len(sizes)), sizes)
-        members, line_of = (torch.from_numpy(array.astype(np.int64)) for array in (members, line_of))
-        return Lines(members, line_of, tuple(sizes))
+        return self.lines.index(flattened(plane))
 
 
 _VIEWS = frozenset(

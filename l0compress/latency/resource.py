@@ -11,8 +11,8 @@ from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups
-from l0compress.graph.groups.cost_model import Terms
 from l0compress.graph.groups.groups import Left
+from l0compress.graph.groups.live_counts import Terms
 from l0compress.graph.groups.resource import Modelled
 from l0compress.latency.fit import Coefficients
 from l0compress.latency.kernels import Amount, Work
@@ -39,7 +39,7 @@ class TimeModel:
 
     def features(self, alive: Tensor, live: frozenset[str] | None) -> tuple[float, ...]:
         """What :mod:`~l0compress.latency.fit` multiplies its coefficients by, of what is left of the graph."""
-        counts = self.work.lines.counts(alive.double()).numpy()
+        counts = self.work.lines.of(alive.double()).numpy()
         times = [
             table.at([counts[line] for line in placed.lines])
             for placed, table in zip(self.work.operators, self.tables, strict=True)
@@ -70,13 +70,7 @@ class TimeModel:
                 amounts.append(Amount(placed.node, max(0.0, found.scale * each + of_one), lines))
         amounts += [replace(a, each=a.each * found.per_element) for a in self.work.elements]
         amounts += [replace(a, each=a.each * found.per_mac) for a in self.work.macs]
-        amounts = [amount for amount in amounts if amount.each > 0]
-        padding, width = len(self.work.lines.sizes), max(len(amount.lines) for amount in amounts) or 1
-        lines = torch.full((len(amounts), width), padding, dtype=torch.long)
-        for row, amount in enumerate(amounts):
-            lines[row, : len(amount.lines)] = torch.tensor(amount.lines, dtype=torch.long)
-        each = torch.tensor([amount.each for amount in amounts], dtype=torch.float64)
-        return Terms(each, lines, tuple(frozenset({amount.node}) for amount in amounts))
+        return self.work.lines.terms([(a.each, a.lines, frozenset({a.node})) for a in amounts if a.each > 0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +98,7 @@ class Latency(Modelled):
         return self.model.exact(dense.alive, dense.fate.live)
 
     def counts(self, alive: Tensor) -> Tensor:
-        return self.model.work.lines.counts(alive)
+        return self.model.work.lines.of(alive)
 
     def used_by(self, small: CapturedGraph, keep: Tensor, *, sparse: bool = False) -> int:
         del keep, sparse

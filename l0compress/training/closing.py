@@ -84,11 +84,7 @@ def _scaled(limits: Limits, scale: float) -> Limits:
 def _shares(plan: KeepPlan, small: CapturedGraph, limits: Limits) -> list[float]:
     """What a plan uses of each bound; measured, where that is an estimate."""
     return [
-        (
-            bound.resource.used_by(small, plan.keep)
-            if bound.resource.is_estimate
-            else min(bound.resource.cost(plan.keep), bound.most)
-        )
+        (bound.resource.used_by(small, plan.keep) if bound.resource.is_estimate else bound.resource.cost(plan.keep))
         / bound.most
         for bound in limits.bounds
     ]

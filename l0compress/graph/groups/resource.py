@@ -18,8 +18,8 @@ from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.cost import cost
-from l0compress.graph.groups.cost_model import Terms
 from l0compress.graph.groups.groups import Groups, Left
+from l0compress.graph.groups.live_counts import Terms
 from l0compress.graph.groups.weights import nonzero_cost
 
 
@@ -174,7 +174,7 @@ class Modelled(Resource):
 
     def counts(self, alive: Tensor) -> Tensor:
         """The live counts that the terms multiply, given (the probability of) each dense component."""
-        return self.dense_groups.costs.counts(alive)
+        return self.dense_groups.costs.lines.of(alive)
 
     def after(self, groups: Groups, keep: Tensor, moves: Tensor) -> Modelled:
         dense_moves = torch.where(moves < 0, -1, self._padded(moves))
