@@ -64,7 +64,7 @@ help:
 	@echo "make example-yolo    compress a YOLO of ultralytics by its own loss (YOLO=yolo11n-seg; ARGUMENTS=)"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
-	@echo "make bench-weights   the same at 98 % zeros in single weights, and what their gates cost"
+	@echo "make bench-weights   the same at 98 % zeros in single weights"
 	@echo "make bench-int8      what int8 costs in accuracy, before and after shrinking"
 	@echo "make bench-quantization-aware   what training with fake quantization gains in int8 (ten minutes; ARGUMENTS=)"
 	@echo "make bench-resnet20  a pretrained ResNet-20 on CIFAR-10"
@@ -204,7 +204,6 @@ bench-mnist: $(STAMP)
 
 bench-weights: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mnist.py --granularity weights
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gate_overhead.py
 
 bench-quantization-aware: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/quantization_aware.py $(ARGUMENTS)
@@ -238,8 +237,7 @@ bench-family: $(STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/family.py $(ARGUMENTS)
 
 bench-step: $(ZOO_STAMP)
-	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/step.py --threads 1
-	PYTHONPATH=benchmarks OMP_NUM_THREADS=2 $(BIN)/python -W ignore benchmarks/step.py --threads 2
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/step.py $(ARGUMENTS)
 
 bench-compaction: $(STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/compaction.py
