@@ -51,7 +51,7 @@ help:
 	@echo "make test-newest     all tests with the newest version of everything, in a fresh environment"
 	@echo "make test-lowest     all tests with the lowest versions that pyproject.toml admits, in a fresh environment"
 	@echo "make wheels          the package and its runtime, each as a wheel of its own, in dist/"
-	@echo "make lock            look for newer versions of everything, and write requirements.lock"
+	@echo "make lock            look for newer versions of everything, and write requirements.lock (KEEP=1: only what is missing)"
 	@echo "make check           lint, types and layers only"
 	@echo "make format          rewrite the sources with ruff"
 	@echo "make fuzz            2,000 random networks, shrunk and compared (EXAMPLES=, SEED=; about half an hour)"
@@ -113,7 +113,7 @@ wheels: $(STAMP)
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist $(PROJECTS)
 
 lock: $(STAMP)
-	$(BIN)/python .ci/lock.py --torch-index https://download.pytorch.org/whl/cpu
+	$(BIN)/python .ci/lock.py --torch-index https://download.pytorch.org/whl/cpu $(if $(KEEP),--keep)
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -4,7 +4,8 @@ Sections, one for each kind of install, start with ``# --- name``. They hold for
 PyPI's build for Linux carries CUDA, and the CPU build, from PyTorch's own index, has another file for each platform and
 Python. Its section, ``torch-cpu``, holds where this script ran; elsewhere the Makefile takes torch by version.
 
-Run by ``make lock``, which installs uv first.
+Run by ``make lock``, which installs uv first. With ``--keep`` the versions that the file has already stay, and only what
+is missing is looked for.
 """
 
 from __future__ import annotations
@@ -20,21 +21,32 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOWEST_PYTHON = "3.11"
+GROUPS = ("torch", "models", "rivals", "formats", "yolo")
 HEADER = """\
 # Written by `make lock` from pyproject.toml; not by hand. Every install of the Makefile takes its section of this file.
 """
 
 
-def compiled(*options: str) -> str:
-    """What uv resolves, with every version and hash."""
+def compiled(preferred: str, *options: str) -> str:
+    """What uv resolves, with every version and hash; versions of the section ``preferred`` stay where they can."""
     command = [str(Path(sysconfig.get_path("scripts"), "uv")), "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", LOWEST_PYTHON, "--generate-hashes", "--no-header", *options]
-    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder, "section.txt")
+        output.write_text(preferred, encoding="utf-8")
+        subprocess.run([*command, "--output-file", str(output)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return output.read_text(encoding="utf-8")
 
 
-def group(name: str) -> str:
+def group(name: str, preferred: str = "") -> str:
     """A dependency group without what it depends on: the project's own versions of that are installed already."""
-    return compiled("--group", name, "--no-deps")
+    return compiled(preferred, "--group", name, "--no-deps")
+
+
+def locked_sections() -> dict[str, str]:
+    """The sections of the lock file as it is, by name."""
+    _, *parts = Path(ROOT, "requirements.lock").read_text(encoding="utf-8").split("\n# --- ")
+    return {name: text for name, _, text in (part.partition("\n") for part in parts)}
 
 
 def cpu_torch(index: str) -> str:
@@ -55,11 +67,13 @@ def main() -> None:
     """Write the file."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--torch-index", required=True, help="where CPU builds of torch are")
-    index = parser.parse_args().torch_index
+    parser.add_argument("--keep", action="store_true", help="keep the versions that the file has")
+    options = parser.parse_args()
+    old = locked_sections() if options.keep else {}
     project = ("pyproject.toml", "--all-extras", "--group", "torch")
     project += tuple(option for name in ("torch", "l0compress-runtime") for option in ("--no-emit-package", name))
-    sections = {"torch-cpu": cpu_torch(index), "develop": compiled(*project)}
-    sections.update((name, group(name)) for name in ("torch", "models", "rivals", "formats", "yolo"))
+    sections = {"torch-cpu": cpu_torch(options.torch_index), "develop": compiled(old.get("develop", ""), *project)}
+    sections.update((name, group(name, old.get(name, ""))) for name in GROUPS)
     text = "".join(f"\n# --- {name}\n{text}" for name, text in sections.items())
     Path(ROOT, "requirements.lock").write_text(HEADER + text, encoding="utf-8")
 
