@@ -1,4 +1,4 @@
-"""ONNX Runtime as configured throughout: on the CPU, silent, with the errors that it raises."""
+"""ONNX Runtime as configured throughout: silent, with the errors that it raises."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ NATIVE_ERRORS: tuple[type[Exception], ...] = (
 SLOW_FUSIONS = ("SkipLayerNormFusion",)
 _ERROR_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SILENT = 4
+CPU_PROVIDER = "CPUExecutionProvider"
 
 
 def open_session(
-    model: str | bytes, *, threads: int | None = None, disabled: Sequence[str] = ()
+    model: str | bytes, *, threads: int | None = None, disabled: Sequence[str] = (), provider: str = CPU_PROVIDER
 ) -> onnxruntime.InferenceSession:
     """Open a model in ONNX Runtime.
 
@@ -38,6 +39,7 @@ def open_session(
         model: the path of an ``.onnx`` file, or its content.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
         disabled: optimizers to disable.
+        provider: what runs it, by ONNX Runtime's name; what that has no kernels for runs on the CPU.
 
     Raises:
         Exception: one of ``NATIVE_ERRORS``: the model cannot be loaded. A hostile one may also raise ValueError,
@@ -45,7 +47,8 @@ def open_session(
     """
     options = session_options(threads=threads, disabled=disabled)
     # Without the fallback, which prints before it retries the same thing.
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    providers = list(dict.fromkeys((provider, CPU_PROVIDER)))
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def session_options(*, threads: int | None = None, disabled: Sequence[str] = ()) -> onnxruntime.SessionOptions:

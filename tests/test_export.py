@@ -27,6 +27,7 @@ from l0compress.export.bundle import export_bundle
 from l0compress.export.bundle_session import BundleSession
 from l0compress.export.files import Exported, staged
 from l0compress.export.onnx import export_onnx
+from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.pt2 import export_pt2, exported_program
 from l0compress.export.quantize import annotate_
 from l0compress.export.session import TOLERANCE_KEY, OnnxSession
@@ -338,7 +339,7 @@ class TestOnnx:
 
     def test_weights_beyond_the_limit_go_beside_the_file(self, tmp_path):
         graph = convnet_graph()
-        exported = export_onnx(graph, tmp_path / "model.onnx", largest_file_bytes=100)
+        exported = export_onnx(graph, tmp_path / "model.onnx", settings=OnnxSettings(largest_file_bytes=100))
         written = sorted(path.name for path in tmp_path.iterdir())
         assert written == ["model.onnx", "model.onnx.data"]
         assert exported.size_bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
@@ -528,7 +529,7 @@ class TestStaging:
     def test_external_data_lie_beside_the_link_where_the_runtime_looks(self, tmp_path):
         (tmp_path / "store").mkdir()
         (tmp_path / "model.onnx").symlink_to(Path("store", "model.onnx"))
-        export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
+        export_onnx(convnet_graph(), tmp_path / "model.onnx", settings=OnnxSettings(largest_file_bytes=100))
         assert (tmp_path / "model.onnx").is_symlink()
         assert OnnxSession(tmp_path / "model.onnx")(torch.ones(3, 1, 8, 8))["output_0"].shape == (3, 10)
 
@@ -557,7 +558,7 @@ class TestStaging:
     def test_data_that_would_replace_what_is_no_file(self, tmp_path):
         os.mkfifo(tmp_path / "model.onnx.data")
         with pytest.raises(RunError, match=r"model\.onnx\.data is not a file but"):
-            export_onnx(convnet_graph(), tmp_path / "model.onnx", largest_file_bytes=100)
+            export_onnx(convnet_graph(), tmp_path / "model.onnx", settings=OnnxSettings(largest_file_bytes=100))
         assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx.data"]
 
     def test_a_link_into_a_folder_that_does_not_exist(self, tmp_path):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from l0compress.errors import NotEqualError, RunError
 from l0compress.export.files import has_external_data, size_on_disk
 from l0compress.export.onnx import export_onnx
+from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.pt2 import export_pt2
 from l0compress.export.quantize import quantize_onnx
 from l0compress.export.session import OnnxSession
@@ -43,7 +44,7 @@ def room_for(num_bytes: int) -> Iterator[None]:
 class TestDataBesideTheFile:
     def test_they_go_when_a_file_without_any_takes_the_place(self, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"
-        export_onnx(layers(), path, largest_file_bytes=100)
+        export_onnx(layers(), path, settings=OnnxSettings(largest_file_bytes=100))
         assert has_external_data(path) and (tmp_path / "model.onnx.data").exists()
         exported = export_onnx(layers(), path)
         assert [entry.name for entry in tmp_path.iterdir()] == ["model.onnx"]
@@ -59,7 +60,9 @@ class TestDataBesideTheFile:
 
 
 class TestFullDisk:
-    @pytest.mark.parametrize("options", [{}, {"largest_file_bytes": 100}], ids=["one file", "data beside it"])
+    @pytest.mark.parametrize(
+        "options", [{}, {"settings": OnnxSettings(largest_file_bytes=100)}], ids=["one file", "data beside it"]
+    )
     def test_onnx(self, tmp_path: Path, options: dict[str, int]) -> None:
         with room_for(2000), pytest.raises(RunError) as error:
             export_onnx(layers(), tmp_path / "model.onnx", **options)
@@ -132,8 +135,8 @@ class TestIntegersBesideRoundedWeights:
         "--format bundle, or omit --batch and --threads."),
         (("--threads", "1", "--format", "pt2"), "Layers are timed only for bundles, but the format is 'pt2'. Nothing "
         "was written. Pass --format bundle, or omit --batch and --threads."),
-        (("--dtype", "int8"), "Storage and engines apply to bundles, but the format is 'onnx'. Nothing was written. "
-        "Pass --format bundle, or omit --dtype and --engines."),
+        (("--dtype", "int8", "--format", "pt2"), "Storage and engines apply to bundles, but the format is 'pt2'. "
+        "Nothing was written. Pass --format bundle, or omit --dtype and --engines."),
         (("--calibrate", "8"), "--calibrate sets the number of samples for calibrating static int8, but the file is "
         "not quantized. Nothing was written. Pass --quantize int8-static, or omit it."),
         (("--calibrate", "8", "--quantize", "int8-dynamic"), "--calibrate sets the number of samples for calibrating "

@@ -22,6 +22,7 @@ from torch import nn
 from l0compress.errors import InputError, NotEqualError, SurgeryError
 from l0compress.export import quantize
 from l0compress.export.onnx import export_onnx
+from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.quantize import Int8, quantize_onnx, rms_difference
 from l0compress.export.session import OnnxSession
 from l0compress.export.unsharing import unshared
@@ -169,7 +170,7 @@ class TestQuantizeOnnx:
         assert Int8("static").method_for(linear_onnx) == "static"
 
     def test_weights_beside_the_file_stay_beside_it(self, tmp_path: Path) -> None:
-        source = export_onnx(two_layers(), tmp_path / "large.onnx", largest_file_bytes=100).path
+        source = export_onnx(two_layers(), tmp_path / "large.onnx", settings=OnnxSettings(largest_file_bytes=100)).path
         path = quantize_onnx(source, tmp_path / "int8.onnx")
         assert path.with_name("int8.onnx.data").exists()
         call = noise(3, 48)
@@ -203,7 +204,9 @@ class TestQuantizeOnnx:
 
     def test_shared_weights_beside_the_file(self, tmp_path: Path) -> None:
         x = torch.randn(4, 32)
-        source = export_onnx(capture(Twice(), (x,)), tmp_path / "large.onnx", largest_file_bytes=100).path
+        source = export_onnx(
+            capture(Twice(), (x,)), tmp_path / "large.onnx", settings=OnnxSettings(largest_file_bytes=100)
+        ).path
         path = quantize_onnx(source, tmp_path / "int8.onnx")
         assert sorted(file.name for file in tmp_path.iterdir()) == [
             "int8.onnx", "int8.onnx.data", "large.onnx", "large.onnx.data"
@@ -214,7 +217,7 @@ class TestQuantizeOnnx:
         "fault, error, message",
         [
             (negated_, NotEqualError, r"computes something else: output 'output_0' differs .* by 200% of its size"),
-            (shortened_, SurgeryError, r"cannot run what its quantizer made of linear\.onnx"),
+            (shortened_, SurgeryError, r"cannot run the int8 form of linear\.onnx"),
         ],
     )
     def test_what_the_quantizer_spoils_is_refused(

@@ -14,6 +14,7 @@ from torch import nn
 
 from l0compress.errors import InputError
 from l0compress.export.onnx import export_onnx
+from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.session import OnnxSession
 from l0compress.export.sparse_initializers import store_sparsely_
 from l0compress.graph import capture
@@ -57,7 +58,9 @@ def test_weights_without_enough_zeros_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_weights_beside_the_file_are_refused(tmp_path: Path) -> None:
     path = export_onnx(
-        capture(network(0.05), (torch.randn(2, 40),)), tmp_path / "model.onnx", largest_file_bytes=10
+        capture(network(0.05), (torch.randn(2, 40),)),
+        tmp_path / "model.onnx",
+        settings=OnnxSettings(largest_file_bytes=10),
     ).path
     before = path.read_bytes()
     with pytest.raises(InputError, match=r"are in a separate file, where none can be sparse\. Nothing was changed\."):

@@ -31,6 +31,7 @@ from l0compress.export.attention_translation import ATTENTION
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.norms import split_norms_
+from l0compress.export.onnx_settings import OnnxSettings, check_opset
 from l0compress.export.origins import note_origins_
 from l0compress.export.ranges import simplify_known_
 from l0compress.export.recurrent_translation import TRANSLATIONS, check_translatable
@@ -47,9 +48,6 @@ from l0compress.verification.comparison import check_tolerance
 from l0compress.verification.equality import Model, verify
 from l0compress_runtime.sessions import first_line
 
-# A protobuf message ends at 2 GiB; the margin is for everything that is not a weight.
-LARGEST_FILE_BYTES = 2**31 - 2**26
-
 
 def export_onnx(
     graph: CapturedGraph,
@@ -58,7 +56,7 @@ def export_onnx(
     reference: Model | None = None,
     tolerance: float | None = None,
     inputs: Sequence[Call] = (),
-    largest_file_bytes: int = LARGEST_FILE_BYTES,
+    settings: OnnxSettings | None = None,
 ) -> Exported:
     """Write ``graph`` as an ONNX file, if ONNX Runtime computes with it what the reference computes.
 
@@ -66,15 +64,16 @@ def export_onnx(
 
     Args:
         graph: the model; dimensions that are free in it stay free.
-        path: the file to write. Weights beyond ``largest_file_bytes`` go to ``<path>.data`` beside it.
+        path: the file to write. Weights that do not fit into it go to ``<path>.data`` beside it.
         reference: what the file must agree with; by default the graph itself.
         tolerance: as in :func:`l0compress.verify`.
         inputs: more calls to check the file on, such as a batch of one's own data.
-        largest_file_bytes: the most that the ONNX file itself may hold.
+        settings: the version of the operators, and how large the file may be.
 
     Raises:
         NotEqualError: the file does not compute what the reference computes.
-        SurgeryError: the graph cannot be converted to ONNX, or ONNX Runtime cannot run the result.
+        SurgeryError: the graph cannot be converted to ONNX or to the version of its operators, or ONNX Runtime cannot
+            run the result.
         RunError: the path cannot be written to.
 
     Source: ``torch.onnx.export(dynamo=True)``.
@@ -90,21 +89,22 @@ def export_onnx(
     destination = Path(path)
     calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
-        write_onnx(graph, staging, largest_file_bytes=largest_file_bytes)
+        write_onnx(graph, staging, settings=settings)
         equality = verify(_checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 
 
-def write_onnx(graph: CapturedGraph, path: Path, *, largest_file_bytes: int = LARGEST_FILE_BYTES) -> None:
+def write_onnx(graph: CapturedGraph, path: Path, *, settings: OnnxSettings | None = None) -> None:
     """Write ``graph`` as an ONNX file without checking what it computes: for a file that is only timed.
 
     Raises:
         SurgeryError: the graph cannot be converted to ONNX.
     """
-    program = _converted(graph)
+    settings = OnnxSettings() if settings is None else settings
+    program = _converted(graph, settings.opset)
     _annotate_(program, graph)
-    large = _weight_bytes(program.model) > largest_file_bytes
+    large = _weight_bytes(program.model) > settings.largest_file_bytes
     ir.save(program.model, path, external_data=path.name + ".data" if large else None)
 
 
@@ -183,7 +183,7 @@ def _distinct(value: Any, seen: set[int]) -> Any:
     return value
 
 
-def _converted(graph: CapturedGraph) -> ONNXProgram:
+def _converted(graph: CapturedGraph, opset: int | None) -> ONNXProgram:
     check_translatable(graph)
     network, table = FlatNetwork(graph).eval(), {**TRANSLATIONS, **ATTENTION, **expert_translations(graph)}
     leaves = pytree.tree_leaves((graph.example_args, graph.example_kwargs))
@@ -193,7 +193,12 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
         with _quiet(), any_length():
             program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)
             converted = torch.onnx.export(
-                program, dynamo=True, verbose=False, optimize=True, custom_translation_table=table
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                custom_translation_table=table,
+                opset_version=opset,
             )
     except (OnnxExporterError, UserError, RuntimeError, ValueError) as error:
         raise SurgeryError(
@@ -202,6 +207,7 @@ def _converted(graph: CapturedGraph) -> ONNXProgram:
         ) from error
     if converted is None:
         raise SurgeryError("torch.onnx returned no program.", fix="Export the graph as pt2.")
+    check_opset(converted.model, opset)
     simplify_shapes_(converted.model)
     return converted
 

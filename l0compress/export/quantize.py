@@ -37,8 +37,9 @@ from l0compress.verification.calls import Call
 from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-# Rounding costs a few hundredths of the outputs; if it costs half of them, something else was computed.
-LARGEST_SHARE = 0.5
+# Rounding to int8 costs a few hundredths of the outputs, to 16 bits a tenth of that. If it costs as much as this,
+# something else was computed.
+LARGEST_SHARES = {"int8": 0.5, "float16": 0.05, "bfloat16": 0.05}
 _OF_THE_QUANTIZER = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, AssertionError, *NATIVE_ERRORS)
 
 
@@ -119,7 +120,7 @@ def quantize_onnx(
         sample, calls = sample or first, chain([first], calls)
     with staged(path) as staging:
         _quantize(source, staging, None if calls is None else _Reader(exact, calls))
-        _check_alike(exact, staging, sample)
+        check_alike(exact, staging, sample, kind="int8")
     return path
 
 
@@ -127,7 +128,7 @@ def _quantize(source: Path, path: Path, reader: CalibrationDataReader | None) ->
     external = has_external_data(source)
     common: dict[str, Any] = {"per_channel": True, "use_external_data_format": external}
     try:
-        with _quiet(), tempfile.TemporaryDirectory() as folder:
+        with quiet(), tempfile.TemporaryDirectory() as folder:
             prepared = _unshared(source, Path(folder, source.name), external=external)
             if reader is None:
                 quantize_dynamic(prepared, path, weight_type=_dynamic_weights(source), **common)
@@ -183,11 +184,11 @@ def _unshared(source: Path, path: Path, *, external: bool) -> Path:
     return path
 
 
-def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
-    """Check that the int8 form computes approximately what the float form does.
+def check_alike(exact: OnnxSession, path: Path, sample: Call | None, *, kind: str) -> None:
+    """Check that a rounded form, such as int8, computes approximately what the float form does.
 
     Raises:
-        SurgeryError: the int8 form does not run on what the float form runs on.
+        SurgeryError: the rounded form does not run on what the float form runs on.
         NotEqualError: it computes something else.
     """
     call = sample or exact.example_call()
@@ -198,21 +199,21 @@ def _check_alike(exact: OnnxSession, path: Path, sample: Call | None) -> None:
         if sample is not None:
             raise
         expected = {}
+    instead = "Export it without --quantize." if kind == "int8" else "Export it without --dtype."
     try:
         got = OnnxSession(path)(*call.args, **call.kwargs) if expected else {}
     except (RunError, InputError) as error:
         reason = first_line(error.__cause__ or error)
         raise SurgeryError(
-            f"ONNX Runtime cannot run what its quantizer made of {exact.path.name}: {reason}.",
-            fix="Export it without --quantize.",
+            f"ONNX Runtime cannot run the {kind} form of {exact.path.name}: {reason}.", fix=instead
         ) from error
     for name, values in expected.items():
-        share = rms_difference(got[name], values)
-        if share > LARGEST_SHARE:
+        share, most = rms_difference(got[name], values), LARGEST_SHARES[kind]
+        if share > most:
             raise NotEqualError(
-                f"The int8 form of {exact.path.name} computes something else: output {name!r} differs from the float "
-                f"form's by {share:.0%} of its size, and {LARGEST_SHARE:.0%} is too much for rounding. The result is "
-                "refused and nothing was written. Export it without --quantize."
+                f"The {kind} form of {exact.path.name} computes something else: output {name!r} differs from the float "
+                f"form's by {share:.0%} of its size, and {most:.0%} is too much for rounding. The result is "
+                f"refused and nothing was written. {instead}"
             )
 
 
@@ -254,7 +255,7 @@ class _Reader(CalibrationDataReader):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the quantizer, which advises preparation that the exporter has done: folded norms and known shapes."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -15,25 +15,15 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from l0compress.errors import InputError, RunError
+from l0compress.export.providers import CPU, ERRORS, opened, runtime_name
 from l0compress.verification.calls import Call, named_leaves
-from l0compress_runtime.sessions import NATIVE_ERRORS, first_line, open_session
+from l0compress_runtime.sessions import first_line
 from l0compress_runtime.tuning import batch_dim_of, example_shape
 
 OUTPUT_NAMES_KEY = "l0compress.outputs"
 QUANTIZATION_KEY = "l0compress.quantization"
 TOLERANCE_KEY = "l0compress.tolerance"
 EXAMPLE_KEY = "l0compress.example"
-
-_DTYPES = {
-    "tensor(float)": torch.float32,
-    "tensor(double)": torch.float64,
-    "tensor(float16)": torch.float16,
-    "tensor(int64)": torch.int64,
-    "tensor(int32)": torch.int32,
-    "tensor(int8)": torch.int8,
-    "tensor(uint8)": torch.uint8,
-    "tensor(bool)": torch.bool,
-}
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class TensorSpec:
 
 
 class OnnxSession:
-    """An ONNX file that is called like the model it was exported from.
+    """An ONNX file that is called like the model that it was exported from.
 
     Positional arguments fill the inputs in order; keyword arguments fill those of their name. Both are flattened as in
     the export (``batch={"image": x}`` fills ``batch_image``); non-tensors were fixed by the export and are
@@ -76,41 +66,44 @@ class OnnxSession:
         path: the ``.onnx`` file.
         threads: threads within an operator; None leaves the choice to ONNX Runtime.
         disabled: ONNX Runtime optimizers to disable.
+        provider: what runs it, see :mod:`l0compress.export.providers`.
 
     Attributes:
         quantization: how the file was quantized, such as ``int8 dynamic``; empty if it is float.
         tolerance: how closely a quantized file agrees with its source; None if it is as exact as floats are.
 
     Raises:
-        RunError: the file is missing, is not an ONNX model, or needs an operator that ONNX Runtime lacks on this
+        InputError: the provider does not run files here.
+        RunError: the file is missing, is not an ONNX model, or needs an operator that the provider lacks on this
             machine.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None, disabled: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str | Path, *, threads: int | None = None, disabled: Sequence[str] = (), provider: str = CPU
+    ) -> None:
         self.path = Path(path)
         try:
-            self._session = open_session(str(self.path), threads=threads, disabled=disabled)
-        except NATIVE_ERRORS as error:
+            self._running = opened(self.path, provider, threads=threads, disabled=disabled)
+        except ERRORS as error:
             raise RunError(
-                f"ONNX Runtime cannot load {self.path}: {first_line(error)}.",
+                f"{runtime_name(provider)} cannot load {self.path}: {first_line(error)}.",
                 fix="Check the path, or export the model again.",
             ) from error
-        properties = self._session.get_modelmeta().custom_metadata_map
+        properties = self._running.properties
         declared = properties.get(OUTPUT_NAMES_KEY)
         self.quantization = properties.get(QUANTIZATION_KEY, "")
         self.tolerance = _positive(properties.get(TOLERANCE_KEY))
-        actual = [output.name for output in self._session.get_outputs()]
-        self.output_names = tuple(json.loads(declared) if declared else actual)
+        self.output_names = tuple(json.loads(declared) if declared else self._running.output_names)
         examples = example_sizes(properties)
         self.inputs = tuple(
             TensorSpec(
-                entry.name,
-                tuple(_size(dim) for dim in entry.shape),
-                _DTYPES.get(entry.type, torch.float32),
-                examples.get(entry.name, ()),
-                batch_dim_of(entry.shape),
+                port.name,
+                tuple(_size(dim) for dim in port.shape),
+                port.dtype,
+                examples.get(port.name, ()),
+                batch_dim_of(port.shape),
             )
-            for entry in self._session.get_inputs()
+            for port in self._running.inputs
         )
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -122,7 +115,7 @@ class OnnxSession:
         run = self.bound(Call(args, kwargs))
         try:
             outputs = run()
-        except NATIVE_ERRORS as error:
+        except ERRORS as error:
             takes = ", ".join(f"{spec.name} {spec.described()}" for spec in self.inputs)
             raise InputError(
                 f"{self.path} cannot run on these inputs: {first_line(error)}.", fix=f"It takes {takes}."
@@ -136,7 +129,7 @@ class OnnxSession:
             InputError: an input is missing, or is not one of the model's.
         """
         feeds = self.feeds(call)
-        return lambda: self._session.run(None, feeds)
+        return lambda: self._running.run(feeds)
 
     def feeds(self, call: Call) -> dict[str, np.ndarray]:
         """Return the arrays of one call by input name, as ONNX Runtime takes them.

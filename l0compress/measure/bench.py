@@ -20,13 +20,14 @@ from l0compress.devices import device_of, synchronize
 from l0compress.errors import NOTHING_RUN, InputError, RunError
 from l0compress.export.bundle_session import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
+from l0compress.export.providers import OnProvider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.verification.calls import Call, checked_batch_sizes, example_call, resized
 from l0compress_runtime.timing import Turns, in_turns
 
-Candidate: TypeAlias = "str | Path | CapturedGraph | nn.Module | Callable[..., Any]"
+Candidate: TypeAlias = "str | Path | OnProvider | CapturedGraph | nn.Module | Callable[..., Any]"
 
 BATCH_SIZES = (1, 8, 64)
 WARMUP_CALLS = 5
@@ -116,7 +117,8 @@ def bench(
     to round.
 
     Args:
-        candidates: by name: an ``.onnx`` or ``.pt2`` file, a captured graph, a module in eval mode, or any callable.
+        candidates: by name: an ``.onnx`` or ``.pt2`` file, an ``.onnx`` file with what is to run it, a captured graph,
+            a module in eval mode, or any callable.
         inputs: a call whose rows are drawn from, or the graph whose example inputs serve; by default the example inputs
             of the first graph or ``.pt2`` file, or else noise of the shapes that the first ``.onnx`` file names.
         batch_sizes: samples a call.
@@ -153,19 +155,26 @@ def bench(
             runners = {name: runner(candidate, sized) for name, candidate in opened.items()}
             taken = in_turns(runners, turns)
             timings += [_summary(name, batch_size, nanoseconds) for name, nanoseconds in taken.items()]
-    sizes = {
-        name: size_on_disk(Path(candidate)) if isinstance(candidate, str | Path) else None
-        for name, candidate in candidates.items()
-    }
+    files = {name: _file_of(candidate) for name, candidate in candidates.items()}
+    sizes = {name: None if file is None else size_on_disk(file) for name, file in files.items()}
     return BenchReport(threads, tuple(timings), sizes)
+
+
+def _file_of(candidate: Candidate) -> Path | None:
+    if isinstance(candidate, OnProvider):
+        return candidate.path
+    return Path(candidate) if isinstance(candidate, str | Path) else None
 
 
 def open_candidate(candidate: Candidate, threads: int | None) -> Session | CapturedGraph | Callable[..., Any]:
     """A file as what runs it; anything else as it is.
 
     Raises:
+        InputError: the provider does not run files here.
         RunError: the file is missing, unreadable or of another kind.
     """
+    if isinstance(candidate, OnProvider):
+        return OnnxSession(candidate.path, threads=threads, provider=candidate.provider)
     if not isinstance(candidate, str | Path):
         return candidate
     path = Path(candidate)

@@ -15,13 +15,14 @@ import psutil
 import torch
 
 from l0compress.errors import RunError
+from l0compress.export.providers import CPU, on_provider
 from l0compress.measure.bench import call_of, open_candidate, runner
 from l0compress.verification.calls import resized
 
 RUNS = 3
 
 
-def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1) -> int:
+def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1, provider: str = CPU) -> int:
     """Bytes of resident memory that an artifact takes: weights, prepared kernels and activations.
 
     It is measured in a fresh process, imports not counted: the difference between before loading and after three runs.
@@ -30,6 +31,7 @@ def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1) -> int
         path: an artifact, as :func:`~l0compress.measure.bench.bench` takes it.
         batch_size: samples a run.
         threads: threads that it computes with.
+        provider: what runs an ``.onnx`` file.
 
     Raises:
         RunError: the artifact cannot be loaded or run.
@@ -41,7 +43,7 @@ def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1) -> int
         >>> footprint(exported.path) > exported.size_bytes / 2
         True
     """
-    command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(batch_size), str(threads)]
+    command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(batch_size), str(threads), provider]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     if outcome.returncode != 0:
         lines = outcome.stderr.strip().splitlines()
@@ -49,13 +51,13 @@ def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1) -> int
     return int(json.loads(outcome.stdout))
 
 
-def _measure(path: str, batch_size: int, threads: int) -> int:
+def _measure(path: str, batch_size: int, threads: int, provider: str) -> int:
     """What the fresh process does."""
     torch.set_num_threads(threads)
     process = psutil.Process()
     before = process.memory_info().rss
     with torch.inference_mode():
-        opened = open_candidate(path, threads)
+        opened = open_candidate(on_provider(Path(path), provider), threads)
         run = runner(opened, resized(call_of([opened]), batch_size))
         for _ in range(RUNS):
             run()
@@ -63,4 +65,4 @@ def _measure(path: str, batch_size: int, threads: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))))
+    sys.stdout.write(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))

@@ -9,6 +9,7 @@ from typing import Any
 
 from l0compress.errors import RunError
 from l0compress.export.bundle_session import SUFFIX, Session, is_bundle
+from l0compress.export.providers import CPU, on_provider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
@@ -19,17 +20,20 @@ from l0compress.verification.equality import Equality, verify
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
 
 
-def load(path: Path | str, *, threads: int | None = None) -> Callable[..., Any]:
+def load(path: Path | str, *, threads: int | None = None, provider: str = CPU) -> Callable[..., Any]:
     """Load an exported artifact as something that is called like the model.
 
     Args:
         path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, or the folder of a bundle.
         threads: threads that ONNX Runtime and sparse layers use; None leaves the choice to them.
+        provider: what runs an ``.onnx`` file: ``cpu``, or what else ONNX Runtime has here, such as ``cuda``, or
+            ``openvino``.
 
     Raises:
+        InputError: the provider does not run files here.
         RunError: the file is missing, unreadable or of another kind.
     """
-    opened = open_candidate(existing_artifact(path), threads)
+    opened = open_candidate(on_provider(existing_artifact(path), provider), threads)
     return opened.module() if isinstance(opened, CapturedGraph) else opened
 
 
@@ -69,21 +73,22 @@ class Verification:
         return {**about, **self.equality.to_json()}
 
 
-def verify_artifact(artifact: Path, *, run: Path) -> Verification:
+def verify_artifact(artifact: Path, *, run: Path, provider: str = CPU) -> Verification:
     """Check that an artifact computes what the masked dense model of a run computes.
 
     Of a family that is the run of the member whose folder the artifact is in.
 
     Raises:
+        InputError: the provider does not run files here.
         RunError: the artifact or the run cannot be read.
         NotEqualError: they differ; the message says where.
     """
-    return verify_against(artifact, made_from(Path(run), Path(artifact)))
+    return verify_against(artifact, made_from(Path(run), Path(artifact)), provider=provider)
 
 
-def verify_against(artifact: Path, run: FinishedRun) -> Verification:
+def verify_against(artifact: Path, run: FinishedRun, *, provider: str = CPU) -> Verification:
     """As :func:`verify_artifact`, for a run that is open already."""
-    loaded, masked = load(artifact), captured_pt2(run.masked)
+    loaded, masked = load(artifact, provider=provider), captured_pt2(run.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
     tolerance = loaded.tolerance if isinstance(loaded, Session) else None
     equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)

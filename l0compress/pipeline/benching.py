@@ -13,6 +13,7 @@ from l0compress.errors import NotEqualError, SurgeryError
 from l0compress.export.bundle import BundleSettings, export_bundle
 from l0compress.export.bundle_session import SUFFIX, is_bundle
 from l0compress.export.onnx import export_onnx
+from l0compress.export.providers import CPU, check_provider, on_provider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
 from l0compress.graph.capture import CapturedGraph
@@ -31,6 +32,7 @@ from l0compress_runtime.manifest import Manifest
 
 DENSE, SMALL = "dense", "small"
 INT8, BUNDLE = " int8", " bundle"
+ROUNDED = (INT8, " float16", " bfloat16")
 _NO_INT8 = "Only ONNX files have an int8 form; give an .onnx artifact to compare with it."
 
 
@@ -48,6 +50,7 @@ class ArtifactBench:
         manifest: of the bundle among what was timed, if there is one.
         notes: what could not be made, and why.
         tradeoff: of the forms of a run, score against latency and size.
+        provider: what ran the ONNX files when they were timed.
     """
 
     report: BenchReport
@@ -58,11 +61,15 @@ class ArtifactBench:
     manifest: Manifest | None = None
     notes: tuple[str, ...] = ()
     tradeoff: Tradeoff | None = None
+    provider: str = CPU
 
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
         layers = (bundle_table(self.manifest),) if self.manifest is not None and self.manifest.layers else ()
-        return (bench_table(self.report) if self.run is None else self._comparison(self.run), *layers)
+        table = bench_table(self.report) if self.run is None else self._comparison(self.run)
+        if self.provider != CPU:
+            table = replace(table, notes=(*table.notes, f"ONNX files are run by the provider {self.provider}."))
+        return (table, *layers)
 
     def _comparison(self, run: FinishedRun) -> Table:
         table = comparison_table(
@@ -88,7 +95,7 @@ class ArtifactBench:
             metric=known.metric if score is None else score.metric,
             file_bytes=self.report.file_bytes[name],
             memory_bytes=self.report.memory_bytes.get(name),
-            quantized=name.endswith(INT8),
+            quantized=name.endswith(ROUNDED),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -98,11 +105,31 @@ class ArtifactBench:
         int8 = {name: metric for name, metric in metrics.items() if name.endswith(INT8)}
         score = None if self.reading is None else self.reading.score_name
         measured = {"score": score, "metrics": metrics, "int8_metrics": int8}
-        return {**about, **measured, "notes": list(self.notes), "bench": self.report.to_json()}
+        return {
+            **about,
+            **measured,
+            "notes": list(self.notes),
+            "provider": self.provider,
+            "bench": self.report.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What artifacts are timed under."""
+
+    batch_sizes: Sequence[int]
+    threads: int
+    provider: str
 
 
 def bench_artifact(
-    artifact: Path, *, against: Path | None = None, batch_sizes: Sequence[int] = BATCH_SIZES, threads: int = 2
+    artifact: Path,
+    *,
+    against: Path | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    threads: int = 2,
+    provider: str = CPU,
 ) -> ArtifactBench:
     """Time an artifact, and in turns with it what it is compared with.
 
@@ -112,42 +139,45 @@ def bench_artifact(
             after the artifact has been verified; or another artifact.
         batch_sizes: samples a call.
         threads: threads that each candidate computes with.
+        provider: what runs ONNX files: ``cpu``, or what else ONNX Runtime has here, such as ``cuda``, or ``openvino``.
 
     Raises:
+        InputError: the provider does not run files here.
         RunError: the artifact or what it is compared with cannot be read.
         NotEqualError: the artifact is not that of the run.
     """
-    artifact = Path(artifact)
+    artifact, how = Path(artifact), Conditions(batch_sizes, threads, check_provider(provider))
     if is_run(artifact) and against is None:
-        return _every_form(open_run(artifact), batch_sizes, threads)
-    if against is not None and is_run(Path(against)):
-        return _against_run(artifact, made_from(Path(against), artifact), batch_sizes, threads)
-    candidates = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
-    for path in candidates.values():
-        existing_artifact(path)
-    report = _timed(candidates, None, batch_sizes, threads)
-    return ArtifactBench(report, manifest=_manifest_of(artifact))
+        measured = _every_form(open_run(artifact), how)
+    elif against is not None and is_run(Path(against)):
+        measured = _against_run(artifact, made_from(Path(against), artifact), how)
+    else:
+        files = {artifact.name: artifact} if against is None else {str(path): path for path in (against, artifact)}
+        for path in files.values():
+            existing_artifact(path)
+        measured = ArtifactBench(_timed(files, None, how), manifest=_manifest_of(artifact))
+    return replace(measured, provider=provider)
 
 
-def _against_run(artifact: Path, run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
-    checked = verify_against(artifact, run)
+    checked = verify_against(artifact, run, provider=how.provider)
     if artifact.suffix == ".pt2":
-        report = _timed({DENSE: run.dense, SMALL: artifact}, None, batch_sizes, threads)
+        report = _timed({DENSE: run.dense, SMALL: artifact}, None, how)
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
     origin = origin_of(run)
-    kind = INT8 if checked.quantization else BUNDLE if is_bundle(artifact) else ""
+    kind = f" {checked.quantization.split()[0]}" if checked.quantization else BUNDLE if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
         forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
         notes = add_int8_(forms, DENSE, origin.data.train)
         forms[SMALL + kind] = artifact
-        report = _timed(forms, origin.dense, batch_sizes, threads)
+        report = _timed(forms, origin.dense, how)
         scores = score_files(origin, forms)
     reading = origin.objective.reading
     return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
 
-def _every_form(run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> ArtifactBench:
+def _every_form(run: FinishedRun, how: Conditions) -> ArtifactBench:
     small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:
@@ -156,10 +186,10 @@ def _every_form(run: FinishedRun, batch_sizes: Sequence[int], threads: int) -> A
         forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
         notes += add_int8_(forms, SMALL, train)
         path = Path(folder, f"small{SUFFIX}")
-        settings = BundleSettings(threads=threads)
-        bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+        settings = BundleSettings(threads=how.threads)
+        bundle = export_bundle(small, path, reference=masked, batch_sizes=how.batch_sizes, settings=settings)
         forms[SMALL + BUNDLE] = bundle.path
-        report = _timed(forms, origin.dense, batch_sizes, threads)
+        report = _timed(forms, origin.dense, how)
         scores, objective = score_files(origin, forms), origin.objective
     score, reading = metric_name(run.result, objective.reading), objective.reading
     references = tuple(name for name in forms if name.startswith(DENSE))
@@ -189,13 +219,15 @@ def tradeoff_of(
     return Tradeoff(tuple(points), score_name, higher_is_better, report.threads, references)
 
 
-def _timed(
-    forms: Mapping[str, Path], inputs: CapturedGraph | None, batch_sizes: Sequence[int], threads: int
-) -> BenchReport:
+def _timed(forms: Mapping[str, Path], inputs: CapturedGraph | None, how: Conditions) -> BenchReport:
     """Latency and memory of files, which get the example inputs of ``inputs``, or of the first that says some."""
-    report = bench(forms, inputs, batch_sizes=batch_sizes, threads=threads)
+    placed = {name: on_provider(path, how.provider) for name, path in forms.items()}
+    report = bench(placed, inputs, batch_sizes=how.batch_sizes, threads=how.threads)
     largest = max(report.batch_sizes)
-    memory = {name: footprint(path, batch_size=largest, threads=threads) for name, path in forms.items()}
+    memory = {
+        name: footprint(path, batch_size=largest, threads=how.threads, provider=how.provider)
+        for name, path in forms.items()
+    }
     return replace(report, memory_bytes=memory)
 
 

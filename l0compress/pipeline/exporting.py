@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ from l0compress.errors import NOTHING_WRITTEN, InputError
 from l0compress.export.bundle import BATCH_SIZES, BundleSettings, export_bundle
 from l0compress.export.bundle_session import SUFFIX
 from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.half import Half
 from l0compress.export.onnx import export_onnx
+from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.pt2 import captured_pt2, export_pt2
 from l0compress.export.quantize import Int8
 from l0compress.export.session import OnnxSession
@@ -19,14 +21,13 @@ from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
 from l0compress.graph.capture import CapturedGraph
 from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
-from l0compress.pipeline.quantizing import export_int8
+from l0compress.pipeline.quantizing import export_rounded
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_family, open_run
 from l0compress.training.settings import FinetuneSettings
 from l0compress.verification.calls import Call, sized_example
 from l0compress.verification.equality import verify
 
-_EXPORTERS: dict[str, Callable[..., Exported]] = {"onnx": export_onnx, "pt2": export_pt2}
 SUFFIXES = {"onnx": ".onnx", "bundle": SUFFIX, "pt2": ".pt2"}
 
 
@@ -35,16 +36,24 @@ class ExportOptions:
     """How an artifact is made.
 
     Attributes:
-        int8: quantize an ONNX file as this says.
+        rounding: quantize an ONNX file, or round it to 16 bits, as this says.
         sparse_weights: leave zeros out of an ONNX file.
         batch_sizes: what a bundle is to be fast at; the usual ones where it is None.
         bundle: storage, threads and engines of a bundle; the usual ones where it is None.
+        onnx: how an ONNX file is written; as usual where it is None.
     """
 
-    int8: Int8 | None = None
+    rounding: Int8 | Half | None = None
     sparse_weights: bool = False
     batch_sizes: Sequence[int] | None = None
     bundle: BundleSettings | None = None
+    onnx: OnnxSettings | None = None
+
+    @property
+    def file_name(self) -> str:
+        """What an ONNX file is called in its run's folder."""
+        form = "int8" if isinstance(self.rounding, Int8) else None if self.rounding is None else self.rounding.dtype
+        return "model.onnx" if form is None else f"model.{form}.onnx"
 
 
 @dataclass(frozen=True)
@@ -86,7 +95,7 @@ def export_run(
         run: the run's folder; the newest run under ``./runs`` where it is not given.
         format: ``onnx``, ``bundle`` or ``pt2``.
         path: where to write; ``RUN/model`` with the suffix of the format where it is not given, ``RUN/model.int8.onnx``
-            for int8.
+            for int8 and the like for 16 bits.
         options: how it is made.
 
     Raises:
@@ -134,18 +143,21 @@ def export_family(
 
 
 def _exported(finished: FinishedRun, format: str, path: Path | None, options: ExportOptions) -> Exported:
-    name = "model.int8.onnx" if options.int8 is not None else f"model{SUFFIXES[format]}"
+    name = options.file_name if format == "onnx" else f"model{SUFFIXES[format]}"
     destination = finished.folder / name if path is None else Path(path)
     check_not_of(finished, destination)
-    if options.int8 is not None:
-        return export_int8(finished, destination, int8=options.int8)
+    if options.rounding is not None:
+        return export_rounded(finished, destination, rounding=options.rounding, settings=options.onnx)
     if options.sparse_weights:
-        return _sparsely_stored(finished, destination)
+        return _sparsely_stored(finished, destination, options.onnx)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
     if format == "bundle":
         sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
         return export_bundle(small, destination, reference=masked, batch_sizes=sizes, settings=options.bundle)
-    return _EXPORTERS[format](small, destination, reference=masked, inputs=_of_the_run(finished, small))
+    inputs = _of_the_run(finished, small)
+    if format == "onnx":
+        return export_onnx(small, destination, reference=masked, inputs=inputs, settings=options.onnx)
+    return export_pt2(small, destination, reference=masked, inputs=inputs)
 
 
 def _of_the_run(run: FinishedRun, small: CapturedGraph) -> tuple[Call, ...]:
@@ -156,15 +168,14 @@ def _of_the_run(run: FinishedRun, small: CapturedGraph) -> tuple[Call, ...]:
 
 
 def _check(format: str, options: ExportOptions) -> None:
-    int8, sparse_weights = options.int8, options.sparse_weights
+    rounding, sparse_weights = options.rounding, options.sparse_weights
     if format not in SUFFIXES:
         raise InputError(
             f"Unknown format {format!r}: expected one of {', '.join(SUFFIXES)}.", fix="", assurance=NOTHING_WRITTEN
         )
-    if format != "onnx" and (int8 is not None or sparse_weights):
-        what = "quantized" if int8 is not None else "stored sparsely"
+    if format != "onnx" and (rounding is not None or sparse_weights or options.onnx is not None):
         raise InputError(
-            f"Only ONNX files are {what}, but the format is {format!r}.",
+            f"Only ONNX files are {_what_is_done(options)}, but the format is {format!r}.",
             fix="Choose --format onnx, or leave the option out.",
             assurance=NOTHING_WRITTEN,
         )
@@ -181,16 +192,24 @@ def _check(format: str, options: ExportOptions) -> None:
             fix="Pass --format bundle, or omit --batch and --threads.",
             assurance=NOTHING_WRITTEN,
         )
-    if int8 is not None and sparse_weights:
+    if rounding is not None and sparse_weights:
         raise InputError(
             "A file is either quantized or stored sparsely.", fix="Leave out one of the two.", assurance=NOTHING_WRITTEN
         )
 
 
-def _sparsely_stored(run: FinishedRun, path: Path) -> SparselyStored:
+def _what_is_done(options: ExportOptions) -> str:
+    if isinstance(options.rounding, Int8):
+        return "quantized"
+    if options.rounding is not None:
+        return f"computed in {options.rounding.dtype}"
+    return "stored sparsely" if options.sparse_weights else "written for an opset"
+
+
+def _sparsely_stored(run: FinishedRun, path: Path, settings: OnnxSettings | None) -> SparselyStored:
     small, masked = captured_pt2(run.small), captured_pt2(run.masked)
     with staged(path) as staging:
-        export_onnx(small, staging, reference=masked, inputs=_of_the_run(run, small))
+        export_onnx(small, staging, reference=masked, inputs=_of_the_run(run, small), settings=settings)
         weights = store_sparsely_(staging)
         equality = verify(OnnxSession(staging), masked)
         size_bytes = size_on_disk(staging)

@@ -11,6 +11,7 @@ from typing import Any
 from l0compress.export.bundle import BundleSettings, export_bundle
 from l0compress.export.bundle_session import SUFFIX
 from l0compress.export.onnx import export_onnx
+from l0compress.export.providers import CPU, check_provider, on_provider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.pareto import Tradeoff, pareto_table
@@ -61,15 +62,19 @@ class FamilyBench:
         }
 
 
-def bench_family(folder: Path, *, batch_sizes: Sequence[int] = BATCH_SIZES, threads: int = 2) -> FamilyBench:
+def bench_family(
+    folder: Path, *, batch_sizes: Sequence[int] = BATCH_SIZES, threads: int = 2, provider: str = CPU
+) -> FamilyBench:
     """Time and score the members of a family, and the dense model, as ONNX files in float and in int8.
 
     A member with zeros among its weights is timed as a bundle too, which is what makes use of them.
 
     Raises:
+        InputError: the provider does not run files here.
         RunError: it is no finished family, or is damaged.
         NotEqualError: what is made of a member is not equal to it.
     """
+    check_provider(provider)
     family = open_family(folder)
     origin = origin_of(family.members[0])
     settings = BundleSettings(threads=threads)
@@ -87,7 +92,8 @@ def bench_family(folder: Path, *, batch_sizes: Sequence[int] = BATCH_SIZES, thre
                 path = place / f"{name}{SUFFIX}"
                 bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
                 forms[name + BUNDLE] = bundle.path
-        report = bench(forms, origin.dense, batch_sizes=batch_sizes, threads=threads)
+        placed = {name: on_provider(path, provider) for name, path in forms.items()}
+        report = bench(placed, origin.dense, batch_sizes=batch_sizes, threads=threads)
         scores = score_files(origin, forms)
     objective = origin.objective
     score_name = metric_name(family.members[0].result, objective.reading)

@@ -1,4 +1,4 @@
-"""The small model of a run as int8: proven in float first, then quantized, then scored beside the float one."""
+"""The small model of a run, rounded: proven in float first, then int8 or 16 bits, then scored beside the float one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from l0compress.data import AnySplit, Data
 from l0compress.export.files import Exported, size_on_disk, staged
+from l0compress.export.half import Half, halve_onnx
 from l0compress.export.onnx import export_onnx
+from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.pt2 import captured_pt2, program_pt2
 from l0compress.export.quantize import Int8, annotate_, quantize_onnx
 from l0compress.export.session import QUANTIZATION_KEY, TOLERANCE_KEY, OnnxSession
@@ -74,31 +76,34 @@ def origin_of(run: FinishedRun) -> Origin:
 
 
 @dataclass(frozen=True)
-class Quantized(Exported):
-    """An int8 artifact.
+class Rounded(Exported):
+    """An artifact in int8 or in 16 bits.
 
     Attributes:
+        form: ``int8``, ``float16`` or ``bfloat16``.
         quantization: how it was made, such as ``int8 dynamic``.
         part: the part of the data that both were scored on, ``test`` or ``val``.
         float_score: the float form's result on it.
-        int8_score: the int8 form's result on the same samples.
+        rounded_score: the rounded form's result on the same samples.
         reading: what the scores mean.
     """
 
+    form: str
     quantization: str
     part: str
     float_score: Evaluation
-    int8_score: Evaluation
+    rounded_score: Evaluation
     reading: Reading
 
     def lines(self) -> tuple[str, ...]:
         """What was measured, in words."""
-        before, after, meaning = self.float_score, self.int8_score, self.reading.meaning
+        before, after, meaning = self.float_score, self.rounded_score, self.reading.meaning
         return (
             f"the float form equals the masked dense model; {self.quantization} differs from it by at most "
-            f"{self.equality.max_relative:.1%} of the largest output",
+            f"{self.equality.max_relative:.2%} of the largest output",
             f"{self.part} {self.reading.score_name} on {before.num_samples:,} samples: {before.metric:.4f} in float, "
-            f"{after.metric:.4f} in int8",
+            f"{after.metric:.4f} in "
+            f"{self.form}",
             *([] if meaning is None else [meaning]),
         )
 
@@ -108,42 +113,59 @@ class Quantized(Exported):
             "part": self.part,
             "score": self.reading.score_name,
             "float": asdict(self.float_score),
-            "int8": asdict(self.int8_score),
+            self.form: asdict(self.rounded_score),
         }
         return {**super().to_json(), "quantization": self.quantization, "scores": scores}
 
 
-def export_int8(run: FinishedRun, path: Path, *, int8: Int8) -> Quantized:
-    """Write the small model of a run as an int8 ``.onnx`` file, and score it beside the float form.
+def export_rounded(
+    run: FinishedRun, path: Path, *, rounding: Int8 | Half, settings: OnnxSettings | None = None
+) -> Rounded:
+    """Write the small model of a run as a rounded ``.onnx`` file, and score it beside the float form.
 
-    The float form has to equal the run's masked dense model before it is quantized. Rounding to int8 is no equality:
-    the largest difference is measured and written into the file, with twice of it as what ``verify`` allows.
+    The float form has to equal the run's masked dense model before it is rounded. Rounding is no equality: the largest
+    difference is measured and written into the file, with twice of it as what ``verify`` allows.
 
     Raises:
         NotEqualError: the float form does not compute what the masked model computes.
-        SurgeryError: the model cannot be exported or quantized.
+        SurgeryError: the model cannot be exported or rounded.
         DataError: the run's data cannot be read.
     """
     small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
+    form = "int8" if isinstance(rounding, Int8) else rounding.dtype
     with tempfile.TemporaryDirectory() as folder, staged(path) as staging:
-        exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked).path
-        quantization = quantized_file(exact, staging, origin.data.train, int8)
+        exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked, settings=settings).path
+        quantization = rounded_file(exact, staging, origin.data.train, rounding)
         closeness = difference(OnnxSession(staging), masked, rounded=True)
         annotate_(staging, {QUANTIZATION_KEY: quantization, TOLERANCE_KEY: f"{_SLACK * closeness.max_relative:.3g}"})
         written = OnnxSession(staging)
         equality = verify(written, masked, tolerance=written.tolerance, rounded=True)
-        scores = score_files(origin, {"float": exact, "int8": staging})
+        scores = score_files(origin, {"float": exact, form: staging})
         size_bytes = size_on_disk(staging)
-    return Quantized(
+    return Rounded(
         path,
         size_bytes,
         equality,
+        form=form,
         quantization=quantization,
         part=origin.scored_part,
         float_score=scores["float"],
-        int8_score=scores["int8"],
+        rounded_score=scores[form],
         reading=origin.objective.reading,
     )
+
+
+def rounded_file(source: Path, path: Path, train: AnySplit, rounding: Int8 | Half) -> str:
+    """Round one ``.onnx`` file, compared on training samples; returns how it was done.
+
+    Raises:
+        SurgeryError: the model cannot be rounded, or ONNX Runtime cannot run what came out.
+        NotEqualError: what came out computes something else on training samples.
+    """
+    if isinstance(rounding, Int8):
+        return quantized_file(source, path, train, rounding)
+    halve_onnx(source, path, rounding, sample=next(_calls(train, _BATCH)))
+    return rounding.dtype
 
 
 def quantized_file(source: Path, path: Path, train: AnySplit, int8: Int8) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,7 @@ def bench(
     ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N,...", help="Batch sizes.")] = "1,8,64",
     threads: Annotated[int, typer.Option(min=1, help="Threads to compute with.")] = 2,
+    provider: options.Provider = "cpu",
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -38,7 +39,7 @@ def bench(
 ) -> None:
     """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
-        batch_sizes = options.batch_sizes(batch)
+        how: dict[str, Any] = {"batch_sizes": options.batch_sizes(batch), "threads": threads, "provider": provider}
         from l0compress.measure.plot import check_picture, plot_latency, plot_tradeoff
         from l0compress.pipeline.benching import bench_artifact
         from l0compress.pipeline.family_bench import bench_family
@@ -47,9 +48,9 @@ def bench(
         if plot is not None:
             check_picture(plot)
         if against is None and is_family(artifact):
-            measured = bench_family(artifact, batch_sizes=batch_sizes, threads=threads)
+            measured = bench_family(artifact, **how)
         else:
-            measured = bench_artifact(artifact, against=against, batch_sizes=batch_sizes, threads=threads)
+            measured = bench_artifact(artifact, against=against, **how)
         if plot is not None and measured.tradeoff is not None:
             plot_tradeoff(measured.tradeoff, plot, title=str(artifact))
         elif plot is not None:

@@ -11,6 +11,7 @@ from l0compress.errors import NOTHING_WRITTEN, InputError
 
 if TYPE_CHECKING:
     from l0compress.export.files import Exported
+    from l0compress.pipeline.exporting import ExportOptions
 
 
 def export(
@@ -21,6 +22,7 @@ def export(
     quantize: flags.Quantize = None,
     calibrate: flags.Calibrate = None,
     sparse_weights: flags.SparseWeights = False,
+    opset: flags.Opset = None,
     dtype: flags.Storage = None,
     batch: flags.Batch = None,
     threads: flags.Threads = None,
@@ -32,28 +34,14 @@ def export(
     Of a family all members are written, each into its own folder.
     """
     with options.exit_codes():
-        batch_sizes = None if batch is None else options.batch_sizes(batch)
-        if calibrate is not None and quantize in (None, "int8-dynamic"):
-            why = "the file is not quantized" if quantize is None else "dynamic int8 needs none"
-            raise InputError(
-                f"--calibrate sets the number of samples for calibrating static int8, but {why}.",
-                fix="Pass --quantize int8-static, or omit it.",
-                assurance=NOTHING_WRITTEN,
-            )
-        from l0compress.export.bundle import BundleSettings
-        from l0compress.export.quantize import Int8
-        from l0compress.pipeline.exporting import ExportOptions, export_family, export_run
+        from l0compress.pipeline.exporting import export_family, export_run
         from l0compress.pipeline.runs import is_family, newest_run
 
-        method = None if quantize is None else quantize.removeprefix("int8").removeprefix("-") or "auto"
-        names = None if engines is None else tuple(name.strip() for name in engines.split(","))
-        given = {"storage": dtype, "threads": threads, "engines": names}
-        given = {name: value for name, value in given.items() if value is not None}
-        how = ExportOptions(
-            int8=None if method is None else Int8(method, **({} if calibrate is None else {"num_samples": calibrate})),
+        how = _options(
+            flags.Rounded(format, quantize, calibrate, dtype),
+            flags.Timed(None if batch is None else options.batch_sizes(batch), threads, engines),
             sparse_weights=sparse_weights,
-            batch_sizes=batch_sizes,
-            bundle=BundleSettings(**given) if given else None,
+            opset=opset,
         )
         folder = newest_run() if run is None else run
         if is_family(folder):
@@ -76,6 +64,24 @@ def export(
             print_json(exported.to_json())
             return
         _print(exported)
+
+
+def _options(rounded: flags.Rounded, timed: flags.Timed, *, sparse_weights: bool, opset: int | None) -> ExportOptions:
+    """What the flags say, as the pipeline takes it."""
+    from l0compress.export.bundle import BundleSettings
+    from l0compress.export.onnx_settings import OnnxSettings
+    from l0compress.pipeline.exporting import ExportOptions
+
+    given = {"storage": None if rounded.format == "onnx" else rounded.dtype, "threads": timed.threads}
+    given["engines"] = None if timed.engines is None else tuple(name.strip() for name in timed.engines.split(","))
+    given = {name: value for name, value in given.items() if value is not None}
+    return ExportOptions(
+        rounding=rounded.rounding(),
+        sparse_weights=sparse_weights,
+        batch_sizes=timed.batch_sizes,
+        bundle=BundleSettings(**given) if given else None,
+        onnx=None if opset is None else OnnxSettings(opset=opset),
+    )
 
 
 def _print(exported: Exported) -> None:

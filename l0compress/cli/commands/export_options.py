@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from l0compress.errors import NOTHING_WRITTEN, InputError
 from l0compress.old_names import FORMATS
 
+if TYPE_CHECKING:
+    from l0compress.export.half import Half
+    from l0compress.export.quantize import Int8
+
 CHOICES = ("onnx", "bundle", "pt2")
-ONNX, BUNDLE = "For onnx", "For bundle"
+ONNX, BUNDLE, BOTH = "For onnx", "For bundle", "For onnx and bundle"
 
 
 def _format(text: str) -> str:
@@ -65,13 +71,23 @@ SparseWeights = Annotated[
         rich_help_panel=ONNX,
     ),
 ]
+Opset = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="The version of ONNX's operators.",
+        show_default="18 or 20, which runs widely",
+        rich_help_panel=ONNX,
+    ),
+]
 Storage = Annotated[
     Literal["float32", "float16", "bfloat16", "int8"] | None,
     typer.Option(
         "--dtype",
-        help="How weights are stored; int8 for sparse layers, with one scale per output.",
+        help="How weights are stored; int8 for sparse layers, with one scale per output. An ONNX file also computes in "
+        "float16; the score before and after is printed.",
         show_default="float32",
-        rich_help_panel=BUNDLE,
+        rich_help_panel=BOTH,
     ),
 ]
 Batch = Annotated[
@@ -96,3 +112,62 @@ Engines = Annotated[
         rich_help_panel=BUNDLE,
     ),
 ]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The flags of how a bundle's layers are timed."""
+
+    batch_sizes: tuple[int, ...] | None
+    threads: int | None
+    engines: str | None
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """The flags of how numbers are rounded."""
+
+    format: str
+    quantize: str | None
+    calibrate: int | None
+    dtype: str | None
+
+    def rounding(self) -> Int8 | Half | None:
+        """How an ONNX file is rounded; None where it is not, or where the file is of another format.
+
+        Raises:
+            InputError: flags that exclude each other.
+        """
+        from l0compress.export.half import Half
+        from l0compress.export.quantize import Int8
+
+        self._check()
+        if self.quantize is not None:
+            method = self.quantize.removeprefix("int8").removeprefix("-") or "auto"
+            return Int8(method) if self.calibrate is None else Int8(method, num_samples=self.calibrate)
+        if self.format != "onnx" or self.dtype in (None, "float32"):
+            return None
+        return Half(self.dtype)
+
+    def _check(self) -> None:
+        if self.calibrate is not None and self.quantize in (None, "int8-dynamic"):
+            why = "the file is not quantized" if self.quantize is None else "dynamic int8 needs none"
+            raise InputError(
+                f"--calibrate sets the number of samples for calibrating static int8, but {why}.",
+                fix="Pass --quantize int8-static, or omit it.",
+                assurance=NOTHING_WRITTEN,
+            )
+        if self.format != "onnx" or self.dtype in (None, "float32"):
+            return
+        if self.dtype == "int8":
+            raise InputError(
+                "--dtype int8 is for bundles: of an ONNX file weights and products become int8 together.",
+                fix="Pass --quantize int8.",
+                assurance=NOTHING_WRITTEN,
+            )
+        if self.quantize is not None:
+            raise InputError(
+                f"--quantize {self.quantize} and --dtype {self.dtype} exclude each other.",
+                fix="Omit one of the two.",
+                assurance=NOTHING_WRITTEN,
+            )

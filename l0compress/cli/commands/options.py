@@ -43,6 +43,13 @@ DataSeed = Annotated[int | None, setting_flag("data_seed")]
 Workers = Annotated[int | None, setting_flag("workers")]
 Keep = Annotated[list[str] | None, setting_flag("keep")]
 MinDensity = Annotated[list[str] | None, setting_flag("min_density")]
+Provider = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="What runs ONNX files: cpu, another provider of the installed ONNX Runtime such as cuda, or openvino.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to standard output, nothing else.")]
 
 

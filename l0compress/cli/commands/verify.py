@@ -14,6 +14,7 @@ from l0compress.cli.render import print_json, print_table
 def verify(
     artifact: options.Artifact,
     against: Annotated[Path, typer.Option(metavar="RUN", help="The run folder that ARTIFACT was exported from.")],
+    provider: options.Provider = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
     """Check that ARTIFACT computes what the masked dense model of RUN computes. Exits 1 if it does not."""
@@ -21,7 +22,7 @@ def verify(
         from l0compress.measure.report import equality_table
         from l0compress.pipeline.artifacts import verify_artifact
 
-        verification = verify_artifact(artifact, run=against)
+        verification = verify_artifact(artifact, run=against, provider=provider)
         if as_json:
             print_json(verification.to_json())
             return
