@@ -265,7 +265,7 @@ class TestExport:
         outcome = run_cli("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
         first, second, third = outcome.stdout.splitlines()
         assert re.fullmatch(
-            r"the float form equals the masked dense model; int8 dynamic differs from it by at most \d+\.\d% of the "
+            r"the float form equals the masked dense model; int8 dynamic differs from it by at most \d+\.\d\d% of the "
             r"largest output",
             first,
         )
