@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from l0compress.data import Batch, Data, Split, StreamSplit
     from l0compress.errors import L0Error
     from l0compress.export.bundle import BundleSettings, export_bundle
+    from l0compress.export.module.shrinking import shrink_module_
     from l0compress.export.onnx import export_onnx
     from l0compress.export.pt2 import export_pt2
     from l0compress.export.quantize import quantize_onnx
@@ -109,6 +110,7 @@ _HOMES = {
     "register_operator": "l0compress.graph",
     "register_rule": "l0compress.graph",
     "shrink": "l0compress.graph",
+    "shrink_module_": "l0compress.export.module.shrinking",
     "verify": "l0compress.verification.equality",
 }
 
@@ -149,6 +151,7 @@ __all__ = [
     "register_operator",
     "register_rule",
     "shrink",
+    "shrink_module_",
     "verify",
 ]
 

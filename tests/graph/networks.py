@@ -40,9 +40,14 @@ def vector(width: int = 6) -> Tensor:
     return torch.randn(2, width, generator=torch.Generator().manual_seed(1))
 
 
+def randomised(function: Callable[..., Any], **layers: Any) -> nn.Module:
+    """A network with parameters that make every channel matter."""
+    return models.randomise(Net(function, **layers))
+
+
 def captured(function: Callable[..., Any], x: Tensor, **layers: Any) -> CapturedGraph:
     """The graph of a randomised network in float64."""
-    return capture(models.randomise(Net(function, **layers)), (x,)).to(torch.float64)
+    return capture(randomised(function, **layers), (x,)).to(torch.float64)
 
 
 def grouped(function: Callable[..., Any], x: Tensor, **layers: Any) -> Groups:

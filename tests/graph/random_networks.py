@@ -11,14 +11,14 @@ import torch
 from closures import check_closure
 from hypothesis import assume
 from hypothesis import strategies as st
-from networks import captured, image, scattered, tokens, worst_error_of
+from networks import image, randomised, scattered, tokens, worst_error_of
 from random_image_steps import IMAGE_STEPS
 from random_steps import SIZE, Maker, Place, Step, steps
 from random_token_steps import TOKEN_STEPS
 from torch import Tensor, nn
 
 from l0compress.errors import NothingToPruneError
-from l0compress.graph import CapturedGraph, Groups, KeepPlan, cost, find_groups, masked, shrink
+from l0compress.graph import CapturedGraph, Groups, KeepPlan, capture, cost, find_groups, masked, shrink
 from l0compress.graph.cut.plan import cut, unshrink_state
 
 TOLERANCE = 1e-10
@@ -27,10 +27,11 @@ FIRST_WIDTH = 6
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A captured network and the kinds of its steps."""
+    """A captured network, the kinds of its steps, and the module itself."""
 
     graph: CapturedGraph
     kinds: tuple[str, ...]
+    module: nn.Module
 
     def __repr__(self) -> str:
         return f"Network({', '.join(self.kinds)})\n{self.graph.graph_module.code}"
@@ -70,8 +71,9 @@ def networks(
             past.append(step.function(s, past))
         return s.last(past[-1] if dim == 2 else past[-1].flatten(2).mT)
 
-    graph = captured(forward, x, **layers, last=nn.Linear(widths[-1], 3))
-    return Network(graph, tuple(step.kind for step in chosen))
+    module = randomised(forward, **layers, last=nn.Linear(widths[-1], 3))
+    graph = capture(module, (x,)).to(torch.float64)
+    return Network(graph, tuple(step.kind for step in chosen), module)
 
 
 def image_networks() -> st.SearchStrategy[Network]:

@@ -151,4 +151,3 @@ def _argument(node: fx.Node, name: str, default: int) -> int:
             value: Any = node.args[position]
             return int(value)
     return default
-

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from l0compress.errors import InputError, NotEqualError, PlanError, SurgeryError
 from l0compress.export.module.attributes import choices_of, describe_, ways_through
+from l0compress.export.module.means import rescale_means_
 from l0compress.export.module.transaction import Transaction
 from l0compress.export.module.weights import alone, check_same_model, cut_weights, dense_weights, following, tensors_of
 from l0compress.export.module.whys import Refusal, reason_of, refused
@@ -93,6 +93,7 @@ class _Job:
         changes.evaluating_(self.module)
         self._cut_(changes, plan, followed)
         describe_(changes, modules, self.dense, small, followed)
+        rescale_means_(changes, modules, self.dense, followed)
         reference, refusals = masked(self.dense, plan), []
         for way in ways_through(choices):
             with Transaction() as widths:
@@ -137,7 +138,10 @@ class _Job:
 
 def _job(model: nn.Module, plan: KeepPlan, small: CapturedGraph | None, whole: tuple[str, ...]) -> _Job:
     if not isinstance(model, nn.Module):
-        raise InputError(f"shrink_module_ takes a module, but this is {type(model).__name__}.", fix="")
+        raise InputError(
+            f"shrink_module_ takes a module, but this is {type(model).__name__}.",
+            fix="Pass the nn.Module that was captured; it is changed in place.",
+        )
     if not isinstance(plan, KeepPlan):
         raise PlanError(
             f"shrink_module_ takes a plan, but this is {type(plan).__name__}.",

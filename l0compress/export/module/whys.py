@@ -58,7 +58,9 @@ def refused(root: nn.Module, refusal: Refusal, alone: Mapping[str, Refusal], cut
     more = f"; and {len(alone) - _MOST_NAMED} more" if len(alone) > _MOST_NAMED else ""
     named = "; ".join(f"{name!r} ({why.reason})" for name, why in list(alone.items())[:_MOST_NAMED])
     what = f"in {named}{more}" if alone else f"({refusal.reason})"
-    advice = f"pass whole={_globs(list(alone) or list(cut), cut)}, so that they stay whole, with zeros for what is dropped"
+    advice = (
+        f"pass whole={_globs(list(alone) or list(cut), cut)}, so that they stay whole, with zeros for what is dropped"
+    )
     return SurgeryError(
         f"the code of {kind} cannot follow the plan {what}.",
         fix=(

@@ -43,22 +43,23 @@ def sizes_in_calls(dense: CapturedGraph, small: CapturedGraph) -> Pairs:
     found: dict[str, dict[tuple[int, int], None]] = {}
     for node in dense.nodes():
         path, copy = module_of(node), after.get(node.name)
-        if path is not None and copy is not None and copy.target == node.target:
+        if path is not None and copy is not None:
             found.setdefault(path, {}).update(dict.fromkeys(_pairs(node, copy)))
     return {path: tuple(pairs) for path, pairs in found.items() if pairs}
 
 
 def _pairs(node: fx.Node, copy: fx.Node) -> Iterator[tuple[int, int]]:
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return
-    arguments = node.target._schema.arguments
-    for argument, old, new in zip(arguments, node.args, copy.args, strict=False):
-        if argument.name not in _SIZES:
-            continue
+    # A view may have become a reshape: what counts is that sizes stand in the same place.
+    for old, new in zip(_size_arguments(node), _size_arguments(copy), strict=False):
         before, now = (list(value) if isinstance(value, list | tuple) else [value] for value in (old, new))
-        yield from (
-            (a, b) for a, b in zip(before, now, strict=False) if type(a) is type(b) is int and a > 0 and b >= 0
-        )
+        yield from ((a, b) for a, b in zip(before, now, strict=False) if type(a) is type(b) is int and a > 0 and b >= 0)
+
+
+def _size_arguments(node: fx.Node) -> Iterator[Any]:
+    """By position what a call says of sizes, None in places of other arguments."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+            yield value if argument.name in _SIZES else None
 
 
 def selects(dense: CapturedGraph, small: CapturedGraph) -> bool:
