@@ -27,6 +27,10 @@ from l0compress.graph.nodes.network import op_name
 # More attributes of equal numbers than this many trials can tell apart are not told apart.
 MOST_TRIALS = 32
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
+_NARROW: dict[type, type[NarrowLayerNorm] | type[NarrowRMSNorm]] = {
+    nn.LayerNorm: NarrowLayerNorm,
+    nn.RMSNorm: NarrowRMSNorm,
+}
 
 
 @dataclass(frozen=True)
@@ -138,9 +142,8 @@ def _by_call_(
     elif isinstance(module, nn.GroupNorm):
         changes.put_(module, "num_channels", kept.shape[1])
         changes.put_(module, "num_groups", _argument(after, "num_groups", module.num_groups))
-    elif type(module) in (nn.LayerNorm, nn.RMSNorm) and kept.shape[-1] != module.normalized_shape[-1]:
-        kind = NarrowLayerNorm if type(module) is nn.LayerNorm else NarrowRMSNorm
-        changes.swap_(root, module, narrowed(kind, module, kept.shape[-1]))
+    elif kept.shape[-1] != kept.dense[-1] and type(module) in _NARROW:
+        changes.swap_(root, module, narrowed(_NARROW[type(module)], module, kept.shape[-1]))
 
 
 def _argument(node: fx.Node, name: str, default: int) -> int:

@@ -2,9 +2,9 @@
 
     weight * x / sqrt(mean(x**2) + eps)
 
-A mean over ``n`` channels of which ``N`` were there, the others zero, is too large by ``N / n``. A weight that is larger
-by ``sqrt(N / n)`` and an ``eps`` that is larger by ``N / n`` make up for it. Norms of another form are found out when the
-module is compared.
+A mean over ``n`` channels of which ``N`` were there, the others zero, is too large by ``N / n``. A weight that is
+larger by ``sqrt(N / n)`` and an ``eps`` that is larger by ``N / n`` make up for it. Norms of another form are found out
+when the module is compared.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def rescale_means_(changes: Transaction, modules: dict[str, nn.Module], dense: C
         module = modules[path]
         for parameter in module.parameters(recurse=False):
             changes.cut_(parameter, parameter.detach() * ratio**0.5)
-        small = {value for node in dense.nodes() if module_of(node) == path for value in node.args}
+        own = [node for node in dense.nodes() if module_of(node) == path]
+        small = {value for node in own for value in node.args if isinstance(value, float)}
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and value in small:
                 changes.put_(module, name, value * ratio)

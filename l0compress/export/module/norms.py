@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-Norm = TypeVar("Norm", "NarrowLayerNorm", "NarrowRMSNorm")
+Norm = TypeVar("Norm", bound="NarrowLayerNorm | NarrowRMSNorm")
 
 
 class NarrowLayerNorm(nn.LayerNorm):

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-import l0compress
 from l0compress.errors import NOTHING_CHANGED, SurgeryError
 
 _MOST_NAMED = 3
-_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(l0compress.__file__).parent))
+_NOT_THEIRS = (str(Path(torch.__file__).parent), str(Path(__file__).parents[2]))
 
 
 @dataclass(frozen=True)
