@@ -52,7 +52,7 @@ def shrink_module_(
     Example:
         In another process the plan's tensors make the same shapes, into which the weights can be loaded.
 
-        >>> import l0compress as l0
+        >>> import torch, l0compress as l0
         >>> def build():
         ...     return nn.Sequential(nn.Linear(4, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 2))
         >>> model, x = build(), torch.randn(8, 4)
