@@ -49,5 +49,26 @@ if LIBRARY is not None:
 
 
 def load() -> ModuleType:
-    """torchvision, imported after its operators have been declared."""
-    return importlib.import_module("torchvision")
+    """torchvision, imported after its operators have been declared; the validation of ultralytics calls one of them."""
+    torchvision = importlib.import_module("torchvision")
+    if LIBRARY is not None:
+        torchvision.ops.nms = nms
+    return torchvision
+
+
+def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float) -> torch.Tensor:
+    """Non-maximum suppression: the indices of boxes that overlap no better one by more than the threshold.
+
+    >>> boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9], [4.0, 4.0, 5.0, 5.0]])
+    >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5)
+    tensor([1, 2])
+    """
+    order, kept = scores.argsort(descending=True), []
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        low, high = torch.maximum(boxes[best, :2], boxes[order, :2]), torch.minimum(boxes[best, 2:], boxes[order, 2:])
+        shared = (high - low).clamp(min=0).prod(1)
+        order = order[shared <= iou_threshold * (area[best] + area[order] - shared)]
+    return torch.stack(kept) if kept else order

@@ -68,7 +68,7 @@ def main(folder: Path, *, epochs: int = 20) -> l0.CapturedGraph:
     outcome = callback.finish()  # 4
 
     exported = l0.export_onnx(outcome.small, folder / "small.onnx", reference=outcome.masked)  # 5
-    print(f"MACs: {l0.cost(outcome.masked).macs:,} -> {l0.cost(outcome.small).macs:,}")
+    print(f"MACs: {l0.cost(outcome.dense).macs:,} -> {l0.cost(outcome.small).macs:,}")
     print(f"{exported.path}: equal within {exported.equality.max_relative:.1e}")
     return outcome.small
 

@@ -1,1 +1,1 @@
-"""Gates in the training loops of other libraries: one module for each, all on :mod:`l0compress.integrations.control`."""
+"""Gates in other libraries' training loops: one module for each, all on :mod:`l0compress.integrations.control`."""

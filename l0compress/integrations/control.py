@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l0compress.errors import InputError
 from l0compress.gates.attach import GatedNetwork
@@ -40,6 +40,11 @@ class Outcome:
     masked: CapturedGraph
     equality: Equality
 
+    @property
+    def dense(self) -> CapturedGraph:
+        """The model as it was captured, for its cost."""
+        return self.plan.groups.graph
+
 
 class Control:
     """A gated network and its budget in somebody else's loop.
@@ -47,6 +52,7 @@ class Control:
     ``ramp`` is the share of the run's steps over which the target falls from the dense cost to the budget.
 
     >>> import l0compress as l0
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
     >>> control = Control(l0.gate(l0.capture(net, (torch.zeros(2, 8),))), "macs=0.5")
     >>> optimizer = torch.optim.AdamW(control.gated.param_groups(lr=1e-3))
@@ -75,7 +81,7 @@ class Control:
         Raises:
             InputError: they are not.
         """
-        gates = self._gates()
+        gates = self.gate_ids()
         groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         holding = [group for group in groups if any(id(parameter) in gates for parameter in group["params"])]
         mixed = any(id(parameter) not in gates for group in holding for parameter in group["params"])
@@ -89,10 +95,11 @@ class Control:
 
     def trained_by(self, optimizer: torch.optim.Optimizer) -> bool:
         """Whether an optimizer holds the gates."""
-        gates = self._gates()
+        gates = self.gate_ids()
         return any(id(parameter) in gates for group in optimizer.param_groups for parameter in group["params"])
 
-    def _gates(self) -> set[int]:
+    def gate_ids(self) -> set[int]:
+        """The gates, by identity."""
         return {id(parameter) for parameter in self.gated.gate_parameters().values()}
 
     def before_step_(self) -> None:

@@ -37,17 +37,17 @@ class L0Callback(_lightning.Callback):
     def __init__(self, gated: GatedNetwork, target: AnyTargets, *, ramp: float = RAMP) -> None:
         self.control = Control(gated, target, ramp=ramp)
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Any, _module: Any) -> None:
         """Check the optimizers, and say how long the run is."""
         self.control.check_optimizers(trainer.optimizers)
         self.control.begin_(int(trainer.estimated_stepping_batches))
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, _trainer: Any, _module: Any, optimizer: Any) -> None:
         """Add the penalty's gradient, unless the optimizer is another one's."""
         if self.control.trained_by(optimizer):
             self.control.before_step_()
 
-    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_epoch_end(self, _trainer: Any, pl_module: Any) -> None:
         """Log density and multiplier."""
         pl_module.log_dict(self.control.report())
 

@@ -39,7 +39,7 @@ class L0Callback(_transformers.TrainerCallback):
         self.model, self.control = model, Control(model.gated, target, ramp=ramp)
         model.l0_budget = self.control.values()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, _: Any, optimizer: Any = None, **__: Any) -> None:
         """Check the optimizer, and go on where a checkpoint stopped."""
         if args.fp16 and not args.max_grad_norm:
             raise InputError(
@@ -50,12 +50,12 @@ class L0Callback(_transformers.TrainerCallback):
         self.control.load_values_(self.model.l0_budget.cpu())
         self.control.begin_(state.max_steps)
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         """Add the penalty's gradient."""
         self.control.before_step_()
         self.model.l0_budget.copy_(self.control.values())
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, _: Any, state: Any, __: Any, logs: Any = None, **___: Any) -> None:
         """Add density and multiplier to what is logged."""
         for entry in (logs, *state.log_history[-1:]):
             entry.update(self.control.report())
