@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision_without_ops  # noqa: F401  transformers imports torchvision where it is installed
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -316,15 +317,24 @@ def test_a_module_of_ones_own_takes_its_loss_from_the_trainer(tmp_path):
     assert callback.finish().equality.max_relative < 1e-5
     fresh = gated_model(Tied(), {"input_ids": torch.zeros(2, LENGTH, dtype=torch.long)}, dynamic="batch")
     L0Callback(fresh, "macs=0.7")
-    state = gated.state_dict()
-    assert "gated.network.head.weight" not in state
-    fresh.load_state_dict(state)
+    saved = load_file(tmp_path / f"checkpoint-{STEPS}" / "model.safetensors")
+    fresh.load_state_dict(saved)
     assert_same(gated, fresh)
-    assert fresh.gated.network.head.weight is fresh.gated.network.embed.weight
+    assert float(fresh.l0_budget[0]) == STEPS
 
     with pytest.raises(InputError) as error:
         gated.forward(input_ids=torch.zeros(2, LENGTH, dtype=torch.long), labels=torch.zeros(2))
     assert str(error.value) == (
         "the model was called with labels, which its graph does not take, and it has no loss_function that would. "
         "Nothing was changed. Give the Trainer the loss: compute_loss_func=lambda outputs, labels, **_: ..."
+    )
+
+
+def test_an_input_that_was_not_there_at_capture_is_refused():
+    ids = torch.zeros(2, LENGTH, dtype=torch.long)
+    with pytest.raises(InputError) as error:
+        gated_bert()(input_ids=ids, attention_mask=torch.ones_like(ids), labels=torch.zeros(2))
+    assert str(error.value) == (
+        "the model was called with attention_mask, but captured without. Nothing was changed. Give gated_model a batch "
+        "as the data collator returns it."
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,8 @@ class GatedModel(nn.Module):
     """What a ``transformers.Trainer`` trains in place of a model; made by :func:`gated_model`.
 
     ``forward`` takes what the model takes, labels included, and returns what it returns, with the model's own
-    ``loss_function`` where there are labels. The state dict holds weights, gates and the budget's multiplier, each
-    tensor once, so a checkpoint of the Trainer is complete.
+    ``loss_function`` where there are labels. The state dict holds weights, gates and the budget's multiplier,
+    so a checkpoint of the Trainer is complete.
 
     Attributes:
         gated: the gated network.
@@ -42,8 +42,6 @@ class GatedModel(nn.Module):
         self._loss, self._signature = getattr(model, "loss_function", None), inspect.signature(model.forward)
         self._inputs = frozenset(gated.groups.graph.example_kwargs)
         self.register_buffer("l0_budget", torch.zeros(0, dtype=torch.float64))
-        self.register_state_dict_post_hook(_without_ties_)
-        self.register_load_state_dict_pre_hook(_with_ties_)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the model's outputs, with ``loss`` first where there are labels.
@@ -55,9 +53,15 @@ class GatedModel(nn.Module):
         given = self._signature.bind(*args, **kwargs).arguments
         given = {**given, **given.pop("kwargs", {})}
         inputs = {name: value for name, value in given.items() if name in self._inputs}
-        targets = {name: value for name, value in given.items() if name not in self._inputs and value is not None}
+        others = {name: value for name, value in given.items() if name not in self._inputs and value is not None}
+        strange = [name for name in others if not _is_label(name)]
+        if strange:
+            raise InputError(
+                f"the model was called with {', '.join(strange)}, but captured without.",
+                fix="Give gated_model a batch as the data collator returns it.",
+            )
         outputs = self.gated(**inputs)
-        return self._with_loss(outputs, targets) if targets else outputs
+        return self._with_loss(outputs, others) if others else outputs
 
     def param_groups(self, **rates: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer, as :meth:`GatedNetwork.param_groups`."""
@@ -74,12 +78,6 @@ class GatedModel(nn.Module):
         loss = self._loss(**{"pooled_logits": outputs.get("logits"), **outputs, **targets, **sizes})
         return type(outputs)(**{"loss": loss, **outputs})
 
-    def ties(self) -> dict[str, str]:
-        """Names under which the network has a tensor once more, and the first name of each."""
-        first: dict[int, str] = {}
-        named = [(f"gated.{name}", value) for name, value in self.gated.named_parameters(remove_duplicate=False)]
-        return {name: known for name, value in named if (known := first.setdefault(id(value), name)) != name}
-
 
 def gated_model(model: nn.Module, batch: Mapping[str, Any], *, dynamic: Dynamic = "auto") -> GatedModel:
     """Capture a model with the inputs of a batch, without its labels, and put gates into it.
@@ -92,7 +90,7 @@ def gated_model(model: nn.Module, batch: Mapping[str, Any], *, dynamic: Dynamic 
     Raises:
         CaptureError, NothingToPruneError: as :func:`~l0compress.capture` and :func:`~l0compress.gate`.
     """
-    inputs = {name: value for name, value in batch.items() if "label" not in name and name not in _ANSWERS}
+    inputs = {name: value for name, value in batch.items() if not _is_label(name)}
     gated = gate(capture(model, (), inputs, dynamic=dynamic))
 
     # The Trainer reads off the class which arguments are labels, and which columns of the data are not arguments.
@@ -104,15 +102,6 @@ def gated_model(model: nn.Module, batch: Mapping[str, Any], *, dynamic: Dynamic 
     return kind(gated, model)
 
 
-def _without_ties_(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-    """A file of safetensors holds each tensor once."""
-    del metadata
-    for name in cast(GatedModel, module).ties():
-        state.pop(f"{prefix}{name}", None)
-
-
-def _with_ties_(module: nn.Module, state: dict[str, Any], prefix: str, *details: Any) -> None:
-    del details
-    for name, first in cast(GatedModel, module).ties().items():
-        if f"{prefix}{first}" in state:
-            state.setdefault(f"{prefix}{name}", state[f"{prefix}{first}"])
+def _is_label(name: str) -> bool:
+    """As the Trainer tells labels from inputs."""
+    return "label" in name or name in _ANSWERS
