@@ -12,12 +12,9 @@ To run out of the box, it learns random rectangles. For real use replace ``batch
 with ``img``, ``batch_idx``, ``cls`` and ``bboxes`` (and ``masks`` for segmentation), as the ``YOLODataset`` of
 ultralytics returns it. A run for accuracy takes a few epochs of it, and a few more of the small model afterwards.
 
-What to know about YOLO:
-
-- In evaluation mode the head decodes boxes, in training mode it returns raw maps, which the loss needs. ``Both`` is
-  one module that returns the two, so that one graph is trained, cut and deployed. It keeps the head in
-  training mode, where the second head of YOLOv10 does not reach back into the backbone.
-- ``Decoded`` is what is exported: the small network without the raw maps.
+In evaluation mode the head decodes boxes, in training mode it returns raw maps, which the loss needs. ``Both`` returns
+the two, so that one graph is trained, cut and deployed; ``decoded`` is the small network without the raw maps.
+``examples/yolo_train.py`` does the same in the trainer of ultralytics.
 """
 
 from __future__ import annotations
@@ -34,41 +31,9 @@ from ultralytics.cfg import get_cfg
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel, load_checkpoint
 
 import l0compress as l0
+from l0compress.integrations.ultralytics import Both, decoded
 
 BATCH_SIZE = 4
-
-
-class Both(nn.Module):
-    """A YOLO that returns the decoded and the raw predictions, in this order, as its losses take them."""
-
-    def __init__(self, yolo: nn.Module) -> None:
-        super().__init__()
-        self.yolo = yolo
-        self.train(yolo.training)
-
-    def train(self, mode: bool = True) -> Both:
-        super().train(mode)
-        self.yolo.model[-1].training = True  # only the head; its layers stay in the mode of the rest
-        return self
-
-    def forward(self, images: Tensor) -> tuple[Any, dict[str, Any]]:
-        head, raw = self.yolo.model[-1], self.yolo(images)
-        chosen = raw["one2one" if head.end2end else "one2many"] if "one2one" in raw else raw
-        decoded = head._inference(chosen)
-        if head.end2end:
-            decoded = head.postprocess(decoded.permute(0, 2, 1))
-        return ((decoded, chosen["proto"]) if "proto" in chosen else decoded), raw
-
-
-class Decoded(nn.Module):
-    """What an application needs of :class:`Both`: boxes, scores and, for a segmenter, the inputs of the masks."""
-
-    def __init__(self, both: nn.Module) -> None:
-        super().__init__()
-        self.both = both
-
-    def forward(self, images: Tensor) -> Any:
-        return self.both(images)[0]
 
 
 def yolo_of(name: str, num_classes: int) -> Any:
@@ -151,7 +116,7 @@ def main(arguments: list[str] | None = None) -> l0.CapturedGraph:
     before, after = l0.cost(graph), l0.cost(small)
     print(f"{chosen.model}: {before.params:,} -> {after.params:,} parameters, {before.macs:,} -> {after.macs:,} MACs")
 
-    deployed = l0.capture(Decoded(small.module()), small.example_args)
+    deployed = decoded(small)
     folder = chosen.output or Path(tempfile.mkdtemp())
     path = folder / f"{Path(chosen.model).stem}-small.onnx"
     exported = l0.export_onnx(deployed, path)

@@ -17,10 +17,10 @@ import torch
 
 from l0compress.errors import InputError
 from l0compress.integrations.control import RAMP, Control, Outcome
-from l0compress.integrations.gated_yolo import GatedYolo, decoded
+from l0compress.integrations.gated_yolo import Both, GatedYolo, decoded
 from l0compress.training.targets import AnyTargets
 
-__all__ = ["GatedYolo", "L0Callback", "decoded"]
+__all__ = ["Both", "GatedYolo", "L0Callback", "decoded"]
 
 
 class L0Callback:

@@ -14,6 +14,7 @@ from l0compress.export.module.transaction import Transaction
 from l0compress.export.module.weights import alone, check_same_model, cut_weights, dense_weights, following, tensors_of
 from l0compress.export.module.whys import Refusal, reason_of, refused
 from l0compress.graph import CapturedGraph, GraphNetwork, KeepPlan, masked, shrink
+from l0compress.graph.capture.caches import without_caches
 from l0compress.graph.capture.instance_state import kept
 from l0compress.loading.wrappers import unwrapped
 from l0compress.verification.calls import example_calls
@@ -117,7 +118,7 @@ class _Job:
     def _compared(self, reference: GraphNetwork) -> Equality | Refusal:
         calls = example_calls(self.dense)
         try:
-            with kept(self.module, values=True):
+            with kept(self.module, values=True), without_caches(self.module):
                 return verify(self.module, reference, inputs=calls)
         except NotEqualError as difference:
             said = str(difference).partition("not equal: ")[2].partition(" The result is refused")[0]
