@@ -151,6 +151,26 @@ def test_a_module_computes_what_the_masked_dense_model_computes(name):
     assert (after == plan.cost.params) == (whole_inputs == 0)
 
 
+@pytest.mark.parametrize("name", ["Bert", "Llama", "Qwen3", "GPT2"])
+def test_models_of_transformers_follow_in_every_width(name):
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4,
+        "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    }  # fmt: skip
+    more = {"Llama": {"num_key_value_heads": 2}, "Qwen3": {"num_key_value_heads": 2, "head_dim": 4}}
+    kind = f"{name}LMHeadModel" if name == "GPT2" else f"{name}ForMaskedLM" if name == "Bert" else f"{name}ForCausalLM"
+    config = getattr(transformers, f"{name}Config")(**sizes, **more.get(name, {}))
+    model, ids = randomise(getattr(transformers, kind)(config)).double(), torch.randint(20, (2, 5))
+    graph = l0.capture(model, (), {"input_ids": ids}, dynamic="batch")
+    plan = KeepPlan.random(l0.find_groups(graph), 0.5, seed=1)
+    assert {"channels", "blocks", "width"} <= {group.kind for group in plan.groups.groups}
+    before = type(model), list(model.state_dict())
+    assert l0.shrink_module_(model, plan).max_relative < TOLERANCE
+    assert (type(model), list(model.state_dict())) == before
+    assert sum(parameter.numel() for parameter in model.parameters()) == plan.cost.params
+
+
 def test_attributes_and_classes_stay_those_of_the_layers():
     model, x = randomise(Block()), torch.randint(11, (2, 5))
     groups = l0.find_groups(l0.capture(model, (x,)))
