@@ -21,11 +21,11 @@ TOLERANCE = 1e-10
 
 
 class Attention(nn.Module):
-    """As many heads as each is wide, so that only trying tells which of the two numbers is which."""
+    """As many heads as each is wide, so that only trying tells which number is which, and which is neither."""
 
     def __init__(self, width: int = 16, heads: int = 4) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.scale, self.dropout = heads, width // heads, 0.5, 4
+        self.num_heads, self.head_dim, self.scale, self.patience = heads, width // heads, 0.5, 4
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,7 +200,8 @@ def test_attributes_and_classes_stay_those_of_the_layers():
   (head): Linear(in_features=10, out_features=11, bias=False)
 )"""
     )
-    assert (model.attention.num_heads, model.attention.head_dim) == (3, 4)
+    attention = model.attention
+    assert (attention.num_heads, attention.head_dim, attention.patience) == (3, 4, 4)
 
 
 class Fixed(nn.Module):

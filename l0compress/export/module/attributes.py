@@ -26,6 +26,7 @@ from l0compress.graph.nodes.network import op_name
 
 # More attributes of equal numbers than this many trials can tell apart are not told apart.
 MOST_TRIALS = 32
+UNCHANGED = -1
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
 _NARROW: dict[type, type[NarrowLayerNorm] | type[NarrowRMSNorm]] = {
     nn.LayerNorm: NarrowLayerNorm,
@@ -53,6 +54,9 @@ class Choice:
         return max(len(width.values) for width in self.widths)
 
     def take_(self, changes: Transaction, way: int) -> None:
+        """Give each attribute its value; ``UNCHANGED`` leaves all as they are."""
+        if way == UNCHANGED:
+            return
         for width in self.widths:
             new = width.values[min(way, len(width.values) - 1)]
             changes.put_(width.module, width.name, new)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from l0compress.errors import InputError, NotEqualError, PlanError, SurgeryError
-from l0compress.export.module.attributes import choices_of, describe_, ways_through
+from l0compress.export.module.attributes import UNCHANGED, Choice, choices_of, describe_, ways_through
 from l0compress.export.module.means import rescale_means_
 from l0compress.export.module.transaction import Transaction
 from l0compress.export.module.weights import alone, check_same_model, cut_weights, dense_weights, following, tensors_of
@@ -97,16 +97,31 @@ class _Job:
         rescale_means_(changes, modules, self.dense, followed)
         reference, refusals = masked(self.dense, plan), []
         for way in ways_through(choices):
-            with Transaction() as widths:
-                for choice, number in zip(choices, way, strict=True):
-                    choice.take_(widths, number)
-                outcome = self._compared(reference)
-                if isinstance(outcome, Equality):
-                    changes.take_over_(widths)
-                    return outcome
+            outcome = self._tried(choices, way, reference)
+            if isinstance(outcome, Equality):
+                self._take_needed_(changes, choices, way, reference)
+                return outcome
             refusals.append(outcome)
         # What ran and differs says more than what does not even run.
         return max(refusals, key=lambda refusal: refusal.ran)
+
+    def _tried(self, choices: Sequence[Choice], way: Sequence[int], reference: GraphNetwork) -> Equality | Refusal:
+        with Transaction() as widths:
+            for choice, number in zip(choices, way, strict=True):
+                choice.take_(widths, number)
+            return self._compared(reference)
+
+    def _take_needed_(
+        self, changes: Transaction, choices: Sequence[Choice], way: Sequence[int], reference: GraphNetwork
+    ) -> None:
+        """Change the attributes, but for those that have the same number by chance: without them it is equal too."""
+        needed = list(way)
+        for position in range(len(choices)):
+            without = [UNCHANGED if other == position else number for other, number in enumerate(needed)]
+            if isinstance(self._tried(choices, without, reference), Equality):
+                needed = without
+        for choice, number in zip(choices, needed, strict=True):
+            choice.take_(changes, number)
 
     def _cut_(self, changes: Transaction, plan: KeepPlan, followed: KeepPlan) -> None:
         own, done = tensors_of(self.module), set()

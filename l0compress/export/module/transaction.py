@@ -41,11 +41,6 @@ class Transaction:
         for action in self._after:
             action()
 
-    def take_over_(self, other: Transaction) -> None:
-        """Answer for what ``other`` has changed so far, which then leaves it as it is."""
-        self._undo += other._undo
-        other._undo = []
-
     def cut_(self, tensor: Tensor, values: Tensor) -> None:
         """Give a parameter or buffer other values and another shape.
 
