@@ -80,7 +80,7 @@ class TestTheLockFile:
         assert [text for text, hashed in entries if not hashed or not re.match(r"[\w.-]+==[\w.+!]+( |$)", text)] == []
 
     def test_nothing_of_cuda_comes_along(self) -> None:
-        assert [name for name in pins("develop") if re.match("cuda-|nvidia-|triton|torch", name)] == []
+        assert [name for name in pins("develop") if re.match("cuda-|nvidia-|triton|torch(vision|audio)?$", name)] == []
 
     def test_the_torch_of_the_project_is_the_one_that_is_locked(self) -> None:
         (group,) = DECLARED["dependency-groups"]["torch"]
