@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from l0compress.loading.weights import read_weights, unwrap
 CONFIG = "config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
+# Where config.json of a cut model says what is narrower, and how its class is called.
+RECORD, PREFIX = "l0compress", "Small"
 NAMED = 3
 
 
-def load_folder(folder: Path) -> nn.Module:
+def load_folder(folder: Path, *, architecture: type | None = None) -> nn.Module:
     """Build the model that ``config.json`` describes, head included, and fill it with the folder's weights.
 
     The class is the first of ``architectures`` in the config and must be one of ``transformers`` itself: code in the
-    folder (``auto_map``) is never run. Weights are read from ``model.safetensors`` or its shards, or with
-    ``weights_only`` from ``pytorch_model.bin``.
+    folder (``auto_map``) is never run. A model that was cut and exported by this package is built by the package's own
+    copy of that code. Weights are read from ``model.safetensors`` or its shards, or with ``weights_only`` from
+    ``pytorch_model.bin``. ``architecture`` is the class where it is known already.
 
     Raises:
         ModelError: a file is missing or damaged, the class is unknown, or weights are missing.
@@ -32,10 +36,30 @@ def load_folder(folder: Path) -> nn.Module:
     config = _read_json(folder / CONFIG, folder)
     with without_broken("torchvision"):
         transformers = import_extra("transformers", extra="transformers", purpose="A model folder", error=ModelError)
-        return _model(transformers, (config.get("architectures") or [None])[0], folder)
+        name = (config.get("architectures") or [None])[0]
+        if architecture is None and isinstance(config.get(RECORD), dict):
+            return _model(transformers, str(name).removeprefix(PREFIX), folder, cut=True)
+        return _model(transformers, name, folder) if architecture is None else _filled(transformers, architecture, folder)
 
 
-def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return ``config.json`` of a folder as it is.
+
+    Raises:
+        ModelError: it is missing or damaged.
+    """
+    return _read_json(folder / CONFIG, folder)
+
+
+@cache
+def small_class(architecture: type) -> type:
+    """Return the class of an architecture's models whose layers are narrower, as their configuration records."""
+    from l0compress.loading.modeling_l0compress import SmallModel
+
+    return type(f"{PREFIX}{architecture.__name__}", (SmallModel, architecture), {"__module__": __name__})
+
+
+def _model(transformers: Any, architecture: Any, folder: Path, *, cut: bool = False) -> nn.Module:
     build = getattr(transformers, str(architecture), None)
     if not (isinstance(build, type) and issubclass(build, transformers.PreTrainedModel)):
         raise ModelError(
@@ -47,6 +71,10 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
             ),
             assurance="Nothing was loaded; code in the folder is never run.",
         )
+    return _filled(transformers, small_class(build) if cut else build, folder)
+
+
+def _filled(transformers: Any, build: Any, folder: Path) -> nn.Module:
     # The weights are read here, by readers that run no code, and passed on by name.
     weights = _weights(folder)
     disabled = logging.root.manager.disable
@@ -63,7 +91,7 @@ def _model(transformers: Any, architecture: Any, folder: Path) -> nn.Module:
     finally:
         logging.disable(disabled)
         transformers.utils.logging.enable_progress_bar()
-    _check(report, folder, str(architecture))
+    _check(report, folder, build.__name__)
     return model.float().eval()
 
 

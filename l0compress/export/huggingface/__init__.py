@@ -1,0 +1,1 @@
+"""Folders of Hugging Face ``transformers``: a cut model that ``from_pretrained`` reads."""
