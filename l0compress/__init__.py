@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from l0compress.pipeline.artifacts import load
     from l0compress.pipeline.compress import compress
     from l0compress.pipeline.family import compress_family
+    from l0compress.pipeline.huggingface import export_huggingface
     from l0compress.training.budget import Budget
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
@@ -93,6 +94,7 @@ _HOMES = {
     "compress_family": "l0compress.pipeline.family",
     "cost": "l0compress.graph",
     "export_bundle": "l0compress.export.bundle",
+    "export_huggingface": "l0compress.pipeline.huggingface",
     "export_onnx": "l0compress.export.onnx",
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
@@ -134,6 +136,7 @@ __all__ = [
     "compress_family",
     "cost",
     "export_bundle",
+    "export_huggingface",
     "export_onnx",
     "export_pt2",
     "find_groups",

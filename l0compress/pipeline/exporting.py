@@ -21,6 +21,8 @@ from l0compress.export.sparse_initializers import SparseWeights, store_sparsely_
 from l0compress.graph.capture import CapturedGraph
 from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
+from l0compress.pipeline.huggingface import FORMAT as HUGGINGFACE
+from l0compress.pipeline.huggingface import export_run_folder
 from l0compress.pipeline.quantizing import export_rounded
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_family, open_run
@@ -28,7 +30,8 @@ from l0compress.training.settings import FinetuneSettings
 from l0compress.verification.calls import Call, sized_example
 from l0compress.verification.equality import verify
 
-SUFFIXES = {"onnx": ".onnx", "bundle": SUFFIX, "pt2": ".pt2"}
+# A folder of transformers has no suffix, and a name of its own.
+SUFFIXES = {"onnx": ".onnx", "bundle": SUFFIX, "pt2": ".pt2", HUGGINGFACE: ""}
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,9 @@ def export_run(
 
     Args:
         run: the run's folder; the newest run under ``./runs`` where it is not given.
-        format: ``onnx``, ``bundle`` or ``pt2``.
+        format: ``onnx``, ``bundle``, ``pt2``, or ``huggingface`` for a folder that ``from_pretrained`` reads.
         path: where to write; ``RUN/model`` with the suffix of the format where it is not given, ``RUN/model.int8.onnx``
-            for int8 and the like for 16 bits.
+            for int8 and the like for 16 bits, ``RUN/huggingface``.
         options: how it is made.
 
     Raises:
@@ -144,6 +147,7 @@ def export_family(
 
 def _exported(finished: FinishedRun, format: str, path: Path | None, options: ExportOptions) -> Exported:
     name = options.file_name if format == "onnx" else f"model{SUFFIXES[format]}"
+    name = HUGGINGFACE if format == HUGGINGFACE else name
     destination = finished.folder / name if path is None else Path(path)
     check_not_of(finished, destination)
     if options.rounding is not None:
@@ -151,6 +155,8 @@ def _exported(finished: FinishedRun, format: str, path: Path | None, options: Ex
     if options.sparse_weights:
         return _sparsely_stored(finished, destination, options.onnx)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
+    if format == HUGGINGFACE:
+        return export_run_folder(finished, destination, inputs=_of_the_run(finished, small))
     if format == "bundle":
         sizes = BATCH_SIZES if options.batch_sizes is None else options.batch_sizes
         return export_bundle(small, destination, reference=masked, batch_sizes=sizes, settings=options.bundle)

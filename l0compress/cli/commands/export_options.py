@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from l0compress.export.half import Half
     from l0compress.export.quantize import Int8
 
-CHOICES = ("onnx", "bundle", "pt2")
+CHOICES = ("onnx", "bundle", "pt2", "huggingface")
 ONNX, BUNDLE, BOTH = "For onnx", "For bundle", "For onnx and bundle"
 
 
@@ -34,7 +34,8 @@ Format = Annotated[
     typer.Option(
         parser=_format,
         metavar=f"[{'|'.join(CHOICES)}]",
-        help="The kind of artifact; a bundle has sparse layers and runs without torch.",
+        help="The kind of artifact; a bundle has sparse layers and runs without torch, huggingface is a folder that "
+        "from_pretrained reads.",
     ),
 ]
 Member = Annotated[
@@ -43,7 +44,7 @@ Member = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="PATH", help="The file to write.", show_default="RUN/model.<format>"),
+    typer.Option("--output", "-o", metavar="PATH", help="The file or folder to write.", show_default="RUN/model.<format>"),
 ]
 Quantize = Annotated[
     Literal["int8", "int8-dynamic", "int8-static"] | None,

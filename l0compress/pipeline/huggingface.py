@@ -1,0 +1,133 @@
+"""Write what a run or a call to compress left as a folder that ``from_pretrained`` reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from l0compress.errors import NOTHING_WRITTEN, InputError
+from l0compress.export.pt2 import captured_pt2
+from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.cut.plan import KeepPlan
+from l0compress.graph.groups import find_groups
+from l0compress.graph.groups.cost import Cost
+from l0compress.pipeline.compress import CompressResult
+from l0compress.pipeline.config import read_config
+from l0compress.pipeline.runs import CONFIG, PLAN, FinishedRun, metric_name, reading_of, targets_in
+from l0compress.training.results import FinetuneResult
+from l0compress.verification.calls import Call
+
+if TYPE_CHECKING:
+    from l0compress.export.huggingface.card import Facts
+    from l0compress.export.huggingface.export import ExportedFolder
+
+FORMAT = "huggingface"
+
+
+def export_huggingface(
+    small: CompressResult | FinetuneResult | CapturedGraph,
+    source: str | Path,
+    folder: str | Path,
+    *,
+    plan: KeepPlan | None = None,
+    inputs: Sequence[Call] = (),
+) -> ExportedFolder:
+    """Write a small model as a folder of Hugging Face ``transformers``, if it equals the masked dense model.
+
+    A class of transformers loads it where its settings can say the widths. Otherwise the folder brings a class of its
+    own, for ``trust_remote_code=True``, which needs no l0compress. ``generate`` works as before.
+
+    Args:
+        small: what :func:`l0compress.compress` or :func:`l0compress.finetune` returned, or a small graph with ``plan``.
+        source: the folder of the model that was captured; tokenizer and settings are copied from it.
+        folder: the folder to write; an earlier export is replaced.
+        plan: which channels were kept, where ``small`` is a graph.
+        inputs: more calls to check the folder on, such as a batch of one's own data.
+
+    Raises:
+        InputError: the source is no such folder, holds another model, or there is no plan.
+        NotEqualError: no class computes what the small model computes; nothing is written.
+        RunError: the folder exists and is no earlier export, or cannot be written.
+
+    Example:
+        >>> import tempfile, torch, transformers, l0compress as l0
+        >>> sizes = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
+        >>> config = transformers.LlamaConfig(vocab_size=9, num_key_value_heads=2, **sizes)
+        >>> model, home = transformers.LlamaForCausalLM(config), Path(tempfile.mkdtemp())
+        >>> model.save_pretrained(home / "dense")
+        >>> graph = l0.capture(model.eval(), (), {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])})
+        >>> plan = l0.KeepPlan.random(l0.find_groups(graph), density=0.5)
+        >>> exported = l0.export_huggingface(l0.shrink(graph, plan), home / "dense", home / "small", plan=plan)
+        >>> auto = transformers.AutoModelForCausalLM.from_pretrained(exported.path, trust_remote_code=True)
+        >>> auto.model.layers[0].mlp.up_proj
+        Linear(in_features=4, out_features=8, bias=False)
+    """
+    from l0compress.export.huggingface.card import Facts
+    from l0compress.export.huggingface.export import Cut, export_folder
+
+    facts = Facts()
+    if isinstance(small, CompressResult):
+        facts = Facts(small.dense_cost, small.small_cost, [*_scores_of(small)], _targets(small))
+    if not isinstance(small, CapturedGraph):
+        graph, plan = small.small, small.plan
+    else:
+        graph = small
+    if plan is None:
+        raise InputError(
+            "a small graph does not say what was cut.",
+            fix="Pass the plan that made it: export_huggingface(small, source, folder, plan=plan).",
+            assurance=NOTHING_WRITTEN,
+        )
+    return export_folder(Cut(graph, plan), Path(source), Path(folder), facts=facts, inputs=inputs)
+
+
+def export_run_folder(run: FinishedRun, destination: Path, *, inputs: Sequence[Call] = ()) -> ExportedFolder:
+    """Write the small model of a run as a folder of transformers, beside the tokenizer of the folder it came from.
+
+    Raises:
+        InputError: the run was not made from such a folder, or that is not there any more.
+        NotEqualError, RunError: as :func:`export_huggingface`.
+    """
+    from l0compress.export.huggingface.export import Cut, export_folder
+
+    source = _source_of(run)
+    groups = find_groups(captured_pt2(run.dense))
+    kept = json.loads((run.folder / PLAN).read_text(encoding="utf-8"))["kept"]
+    cut = Cut(captured_pt2(run.small), KeepPlan.from_kept(groups, kept))
+    return export_folder(cut, source, destination, facts=_facts_of(run), inputs=inputs)
+
+
+def _source_of(run: FinishedRun) -> Path:
+    model = Path(str(read_config(run.folder / CONFIG)["model"]))
+    if not model.is_dir():
+        what = "is not there any more" if not model.exists() else "is no folder of transformers"
+        raise InputError(
+            f"Run {str(run.folder)!r} was made from {str(model)!r}, which {what}.",
+            fix="Put the folder back where it was, or export the run as onnx or pt2.",
+            assurance=NOTHING_WRITTEN,
+        )
+    return model
+
+
+def _facts_of(run: FinishedRun) -> Facts:
+    from l0compress.export.huggingface.card import Facts
+
+    result: Mapping[str, Any] = run.result
+    name = metric_name(result, reading_of(run.folder))
+    part = result["test"] or result["val"]
+    dense, small = (f"{part[which]['metric']:.4g}" for which in ("dense", "small"))
+    asked = ", ".join(f"{target['unit']} <= {target['limit']:,}" for target in targets_in(result))
+    return Facts(Cost(**result["dense"]), Cost(**result["small"]), [(name, dense, small)], asked)
+
+
+def _scores_of(result: CompressResult) -> Iterator[tuple[str, str, str]]:
+    for part, scores in (("validation", result.val), ("test", result.test)):
+        if scores is not None:
+            name = f"{part} {scores.dense.metric_name}"
+            yield name, f"{scores.dense.metric:.4g}", f"{scores.small.metric:.4g}"
+
+
+def _targets(result: CompressResult) -> str:
+    return ", ".join(str(budget.target) for budget in result.budgets)
