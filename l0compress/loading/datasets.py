@@ -14,6 +14,7 @@ from torch import Tensor
 from l0compress.data import Batch, Data, Split
 from l0compress.errors import DataError
 from l0compress.loading.arrays import load_arrays
+from l0compress.loading.hub_datasets import HubOptions, is_saved_dataset, load_saved_dataset
 from l0compress.loading.images import ImageOptions, Statistics, load_images
 from l0compress.loading.parts import as_data
 from l0compress.loading.references import call_reference, is_reference
@@ -24,11 +25,11 @@ from l0compress.loading.texts import TextOptions, load_texts, part_files
 
 KINDS = (
     "'digits', an .npz file or .npy files, a folder of images, a .csv with --target-column, sentences with "
-    "--tokenizer, or package.module:function that returns parts"
+    "--tokenizer, a folder of datasets.save_to_disk, or package.module:function that returns parts"
 )
 KIND_NAMES = {
     "digits": "the digits", "function": "a function of yours", "arrays": "arrays", "table": "a table",
-    "text": "sentences", "images": "a folder of images",
+    "text": "sentences", "images": "a folder of images", "dataset": "a folder of save_to_disk",
 }  # fmt: skip
 # Options that apply to one kind of data only.
 _OPTIONS = {
@@ -36,6 +37,8 @@ _OPTIONS = {
     "text": ("tokenizer", "max_length"),
     "images": ("image_size", "normalize", "workers"),
 }
+# A folder of save_to_disk holds a table or sentences, which its columns say.
+_EITHER = {"dataset": ("table", "text")}
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ def load_data(source: str | Path | DataSource, *, seed: int = 0) -> Data:
     - a folder of images: one folder per class, under ``train``, ``val``, ``test`` if these exist.
     - ``FILE.csv`` with a target column.
     - ``FILE.tsv``, ``FILE.txt``, or a folder with ``train.tsv`` and the like: sentences, with a tokenizer.
+    - a folder of ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``: sentences with a tokenizer, a table with a
+      target column, or columns of numbers.
     - ``package.module:function``: a function that returns :class:`~l0compress.data.Data`, or what
       :func:`~l0compress.loading.parts.as_data` takes: a dict with ``train``, ``val`` and optionally ``test``, each
       ``(x, y)`` of arrays or tensors, a ``Dataset`` or a ``DataLoader``; or one of them alone.
@@ -126,6 +131,8 @@ def kind_of(name: str, *, target_column: str | None = None) -> str:
         known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
         reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
         raise DataError(f"Cannot read data {name!r}: {reason}.", fix="Check the path.")
+    if path.is_dir() and is_saved_dataset(path):
+        return "dataset"
     if path.is_dir():
         return "arrays" if any(path.glob("x*.npy")) else "text" if part_files(path) else "images"
     if path.suffix in (".npz", ".npy"):
@@ -147,7 +154,7 @@ def checked_kind(source: DataSource) -> str:
     nothing = DataSource(source.name)
     for wanted, options in _OPTIONS.items():
         for option in options:
-            if wanted != kind and getattr(source, option) != getattr(nothing, option):
+            if wanted not in (kind, *_EITHER.get(kind, ())) and getattr(source, option) != getattr(nothing, option):
                 raise DataError(
                     f"--{option.replace('_', '-')} is for {KIND_NAMES[wanted]}, but data {source.name!r} is "
                     f"{KIND_NAMES[kind]}.",
@@ -167,8 +174,11 @@ def _load(source: DataSource, kind: str) -> Data:
         return load_arrays(path, seed=source.seed, shares=source.shares)
     if kind == "table":
         return load_table(path, TableOptions(source.target_column, source.seed, source.shares))
+    tokenizer = None if source.tokenizer is None else Path(source.tokenizer)
+    if kind == "dataset":
+        how = HubOptions(tokenizer, source.max_length, source.target_column, source.seed, source.shares)
+        return load_saved_dataset(path, how)
     if kind == "text":
-        tokenizer = None if source.tokenizer is None else Path(source.tokenizer)
         return load_texts(path, TextOptions(tokenizer, source.seed, source.shares, source.max_length))
     options = ImageOptions(
         source.seed, source.shares, source.image_size, source.normalize, source.workers, source.batch_size

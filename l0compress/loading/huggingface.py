@@ -17,6 +17,7 @@ from l0compress.loading.weights import read_weights, unwrap
 CONFIG = "config.json"
 SAFE, PICKLED = "model.safetensors", "pytorch_model.bin"
 INDEX = ".index.json"
+BELOW = "0_Transformer"
 # Where config.json of a cut model says what is narrower, and how its class is called.
 RECORD, PREFIX = "l0compress", "Small"
 NAMED = 3
@@ -33,13 +34,16 @@ def load_folder(folder: Path, *, architecture: type | None = None) -> nn.Module:
     Raises:
         ModelError: a file is missing or damaged, the class is unknown, or weights are missing.
     """
+    folder = folder / transformer_folder(folder)
     config = _read_json(folder / CONFIG, folder)
     with without_broken("torchvision"):
         transformers = import_extra("transformers", extra="transformers", purpose="A model folder", error=ModelError)
         name = (config.get("architectures") or [None])[0]
         if architecture is None and isinstance(config.get(RECORD), dict):
             return _model(transformers, str(name).removeprefix(PREFIX), folder, cut=True)
-        return _model(transformers, name, folder) if architecture is None else _filled(transformers, architecture, folder)
+        return (
+            _model(transformers, name, folder) if architecture is None else _filled(transformers, architecture, folder)
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -48,7 +52,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: it is missing or damaged.
     """
-    return _read_json(folder / CONFIG, folder)
+    return _read_json(folder / transformer_folder(folder) / CONFIG, folder)
+
+
+def transformer_folder(folder: Path) -> str:
+    """Return where in a folder the transformer is: at its top, or in one below, as older sentence-transformers have it.
+
+    >>> transformer_folder(Path("no such folder"))
+    ''
+    """
+    is_below = not (folder / CONFIG).is_file() and (folder / BELOW / CONFIG).is_file()
+    return BELOW if is_below else ""
 
 
 @cache

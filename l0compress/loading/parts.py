@@ -15,6 +15,7 @@ from l0compress.data.inputs import is_nested, is_number
 from l0compress.data.loaders import dataset_labels, tensors_of
 from l0compress.data.tensors import is_array
 from l0compress.errors import DataError
+from l0compress.loading.hub_datasets import dataset_split, is_dataset
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.splits import PART_NAMES, SHARES, Shares, check_shares, split_whole, with_val
 
@@ -46,8 +47,8 @@ def as_data(value: Any, *, name: str, seed: int = 0, shares: Shares = SHARES) ->
     Args:
         value: :class:`~l0compress.data.Data`; a part; or a dict of parts by the names ``train``, ``val`` and ``test``.
             A part is ``(x, y)`` or ``(x1, x2, y)`` of arrays or tensors, where x may be a tuple or a dict of several
-            inputs, and each of those again, ``((x, (h, c)), y)``; a dict of arrays; a ``Dataset``; a ``DataLoader``; or
-            a list of samples or of batches.
+            inputs, and each of those again, ``((x, (h, c)), y)``; a dict of arrays; a ``Dataset`` of torch or of
+            Hugging Face; a ``DataLoader``; or a list of samples or of batches.
         name: what messages call it.
         seed: of every split.
         shares: of the parts of a single set.
@@ -135,6 +136,8 @@ def as_split(content: Any) -> AnySplit:
     """
     if isinstance(content, Split | DatasetSplit | StreamSplit):
         return content
+    if is_dataset(content):
+        return dataset_split(content)
     if isinstance(content, Mapping):
         inputs = {str(key): value for key, value in content.items()}
         target_key = next((key for key in TARGET_KEYS if key in inputs), "")

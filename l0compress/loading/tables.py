@@ -46,7 +46,12 @@ def load_table(path: Path, options: TableOptions) -> Data:
         DataError: the file is damaged, the column is missing, or a value cannot be used; the message names its line.
     """
     pandas = import_extra("pandas", extra="tables", purpose="A table", error=DataError)
-    frame = _read(pandas, path)
+    return table_of(_read(pandas, path), path, options)
+
+
+def table_of(frame: Any, path: Path, options: TableOptions) -> Data:
+    """As :func:`load_table`, of a data frame that was read from ``path``."""
+    pandas = import_extra("pandas", extra="tables", purpose="A table", error=DataError)
     target = _target(frame, options.target, path)
     kept = {str(name): _values(pandas, frame[name]) for name in frame.columns if name != options.target}
     if not kept:

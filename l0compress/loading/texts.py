@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,28 +56,54 @@ def load_texts(path: Path, options: TextOptions) -> Data:
         DataError: there is no tokenizer, or a line has no label; the message names the line.
     """
     if options.tokenizer is None:
-        raise DataError(
-            f"Data {str(path)!r} is text.",
-            fix="Name its tokenizer: --tokenizer FOLDER, with the tokenizer.json of a Hugging Face model.",
-        )
+        raise _no_tokenizer(path)
     files = part_files(path) if path.is_dir() else {"train": path}
     if path.is_dir():
         check_shares(options.shares, str(path))
     if "train" not in files:
         raise DataError(f"Data {str(path)!r} has no training part: a file such as train.tsv.", fix="Add it.")
     sentences = {part: _read(file) for part, file in files.items()}
+    return encoded_parts(sentences, path, options, whole=not path.is_dir(), files=files)
+
+
+def encoded_parts(
+    sentences: Mapping[str, Sentences],
+    path: Path,
+    options: TextOptions,
+    *,
+    whole: bool,
+    files: Mapping[str, Path] | None = None,
+) -> Data:
+    """Encode sentences by part; a ``whole`` set, which is the training part, is split in three.
+
+    Raises:
+        DataError: there is no tokenizer, or a part has a label that the training part lacks; the message names the
+            part's file, ``path`` where there are no ``files``.
+    """
+    if options.tokenizer is None:
+        raise _no_tokenizer(path)
     classes = _sorted_classes(sentences["train"].labels)
     tokenizer = _tokenizer(options.tokenizer)
     length = options.max_length or _longest(tokenizer, sentences["train"].texts)
-    splits = {part: _encoded(tokenizer, found, classes, length, files[part]) for part, found in sentences.items()}
+    splits = {
+        part: _encoded(tokenizer, found, classes, length, (files or {}).get(part, path))
+        for part, found in sentences.items()
+    }
     about = {
         "kind": "text", "tokenizer": str(options.tokenizer), "max_length": length, "padding": "max_length",
         "truncation": True, "classes": classes,
     }  # fmt: skip
-    if path.is_dir():
+    if not whole:
         return with_val(splits, str(path), options.seed, about)
-    whole = split_whole(splits["train"], str(path), options.seed, options.shares)
-    return Data(whole.train, whole.val, whole.test, preprocessing=about)
+    parts = split_whole(splits["train"], str(path), options.seed, options.shares)
+    return Data(parts.train, parts.val, parts.test, preprocessing=about)
+
+
+def _no_tokenizer(path: Path) -> DataError:
+    return DataError(
+        f"Data {str(path)!r} is text.",
+        fix="Name its tokenizer: --tokenizer FOLDER, with the tokenizer.json of a Hugging Face model.",
+    )
 
 
 def _read(path: Path) -> Sentences:

@@ -182,7 +182,9 @@ def _tokenizer(values: Mapping[str, Any]) -> str | None:
     own = model if model is not None and Path(model).is_dir() else None
     if named is not None and str(named) != own:
         return named
-    return own if own is not None and kind_of(values["data"], target_column=values["target_column"]) == "text" else None
+    if own is None or kind_of(values["data"], target_column=values["target_column"]) not in ("text", "dataset"):
+        return None
+    return own
 
 
 def data_values(source: DataSource) -> dict[str, Any]:

@@ -44,7 +44,9 @@ Member = Annotated[
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="PATH", help="The file or folder to write.", show_default="RUN/model.<format>"),
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="The file or folder to write.", show_default="RUN/model.<format>"
+    ),
 ]
 Quantize = Annotated[
     Literal["int8", "int8-dynamic", "int8-static"] | None,

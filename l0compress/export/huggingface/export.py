@@ -7,6 +7,7 @@ ensures:  a folder that appears only if the model that ``from_pretrained`` makes
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from l0compress.export.huggingface.classes import PREFIX, auto_classes, code_of
 from l0compress.export.huggingface.folder import (
     CARD,
     CODE,
+    CONFIG,
     RECORD,
     WEIGHTS,
     copy_companions,
@@ -35,7 +37,7 @@ from l0compress.export.huggingface.stock import builds, stock_settings
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan, unshrink_state
-from l0compress.loading.huggingface import load_folder, read_config, small_class
+from l0compress.loading.huggingface import load_folder, read_config, small_class, transformer_folder
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.verification.calls import Call, example_calls
 from l0compress.verification.equality import verify
@@ -103,7 +105,7 @@ def export_folder(
     with staged_folder(destination) as folder:
         for way in _ways(model, left, narrow, source):
             try:
-                _write(way, folder)
+                _write(way, folder / transformer_folder(source))
                 equality = verify(load_folder(folder, architecture=way.model).forward, small.reference(), inputs=calls)
             except (*FOREIGN_ERRORS, L0Error) as reason:
                 failures.append(f"{way.name}: {first_line(reason)}")
@@ -164,8 +166,11 @@ def _own(name: str, architecture: type, config: Mapping[str, Any], cut: CutModel
 
 
 def _write(way: Way, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
     write_config(folder, way.config)
     save_file(dict(way.cut.tensors), folder / WEIGHTS, metadata={"format": "pt"})
+    # safetensors writes for its owner alone.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)
     if way.code:
         (folder / CODE).write_text(way.code, encoding="utf-8")
 
@@ -181,5 +186,5 @@ def _front(way: Way) -> dict[str, str]:
 
 
 def _empty_(folder: Path) -> None:
-    for file in folder.iterdir():
-        file.unlink()
+    shutil.rmtree(folder)
+    folder.mkdir()

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import NOTHING_WRITTEN, RunError
-from l0compress.loading.huggingface import CONFIG, RECORD
+from l0compress.errors import NOTHING_WRITTEN, ModelError, RunError
+from l0compress.loading.huggingface import CONFIG, RECORD, transformer_folder
 
 WEIGHTS, CARD, CODE = "model.safetensors", "README.md", "modeling_l0compress.py"
 MODULES = "modules.json"
@@ -27,27 +27,31 @@ def copy_companions(source: Path, folder: Path) -> None:
 
     Of a sentence-transformers folder the modules behind the transformer are copied whole.
     """
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.endswith(_LEFT) and file.name not in (CONFIG, CARD):
-            shutil.copyfile(file, folder / file.name)
+    own = transformer_folder(source)
+    for part in {"", own}:
+        for file in sorted((source / part).iterdir()):
+            if file.is_file() and not file.name.endswith(_LEFT) and file.name not in (CONFIG, CARD):
+                shutil.copyfile(file, folder / part / file.name)
     for name in module_folders(source):
         if (source / name).is_dir():
             shutil.copytree(source / name, folder / name)
 
 
 def module_folders(source: Path) -> tuple[str, ...]:
-    """The folders of the modules of a sentence-transformers folder, without that of the transformer."""
+    """The folders of the modules behind the transformer of a sentence-transformers folder; none of another.
+
+    Raises:
+        ModelError: the list of modules is damaged, or leads out of the folder.
+    """
     if not (source / MODULES).is_file():
         return ()
-    found = json.loads((source / MODULES).read_text(encoding="utf-8"))
-    names = [str(module.get("path", "")) for module in found]
-    return tuple(name for name in names if name and Path(name).name == name and name != transformer_folder(source))
-
-
-def transformer_folder(source: Path) -> str:
-    """Where in a folder the transformer is: in the folder itself, or for older sentence-transformers in one below."""
-    below = "0_Transformer"
-    return below if not (source / CONFIG).is_file() and (source / below / CONFIG).is_file() else ""
+    try:
+        names = [str(module.get("path", "")) for module in json.loads((source / MODULES).read_text(encoding="utf-8"))]
+    except (AttributeError, TypeError, ValueError, RecursionError) as reason:
+        raise ModelError(f"{str(source / MODULES)!r} is damaged.", fix="Download the folder again.") from reason
+    if any(name in (".", "..") or Path(name).name != name for name in names):
+        raise ModelError(f"{str(source / MODULES)!r} leads out of the folder.", fix="Download the folder again.")
+    return tuple(name for name in names if name not in ("", transformer_folder(source)))
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
