@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 INPUTS, OUTPUTS, COLUMNS = "kept_inputs", "output_sources", "kept_columns"
 
 
-class SmallModel:
+class SmallModel(nn.Module):
     """A mixin in front of a model of ``transformers``, whose layers are cut as soon as they are built."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -36,8 +36,9 @@ class SmallModel:
 def cut_(model: Any, cuts: dict[str, Any]) -> None:
     """Give a freshly built model the shapes that ``cuts`` records; its weights are to be loaded afterwards."""
     # A base model, such as LlamaModel, is built from the record of the model with a head.
-    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
-    prefix = "" if all(name in known for name in cuts["shapes"]) else f"{model.base_model_prefix}."
+    modules = dict(model.named_modules())
+    is_whole = all(name.rpartition(".")[0] in modules for name in cuts["shapes"])
+    prefix = "" if is_whole else f"{model.base_model_prefix}."
     own = {kind: _within(entries, prefix) for kind, entries in cuts.items() if isinstance(entries, dict)}
     for name in own.get("absent", {}):
         _put_(model, name, nn.Identity())
@@ -89,16 +90,16 @@ def _reshape_(model: nn.Module, name: str, shape: list[int]) -> None:
 
 
 def _take_inputs(layer: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return args[0].index_select(-1, layer.kept_inputs), *args[1:]
+    return args[0].index_select(-1, layer.get_buffer(INPUTS)), *args[1:]
 
 
-def _fill_outputs(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+def _fill_outputs(layer: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
     # Behind the last column stands one of zeros, which every position without a column of its own takes.
-    return F.pad(output, (0, 1)).index_select(-1, layer.output_sources)
+    return F.pad(output, (0, 1)).index_select(-1, layer.get_buffer(OUTPUTS))
 
 
-def _take_columns(tables: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(table.index_select(-1, tables.kept_columns) for table in output)
+def _take_columns(tables: nn.Module, _args: tuple[Any, ...], output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(table.index_select(-1, tables.get_buffer(COLUMNS)) for table in output)
 
 
 class SmallLayerNorm(nn.LayerNorm):

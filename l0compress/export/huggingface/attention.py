@@ -1,4 +1,4 @@
-"""Attention of ``transformers`` models by the names of its parts: which rows are which heads, and what forward reads."""
+"""Attention of ``transformers`` by the names of its parts: which rows are which heads, and what forward reads."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from transformers.pytorch_utils import Conv1D
 
 from l0compress.graph.cut.plan import Keeps
 
-HEAD_WIDTH = ("head_dim", "attention_head_size", "dim_per_head", "head_size")
-SEPARATE = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
+HEAD_WIDTH = ("head_dim", "attention_head_size", "dim_per_head", "head_size", "key_value_proj_dim")
+SEPARATE = (
+    ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"), ("q", "k", "v"),
+)  # fmt: skip
 FUSED = "c_attn"
-READERS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin")
+READERS = ("o_proj", "out_proj", "c_proj", "dense", "out_lin", "o")
 # Where the module that views heads holds no product behind them, its parent does.
 READERS_BESIDE = ("output.dense", "output")
 

@@ -31,6 +31,9 @@ class Facts:
     target: str = ""
 
 
+NO_FACTS = Facts()
+
+
 @dataclass(frozen=True)
 class Loading:
     """How the folder is loaded.
@@ -76,8 +79,9 @@ def widths_of(model: nn.Module, keeps: Mapping[str, Keeps], layouts: Layouts) ->
         if kept is None or any(name.startswith(f"{attention}.") for attention in told):
             continue
         dim = 1 if isinstance(module, Conv1D | nn.Embedding) else 0
-        if isinstance(module, nn.Linear | Conv1D | nn.Embedding) and kept[dim] is not None:
-            yield Widths(name, module.get_parameter("weight").shape[dim], len(kept[dim]))
+        left = kept[dim]
+        if isinstance(module, nn.Linear | Conv1D | nn.Embedding) and left is not None:
+            yield Widths(name, module.get_parameter("weight").shape[dim], len(left))
 
 
 def card_of(

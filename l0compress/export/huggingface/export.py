@@ -18,7 +18,7 @@ from torch import nn
 
 from l0compress.errors import NOTHING_WRITTEN, InputError, L0Error, NotEqualError
 from l0compress.export.files import Exported, size_on_disk
-from l0compress.export.huggingface.card import Facts, Loading, card_of, front_matter, widths_of
+from l0compress.export.huggingface.card import NO_FACTS, Facts, Loading, card_of, front_matter, widths_of
 from l0compress.export.huggingface.classes import PREFIX, auto_classes, code_of
 from l0compress.export.huggingface.folder import (
     CARD,
@@ -81,7 +81,7 @@ HOW = {
 
 
 def export_folder(
-    small: Cut, source: Path, destination: Path, *, facts: Facts = Facts(), inputs: Sequence[Call] = ()
+    small: Cut, source: Path, destination: Path, *, facts: Facts = NO_FACTS, inputs: Sequence[Call] = ()
 ) -> ExportedFolder:
     """Write a cut model as a folder of transformers, if that loaded again computes what the masked dense model does.
 

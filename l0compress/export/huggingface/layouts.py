@@ -76,16 +76,17 @@ def narrow_layouts(model: nn.Module, keeps: Mapping[str, Keeps]) -> Layouts | No
     cuts = []
     for attention in find_attention(model):
         outputs = [module_keeps(keeps, model, rows.module)[1] for rows in attention.parts]
-        found = [
+        queries, keys, values = (
             heads_of(kept, rows, attention.head_width) for kept, rows in zip(outputs, attention.parts, strict=True)
-        ]
-        queries, keys, values = found
+        )
         if queries is None or keys is None or values is None or len(keys.heads) != len(values.heads):
             return None
         if len(queries.heads) % max(len(keys.heads), 1):
             return None
         cuts.append(_Cut(attention, queries, keys, values))
-    tables = [name.rpartition(".")[0] for name, _ in model.named_buffers() if name.endswith(f".{FREQUENCIES}")]
+    # One model may have tables by kind of layer: full_attention_inv_freq beside sliding_attention_inv_freq.
+    found = [name.rpartition(".") for name, _ in model.named_buffers()]
+    tables = sorted({owner for owner, _, leaf in found if leaf.endswith(FREQUENCIES)})
     columns = _columns(cuts) if tables else None
     widths = [_width(cut, bool(tables), columns) for cut in cuts]
     places: dict[tuple[str, str], Layout] = {}
@@ -104,7 +105,8 @@ def narrow_layouts(model: nn.Module, keeps: Mapping[str, Keeps]) -> Layouts | No
 
 
 def _is_cut(keeps: Mapping[str, Keeps], name: str) -> bool:
-    return any(kept is not None for kept in keeps.get(f"{name}.{FREQUENCIES}", ()))
+    frequencies = [dims for key, dims in keeps.items() if key.startswith(f"{name}.") and key.endswith(FREQUENCIES)]
+    return any(kept is not None for dims in frequencies for kept in dims)
 
 
 def _columns(cuts: Sequence[_Cut]) -> tuple[int, ...] | None:
@@ -167,6 +169,7 @@ def _attributes(module: nn.Module, cut: _Cut, width: int) -> dict[str, Any]:
         "attention_head_size": width,
         "dim_per_head": width,
         "head_size": width,
+        "key_value_proj_dim": width,
         "num_heads": heads,
         "num_attention_heads": heads,
         "n_heads": heads,
@@ -174,6 +177,7 @@ def _attributes(module: nn.Module, cut: _Cut, width: int) -> dict[str, Any]:
         "num_key_value_groups": heads // pairs,
         "all_head_size": heads * width,
         "split_size": heads * width,
+        "inner_dim": heads * width,
     }
     own = vars(module)
     return {key: value for key, value in wanted.items() if isinstance(own.get(key), int) and own[key] != value}

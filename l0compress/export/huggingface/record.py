@@ -19,6 +19,8 @@ from l0compress.loading.modeling_l0compress import COLUMNS, INPUTS, OUTPUTS
 VERSION = 1
 EPSILONS = ("variance_epsilon", "eps", "epsilon")
 PRODUCTS = (nn.Linear, Conv1D, nn.Embedding)
+# Norms whose channels do not depend on each other, so that a narrow one is the same norm.
+BY_CHANNEL = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ class _Builder:
 
     def built(self) -> CutModel:
         graph_names = _graph_names(self.model, self.small)
-        self.absent = {name: "Identity" for name in self._unread(graph_names)}
+        self.absent = dict.fromkeys(self._unread(graph_names), "Identity")
         for name, tensor in _stored(self.model):
             owner = name.rpartition(".")[0]
             if owner in self.absent:
@@ -78,6 +80,7 @@ class _Builder:
                 self.tensors[name] = tensor
             else:
                 self._add_(name, tensor, self.small.keeps[graph_name], self.small.state.get(graph_name))
+        self._add_layouts_(graph_names)
         for name, columns in self.layouts.rotary.items():
             self.tensors[f"{name}.{COLUMNS}"] = torch.tensor(columns)
         rotary = {name: len(columns) for name, columns in self.layouts.rotary.items()}
@@ -98,23 +101,38 @@ class _Builder:
                 yield name
 
     def _add_(self, name: str, dense: Tensor, keeps: Keeps, small: Tensor | None) -> None:
-        owner, _, leaf = name.rpartition(".")
+        owner = name.rpartition(".")[0]
         module = self.modules[owner]
         # Nothing is a width that few tools bear: a row of zeros stands for it.
         live = [max(size if kept is None else len(kept), min(size, 1)) for size, kept in _dims(dense, keeps)]
         if small is None or list(small.shape) != live:
             small = torch.zeros(live, dtype=dense.dtype)
-        if isinstance(module, PRODUCTS):
-            self.tensors[name] = small
-            self._add_sides_(owner, module, leaf, dense, keeps)
-        else:
-            self.tensors[name] = self._filled(owner, module, dense, keeps, small)
-        if self.tensors[name].shape != dense.shape:
-            self.shapes[name] = list(self.tensors[name].shape)
+        is_product = isinstance(module, PRODUCTS)
+        self.tensors[name] = small if is_product else self._filled(owner, module, dense, keeps, small)
 
-    def _add_sides_(self, owner: str, module: nn.Module, leaf: str, dense: Tensor, keeps: Keeps) -> None:
-        if leaf != "weight":
-            return
+    def _add_layouts_(self, graph_names: Mapping[str, str]) -> None:
+        """Shapes, and what stands around products, under every name that a tied parameter has."""
+        first = {id(tensor): name for name, tensor in _stored(self.model)}
+        every = [*self.model.named_parameters(remove_duplicate=False), *_stored(self.model)]
+        for name, dense in dict(every).items():
+            stored = first[id(dense)]
+            if stored not in self.tensors or stored not in graph_names:
+                continue
+            owner, _, leaf = name.rpartition(".")
+            if self.tensors[stored].shape != dense.shape:
+                self.shapes[name] = list(self.tensors[stored].shape)
+            if leaf == "weight" and isinstance(self.modules[owner], PRODUCTS):
+                self._add_sides_(owner, self.modules[owner], dense, self.small.keeps[graph_names[stored]])
+            if isinstance(self.modules[owner], nn.modules.conv._ConvNd):
+                self._add_groups_(owner, self.modules[owner], self.tensors[stored])
+
+    def _add_groups_(self, owner: str, module: nn.Module, weight: Tensor) -> None:
+        """A convolution of each channel by itself has as many groups as channels."""
+        groups = vars(module)["groups"]
+        if weight.dim() > 1 and groups == vars(module)["in_channels"] > 1:
+            self.attributes.setdefault(owner, {})["groups"] = weight.shape[0] * groups // vars(module)["out_channels"]
+
+    def _add_sides_(self, owner: str, module: nn.Module, dense: Tensor, keeps: Keeps) -> None:
         sides = {IN: 0, OUT: 1} if isinstance(module, Conv1D) else {IN: 1, OUT: 0}
         if isinstance(module, nn.Embedding):
             sides = {OUT: 1}
@@ -146,7 +164,7 @@ class _Builder:
             return small
         if isinstance(module, nn.LayerNorm):
             self.norms[owner] = dense.shape[0]
-        elif any(key in vars(module) for key in EPSILONS):
+        elif any(key in vars(module) for key in EPSILONS) and not isinstance(module, BY_CHANNEL):
             return self._scaled_norm(owner, module, small, dense.shape[0])
         return small
 

@@ -89,7 +89,7 @@ def builds(architecture: Any, settings: Mapping[str, Any], cut: CutModel) -> boo
     """Whether a class of transformers, given the settings, has exactly the weights of ``cut``."""
     import transformers
 
-    kind = settings.get("model_type")
+    kind = str(settings.get("model_type"))
     try:
         config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in settings.items() if k != "model_type"})
         with torch.device("meta"):
