@@ -22,6 +22,7 @@ _BEYOND = ("inputs", "outputs", "norms", "rotary", "absent")
 _SIZES = ("hidden_size", "intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 _HEADS = {"num_attention_heads": "heads", "num_key_value_heads": "key and value heads"}
 _EPSILON = "rms_norm_eps"
+_RESIDUAL = "hidden_size"
 
 
 def stock_settings(
@@ -37,7 +38,7 @@ def stock_settings(
         return None
     settings: Any = getattr(model, "config", None)
     names = {field: settings.attribute_map.get(field, field) for field in (*_SIZES, *_HEADS, "head_dim")}
-    found = _sizes(model, cut, {field: getattr(settings, field, None) for field in _SIZES}) | _heads(layouts)
+    found = _sizes(model, cut, layouts, {field: getattr(settings, field, None) for field in _SIZES}) | _heads(layouts)
     changed: dict[str, Any] = {}
     layers: dict[str, dict[str, Any]] = {}
     for field, by_layer in found.items():
@@ -57,17 +58,26 @@ def stock_settings(
     return {**config, **changed, **({"per_layer_config": layers} if layers else {})}
 
 
-def _sizes(model: nn.Module, cut: CutModel, dense: Mapping[str, Any]) -> dict[str, dict[int | None, int]]:
-    """The small sizes that stand for a dense one, by layer; None stands for what is in no layer."""
+def _sizes(
+    model: nn.Module, cut: CutModel, layouts: Layouts, dense: Mapping[str, Any]
+) -> dict[str, dict[int | None, int]]:
+    """The small sizes that stand for a dense one, by layer; None stands for what is in no layer.
+
+    The width of the residual stream is that of the embeddings; what has the same size in attention are heads.
+    """
     whole = dict(model.named_parameters())
+    embedding = next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
     found: dict[str, dict[int | None, int]] = {}
-    for field, size in dense.items():
-        for name, tensor in cut.tensors.items():
-            if name not in whole:
-                continue
-            for before, after in zip(whole[name].shape, tensor.shape, strict=True):
-                if before == size and before != after:
-                    found.setdefault(field, {})[_layer(name)] = after
+    for name, tensor in cut.tensors.items():
+        if name not in whole:
+            continue
+        is_table = embedding is not None and whole[name] is embedding.weight
+        inside = any(name.startswith(f"{attention}.") for attention in layouts.notes)
+        for field, size in dense.items():
+            if is_table if field == _RESIDUAL else not inside and size != dense[_RESIDUAL]:
+                for before, after in zip(whole[name].shape, tensor.shape, strict=True):
+                    if before == size and before != after:
+                        found.setdefault(field, {})[_layer(name)] = after
     return found
 
 
