@@ -1,4 +1,4 @@
-"""Folders of transformers, there and back: from_pretrained reads what was cut; it computes what the masked model does."""
+"""Folders of transformers, there and back: from_pretrained reads what was cut, equal to the masked dense model."""
 
 from __future__ import annotations
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import printed_json, run_cli
 from torch import nn
-from typer.testing import Result
 
 from l0compress.errors import DataError
 from l0compress.loading import DataSource, as_data, load_data
@@ -75,7 +74,6 @@ class TestSentenceTransformers:
         encoder: Path,
         sentences: Path,
         tmp_path: Path,
-        cli: Callable[..., Result],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         library = pytest.importorskip("sentence_transformers")
@@ -83,9 +81,9 @@ class TestSentenceTransformers:
         monkeypatch.setattr(sys, "path", [*sys.path])
         run = tmp_path / "run"
         flags = ("--target", "macs=0.6", "--epochs", "0", "--no-labels", "--max-length", "6", "-o", str(run))
-        done = cli("finetune", str(encoder), "--data", str(sentences), *flags)
+        done = run_cli("finetune", str(encoder), "--data", str(sentences), *flags)
         assert done.exit_code == 0, done.output
-        assert json.loads(cli("export", str(run), "--format", "huggingface", "--json").stdout)["equality"]["equal"]
+        assert printed_json("export", run, "--format", "huggingface")["equality"]["equal"]
         folder = run / "huggingface"
         card = (folder / "README.md").read_text()
         assert "library_name: sentence-transformers" in card and "SentenceTransformer(" in card
