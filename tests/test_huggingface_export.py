@@ -324,6 +324,10 @@ class TestTheFolder:
             RunError, match=r"^'.*dense' exists and was not written by l0compress\. Nothing was written\."
         ):
             l0.export_huggingface(cut.graph, case.source, case.source, plan=cut.plan)
+        (case.source / "README.md").write_text("# Made with\n\n- l0compress\n")
+        with pytest.raises(RunError, match="was not written by l0compress"):
+            l0.export_huggingface(cut.graph, case.source, case.source, plan=cut.plan)
+        assert (case.source / "model.safetensors").is_file()
 
     def test_a_graph_alone_does_not_say_what_was_cut(self, case: Case) -> None:
         with pytest.raises(InputError, match=r"^a small graph does not say what was cut\. Nothing was written\."):

@@ -24,7 +24,6 @@ from l0compress.export.huggingface.folder import (
     CARD,
     CODE,
     CONFIG,
-    RECORD,
     WEIGHTS,
     copy_companions,
     module_folders,
@@ -37,7 +36,7 @@ from l0compress.export.huggingface.stock import builds, stock_settings
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan, unshrink_state
-from l0compress.loading.huggingface import load_folder, read_config, small_class, transformer_folder
+from l0compress.loading.huggingface import RECORD, load_folder, read_config, small_class, transformer_folder
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.verification.calls import Call, example_calls
 from l0compress.verification.equality import verify

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from l0compress.errors import NOTHING_WRITTEN, ModelError, RunError
-from l0compress.loading.huggingface import CONFIG, RECORD, transformer_folder
+from l0compress.loading.huggingface import CONFIG, transformer_folder
 
 WEIGHTS, CARD, CODE = "model.safetensors", "README.md", "modeling_l0compress.py"
 MODULES = "modules.json"
+# The tag in the front matter of a card by which an export is known.
+MARK = "\n- l0compress\n"
 # Weights of any framework, and code: the folder gets its own. Everything else of a model is small.
 _LEFT = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".ot", ".gguf", ".tflite", ".pb", ".py",
@@ -110,4 +112,6 @@ def _may_replace(destination: Path) -> bool:
     if not any(destination.iterdir()):
         return True
     card = destination / CARD
-    return card.is_file() and RECORD in card.read_text(encoding="utf-8", errors="replace")[:400]
+    if not card.is_file() or not (destination / transformer_folder(destination) / CONFIG).is_file():
+        return False
+    return MARK in card.read_text(encoding="utf-8", errors="replace").partition("\n---\n")[0]
