@@ -114,4 +114,5 @@ def _may_replace(destination: Path) -> bool:
     card = destination / CARD
     if not card.is_file() or not (destination / transformer_folder(destination) / CONFIG).is_file():
         return False
-    return MARK in card.read_text(encoding="utf-8", errors="replace").partition("\n---\n")[0]
+    front, end, _ = card.read_text(encoding="utf-8", errors="replace").partition("\n---\n")
+    return front.startswith("---\n") and bool(end) and MARK in front
