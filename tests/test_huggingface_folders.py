@@ -29,7 +29,7 @@ def encoder(tmp_path: Path) -> Path:
     )  # fmt: skip
     model = transformers.BertModel(config)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.3)
+        nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.1)
     folder = tmp_path / "encoder"
     model.save_pretrained(folder)
     table = tokenizers.models.WordLevel({word: at for at, word in enumerate(WORDS)}, unk_token="[UNK]")
