@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from l0compress.graph.capture import CapturedGraph
 
 PLAIN_RATE = 1e-2
-METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude", "random", "taylor")
+METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude", "random", "taylor", "gradual-magnitude")
 # Those that take part of the epochs to decide.
-TRAINED_METHODS = ("l0",)
+TRAINED_METHODS = ("l0", "gradual-magnitude")
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
@@ -281,10 +281,13 @@ class FinetuneSettings:
                 fix="Pass --epochs 2 or more, or omit --quantization-aware.",
             )
         if self.epochs == 1 and self.method in TRAINED_METHODS:
+            gates = self.method == "l0"
             raise InputError(
-                f"epochs=1 with method={self.method!r}: gates take that epoch, and none is left to train the model "
-                "that they leave.",
-                fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
+                f"epochs=1 with method={self.method!r}: {'gates take' if gates else 'the decision takes'} that epoch, "
+                f"and none is left to train the model that {'they leave' if gates else 'it leaves'}.",
+                fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training."
+                if gates
+                else "Pass --epochs 2 or more.",
             )
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:

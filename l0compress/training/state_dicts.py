@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 StateDict: TypeAlias = dict[str, Any]
 # The phases of a run: what ``state_dict["stage"]`` says.
-GATES, FINETUNE = "gates", "finetune"
+GATES, SPARSIFY, FINETUNE = "gates", "sparsify", "finetune"
 # The member of a family that a state is of, by its target.
 MEMBER = "member"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
+from l0compress.training.methods.gradual import GradualMagnitude, GradualWeightMagnitude
 from l0compress.training.methods.learned import LearnedGates
 from l0compress.training.methods.magnitude import Magnitude
 from l0compress.training.methods.random_scores import Random, RandomWeights
@@ -24,12 +25,14 @@ METHODS: dict[str, type[Method]] = {
     "layer-magnitude": LayerMagnitude,
     "random": Random,
     "taylor": Taylor,
+    "gradual-magnitude": GradualMagnitude,
 }
 # Those that are another method where single weights become zero.
 OF_WEIGHTS: dict[str, type[Method]] = {
     "magnitude": WeightMagnitude,
     "random": RandomWeights,
     "taylor": TaylorWeights,
+    "gradual-magnitude": GradualWeightMagnitude,
 }
 
 
