@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from l0compress.graph.capture import CapturedGraph
 
 PLAIN_RATE = 1e-2
-METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude", "random", "taylor", "gradual-magnitude")
 # Those that take part of the epochs to decide.
-TRAINED_METHODS = ("l0", "gradual-magnitude")
+TRAINED_METHODS = ("l0", "gradual-magnitude", "group-lasso", "l1", "proximal")
+METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude", "random", "taylor", *TRAINED_METHODS[1:])
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"

@@ -11,8 +11,11 @@ from __future__ import annotations
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.gradual import GradualMagnitude, GradualWeightMagnitude
+from l0compress.training.methods.group_lasso import GroupLasso
+from l0compress.training.methods.l1 import L1, L1Weights
 from l0compress.training.methods.learned import LearnedGates
 from l0compress.training.methods.magnitude import Magnitude
+from l0compress.training.methods.proximal import Proximal, ProximalWeights
 from l0compress.training.methods.random_scores import Random, RandomWeights
 from l0compress.training.methods.taylor import Taylor, TaylorWeights
 from l0compress.training.methods.weight_magnitude import LayerMagnitude, WeightMagnitude
@@ -26,6 +29,9 @@ METHODS: dict[str, type[Method]] = {
     "random": Random,
     "taylor": Taylor,
     "gradual-magnitude": GradualMagnitude,
+    "group-lasso": GroupLasso,
+    "l1": L1,
+    "proximal": Proximal,
 }
 # Those that are another method where single weights become zero.
 OF_WEIGHTS: dict[str, type[Method]] = {
@@ -33,6 +39,8 @@ OF_WEIGHTS: dict[str, type[Method]] = {
     "random": RandomWeights,
     "taylor": TaylorWeights,
     "gradual-magnitude": GradualWeightMagnitude,
+    "l1": L1Weights,
+    "proximal": ProximalWeights,
 }
 
 
