@@ -16,6 +16,7 @@ from l0compress.loading.splits import parse_shares
 from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import GATES, OPTIONS
 from l0compress.training.family_targets import parse_targets, written
+from l0compress.training.goals import Criterion, parse_penalty
 from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.training.targets import Target, targets_of
@@ -38,6 +39,7 @@ class RunRequest:
         threads: threads of PyTorch; None leaves them as they are.
         checkpoint_every: steps between two checkpoints; None goes by time.
         fixed: capture the model for sequences as long as the data's, not of any length.
+        penalty: the fixed penalty in place of a budget, as it was given.
         family: the budgets of a family's members, as they were given; empty where there is one.
     """
 
@@ -51,6 +53,12 @@ class RunRequest:
     checkpoint_every: int | None = None
     fixed: bool = False
     family: tuple[Target, ...] = ()
+    penalty: str | float | None = None
+
+    @property
+    def wanted(self) -> tuple[Target, ...] | Criterion:
+        """The budgets, or the fixed penalty in place of them."""
+        return self.targets if self.penalty is None else parse_penalty(self.penalty)
 
     def finetune_settings(self) -> FinetuneSettings:
         """The settings with the user's own loss, if there is one.
@@ -63,7 +71,9 @@ class RunRequest:
             loss = import_reference(self.loss, flag="--loss", error=InputError)
         return FinetuneSettings(loss=loss, **self.settings)
 
-    def _target_text(self) -> str | list[str]:
+    def _target_text(self) -> str | list[str] | None:
+        if self.penalty is not None:
+            return None
         if self.family:
             return written(self.family)
         return str(self.targets[0]) if len(self.targets) == 1 else [str(target) for target in self.targets]
@@ -87,6 +97,7 @@ class RunRequest:
         more = {
             "trust_pickle": self.source.trust_pickle,
             "target": self._target_text(),
+            "penalty": self.penalty,
             "loss": self.loss,
             "fixed": self.fixed,
         }
@@ -110,7 +121,13 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         InputError: model, data or target is missing, or cannot be read.
     """
     values = complete(given)
-    missing = [name for name in NEEDED if values[name] is None]
+    penalty = values["penalty"]
+    if penalty is not None and values["target"] is not None:
+        raise TargetError(
+            f"--penalty {penalty} and --target {_told(values['target'])}: a fixed penalty stands in place of a budget.",
+            fix="Pass one of the two.",
+        )
+    missing = [name for name in NEEDED if values[name] is None and not (name == "target" and penalty is not None)]
     if missing:
         named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
         raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
@@ -118,7 +135,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
     loss = settings.pop("loss")
     settings["clip"] = settings["clip"] or None
-    targets, family = _targets(values["target"])
+    targets, family = ((), ()) if penalty is not None else _targets(values["target"])
     return RunRequest(
         source=ModelSource(
             Path(values["model"]),
@@ -135,7 +152,12 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
         family=family,
+        penalty=penalty,
     )
+
+
+def _told(target: str | list[str]) -> str:
+    return target if isinstance(target, str) else " --target ".join(target)
 
 
 def _targets(given: str | list[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:

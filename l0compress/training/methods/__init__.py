@@ -12,6 +12,7 @@ from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.gradual import GradualMagnitude, GradualWeightMagnitude
 from l0compress.training.methods.group_lasso import GroupLasso
+from l0compress.training.methods.hybrid import Hybrid
 from l0compress.training.methods.l1 import L1, L1Weights
 from l0compress.training.methods.learned import LearnedGates
 from l0compress.training.methods.magnitude import Magnitude
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
     "group-lasso": GroupLasso,
     "l1": L1,
     "proximal": Proximal,
+    "hybrid": Hybrid,
 }
 # Those that are another method where single weights become zero.
 OF_WEIGHTS: dict[str, type[Method]] = {
