@@ -21,7 +21,7 @@ from l0compress.training.settings import METHOD_NAMES, TRAINED_METHODS, Finetune
 from l0compress.verification.calls import Call
 from l0compress.verification.equality import verify
 
-SHORT = replace(QUICK, epochs=2, batch_size=64)
+SHORT = replace(QUICK, epochs=2, batch_size=64, trials=5)
 BUDGET = {"params": 0.4}
 ONLY_WEIGHTS = ("layer-magnitude",)
 GATED = ("l0", "hybrid")

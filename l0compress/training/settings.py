@@ -23,7 +23,8 @@ TRAINED_METHODS = ("l0", "gradual-magnitude", "group-lasso", "l1", "proximal", "
 GATED_METHODS = ("l0", "hybrid")
 # The strengths of L2 and L1 that make a hybrid where none are given.
 HYBRID_L2, HYBRID_L1 = 1e-4, 1e-5
-METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude", "random", "taylor", *TRAINED_METHODS[1:])
+_SCORES, _SEARCHES = ("fisher", "magnitude", "layer-magnitude", "random", "taylor"), ("search", "reinforce")
+METHOD_NAMES = ("l0", *_SCORES, *TRAINED_METHODS[1:], *_SEARCHES)
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
@@ -137,6 +138,7 @@ class FinetuneSettings:
         latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
         l2, l1: strengths of the weights' norms in expectation over their gates, while gates are learned; with either,
             they take the place of weight decay there. See :mod:`~l0compress.training.expected_norms`.
+        trials: how many choices of densities methods "search" and "reinforce" try; the first is the score's own.
         bf16: run forward passes under bfloat16 autocast.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
@@ -156,8 +158,9 @@ class FinetuneSettings:
             names=METHOD_NAMES,
             at_top=True,
             help="What decides: learned gates (l0; hybrid: with L2 and L1), a score before training (fisher, taylor, "
-            "magnitude, random), the first part of the epochs (gradual-magnitude, group-lasso, l1, proximal); "
-            "layer-magnitude of single weights. docs/methods.md tells them apart.",
+            "magnitude, random), the first part of the epochs (gradual-magnitude, group-lasso, l1, proximal), or a "
+            "search for the densities of groups (search, reinforce); layer-magnitude of single weights. See "
+            "docs/methods.md.",
         ),
     )
     granularity: Granularity = field(
@@ -237,6 +240,10 @@ class FinetuneSettings:
     )
     l1: float | None = field(
         default=None, metadata=setting(kind=float, least=0, absent="none; 0.00001 with method hybrid")
+    )
+    trials: int = field(
+        default=32,
+        metadata=setting(least=1, panel=_PANEL, help="Densities that methods search and reinforce try."),
     )
     weight_decay: float = field(default=0.05, metadata=setting(least=0))
     distill: bool = field(default=True, metadata=setting())

@@ -18,6 +18,8 @@ from l0compress.training.methods.learned import LearnedGates
 from l0compress.training.methods.magnitude import Magnitude
 from l0compress.training.methods.proximal import Proximal, ProximalWeights
 from l0compress.training.methods.random_scores import Random, RandomWeights
+from l0compress.training.methods.reinforce import Reinforce
+from l0compress.training.methods.search import Search
 from l0compress.training.methods.taylor import Taylor, TaylorWeights
 from l0compress.training.methods.weight_magnitude import LayerMagnitude, WeightMagnitude
 from l0compress.training.settings import FinetuneSettings
@@ -34,6 +36,8 @@ METHODS: dict[str, type[Method]] = {
     "l1": L1,
     "proximal": Proximal,
     "hybrid": Hybrid,
+    "search": Search,
+    "reinforce": Reinforce,
 }
 # Those that are another method where single weights become zero.
 OF_WEIGHTS: dict[str, type[Method]] = {
