@@ -14,8 +14,9 @@ from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
 from l0compress.training.state_dicts import SPARSIFY, StateDict, load_optimizer_, optimizer_tensors, prefixed, under
 
-# What a pressure learns may travel so many times from 1 to 0 in the whole phase.
-_TRAVELS = 4.0
+# What a pressure learns may travel so many times from 1 to 0 in the whole phase; with a longer memory it would go on
+# long after a norm has met its target.
+_TRAVELS, _BETAS = 2.0, (0.5, 0.99)
 
 
 class SparsifyPhase(Phase):
@@ -35,7 +36,7 @@ class SparsifyPhase(Phase):
         )
         learned = list(pressure.learned().values())
         rate = _TRAVELS / max(problem.gated_steps, 1)
-        self._optimizers = (self._weights, *([torch.optim.Adam(learned, lr=rate)] if learned else []))
+        self._optimizers = (self._weights, *([torch.optim.Adam(learned, lr=rate, betas=_BETAS)] if learned else []))
 
     @property
     def network(self) -> GatedNetwork:
