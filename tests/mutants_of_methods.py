@@ -96,12 +96,7 @@ METHODS = (
     ),
     Fault("l0compress.training:NormPressure.step_", "self._violation()", "-self._violation()", (_SPARSIFY, "Norms")),
     Fault("l0compress.training:proximal_score", "curvature * x - gradient", "curvature * x", (_SPARSIFY, "Proximal")),
-    Fault(
-        "l0compress.training:HardThreshold.state_dict",
-        '{"steps": self._steps, "kept": self._kept}',
-        '{"steps": 0, "kept": self._kept}',
-        (_EVERY, "proximal"),
-    ),
+    Fault("l0compress.training:HardThreshold.state_dict", "prefixed('means', self._means)", "{}", (_EVERY, "proximal")),
     Fault("l0compress.training:density_scores", "density * len(moves)", "density", (_DENSITIES, "ratio")),
     Fault("l0compress.training:Policy.learned", "reward - self.baseline", "reward", (_DENSITIES, "Policy")),
     Fault(

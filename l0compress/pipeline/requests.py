@@ -121,21 +121,12 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         InputError: model, data or target is missing, or cannot be read.
     """
     values = complete(given)
-    penalty = values["penalty"]
-    if penalty is not None and values["target"] is not None:
-        raise TargetError(
-            f"--penalty {penalty} and --target {_told(values['target'])}: a fixed penalty stands in place of a budget.",
-            fix="Pass one of the two.",
-        )
-    missing = [name for name in NEEDED if values[name] is None and not (name == "target" and penalty is not None)]
-    if missing:
-        named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
-        raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
+    _check_given(values)
     settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
     gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
     loss = settings.pop("loss")
     settings["clip"] = settings["clip"] or None
-    targets, family = ((), ()) if penalty is not None else _targets(values["target"])
+    targets, family = _targets(values["target"])
     return RunRequest(
         source=ModelSource(
             Path(values["model"]),
@@ -152,16 +143,32 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
         family=family,
-        penalty=penalty,
+        penalty=values["penalty"],
     )
 
 
-def _told(target: str | list[str]) -> str:
-    return target if isinstance(target, str) else " --target ".join(target)
+def _check_given(values: Mapping[str, Any]) -> None:
+    """Raises:
+    InputError: model, data or target is missing, or there is a penalty beside a target.
+    """
+    target, penalty = values["target"], values["penalty"]
+    if penalty is not None and target is not None:
+        told = target if isinstance(target, str) else " --target ".join(target)
+        raise TargetError(
+            f"--penalty {penalty} and --target {told}: a fixed penalty stands in place of a budget.",
+            fix="Pass one of the two.",
+        )
+    needed = [name for name in NEEDED if name != "target" or penalty is None]
+    missing = [name for name in needed if values[name] is None]
+    if missing:
+        named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
+        raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
 
 
-def _targets(given: str | list[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
-    """The budgets that hold together, and those of a family's members."""
+def _targets(given: str | list[str] | None) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
+    """The budgets that hold together, and those of a family's members; none of a penalty."""
+    if given is None:
+        return (), ()
     listed = [given] if isinstance(given, str) else list(given)
     families = [text for text in listed if "," in text]
     if not families:

@@ -47,7 +47,7 @@ class HardThreshold(Pressure):
         super().__init__(pressed)
         self._means = {name: torch.zeros_like(value.detach()) for name, value in self.values().items()}
         self._squares = {name: torch.zeros_like(value.detach()) for name, value in self.values().items()}
-        self._steps, self._kept = 0, sum(value.numel() for value in self.values().values())
+        self._kept = sum(value.numel() for value in self.values().values())
 
     @abstractmethod
     def values(self) -> dict[str, nn.Parameter]:
@@ -58,7 +58,6 @@ class HardThreshold(Pressure):
         """By name, bool: what is kept within bounds."""
 
     def before_step_(self) -> None:
-        self._steps += 1
         for name, value in self.values().items():
             if value.grad is not None:
                 self._means[name].lerp_(value.grad, 1 - _DECAY)
@@ -76,21 +75,19 @@ class HardThreshold(Pressure):
                 value.mul_(keep[name].to(value.device))
 
     def scores(self) -> dict[str, Tensor]:
-        corrected = 1 - _DECAY ** max(self._steps, 1)
+        # Means that begin at 0 are too small by the same factor, all of them, and so are the scores.
         size = self.pressed.problem.batch_size
         return {
-            name: proximal_score(
-                value.detach(), self._means[name] / corrected, self._squares[name] * (size / corrected)
-            )
+            name: proximal_score(value.detach(), self._means[name], self._squares[name] * size)
             for name, value in self.values().items()
         }
 
     def state_dict(self) -> StateDict:
         means, squares = prefixed("means", self._means), prefixed("squares", self._squares)
-        return {"counts": {"steps": self._steps, "kept": self._kept}, **means, **squares}
+        return {"kept": self._kept, **means, **squares}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self._steps, self._kept = (int(state_dict["counts"][name]) for name in ("steps", "kept"))
+        self._kept = int(state_dict["kept"])
         for kind, own in (("means", self._means), ("squares", self._squares)):
             for name, tensor in under(kind, state_dict).items():
                 own[name].copy_(tensor)
