@@ -6,7 +6,7 @@ from mutant import Fault
 
 _TESTS, _PARTS = "../test_methods.py", "../test_training_parts.py"
 _SCORES, _SPARSIFY = "../test_method_scores.py", "../test_sparsifying.py"
-_DENSITIES, _PENALTIES, _EVERY = "../test_density_search.py", "../test_penalties.py", "../test_every_method.py"
+_DENSITIES, _PENALTIES = "../test_density_search.py", "../test_penalties.py"
 _LIMITS, _KEEP = "../test_limits.py", "../test_protection.py"
 
 METHODS = (
@@ -96,7 +96,12 @@ METHODS = (
     ),
     Fault("l0compress.training:NormPressure.step_", "self._violation()", "-self._violation()", (_SPARSIFY, "Norms")),
     Fault("l0compress.training:proximal_score", "curvature * x - gradient", "curvature * x", (_SPARSIFY, "Proximal")),
-    Fault("l0compress.training:HardThreshold.state_dict", "prefixed('means', self._means)", "{}", (_EVERY, "proximal")),
+    Fault(
+        "l0compress.training:HardThreshold.state_dict",
+        "prefixed('means', self._means)",
+        "{}",
+        (_SPARSIFY, "part_of_its_state"),
+    ),
     Fault("l0compress.training:density_scores", "density * len(moves)", "density", (_DENSITIES, "ratio")),
     Fault("l0compress.training:Policy.learned", "reward - self.baseline", "reward", (_DENSITIES, "Policy")),
     Fault(

@@ -236,3 +236,13 @@ class TestProximal:
         assert not few.is_due(0.5 + 1 / 640)
         threshold.step_(0.5 + 1 / 640)
         assert int((value != 0).sum()) == 2
+
+    def test_its_means_are_part_of_its_state(self):
+        pressed = moves_of(network((1.0, 1.0), (2.0, 1.0)), 2)
+        threshold = HardThresholdMoves(pressed)
+        threshold.values()[MOVES].grad = torch.tensor([1.0, -3.0])
+        threshold.before_step_()
+        again = HardThresholdMoves(pressed)
+        again.load_state_dict(threshold.state_dict())
+        assert torch.equal(again.scores()[MOVES], threshold.scores()[MOVES])
+        assert bool((again.scores()[MOVES] > 0).all())
