@@ -5,6 +5,8 @@ from __future__ import annotations
 from mutant import Fault
 
 _TESTS, _PARTS = "../test_methods.py", "../test_training_parts.py"
+_SCORES, _SPARSIFY = "../test_method_scores.py", "../test_sparsifying.py"
+_DENSITIES, _PENALTIES = "../test_density_search.py", "../test_penalties.py"
 _LIMITS, _KEEP = "../test_limits.py", "../test_protection.py"
 
 METHODS = (
@@ -66,4 +68,48 @@ METHODS = (
         (_KEEP, ""),
     ),
     Fault("l0compress.graph:least", "math.ceil(share * count - 1e-9)", "round(share * count - 0.49)", (_KEEP, "")),
+    Fault(
+        "l0compress.training:first_order",
+        "(gradient * value.detach()).abs()",
+        "gradient * value.detach()",
+        (_SCORES, "cancel"),
+    ),
+    Fault("l0compress.training:task_loss", "targets is not None", "False", (_SCORES, "gradient_of")),
+    Fault("l0compress.training:Pressed.most_at", "progress / self.ramp_share", "progress", (_SPARSIFY, "ramp_is_over")),
+    Fault(
+        "l0compress.training:ClosingMoves.step_",
+        "self.pressed.limits.at(self.pressed.most_at(progress))",
+        "self.pressed.limits",
+        (_SPARSIFY, "half"),
+    ),
+    Fault(
+        "l0compress.training:GroupLassoPressure.norm",
+        "self._root_sizes * self._norms()",
+        "self._norms()",
+        (_SPARSIFY, "Norms"),
+    ),
+    Fault(
+        "l0compress.training:FactorL1.step_",
+        "factors_of(self.network).value.clamp_(min=0)",
+        "pass",
+        (_SPARSIFY, "never_become"),
+    ),
+    Fault("l0compress.training:NormPressure.step_", "self._violation()", "-self._violation()", (_SPARSIFY, "Norms")),
+    Fault("l0compress.training:proximal_score", "curvature * x - gradient", "curvature * x", (_SPARSIFY, "Proximal")),
+    Fault(
+        "l0compress.training:HardThreshold.state_dict",
+        "prefixed('means', self._means)",
+        "{}",
+        (_SPARSIFY, "part_of_its_state"),
+    ),
+    Fault("l0compress.training:density_scores", "density * len(moves)", "density", (_DENSITIES, "ratio")),
+    Fault("l0compress.training:Policy.learned", "reward - self.baseline", "reward", (_DENSITIES, "Policy")),
+    Fault(
+        "l0compress.training:DensitySearch.decide",
+        "stage.trials.losses.argmin()",
+        "stage.trials.losses.argmax()",
+        (_DENSITIES, "best_of"),
+    ),
+    Fault("l0compress.training:ExpectedNorms.of", "self.l2 / 2", "self.l2", (_PENALTIES, "Norms")),
+    Fault("l0compress.training:_expected", "values * present", "values", (_PENALTIES, "Norms")),
 )

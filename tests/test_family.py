@@ -128,6 +128,12 @@ FAMILIES = {
     "single weights by magnitude": (
         Case(mlp, in_memory(vectors), replace(SHORT, granularity="weights", method="magnitude")), "params=0.5,0.2"
     ),
+    "training towards sparsity": (
+        Case(mlp, in_memory(vectors), replace(SHORT, method="proximal"), every=7), "params=0.8,0.5"
+    ),
+    "a search": (
+        Case(mlp, in_memory(vectors), replace(SHORT, method="reinforce", trials=3), every=7), "params=0.8,0.5"
+    ),
     "channels and single weights": (
         Case(conv_net, in_memory(images), replace(SHORT, granularity="both")), "params=0.5,0.2"
     ),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from quality import housing
+from quality.__main__ import _parser
 from quality.cells import DENSE, Cell, Grid, Selection
 from quality.harness import Options, dense_of, fingerprints, run
 from quality.page import write_page
@@ -21,6 +22,7 @@ from quality.summary import duels, summaries
 from quality.wanted import Want, checked
 
 from l0compress.data import Data, Split
+from l0compress.training.settings import METHOD_NAMES
 
 GRID = Grid("toy", "macs", (0.5, 0.25), (0, 4), quick=((0.5, 4),))
 CELL = Cell("toy", "macs", 0.5, 4, "l0", 0)
@@ -70,6 +72,21 @@ class TestCells:
     def test_single_weights_are_left_to_the_methods_that_score_them(self):
         cells = Selection(("l0", "fisher", "magnitude"), (0,)).cells(replace(GRID, sparse=(100,)))
         assert [(c.method, c.epochs) for c in cells if c.granularity == "weights"] == [("l0", 4), ("magnitude", 4)]
+
+    def test_every_method_is_asked_for_where_it_can_decide(self):
+        cells = [
+            cell for cell in Selection(METHOD_NAMES, (0,)).cells(replace(GRID, sparse=(100,))) if cell.method != DENSE
+        ]
+        trained = {cell.method for cell in cells if cell.granularity == "structured" and cell.epochs}
+        untrained = {cell.method for cell in cells if cell.granularity == "structured" and not cell.epochs}
+        sparse = {cell.method for cell in cells if cell.granularity == "weights"}
+        assert trained | sparse == set(METHOD_NAMES)
+        assert trained - untrained == {"gradual-magnitude", "group-lasso", "l1", "proximal"}
+        assert trained - sparse == {"fisher", "group-lasso", "search", "reinforce"}
+
+    def test_all_of_them_may_be_named_at_once(self):
+        assert _parser().parse_args(["--methods", "all"]).methods == METHOD_NAMES
+        assert _parser().parse_args(["--methods", "l1,search"]).methods == ("l1", "search")
 
     def test_shortened_runs_are_not_repeated(self):
         cells = Selection(("l0",), (0,), most_epochs=2).cells(replace(GRID, epochs=(0, 4, 12)))

@@ -1,6 +1,7 @@
 """Every method on every task, at equal budgets and epochs.
 
     make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 JOBS=2 QUICK=1 OUTPUT=
+    make bench-quality METHODS=all    # all that there are, docs/methods.md, each where it can decide
 
 Finished cells are kept in ``OUTPUT/cells.jsonl`` and not run again while code, torch and dense model are the same; a
 cell that was stopped starts over. Dense models are trained once and kept in ``OUTPUT/dense``. A full run writes
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from l0compress.training.settings import METHOD_NAMES
 from quality.cells import METHODS, Selection
 from quality.harness import Options, dense_of, fingerprints, run
 from quality.page import write_page
@@ -81,7 +83,9 @@ def finished(tasks: Sequence[Task], options: Options) -> list[Row]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=_names(TASKS), default=tuple(TASKS), help=f"of {', '.join(TASKS)}")
-    parser.add_argument("--methods", type=_names(METHODS), default=METHODS, help=f"of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--methods", type=_names(METHOD_NAMES), default=METHODS, help=f"all, or of {', '.join(METHOD_NAMES)}"
+    )
     parser.add_argument("--seeds", type=_numbers(int), help="default 0,1,2; with --quick 0")
     parser.add_argument("--budgets", type=_numbers(float), default=(), help="of those of the tasks; default all")
     parser.add_argument("--epochs", type=_numbers(int), default=(), help="of those of the tasks; default all")
@@ -99,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _names(known: Sequence[str] | dict[str, Task]):
     def read(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
+        names = tuple(known) if text == "all" else tuple(text.split(","))
         unknown = [name for name in names if name not in known]
         if unknown:
             raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: not among {', '.join(known)}")

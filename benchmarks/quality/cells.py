@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from l0compress.training.methods import OF_WEIGHTS
+from l0compress.training.settings import GATED_METHODS, METHOD_NAMES, TRAINED_METHODS
+
 DENSE = "dense"
 METHODS = ("l0", "fisher", "magnitude")
-SPARSE_METHODS = ("l0", "magnitude")
+# What ``--methods all`` asks for, in the order of the tables; layer-magnitude decides on single weights alone.
+STRUCTURED_METHODS = tuple(name for name in METHOD_NAMES if name != "layer-magnitude")
+SPARSE_METHODS = tuple(name for name in METHOD_NAMES if name in {*GATED_METHODS, "layer-magnitude", *OF_WEIGHTS})
+# Without epochs these decide nothing; learned gates leave it to a score.
+NEED_EPOCHS = tuple(name for name in TRAINED_METHODS if name not in GATED_METHODS)
 
 
 @dataclass(frozen=True, order=True)
@@ -49,7 +56,7 @@ class Grid:
         budgets: shares or numbers of units.
         epochs: for each budget, all of these.
         extra: further pairs of budget and epochs.
-        sparse: budgets for single weights, with the most epochs; they are learned by gates or by magnitude.
+        sparse: budgets for single weights, with the most epochs; by every method asked for that can.
         quick: the pairs of budget and epochs that ``--quick`` runs, with the time for the dense model in mind.
     """
 
@@ -92,6 +99,8 @@ class Selection:
                 yield Cell(grid.task, grid.unit, 1.0, epochs, DENSE, seed)
             for budget, epochs in pairs:
                 for method in self.methods:
+                    if method not in STRUCTURED_METHODS or (epochs == 0 and method in NEED_EPOCHS):
+                        continue
                     yield Cell(grid.task, grid.unit, budget, epochs, method, seed)
             for budget in sparse:
                 for method in SPARSE_METHODS:

@@ -8,13 +8,18 @@ from typing import Any
 
 import matplotlib
 
-from quality.cells import DENSE
+from quality.cells import DENSE, METHODS, STRUCTURED_METHODS
 from quality.problem import Task
 from quality.published import PUBLISHED
 from quality.summary import Summary
 
 ACROSS = 3
-COLOURS = {"l0": "C0", "fisher": "C1", "magnitude": "C2"}
+OTHERS = tuple(name for name in STRUCTURED_METHODS if name not in METHODS)
+# Learned gates and the scores in strong colours, everything else in those that are left.
+COLOURS = {
+    name: f"C{number}" if number < 10 else ("black", "gold", "navy", "teal")[number - 10]
+    for number, name in enumerate((*METHODS, *OTHERS))
+}
 MARKERS = ("o", "s", "^", "v")
 
 

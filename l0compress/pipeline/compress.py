@@ -23,13 +23,14 @@ from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, finetune, protected
+from l0compress.training.goals import AnyGoal, Criterion, wanted_of
 from l0compress.training.latency_targets import Measure, allowances, measured_time
 from l0compress.training.losses import objective_of
 from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import AbsoluteTarget, AnyTargets, Target, absolute_targets, targets_of, told
+from l0compress.training.targets import AbsoluteTarget, Target, absolute_targets, told
 from l0compress.verification.equality import Equality, verify
 
 
@@ -69,6 +70,27 @@ class Reached:
         return {"unit": self.target.unit, "limit": self.limit, "reached": self.left}
 
 
+@dataclass(frozen=True)
+class Penalized:
+    """The fixed penalty that stood in place of a target.
+
+    Attributes:
+        name: ``penalty``, ``aic`` or ``bic``.
+        multiplier: the loss for each parameter.
+    """
+
+    name: str
+    multiplier: float
+
+    def __str__(self) -> str:
+        """Return it as one line for people."""
+        return f"{self.name}: {self.multiplier:.4g} for each parameter"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        return asdict(self)
+
+
 @dataclass(frozen=True, eq=False)
 class CompressResult:
     """What :func:`compress` returns.
@@ -78,7 +100,8 @@ class CompressResult:
         masked: the dense-shaped model with the trained weights and removed channels silenced; equal to ``small``.
         small: the smaller model, best by validation; ``small.module()`` is an ``nn.Module``.
         plan: which channels were kept.
-        budgets: what each target allows, and what is used of that.
+        budgets: what each target allows, and what is used of that; empty under a fixed penalty.
+        penalty: the fixed penalty; None under targets.
         dense_cost, small_cost: what both cost by their shapes.
         nonzero_cost: what ``small`` costs when the zeros in its weights are left out; None where no single weights were
             removed. With it, the target is on this.
@@ -101,6 +124,7 @@ class CompressResult:
     equality: Equality
     history: tuple[ProgressEvent, ...]
     reading: Reading
+    penalty: Penalized | None = None
 
     def __repr__(self) -> str:
         scores = [("val", self.val), *([("test", self.test)] if self.test is not None else [])]
@@ -109,29 +133,38 @@ class CompressResult:
             *(f"{part} {s.dense.metric_name}: {s.dense.metric:.4g} -> {s.small.metric:.4g}" for part, s in scores),
             f"small and masked model agree within {self.equality.max_relative:.2g}",
         ]
-        return headed(f"CompressResult({'; '.join(map(str, self.budgets))})", lines)
+        return headed(f"CompressResult({'; '.join(map(str, self.budgets or [self.penalty]))})", lines)
 
     @property
     def target(self) -> Target:
         """The budget; the first one where there are several in :attr:`budgets`."""
-        return self.budgets[0].target
+        return self._first.target
 
     @property
     def limit(self) -> int:
         """The most that :attr:`target` allows, in its unit."""
-        return self.budgets[0].limit
+        return self._first.limit
 
     @property
     def reached(self) -> int:
         """What is left, in the unit of :attr:`target`."""
-        return self.budgets[0].left
+        return self._first.left
+
+    @property
+    def _first(self) -> Reached:
+        if not self.budgets:
+            raise TargetError(
+                f"this result has no target: it was made under a fixed penalty ({self.penalty}).",
+                fix="Read what is left from small_cost, or nonzero_cost for single weights.",
+            )
+        return self.budgets[0]
 
 
 def compress(
     model: Model,
     data: Any,
     *,
-    target: AnyTargets,
+    target: AnyGoal,
     epochs: int | None = None,
     settings: FinetuneSettings | None = None,
     dynamic: Dynamic = "auto",
@@ -148,7 +181,8 @@ def compress(
             :func:`~l0compress.loading.as_data` and :func:`~l0compress.loading.load_data`.
         target: a unit and its number, ``"macs=0.5"`` or ``{"macs": 0.5}`` (a fraction of dense), ``"params=26500"``
             or ``{"params": 26500}`` (a count). Several hold together: ``{"macs": 0.5, "bytes": 4_000_000}``, or a list
-            of texts.
+            of texts. Or a fixed penalty in place of a budget, ``"bic=1"``, ``{"aic": 1}`` or ``{"penalty": 1e-6}``
+            (loss for each parameter), under which how much is left is an outcome.
         epochs: how long to train; 0 decides and repairs without training or labels. None leaves it to ``settings``.
         settings: how to train; the defaults are those of the command line, on the device that the model is on.
         dynamic: which sizes of the inputs are free, and where the batch is, as for
@@ -179,7 +213,7 @@ def compress(
             f"Target {target!r} names several members of a family, and compress returns one model.",
             fix="Call compress_family with the same arguments.",
         )
-    wanted = targets_of(target)
+    wanted = wanted_of(target)
     settings = settings_for(model, settings, epochs)
     with in_turn():
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
@@ -215,7 +249,7 @@ def _device_of(model: Model) -> str:
 
 def compress_prepared(
     prepared: Prepared,
-    targets: tuple[Target, ...],
+    wanted: tuple[Target, ...] | Criterion,
     settings: FinetuneSettings,
     *,
     on_event: OnEvent = ignore,
@@ -226,11 +260,16 @@ def compress_prepared(
     tell_lost(prepared, settings, on_event)
     with in_turn():
         graph = protected(prepared.graph, settings)
-        goals = absolute_targets(targets, allowances(graph, settings, measure=measure))
+        penalized = isinstance(wanted, Criterion)
+        goals = () if penalized else absolute_targets(wanted, allowances(graph, settings, measure=measure))
+        goal = wanted if penalized else goals
         result = finetune(
-            prepared.graph, prepared.data, goals, settings=settings, on_event=on_event, checkpoints=checkpoints
+            prepared.graph, prepared.data, goal, settings=settings, on_event=on_event, checkpoints=checkpoints
         )
-        return checked(result, prepared, goals, settings)
+        compressed = checked(result, prepared, goals, settings)
+        if not penalized:
+            return compressed
+        return replace(compressed, penalty=Penalized(wanted.name, wanted.multiplier(len(prepared.data.train))))
 
 
 def tell_lost(prepared: Prepared, settings: FinetuneSettings, on_event: OnEvent) -> None:

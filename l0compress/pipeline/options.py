@@ -77,6 +77,16 @@ _MODEL = (
         "latency=5ms). Given several times, in units of their own, all hold. Several numbers in one (macs=0.8,0.4) "
         "make a family: one small model for each, from one run.",
     ),
+    Setting(
+        str,
+        key="penalty",
+        or_number=True,
+        absent="none: a target says how much is left",
+        format="penalty",
+        metavar="STRENGTH|aic|bic",
+        help="In place of --target: a fixed penalty on every parameter that gates keep, as loss for each (1e-6), or as "
+        "a criterion weighs it. How much is left is then an outcome.",
+    ),
 )
 _RUNNING = (
     Setting(int, key="threads", absent="chosen by PyTorch", least=1, help="Threads to compute with."),

@@ -11,6 +11,7 @@ from l0compress.loading import parse_factory_args
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
 from l0compress.training.family_targets import parse_targets
+from l0compress.training.goals import parse_penalty
 from l0compress.training.losses import LOSSES
 
 
@@ -31,6 +32,7 @@ READERS: Mapping[str, Callable[[str], Any]] = {
     "loss": check_loss_name,
     "min_density": lambda value: Protection.of(min_density=value),
     "normalize": parse_normalize,
+    "penalty": parse_penalty,
     "split": parse_shares,
     "target": parse_targets,
 }

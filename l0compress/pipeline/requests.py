@@ -16,6 +16,7 @@ from l0compress.loading.splits import parse_shares
 from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import GATES, OPTIONS
 from l0compress.training.family_targets import parse_targets, written
+from l0compress.training.goals import Criterion, parse_penalty
 from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.training.targets import Target, targets_of
@@ -38,6 +39,7 @@ class RunRequest:
         threads: threads of PyTorch; None leaves them as they are.
         checkpoint_every: steps between two checkpoints; None goes by time.
         fixed: capture the model for sequences as long as the data's, not of any length.
+        penalty: the fixed penalty in place of a budget, as it was given.
         family: the budgets of a family's members, as they were given; empty where there is one.
     """
 
@@ -51,6 +53,12 @@ class RunRequest:
     checkpoint_every: int | None = None
     fixed: bool = False
     family: tuple[Target, ...] = ()
+    penalty: str | float | None = None
+
+    @property
+    def wanted(self) -> tuple[Target, ...] | Criterion:
+        """The budgets, or the fixed penalty in place of them."""
+        return self.targets if self.penalty is None else parse_penalty(self.penalty)
 
     def finetune_settings(self) -> FinetuneSettings:
         """The settings with the user's own loss, if there is one.
@@ -63,7 +71,9 @@ class RunRequest:
             loss = import_reference(self.loss, flag="--loss", error=InputError)
         return FinetuneSettings(loss=loss, **self.settings)
 
-    def _target_text(self) -> str | list[str]:
+    def _target_text(self) -> str | list[str] | None:
+        if self.penalty is not None:
+            return None
         if self.family:
             return written(self.family)
         return str(self.targets[0]) if len(self.targets) == 1 else [str(target) for target in self.targets]
@@ -87,6 +97,7 @@ class RunRequest:
         more = {
             "trust_pickle": self.source.trust_pickle,
             "target": self._target_text(),
+            "penalty": self.penalty,
             "loss": self.loss,
             "fixed": self.fixed,
         }
@@ -110,10 +121,7 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         InputError: model, data or target is missing, or cannot be read.
     """
     values = complete(given)
-    missing = [name for name in NEEDED if values[name] is None]
-    if missing:
-        named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
-        raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
+    _check_given(values)
     settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
     gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
     loss = settings.pop("loss")
@@ -135,11 +143,32 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
         family=family,
+        penalty=values["penalty"],
     )
 
 
-def _targets(given: str | list[str]) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
-    """The budgets that hold together, and those of a family's members."""
+def _check_given(values: Mapping[str, Any]) -> None:
+    """Raises:
+    InputError: model, data or target is missing, or there is a penalty beside a target.
+    """
+    target, penalty = values["target"], values["penalty"]
+    if penalty is not None and target is not None:
+        told = target if isinstance(target, str) else " --target ".join(target)
+        raise TargetError(
+            f"--penalty {penalty} and --target {told}: a fixed penalty stands in place of a budget.",
+            fix="Pass one of the two.",
+        )
+    needed = [name for name in NEEDED if name != "target" or penalty is None]
+    missing = [name for name in needed if values[name] is None]
+    if missing:
+        named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
+        raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
+
+
+def _targets(given: str | list[str] | None) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
+    """The budgets that hold together, and those of a family's members; none of a penalty."""
+    if given is None:
+        return (), ()
     listed = [given] if isinstance(given, str) else list(given)
     families = [text for text in listed if "," in text]
     if not families:

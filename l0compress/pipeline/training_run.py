@@ -47,6 +47,11 @@ class RunSummary:
             f"({target['reached'] / target['limit']:.1%})."
             for target in runs.targets_in(result)
         ]
+        if "penalty" in result:
+            name, strength = result["penalty"]["name"], result["penalty"]["multiplier"]
+            notes.append(
+                f"Penalty: {strength:.3g} of loss for each parameter{'' if name == 'penalty' else f' ({name})'}."
+            )
         meaning = () if reading is None or reading.meaning is None else (reading.meaning,)
         return Table(table.title, table.columns, table.rows, (*notes, *meaning))
 
@@ -92,7 +97,7 @@ def _go_on(work: Work) -> RunSummary:
     run, prepared, checkpoints = work.run, work.prepared, work.checkpoints()
     settings = work.request.finetune_settings()
     result = compress_prepared(
-        prepared, work.request.targets, settings, on_event=work.tell, checkpoints=checkpoints, measure=work.measure
+        prepared, work.request.wanted, settings, on_event=work.tell, checkpoints=checkpoints, measure=work.measure
     )
     checkpoints.check_stop()
     summary = result_of(result)
@@ -125,6 +130,7 @@ def result_of(result: CompressResult) -> dict[str, Any]:
     targets = [budget.to_json() for budget in result.budgets]
     return {
         "target": targets[0] if len(targets) == 1 else targets,
+        **({} if result.penalty is None else {"penalty": result.penalty.to_json()}),
         "dense": asdict(result.dense_cost),
         "small": asdict(result.small_cost),
         "nonzero": None if result.nonzero_cost is None else asdict(result.nonzero_cost),

@@ -21,8 +21,9 @@ class ProgressEvent:
     """One report of a run.
 
     ``stage`` is "measure" (of a latency; ``message`` says of what), "dense", "cut" (a step of a decision without
-    training), "gates", "harden" or "finetune". An event with ``epoch_done`` closes an epoch and carries the validation
-    metric; the others come in between, for a live display.
+    training), "search" (a trial of one), "gates", "sparsify" (the same part of the epochs by another method), "harden"
+    or "finetune". An event with ``epoch_done`` closes an epoch and carries the validation metric; the others come in
+    between, for a live display.
     ``density`` is (expected) cost after removal over dense cost in the budget's unit, ``violation`` is ``log E[cost] -
     log target_now`` (<= 0 is feasible). Of several budgets at once these are of the one that is furthest from being
     met; ``constraints`` then has the same numbers of each of them, by unit.

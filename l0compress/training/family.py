@@ -42,7 +42,7 @@ from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints, NoCheckpoints, Reporter
 from l0compress.training.results import FinetuneResult
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.state_dicts import FINETUNE, GATES, MEMBER, StateDict, Stateful, prefixed, under
+from l0compress.training.state_dicts import FINETUNE, GATES, MEMBER, SPARSIFY, StateDict, Stateful, prefixed, under
 from l0compress.training.targets import AbsoluteTarget, Target
 
 _PLAN, _STATE = "before.plan", "before.state"
@@ -249,4 +249,4 @@ def _rescaled(on_event: OnEvent, share: float) -> OnEvent:
 
 def _rescaled_event(event: ProgressEvent, share: float) -> ProgressEvent:
     """The event with a density that is one of the dense model, not of what the leg began with."""
-    return replace(event, density=event.density * share) if event.stage in (CUT, GATES, FINETUNE) else event
+    return replace(event, density=event.density * share) if event.stage in (CUT, GATES, SPARSIFY, FINETUNE) else event

@@ -12,6 +12,7 @@ from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_ag
 from l0compress.training.budget import Penalty
 from l0compress.training.compaction import removal_macs, saved_macs
 from l0compress.training.evaluation import Evaluation
+from l0compress.training.expected_norms import ExpectedNorms
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
@@ -36,6 +37,7 @@ class GatePhase(Phase):
         self.moves = torch.arange(gated.groups.num_moves)
         self.cuts: list[Tensor] = []
         self.refused = False
+        self._norms = ExpectedNorms(*problem.settings.norm_strengths)
         self._create_optimizers_()
 
     @property
@@ -43,7 +45,8 @@ class GatePhase(Phase):
         return self.gated
 
     def regularized(self, loss: Tensor) -> Tensor:
-        return loss + self.budget.penalty()
+        loss = loss + self.budget.penalty()
+        return loss + self._norms.of(self.gated) if self._norms.matter else loss
 
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
@@ -117,7 +120,8 @@ class GatePhase(Phase):
             self.gated.weights(),
             settings.optimizer,
             learning_rate=settings.rate * settings.gates.weight_rate_share,
-            weight_decay=settings.weight_decay,
+            # The expected norms decay weights as far as they are there, in place of this.
+            weight_decay=0.0 if self._norms.matter else settings.weight_decay,
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
         rate = settings.gates.rate_for(self.problem.gated_steps)

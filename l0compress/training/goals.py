@@ -11,7 +11,7 @@ from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.training.latency_targets import allowances
 from l0compress.training.settings import FinetuneSettings
-from l0compress.training.targets import TARGET_UNITS, AbsoluteTarget, AnyTargets, Target, absolute_targets
+from l0compress.training.targets import TARGET_UNITS, AbsoluteTarget, AnyTargets, Target, absolute_targets, targets_of
 
 CRITERIA = ("penalty", "aic", "bic")
 _GOALS = "params, macs, bytes, int8_bytes, latency, penalty, aic and bic"
@@ -36,6 +36,33 @@ class Criterion:
             return 1 / num_samples
         return math.log(num_samples) / (2 * num_samples) if self.name == "bic" else self.value
 
+    def __str__(self) -> str:
+        """Return it as :func:`parse_penalty` reads it."""
+        return self.name if self.name != "penalty" else f"{self.value:g}"
+
+
+def parse_penalty(given: str | float) -> Criterion:
+    """Return the fixed penalty that a text or number stands for: a criterion's name, or the loss per parameter.
+
+    >>> parse_penalty("bic"), parse_penalty("1e-6")
+    (Criterion(name='bic', value=1.0), Criterion(name='penalty', value=1e-06))
+
+    Raises:
+        TargetError: it is neither.
+    """
+    if given in CRITERIA[1:]:
+        return Criterion(str(given))
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise TargetError(
+            f"Penalty {str(given)!r}: expected a finite number, 0 or more, or {' or '.join(CRITERIA[1:])}.",
+            fix="Write for example --penalty bic, or --penalty 1e-6: loss for each parameter.",
+        )
+    return Criterion("penalty", value)
+
 
 Goal = AbsoluteTarget | tuple[AbsoluteTarget, ...] | Criterion
 AnyGoal = AnyTargets | Goal
@@ -57,13 +84,43 @@ def goal_for(graph: CapturedGraph, target: AnyGoal, settings: FinetuneSettings |
     """
     if isinstance(target, AbsoluteTarget | Criterion):
         return target
-    listed = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
-    found = [each for one in listed for each in _named(one)]
-    criterion = next((each for each in found if isinstance(each, Criterion)), None)
+    found = _all_named(target)
+    criterion = _only_criterion(found)
     if criterion is None:
         first, *others = parts = absolute_targets(found, allowances(graph, settings))
         return parts if others or isinstance(target, tuple) else first
-    if len(found) > 1:
+    return criterion
+
+
+def wanted_of(target: Any) -> tuple[Target, ...] | Criterion:
+    """Return what is asked for before there is a graph: targets, or a fixed penalty.
+
+    >>> wanted_of("bic=1"), [str(one) for one in wanted_of({"macs": 0.5})]
+    (Criterion(name='bic', value=1.0), ['macs=0.5'])
+
+    Raises:
+        TargetError: as :func:`goal_for`.
+    """
+    listed = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    penalized = any(isinstance(each, Criterion) or _names_criterion(each) for each in listed)
+    criterion = _only_criterion(_all_named(target)) if penalized else None
+    return targets_of(target) if criterion is None else criterion
+
+
+def _names_criterion(target: Any) -> bool:
+    if isinstance(target, Mapping):
+        return any(name in CRITERIA for name, value in target.items() if value is not None)
+    return isinstance(target, str) and target.partition("=")[0].strip() in CRITERIA
+
+
+def _all_named(target: Any) -> list[Target | AbsoluteTarget | Criterion]:
+    listed = list(target) if isinstance(target, Sequence) and not isinstance(target, str) else [target]
+    return [each for one in listed for each in _named(one)]
+
+
+def _only_criterion(found: Sequence[Target | AbsoluteTarget | Criterion]) -> Criterion | None:
+    criterion = next((each for each in found if isinstance(each, Criterion)), None)
+    if criterion is not None and len(found) > 1:
         raise TargetError(
             f"{criterion.name!r} is a penalty in place of a budget, so no target can stand beside it.",
             fix=f"Omit {criterion.name}, or everything else.",

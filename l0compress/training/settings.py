@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from l0compress.graph.capture import CapturedGraph
 
 PLAIN_RATE = 1e-2
-METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude")
+# Those that take part of the epochs to decide.
+TRAINED_METHODS = ("l0", "gradual-magnitude", "group-lasso", "l1", "proximal", "hybrid")
+# Those of them that learn gates.
+GATED_METHODS = ("l0", "hybrid")
+# The strengths of L2 and L1 that make a hybrid where none are given.
+HYBRID_L2, HYBRID_L1 = 1e-4, 1e-5
+_SCORES, _SEARCHES = ("fisher", "magnitude", "layer-magnitude", "random", "taylor"), ("search", "reinforce")
+METHOD_NAMES = ("l0", *_SCORES, *TRAINED_METHODS[1:], *_SEARCHES)
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
@@ -129,6 +136,9 @@ class FinetuneSettings:
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
         latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
+        l2, l1: strengths of the weights' norms in expectation over their gates, while gates are learned; with either,
+            they take the place of weight decay there. See :mod:`~l0compress.training.expected_norms`.
+        trials: how many choices of densities methods "search" and "reinforce" try; the first is the score's own.
         bf16: run forward passes under bfloat16 autocast.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
@@ -147,8 +157,10 @@ class FinetuneSettings:
         metadata=setting(
             names=METHOD_NAMES,
             at_top=True,
-            help="What decides: learned gates (l0), a score of channels (fisher, magnitude), or of single weights "
-            "(magnitude, layer-magnitude).",
+            help="What decides: learned gates (l0; hybrid: with L2 and L1), a score before training (fisher, taylor, "
+            "magnitude, random), the first part of the epochs (gradual-magnitude, group-lasso, l1, proximal), or a "
+            "search for the densities of groups (search, reinforce); layer-magnitude of single weights. See "
+            "docs/methods.md.",
         ),
     )
     granularity: Granularity = field(
@@ -215,6 +227,24 @@ class FinetuneSettings:
             help="In the last phase round what export --quantize will round, so that weights adapt to it.",
         ),
     )
+    l2: float | None = field(
+        default=None,
+        metadata=setting(
+            kind=float,
+            least=0,
+            metavar="STRENGTH",
+            panel=_PANEL,
+            absent="none; 0.0001 with method hybrid",
+            help="Beside learned gates, half the squares of the weights as far as their gates are open, times this.",
+        ),
+    )
+    l1: float | None = field(
+        default=None, metadata=setting(kind=float, least=0, absent="none; 0.00001 with method hybrid")
+    )
+    trials: int = field(
+        default=32,
+        metadata=setting(least=1, panel=_PANEL, help="Densities that methods search and reinforce try."),
+    )
     weight_decay: float = field(default=0.05, metadata=setting(least=0))
     distill: bool = field(default=True, metadata=setting())
     distill_temperature: float = field(default=2.0, metadata=setting(above=0))
@@ -278,11 +308,20 @@ class FinetuneSettings:
                 "decision, but there is none.",
                 fix="Pass --epochs 2 or more, or omit --quantization-aware.",
             )
-        if self.epochs == 1 and self.method == "l0":
+        if self.method not in GATED_METHODS and (self.l2 or self.l1):
             raise InputError(
-                "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
-                "leave.",
-                fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
+                f"{'l2' if self.l2 else 'l1'}={self.l2 or self.l1} with method={self.method!r}: the norm is weighted "
+                "by how far gates are open, but no gates are learned.",
+                fix="Pass --method l0 or hybrid, or omit it; for plain weight decay set weight_decay.",
+            )
+        if self.epochs == 1 and self.method in TRAINED_METHODS:
+            gates = self.method in GATED_METHODS
+            raise InputError(
+                f"epochs=1 with method={self.method!r}: {'gates take' if gates else 'the decision takes'} that epoch, "
+                f"and none is left to train the model that {'they leave' if gates else 'it leaves'}.",
+                fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training."
+                if gates
+                else "Pass --epochs 2 or more.",
             )
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
@@ -310,9 +349,20 @@ class FinetuneSettings:
         return PLAIN_RATE if self.learning_rate is None else self.learning_rate
 
     @property
+    def norm_strengths(self) -> tuple[float, float]:
+        """The strengths of L2 and L1 in the loss of the gated phase.
+
+        >>> FinetuneSettings().norm_strengths, FinetuneSettings(method="hybrid", l2=0.01).norm_strengths
+        ((0.0, 0.0), (0.01, 1e-05))
+        """
+        defaults = (HYBRID_L2, HYBRID_L1) if self.method == "hybrid" else (0.0, 0.0)
+        l2, l1 = (default if own is None else own for own, default in zip((self.l2, self.l1), defaults, strict=True))
+        return l2, l1
+
+    @property
     def gated_epochs(self) -> int:
-        """Epochs in which gates are learned: at least one of any, none where another method decides."""
-        if self.method != "l0" or self.epochs == 0:
+        """Epochs in which is learned what goes: at least one of any, none where a method decides before training."""
+        if self.method not in TRAINED_METHODS or self.epochs == 0:
             return 0
         return max(1, round(self.epochs * self.gates.share))
 

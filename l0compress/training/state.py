@@ -26,27 +26,43 @@ from l0compress.training.reporting import Reporter
 from l0compress.training.state_dicts import StateDict, prefixed, under
 
 
-class Phase(ABC):
-    """What one phase of a run trains: a network with its optimizers.
+class Stage(ABC):
+    """A part of a run that has a state of its own.
 
     Attributes:
         name: what events and state dicts call it.
-        problem: the run's, with what the phase does differently.
-        epochs: those of the run that the phase has, counted from 0.
+        epochs: those of the run that the stage has, counted from 0; maybe none.
     """
 
     name: ClassVar[str]
-    problem: Problem
     epochs: range
 
     @property
     @abstractmethod
     def network(self) -> nn.Module:
-        """What is trained."""
+        """What is worked on: nobody should go on from a state in which a weight of it is not finite."""
 
     def begin_(self) -> None:
-        """Called before the first epoch, unless a state is loaded; some phases have nothing to do then."""
+        """Called at the beginning, unless a state is loaded; some stages have nothing to do then."""
         return
+
+    @abstractmethod
+    def state_dict(self) -> StateDict:
+        """What the stage has changed so far."""
+
+    @abstractmethod
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Go on from what :meth:`state_dict` returned; called once, on a stage that has not begun."""
+
+
+class Phase(Stage):
+    """What one phase of a run trains: a network with its optimizers.
+
+    Attributes:
+        problem: the run's, with what the phase does differently.
+    """
+
+    problem: Problem
 
     def epoch_problem(self) -> Problem:
         """The problem of the next epoch."""
@@ -68,14 +84,6 @@ class Phase(ABC):
     def report(self, progress: float) -> dict[str, Any]:
         """The fields of a progress event that are the phase's own."""
 
-    @abstractmethod
-    def state_dict(self) -> StateDict:
-        """What the phase has changed so far."""
-
-    @abstractmethod
-    def load_state_dict(self, state_dict: StateDict) -> None:
-        """Go on from what :meth:`state_dict` returned; called once, on a phase that has not begun."""
-
 
 @dataclass(eq=False)
 class TrainingState:
@@ -86,7 +94,7 @@ class TrainingState:
         reporter: gets every step and epoch.
         dense: validation result of the dense model.
         epoch: how far training has come.
-        phase: what is trained; None where that is not yet known.
+        phase: what is trained, or a stage without training; None where that is not yet known.
         history: the events that closed an epoch.
         decided: decisions so far as named tensors, which every state dict has.
         resumed: the state dict that the run goes on from, as soon as it is in that phase.
@@ -97,7 +105,7 @@ class TrainingState:
     reporter: Reporter
     dense: Evaluation
     epoch: Epoch
-    phase: Phase | None = None
+    phase: Stage | None = None
     history: list[ProgressEvent] = field(default_factory=list)
     decided: dict[str, Tensor] = field(default_factory=dict)
     resumed: StateDict | None = None
@@ -132,8 +140,8 @@ class TrainingState:
         resumed = self.resumed
         return resumed if resumed is not None and resumed["stage"] == phase else None
 
-    def enter_(self, phase: Phase) -> None:
-        """Begin a phase, or go on with it where the stopped run was in it."""
+    def enter_(self, phase: Stage) -> None:
+        """Begin a stage, or go on with it where the stopped run was in it."""
         self.phase, resumed = phase, self.resumed_in(phase.name)
         if resumed is not None:
             self.load_state_dict(resumed)

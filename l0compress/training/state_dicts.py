@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 StateDict: TypeAlias = dict[str, Any]
-# The phases of a run: what ``state_dict["stage"]`` says.
-GATES, FINETUNE = "gates", "finetune"
+# The stages of a run that have a state: what ``state_dict["stage"]`` says.
+SEARCH, GATES, SPARSIFY, FINETUNE = "search", "gates", "sparsify", "finetune"
 # The member of a family that a state is of, by its target.
 MEMBER = "member"
 

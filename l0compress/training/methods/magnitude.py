@@ -7,6 +7,8 @@ group.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +31,10 @@ class Magnitude(OneShot):
         return magnitude_scores(limits.groups)
 
 
-def magnitude_scores(groups: Groups) -> Tensor:
+def magnitude_scores(groups: Groups, weights: Mapping[str, Tensor] | None = None) -> Tensor:
     """float64 ``(num_moves,)``: the L2 norm of the parameters that a move removes, over its group's mean.
+
+    ``weights`` are other values of the parameters by name; None takes those of the groups' own graph.
 
     >>> from l0compress.graph.capture import capture
     >>> from l0compress.graph.groups import find_groups
@@ -41,17 +45,29 @@ def magnitude_scores(groups: Groups) -> Tensor:
     >>> [round(score, 3) for score in magnitude_scores(groups)[list(hidden.moves)].tolist()]
     [1.111, 0.889]
     """
-    squares = torch.zeros(groups.num_moves + 1, dtype=torch.float64)
-    for name, value in groups.labelled.parameters.items():
-        tensor = attribute(groups.graph.graph_module, name)
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        for plane in value.planes:
-            (dim,) = varying(plane)
-            along = tensor.detach().double().square().movedim(dim, 0).reshape(tensor.shape[dim], -1).sum(1)
-            components = torch.from_numpy(groups.components.of(flattened(plane))).long()
-            moves = groups.moves_of_component[components]
-            squares.index_add_(0, moves.flatten(), along.unsqueeze(1).expand(moves.shape).flatten())
-    norms = squares[:-1].sqrt()
+    norms = removed_sum(groups, lambda tensor: tensor.detach().double().square(), weights).sqrt()
     means = torch.stack([norms[list(group.moves)].mean() for group in groups.groups])
     return norms / means[groups.group_of_move].clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def removed_sum(groups: Groups, of: Callable[[Tensor], Tensor], weights: Mapping[str, Tensor] | None = None) -> Tensor:
+    """``(num_moves,)``: the sum, over all elements of parameters that a move removes, of what ``of`` makes of them.
+
+    Differentiable in ``weights``, other values of the parameters by name; on their device, and of the type that ``of``
+    returns.
+    """
+    module = groups.graph.graph_module
+    total: Tensor | None = None
+    for name, value in groups.labelled.parameters.items():
+        tensor = attribute(module, name)
+        if not isinstance(tensor, nn.Parameter):
+            continue
+        found = of(tensor if weights is None else weights.get(name, tensor))
+        total = found.new_zeros(groups.num_moves + 1) if total is None else total
+        for plane in value.planes:
+            (dim,) = varying(plane)
+            along = found.movedim(dim, 0).reshape(found.shape[dim], -1).sum(1)
+            components = torch.from_numpy(groups.components.of(flattened(plane))).long()
+            moves = groups.moves_of_component[components].to(found.device)
+            total = total.index_add(0, moves.flatten(), along.unsqueeze(1).expand(moves.shape).flatten())
+    return torch.zeros(groups.num_moves, dtype=torch.float64) if total is None else total[:-1]
