@@ -27,6 +27,7 @@ from l0compress.training.state_dicts import (
     under,
 )
 from l0compress.training.teacher import outgrown
+from l0compress.training.ternary import ternarised, ternary_network_, ternary_weights
 
 
 class FinalPhase(Phase):
@@ -59,6 +60,9 @@ class FinalPhase(Phase):
         self.epochs = range(settings.gated_epochs, settings.epochs)
         self._small, self._teacher, self._densities = small, teacher, densities
         network = fake_quantized(small) if settings.quantization_aware else small.module()
+        self._ternary = ternary_weights(small, settings.keep_float) if settings.ternary else ()
+        if self._ternary:
+            ternary_network_(network, self._ternary)
         self._network = keep_zeros_(network.to(settings.device), masks)
         self._parameters = dict(self._network.named_parameters())
         self._optimizer = weight_optimizer(
@@ -74,12 +78,15 @@ class FinalPhase(Phase):
     @property
     def best_graph(self) -> CapturedGraph:
         """The small graph with the best state."""
-        return self._small.with_state(_on_cpu(self._best_state))
+        return self._graph_with(self._best_state)
 
     @property
     def last_graph(self) -> CapturedGraph:
         """The small graph with the state that there is now."""
-        return self._small.with_state(_on_cpu(self._network.state_dict()))
+        return self._graph_with(self._network.state_dict())
+
+    def _graph_with(self, state: Mapping[str, Tensor]) -> CapturedGraph:
+        return ternarised(self._small.with_state(_on_cpu(state)), self._ternary)
 
     def begin_(self) -> None:
         self.best = self.last = self.problem.evaluate(self._network)

@@ -132,6 +132,9 @@ class FinetuneSettings:
         bf16: run forward passes under bfloat16 autocast.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
+        ternary: train weights in the final phase that are -1, 0 and 1 times one scale a row, see
+            :mod:`~l0compress.training.ternary`; the small model has such weights.
+        keep_float: globs of layers whose weights are not ternary, as for ``keep``.
     """
 
     epochs: int = field(
@@ -215,6 +218,25 @@ class FinetuneSettings:
             help="In the last phase round what export --quantize will round, so that weights adapt to it.",
         ),
     )
+    ternary: bool = field(
+        default=False,
+        metadata=setting(
+            panel=_PANEL,
+            help="In the last phase train weights that are -1, 0 and 1 times one scale a row, which a bundle stores in "
+            "two bits.",
+        ),
+    )
+    keep_float: str | Sequence[str] | None = field(
+        default=None,
+        metadata=setting(
+            kind=str,
+            many=True,
+            panel=_PANEL,
+            metavar="GLOB",
+            absent="none: all layers become ternary, except tables of look-ups",
+            help="Layers that --ternary leaves in float, by the names that inspect shows. May be given several times.",
+        ),
+    )
     weight_decay: float = field(default=0.05, metadata=setting(least=0))
     distill: bool = field(default=True, metadata=setting())
     distill_temperature: float = field(default=2.0, metadata=setting(above=0))
@@ -272,18 +294,32 @@ class FinetuneSettings:
             from l0compress.graph.nodes.protection import Protection  # needs torch, as the rest of the graph does
 
             Protection.of(min_density=self.min_density)
-        if self.quantization_aware and self.final_epochs < 1:
-            raise InputError(
-                f"quantization_aware with epochs={self.epochs}: weights adapt to rounding in the phase after the "
-                "decision, but there is none.",
-                fix="Pass --epochs 2 or more, or omit --quantization-aware.",
-            )
+        self._check_rounding()
         if self.epochs == 1 and self.method == "l0":
             raise InputError(
                 "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
                 "leave.",
                 fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
             )
+
+    def _check_rounding(self) -> None:
+        for name in ("quantization_aware", "ternary"):
+            if getattr(self, name) and self.final_epochs < 1:
+                raise InputError(
+                    f"{name} with epochs={self.epochs}: weights adapt to rounding in the phase after the decision, but "
+                    "there is none.",
+                    fix=f"Pass --epochs 2 or more, or omit --{name.replace('_', '-')}.",
+                )
+        if self.keep_float is not None and not self.ternary:
+            raise InputError(
+                "keep_float names layers that do not become ternary, but without ternary none does.",
+                fix="Pass --ternary, or omit --keep-float.",
+            )
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are rounded in the final phase, so that there has to be one."""
+        return self.quantization_aware or self.ternary
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
         """The same settings with a learning rate, where none was chosen.
