@@ -14,7 +14,7 @@ from itertools import pairwise
 from l0compress.errors import InputError, TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.training.latency_targets import Measure, allowances, measured_time
-from l0compress.training.settings import FinetuneSettings
+from l0compress.training.settings import TRAINED_METHODS, FinetuneSettings
 from l0compress.training.targets import AbsoluteTarget, Target, parse_target, told
 
 # A family of n members takes FIXED + EACH n times the epochs of one run, so one member as many and four 1.4 times as
@@ -155,4 +155,4 @@ def _least(settings: FinetuneSettings) -> int:
     """The fewest epochs that a run which trains at all can have: one for gates, one for the rest."""
     if settings.epochs == 0:
         return 0
-    return 2 if settings.method == "l0" or settings.rounds_weights else 1
+    return 2 if settings.method in TRAINED_METHODS or settings.rounds_weights else 1

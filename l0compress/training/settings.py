@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from l0compress.graph.capture import CapturedGraph
 
 PLAIN_RATE = 1e-2
-METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude")
+METHOD_NAMES = ("l0", "fisher", "magnitude", "layer-magnitude", "random", "taylor")
+# Those that take part of the epochs to decide.
+TRAINED_METHODS = ("l0",)
 OPTIMIZERS = ("adamw", "sgd")
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
@@ -150,8 +152,8 @@ class FinetuneSettings:
         metadata=setting(
             names=METHOD_NAMES,
             at_top=True,
-            help="What decides: learned gates (l0), a score of channels (fisher, magnitude), or of single weights "
-            "(magnitude, layer-magnitude).",
+            help="What decides: learned gates (l0), or a score before training (fisher, and of single weights, too, "
+            "magnitude, random and taylor; layer-magnitude of these alone).",
         ),
     )
     granularity: Granularity = field(
@@ -295,10 +297,10 @@ class FinetuneSettings:
 
             Protection.of(min_density=self.min_density)
         self._check_rounding()
-        if self.epochs == 1 and self.method == "l0":
+        if self.epochs == 1 and self.method in TRAINED_METHODS:
             raise InputError(
-                "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
-                "leave.",
+                f"epochs=1 with method={self.method!r}: gates take that epoch, and none is left to train the model "
+                "that they leave.",
                 fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
             )
 
@@ -347,8 +349,8 @@ class FinetuneSettings:
 
     @property
     def gated_epochs(self) -> int:
-        """Epochs in which gates are learned: at least one of any, none where another method decides."""
-        if self.method != "l0" or self.epochs == 0:
+        """Epochs in which is learned what goes: at least one of any, none where a method decides before training."""
+        if self.method not in TRAINED_METHODS or self.epochs == 0:
             return 0
         return max(1, round(self.epochs * self.gates.share))
 

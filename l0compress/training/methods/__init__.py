@@ -1,7 +1,9 @@
-"""What decides what is removed, by name: learned gates, or a score.
+"""What decides what is removed, by name: learned gates, a score, training towards sparsity, or a search.
 
-All have the same teacher, budget, rounding, repair and number of epochs. To add one, write a :class:`Method` or a score
-for :class:`~l0compress.training.methods.one_shot.OneShot`, and put it here and into ``METHOD_NAMES``.
+All have the same teacher, budget, rounding, repair and number of epochs. To add one, write a :class:`Method`, a score
+for :class:`~l0compress.training.methods.one_shot.OneShot`, or a
+:class:`~l0compress.training.methods.pressure.Pressure` for :class:`~l0compress.training.methods.trained.Trained`, and
+put it here and into ``METHOD_NAMES``.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.learned import LearnedGates
 from l0compress.training.methods.magnitude import Magnitude
+from l0compress.training.methods.random_scores import Random, RandomWeights
+from l0compress.training.methods.taylor import Taylor, TaylorWeights
 from l0compress.training.methods.weight_magnitude import LayerMagnitude, WeightMagnitude
 from l0compress.training.settings import FinetuneSettings
 
@@ -18,10 +22,18 @@ METHODS: dict[str, type[Method]] = {
     "fisher": Fisher,
     "magnitude": Magnitude,
     "layer-magnitude": LayerMagnitude,
+    "random": Random,
+    "taylor": Taylor,
+}
+# Those that are another method where single weights become zero.
+OF_WEIGHTS: dict[str, type[Method]] = {
+    "magnitude": WeightMagnitude,
+    "random": RandomWeights,
+    "taylor": TaylorWeights,
 }
 
 
 def method_of(settings: FinetuneSettings) -> type[Method]:
-    """The method that the settings name; magnitudes of channels and of single weights are two."""
+    """The method that the settings name; of channels and of single weights, one name may be two."""
     found = METHODS[settings.method]
-    return WeightMagnitude if found is Magnitude and settings.granularity != "structured" else found
+    return found if settings.granularity == "structured" else OF_WEIGHTS.get(settings.method, found)

@@ -12,30 +12,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l0compress.data.batches import Batch
 from l0compress.gates.attach import attach
-from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.resource import Resource
 from l0compress.training.curvature import probe
 from l0compress.training.limits import Limits
 from l0compress.training.losses import Objective
+from l0compress.training.methods.factors import Factors
 from l0compress.training.methods.one_shot import OneShot
 from l0compress.training.problem import Problem
 from l0compress.training.shadow_prices import shadow_prices
-
-
-class _Open(HardConcrete):
-    """Gates that are all 1, and have gradients."""
-
-    def __init__(self, num_gates: int) -> None:
-        super().__init__(num_gates)
-        self.value = nn.Parameter(torch.ones(num_gates))
-
-    def forward(self) -> Tensor:
-        return self.value
 
 
 def fisher_information(
@@ -47,6 +36,7 @@ def fisher_information(
 
     >>> from l0compress.graph.capture import capture
     >>> from l0compress.graph.groups import find_groups
+    >>> from torch import nn
     >>> from l0compress.training.losses import objective_for
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
     >>> _ = net[0].weight.data.copy_(torch.eye(2)), net[1].weight.data.copy_(torch.tensor([[3.0, 1.0]]))
@@ -57,7 +47,7 @@ def fisher_information(
     >>> information[list(hidden.moves)].round().tolist()  # twice the squares of 3 * 1 and 1 * 2
     [18.0, 8.0]
     """
-    gates = _Open(groups.num_moves)
+    gates = Factors(groups.num_moves)
     gated = attach(groups, gates).eval().to(device)
     for weight in gated.weights().values():
         weight.requires_grad_(False)
@@ -77,6 +67,7 @@ def marginal_cost(resource: Resource) -> Tensor:
 
     >>> from l0compress.graph.capture import capture
     >>> from l0compress.graph.groups import find_groups
+    >>> from torch import nn
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> groups = find_groups(capture(net, (torch.zeros(2, 4),)))
     >>> from l0compress.graph.groups.resource import Counted

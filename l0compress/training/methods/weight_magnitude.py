@@ -13,53 +13,27 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from l0compress.errors import InputError
-from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.groups import groups_without_moves
 from l0compress.graph.groups.weights import prunable_weights
 from l0compress.graph.nodes.network import attribute
-from l0compress.training.decision import Decision
-from l0compress.training.goals import Goal, budgets_of
-from l0compress.training.limits import Limits
-from l0compress.training.methods.base import Method
+from l0compress.training.methods.one_shot_weights import OneShotWeights
 from l0compress.training.problem import Problem
-from l0compress.training.reachable import check_countable, check_reachable
-from l0compress.training.rounding import round_weights
-from l0compress.training.state import TrainingState
 
 Scope = Literal["global", "layer"]
 
 
-class WeightMagnitude(Method):
+class WeightMagnitude(OneShotWeights):
     """Keep the weights of largest magnitude.
 
     ``scope`` says what is compared: all weights of the network ("global"), or those of one layer with each other, so
     that all layers keep the same share ("layer").
     """
 
+    subject = "Magnitudes"
     scope: ClassVar[Scope] = "global"
 
-    def __init__(self, problem: Problem, goal: Goal) -> None:
-        if problem.settings.granularity != "weights":
-            raise InputError(
-                f"Magnitudes decide on channels or on single weights, not on {problem.settings.granularity!r}.",
-                fix="Pass --granularity structured or weights, or --method l0.",
-            )
-        targets = budgets_of(goal)
-        check_countable(targets, single_weights=True)
-        self.groups = groups_without_moves(problem.graph)
-        self.limits = Limits.of(self.groups, targets)
-        self.resources = tuple(bound.resource for bound in self.limits.bounds)
-        costs = SparseCost(self.groups, prunable_weights(problem.graph))
-        keep = torch.ones(0, dtype=torch.bool)
-        check_reachable(targets, self.groups, lambda resource: costs.smallest(keep, resource.unit))
-
-    def decide(self, state: TrainingState) -> Decision:
-        graph = state.problem.graph
-        masks = round_weights(graph, weight_scores(graph, self.scope), self.limits.by_unit)
-        return Decision.of(KeepPlan.everything(self.groups).with_masks(masks))
+    def score(self, problem: Problem) -> dict[str, Tensor]:
+        return weight_scores(problem.graph, self.scope)
 
 
 class LayerMagnitude(WeightMagnitude):
