@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
+from l0compress.training.methods.fisher_weights import FisherWeights
 from l0compress.training.methods.learned import LearnedGates
 from l0compress.training.methods.magnitude import Magnitude
 from l0compress.training.methods.random_scores import Random, RandomWeights
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
 }
 # Those that are another method where single weights become zero.
 OF_WEIGHTS: dict[str, type[Method]] = {
+    "fisher": FisherWeights,
     "magnitude": WeightMagnitude,
     "random": RandomWeights,
     "taylor": TaylorWeights,
