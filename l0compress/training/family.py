@@ -30,7 +30,7 @@ from l0compress.training.decision import Decision
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import CUT, OnEvent, ProgressEvent, ignore
 from l0compress.training.family_targets import Leg, legs_of
-from l0compress.training.finetune import check_roundable, protected, solved
+from l0compress.training.finetune import check_rewritable, protected, solved
 from l0compress.training.latency_targets import Measure, measured_time
 from l0compress.training.methods import method_of
 from l0compress.training.methods.learned import lifted
@@ -106,7 +106,7 @@ def finetune_family(
     graph = protected(graph, settings)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
-    check_roundable(graph, settings)
+    check_rewritable(graph, settings)
     legs = legs_of(graph, targets, settings, measure)
     checkpoints = NoCheckpoints() if checkpoints is None else checkpoints
     start = checkpoints.start

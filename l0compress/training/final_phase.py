@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
+from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import densities_told
 from l0compress.training.fake_quantization import fake_quantized
@@ -63,6 +64,7 @@ class FinalPhase(Phase):
         self._ternary = ternary_weights(small, settings.keep_float) if settings.ternary else ()
         if self._ternary:
             ternary_network_(network, self._ternary)
+        drop_(network, small, settings)
         self._network = keep_zeros_(network.to(settings.device), masks)
         self._parameters = dict(self._network.named_parameters())
         self._optimizer = weight_optimizer(

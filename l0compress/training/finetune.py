@@ -17,6 +17,7 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.resource import Resource
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.decision import Decision
+from l0compress.training.dropout import check_dropout
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
@@ -72,7 +73,7 @@ def finetune(
     graph = protected(graph, settings)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
-    check_roundable(graph, settings)
+    check_rewritable(graph, settings)
     goal = goal_for(graph, target, settings)
     reporter = Reporter(on_event, NoCheckpoints() if checkpoints is None else checkpoints)
     with seeded(settings.seed, settings.device):
@@ -89,10 +90,11 @@ def protected(graph: CapturedGraph, settings: FinetuneSettings) -> CapturedGraph
     return graph.protected(keep=settings.keep, min_density=settings.min_density)
 
 
-def check_roundable(graph: CapturedGraph, settings: FinetuneSettings) -> None:
+def check_rewritable(graph: CapturedGraph, settings: FinetuneSettings) -> None:
     """Raises:
-    InputError: the settings round weights in training, but the model has none to round.
+    InputError: the settings round or drop something in training, but the model has nothing of the kind.
     """
+    check_dropout(graph, settings)
     if settings.quantization_aware:
         check_quantizable(graph)
     if settings.ternary:

@@ -130,6 +130,9 @@ class FinetuneSettings:
         distill: learn from the dense model's outputs beside the labels.
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
+        dropout: share of the elements of hidden activations that layers do not see in training, see
+            :mod:`~l0compress.training.dropout`.
+        drop_connect: the same of the elements of weights.
         latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
         bf16: run forward passes under bfloat16 autocast.
         quantization_aware: round in the final phase what the int8 file will round, see
@@ -255,6 +258,26 @@ class FinetuneSettings:
             absent="0.1 for flat inputs with 64 features or more, otherwise none",
             help="Share of the elements of flat inputs (n, features) dropped in training; other inputs are not "
             "affected.",
+        ),
+    )
+    dropout: float = field(
+        default=0.0,
+        metadata=setting(
+            least=0,
+            below=1,
+            metavar="SHARE",
+            panel=_PANEL,
+            help="Share of the elements of hidden activations dropped in training, before each layer that multiplies.",
+        ),
+    )
+    drop_connect: float = field(
+        default=0.0,
+        metadata=setting(
+            least=0,
+            below=1,
+            metavar="SHARE",
+            panel=_PANEL,
+            help="Share of the elements of weights dropped in training (DropConnect).",
         ),
     )
     keep: str | Sequence[str] | None = field(
