@@ -114,7 +114,7 @@ class Members:
             return name
         array = self.flow.array(name)
         is_weight = bool(array.dtype == np.float32 and array.size >= FEWEST_STORED and np.isfinite(array).all())
-        is_sparse = is_weight and np.count_nonzero(array) <= MOST_DENSITY * array.size
+        is_sparse = is_weight and bool(np.count_nonzero(array) <= MOST_DENSITY * array.size)
         spec, data = self._encoded(name, array, is_sparse)
         # Exact, so that what rounds the others has no say in it.
         ternary = encode_ternary(array, self._axes(name, array)) if is_weight and array.ndim > 1 else None
