@@ -26,7 +26,9 @@ METHODS = (
         (_DROPOUT, "removal"),
     ),
     Fault("l0compress.training:weight_information", "count += len(batch)", "count += 2", (_OF_WEIGHTS, "gauss")),
-    Fault("l0compress.training:relative_costs", "counted * macs / average", "counted", (_OF_WEIGHTS, "used_more")),
+    Fault(
+        "l0compress.training:relative_costs", "counted * macs / average", "counted", (_OF_WEIGHTS, "multiplications")
+    ),
     Fault("l0compress.training:_direction", "signed - p * signed.sum(-1, keepdim=True)", "signed", (_TESTS, "Probe")),
     Fault("l0compress.training:_value_probe", "max(elements, 1) * scale", "scale", (_TESTS, "Probe")),
     Fault(
