@@ -2,7 +2,8 @@
 
 A tensor is a small ``.npz`` without pickle. ``values`` holds the values, ``gaps`` their positions in the flattened
 tensor (row-major, so rows of CSR), and ``scale`` the factors of int8 rows. Positions are sums of gaps of at least one:
-whatever the bytes are, they increase and never repeat, and one comparison bounds them.
+whatever the bytes are, they increase and never repeat, and one comparison bounds them. A ternary tensor has ``scale``,
+and either ``codes`` or ``gaps`` with ``signs``, see :mod:`l0compress_runtime.ternary`.
 
 - A gap of g is ``(g - 1) // 255`` bytes of 255 and then one of ``(g - 1) % 255``.
 - Byte k of every value is in row k of ``values``: exponents are adjacent, which deflate can use.
@@ -10,7 +11,7 @@ whatever the bytes are, they increase and never repeat, and one comparison bound
 
 from __future__ import annotations
 
-import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -20,6 +21,16 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from l0compress_runtime.archive import Archive, FormatError, write_zip
+from l0compress_runtime.npy import array_of, npy_of
+from l0compress_runtime.planes import narrowed, planes, widened
+from l0compress_runtime.ternary import (
+    TERNARY,
+    code_bytes,
+    packed_codes,
+    signs_and_scale,
+    unpacked_codes,
+    unpacked_signs,
+)
 
 Array = NDArray[Any]
 
@@ -40,6 +51,7 @@ DTYPES = (
     "bool",
 )
 VALUES, GAPS, SCALE = "values.npy", "gaps.npy", "scale.npy"
+CODES, SIGNS = "codes.npy", "signs.npy"
 
 
 @dataclass(frozen=True)
@@ -50,9 +62,9 @@ class TensorSpec:
         member: its file in the bundle.
         shape: its dense shape.
         dtype: of its decoded values.
-        storage: of its values in the file: the dtype itself, or float16, bfloat16 or int8 for float32.
-        nonzeros: how many values are stored; None if all of them are.
-        scale_axis: the dimension of the int8 scales; None for other storages.
+        storage: of its values in the file: the dtype itself, or float16, bfloat16, int8 or ternary for float32.
+        nonzeros: how many values are stored; None if all of them are. Of a ternary tensor, how many are not zero.
+        scale_axis: the dimension of the scales of int8 and ternary values; None for other storages.
     """
 
     member: str
@@ -160,36 +172,58 @@ def encode(tensor: Array, *, storage: str, is_sparse: bool, scale_axis: int | No
     else:
         scale_axis = None
     values = flat if positions is None else flat[positions]
-    arrays[VALUES] = _planes(_narrowed(values, storage))
+    arrays[VALUES] = planes(narrowed(values, storage))
     nonzeros = None if positions is None else len(positions)
     spec = TensorSpec("", tensor.shape, str(tensor.dtype), storage, nonzeros, scale_axis)
-    return spec, write_zip({name: _npy(array) for name, array in arrays.items()})
+    return spec, write_zip({name: npy_of(array) for name, array in arrays.items()})
+
+
+def encode_ternary(tensor: Array, axes: Iterable[int]) -> tuple[TensorSpec, bytes] | None:
+    """Encode a float32 tensor as signs and scales; None unless that is exact with a scale for each index of an axis.
+
+    The first of ``axes`` for which it is counts. Whichever is smaller is written: two bits for every value, or gaps
+    and one bit for those that are not zero.
+
+    Example:
+        >>> rows = np.array([[0, 0.5, -0.5], [2, 0, 0]], np.float32)
+        >>> spec, data = encode_ternary(rows, (0,))
+        >>> spec.storage, spec.nonzeros, bool((decode(spec, data).dense() == rows).all())
+        ('ternary', 3, True)
+    """
+    for axis in axes:
+        found = signs_and_scale(tensor, axis)
+        if found is not None:
+            signs, scale = found[0].ravel(), found[1]
+            positions = np.flatnonzero(signs)
+            forms = (
+                {SCALE: scale, CODES: packed_codes(signs)},
+                {SCALE: scale, GAPS: _gaps(positions), SIGNS: np.packbits(signs[positions] < 0)},
+            )
+            written = [write_zip({name: npy_of(array) for name, array in form.items()}) for form in forms]
+            return TensorSpec("", tensor.shape, "float32", TERNARY, len(positions), axis), min(written, key=len)
+    return None
 
 
 def decode(spec: TensorSpec, data: bytes, *, limit_bytes: int = 2**31) -> Stored:
-    """Decode what :func:`encode` wrote; the bytes are not trusted.
+    """Decode what :func:`encode` or :func:`encode_ternary` wrote; the bytes are not trusted.
 
     Raises:
         FormatError: the bytes do not match the spec.
     """
     count = spec.size if spec.nonzeros is None else spec.nonzeros
     archive = Archive.from_bytes(data, limit_bytes=limit_bytes)
+    if spec.storage == TERNARY:
+        values, positions = _ternary(archive, spec)
+        return Stored(spec, values, positions, _scale_of(archive, spec))
     quantized = spec.scale_axis is not None
-    expected = {VALUES, *([GAPS] if spec.nonzeros is not None else []), *([SCALE] if quantized else [])}
-    if set(archive.names) != expected:
-        raise FormatError(f"holds {sorted(archive.names)}, expected {sorted(expected)}")
+    _check_names(archive, {VALUES, *([GAPS] if spec.nonzeros is not None else []), *([SCALE] if quantized else [])})
     itemsize = 2 if spec.storage == "bfloat16" else np.dtype(spec.storage).itemsize
-    planes = _bytes_of(archive.read(VALUES), (itemsize, count), np.uint8)
-    values = _widened(np.ascontiguousarray(planes.T).ravel(), spec, quantized=quantized)
+    raw = array_of(archive.read(VALUES), (itemsize, count), np.uint8)
+    values = widened(np.ascontiguousarray(raw.T).ravel(), spec.storage, "int8" if quantized else spec.dtype)
     if values.dtype.kind == "f" and not np.isfinite(values).all() and spec.nonzeros is not None:
         raise FormatError("holds a value that is not finite")
     positions = None if spec.nonzeros is None else _positions(archive.read(GAPS), spec)
-    scale = None
-    if quantized and spec.scale_axis is not None:
-        scale = _bytes_of(archive.read(SCALE), (spec.shape[spec.scale_axis],), np.float32)
-        if not np.isfinite(scale).all():
-            raise FormatError("holds a scale that is not finite")
-    return Stored(spec, values, positions, scale)
+    return Stored(spec, values, positions, _scale_of(archive, spec))
 
 
 def bits_at_least(size: int, nonzeros: int, value_bits: int) -> float:
@@ -204,6 +238,35 @@ def bits_at_least(size: int, nonzeros: int, value_bits: int) -> float:
     return float(size * entropy + nonzeros * value_bits)
 
 
+def _check_names(archive: Archive, expected: set[str]) -> None:
+    if set(archive.names) != expected:
+        raise FormatError(f"holds {sorted(archive.names)}, expected {sorted(expected)}")
+
+
+def _scale_of(archive: Archive, spec: TensorSpec) -> Array | None:
+    if spec.scale_axis is None:
+        return None
+    scale = array_of(archive.read(SCALE), (spec.shape[spec.scale_axis],), np.float32)
+    if not np.isfinite(scale).all():
+        raise FormatError("holds a scale that is not finite")
+    return scale
+
+
+def _ternary(archive: Archive, spec: TensorSpec) -> tuple[Array, Array]:
+    """Return the values that are not zero, int8, and where they are."""
+    if CODES in archive.names:
+        _check_names(archive, {CODES, SCALE})
+        signs = unpacked_codes(array_of(archive.read(CODES), (code_bytes(spec.size),), np.uint8), spec.size)
+        positions = np.flatnonzero(signs)
+        if len(positions) != spec.nonzeros:
+            raise FormatError(f"holds {len(positions)} values that are not zero, expected {spec.nonzeros}")
+        return signs[positions], positions
+    _check_names(archive, {GAPS, SCALE, SIGNS})
+    count = spec.nonzeros or 0
+    signs = array_of(archive.read(SIGNS), (-(-count // 8),), np.uint8)
+    return unpacked_signs(signs, count), _positions(archive.read(GAPS), spec)
+
+
 def _gaps(positions: Array) -> Array:
     steps = np.diff(positions, prepend=-1) - 1
     escapes = steps // ESCAPE
@@ -213,7 +276,7 @@ def _gaps(positions: Array) -> Array:
 
 
 def _positions(data: bytes, spec: TensorSpec) -> Array:
-    gaps = _bytes_of(data, None, np.uint8)
+    gaps = array_of(data, None, np.uint8)
     placed = gaps != ESCAPE
     if int(placed.sum()) != spec.nonzeros or (len(gaps) and gaps[-1] == ESCAPE):
         raise FormatError(f"holds {int(placed.sum())} positions, expected {spec.nonzeros}")
@@ -227,53 +290,3 @@ def _positions(data: bytes, spec: TensorSpec) -> Array:
 def _scales(tensor: Array, axis: int) -> Array:
     others = tuple(dim for dim in range(tensor.ndim) if dim != axis)
     return (np.abs(tensor).max(axis=others, initial=0) / 127).astype(np.float32)
-
-
-def _narrowed(values: Array, storage: str) -> Array:
-    if storage == "bfloat16":
-        bits = values.astype(np.float32).view(np.uint32)
-        rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-        narrow = (rounded >> 16).astype(np.uint16)
-        overflows = ((narrow & 0x7F80) == 0x7F80) & np.isfinite(values)
-    else:
-        with np.errstate(over="ignore"):
-            narrow = values.astype(storage)
-        overflows = np.isfinite(values) & ~np.isfinite(narrow) if narrow.dtype.kind == "f" else np.False_
-    if np.any(overflows):
-        raise OverflowError(f"a value is beyond the range of {storage}")
-    return narrow
-
-
-def _widened(raw: Array, spec: TensorSpec, *, quantized: bool) -> Array:
-    if spec.storage == "bfloat16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    values = raw.view(np.dtype(spec.storage))
-    return values if quantized else values.astype(spec.dtype, copy=False)
-
-
-def _planes(values: Array) -> Array:
-    return np.ascontiguousarray(values.view(np.uint8).reshape(len(values), values.itemsize).T)
-
-
-def _npy(array: Array) -> bytes:
-    return _npy_header(array.shape, array.dtype) + np.ascontiguousarray(array).tobytes()
-
-
-def _npy_header(shape: tuple[int, ...], dtype: Any) -> bytes:
-    stream = io.BytesIO()
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(stream, header)
-    return stream.getvalue()
-
-
-def _bytes_of(data: bytes, shape: tuple[int, ...] | None, dtype: type) -> Array:
-    """Return the array of an ``.npy`` file with the one header that fits; the header is not parsed.
-
-    If no shape is expected, the array is one-dimensional and as long as there are bytes.
-    """
-    begin = 10 + int.from_bytes(data[8:10], "little")
-    left = max(len(data) - begin, 0)
-    expected = (left // np.dtype(dtype).itemsize,) if shape is None else shape
-    if left != prod(expected) * np.dtype(dtype).itemsize or data[:begin] != _npy_header(expected, dtype):
-        raise FormatError(f"holds an array that is not {np.dtype(dtype)} {expected} in {left} bytes")
-    return np.frombuffer(data, dtype, offset=begin).reshape(expected)

@@ -12,9 +12,12 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from l0compress_runtime.coding import TensorSpec
+from l0compress_runtime.ternary import TERNARY
 
-# Version 3 adds layers that flatten their input, and disabled optimizers. All of version 2 means the same in it.
-FORMAT, VERSION, OLDEST = "l0compress-bundle", 3, 2
+# Version 3 adds layers that flatten their input, and disabled optimizers, version 4 ternary values. All of an earlier
+# version means the same in a later one.
+FORMAT, VERSION, OLDEST = "l0compress-bundle", 4, 2
+WITHOUT_TERNARY = 3
 MANIFEST = "manifest.json"
 DENSE = "dense"
 
@@ -189,7 +192,13 @@ class Manifest:
     hashes: dict[str, str] = field(default_factory=dict)
     disabled_optimizers: tuple[str, ...] = ()
 
+    @property
+    def ternary(self) -> dict[str, TensorSpec]:
+        """The tensors that are stored as signs and scales."""
+        return {name: spec for name, spec in self.tensors.items() if spec.storage == TERNARY}
+
     def to_json(self) -> str:
-        """Return the text of ``manifest.json``."""
-        value = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        """Return the text of ``manifest.json``, of the earliest version that has all that is in it."""
+        version = VERSION if self.ternary else WITHOUT_TERNARY
+        value = {"format": FORMAT, "version": version, **asdict(self)}
         return json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False)

@@ -22,6 +22,7 @@ from l0compress_runtime.manifest import (
     Step,
 )
 from l0compress_runtime.sessions import SLOW_FUSIONS
+from l0compress_runtime.ternary import TERNARY
 
 LAYER_KINDS = ("linear", "conv", "embedding", "recurrent")
 MOST_DIMS = 16
@@ -123,7 +124,7 @@ def _port(entry: Fields) -> Port:
 def _tensor(entry: Fields) -> TensorSpec:
     shape = entry.integers("shape")
     dtype = entry.text("dtype", DTYPES)
-    storages = (dtype, *FLOAT_STORAGES) if dtype == "float32" else (dtype,)
+    storages = (dtype, *FLOAT_STORAGES, TERNARY) if dtype == "float32" else (dtype,)
     spec = TensorSpec(
         entry.text("member"),
         shape,
@@ -132,11 +133,14 @@ def _tensor(entry: Fields) -> TensorSpec:
         entry.optional_integer("nonzeros"),
         entry.optional_integer("scale_axis"),
     )
-    quantized = spec.storage == "int8" and dtype == "float32"
+    quantized = spec.storage == TERNARY or (spec.storage == "int8" and dtype == "float32")
     if len(shape) > MOST_DIMS or spec.size > 2**40 or (spec.nonzeros or 0) > spec.size:
         raise FormatError(f"{entry.where}shape is {shape} with {spec.nonzeros} nonzeros")
-    if quantized != (spec.scale_axis is not None) or (spec.scale_axis or 0) >= max(len(shape), 1):
-        raise entry.wrong("scale_axis", "a dimension of the tensor for int8 storage of floats, and null otherwise")
+    if quantized != (spec.scale_axis is not None) or (spec.scale_axis is not None and spec.scale_axis >= len(shape)):
+        expected = "a dimension of the tensor for int8 or ternary storage of floats, and null otherwise"
+        raise entry.wrong("scale_axis", expected)
+    if spec.storage == TERNARY and spec.nonzeros is None:
+        raise entry.wrong("nonzeros", "how many values of a ternary tensor are not zero")
     return spec
 
 

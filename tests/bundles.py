@@ -45,6 +45,21 @@ def mlp_bundle(path: Path, **options: Any) -> ExportedBundle:
     return export_bundle(mlp_graph(), path, settings=BundleSettings(measure=False, threads=1, **options))
 
 
+def ternary_mlp() -> nn.Module:
+    """48 inputs, 256 and 256 hidden units, 10 classes; every row of a weight has one magnitude, and zeros.
+
+    So many of the second weight are zero that it takes less as positions and signs, of the others as codes.
+    """
+    model = nn.Sequential(nn.Linear(48, 256), nn.ReLU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 10))
+    generator = torch.Generator().manual_seed(1)
+    for layer, zeros in ((model[0], 0.5), (model[2], 0.95), (model[4], 0.9)):
+        scale = 0.1 + torch.rand(len(layer.weight), 1, generator=generator)
+        keep = torch.rand(layer.weight.shape, generator=generator) >= zeros
+        sign = torch.randn(layer.weight.shape, generator=generator).sign()
+        layer.weight.data, layer.bias.data = sign * keep * scale, torch.randn(len(layer.bias), generator=generator)
+    return model.eval()
+
+
 class Recurrent(nn.Module):
     """A recurrent layer, of which ONNX makes one node, and a head."""
 
@@ -171,6 +186,7 @@ def convolutions() -> nn.Module:
 
 NETWORKS = {
     "linear": lambda: (mlp(), Call((torch.randn(2, 48),))),
+    "ternary": lambda: (ternary_mlp(), Call((torch.randn(2, 48),))),
     "linear on sequences": lambda: (mlp(), Call((torch.randn(2, 7, 48),))),
     "convolutions": lambda: (randomised(convolutions()), Call((torch.randn(2, 3, 10, 9),))),
     "one dimension": lambda: (

@@ -199,7 +199,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--examples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--networks", nargs="+", default=["linear", "convolutions", "attention", "LSTM decoder"])
+    parser.add_argument(
+        "--networks", nargs="+", default=["linear", "ternary", "convolutions", "attention", "LSTM decoder"]
+    )
     options = parser.parse_args()
     from bundles import NETWORKS, SPARSE
 

@@ -6,6 +6,7 @@ from mutant import Fault
 
 FORMAT, HOSTILE = "../test_bundle_format.py", "../test_bundle_hostile.py"
 RUNTIME = "../test_bundle_runtime.py"
+TERNARY = "../test_bundle_ternary.py"
 RECURRENT, LOOPS = "../test_bundle_recurrent.py", "../test_engines_recurrent.py"
 PARTITION, GRAPHS = "../test_bundle_partition.py", "../test_onnx_partition.py"
 ENGINES, NUMBA_LOOPS = "../test_engines.py", "../test_engines_numba.py"
@@ -19,7 +20,7 @@ BUNDLES = (
         (FORMAT, "Damage"),
     ),
     Fault("l0compress_runtime.coding:_positions", "len(gaps) and gaps[-1] == ESCAPE", "False", (FORMAT, "Damage")),
-    Fault("l0compress_runtime.coding:_narrowed", "bits + 32767 + (bits >> 16 & 1)", "bits", (FORMAT, "bfloat16")),
+    Fault("l0compress_runtime.planes:narrowed", "bits + 32767 + (bits >> 16 & 1)", "bits", (FORMAT, "bfloat16")),
     Fault(
         "l0compress_runtime.coding:Stored.csr",
         "self.scale is not None and self.spec.scale_axis == (1 if transposed else row_dims - 1)",
@@ -31,6 +32,25 @@ BUNDLES = (
         "values.dtype.kind == 'f' and (not np.isfinite(values).all()) and (spec.nonzeros is not None)",
         "values.dtype.kind == 'f' and False",
         (FORMAT, "finite"),
+    ),
+    Fault(
+        "l0compress_runtime.ternary:signs_and_scale", "magnitudes == along", "magnitudes <= along", (TERNARY, "differs")
+    ),
+    Fault("l0compress_runtime.ternary:unpacked_codes", "(codes == 3).any()", "False", (HOSTILE, "Ternary")),
+    Fault("l0compress_runtime.ternary:unpacked_signs", "bits[count:].any()", "False", (HOSTILE, "Ternary")),
+    Fault("l0compress_runtime.coding:_ternary", "len(positions) != spec.nonzeros", "False", (HOSTILE, "Ternary")),
+    Fault("l0compress_runtime.coding:encode_ternary", "min(written, key=len)", "written[0]", (TERNARY, "forms")),
+    Fault(
+        "l0compress_runtime.reading:_tensor",
+        "spec.storage == TERNARY and spec.nonzeros is None",
+        "False",
+        (HOSTILE, "Ternary"),
+    ),
+    Fault(
+        "l0compress_runtime.manifest:Manifest.to_json",
+        "VERSION if self.ternary else WITHOUT_TERNARY",
+        "VERSION",
+        (TERNARY, "earlier_readers"),
     ),
     Fault(
         "l0compress_runtime.archive:Archive.__init__",

@@ -9,7 +9,28 @@ _SCORES, _SPARSIFY = "../test_method_scores.py", "../test_sparsifying.py"
 _DENSITIES, _PENALTIES = "../test_density_search.py", "../test_penalties.py"
 _LIMITS, _KEEP = "../test_limits.py", "../test_protection.py"
 
+_TERNARY, _DROPOUT, _OF_WEIGHTS = "../test_ternary.py", "../test_dropout.py", "../test_fisher_weights.py"
+
 METHODS = (
+    Fault("l0compress.training:ternary", "values + (weight - known)", "weight", (_TERNARY, "TensorFunction")),
+    Fault("l0compress.training:ternary_weights", "not weight.looked_up", "True", (_TERNARY, "Networks")),
+    Fault(
+        "l0compress.training:FinalPhase._graph_with",
+        "ternarised(self._small.with_state(_on_cpu(state)), self._ternary)",
+        "self._small.with_state(_on_cpu(state))",
+        (_TERNARY, "Runs"),
+    ),
+    Fault("l0compress.training:_is_hidden", "node.op != 'placeholder'", "True", (_DROPOUT, "Places")),
+    Fault(
+        "l0compress.training:GatePhase._replace_network_",
+        "drop_(self.gated.network, self.gated.groups.graph, self.problem.settings)",
+        "pass",
+        (_DROPOUT, "removal"),
+    ),
+    Fault("l0compress.training:weight_information", "count += len(batch)", "count += 2", (_OF_WEIGHTS, "gauss")),
+    Fault(
+        "l0compress.training:relative_costs", "counted * macs / average", "counted", (_OF_WEIGHTS, "multiplications")
+    ),
     Fault("l0compress.training:_direction", "signed - p * signed.sum(-1, keepdim=True)", "signed", (_TESTS, "Probe")),
     Fault("l0compress.training:_value_probe", "max(elements, 1) * scale", "scale", (_TESTS, "Probe")),
     Fault(

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundles import mlp_bundle
+import torch
+from bundles import SPARSE, mlp_bundle, ternary_mlp
 from hostile import fuzz, members, rewritten
 from onnx import TensorProto, helper
 
+from l0compress import capture, export_bundle
 from l0compress.errors import InputError, RunError
 from l0compress_runtime import load
 from l0compress_runtime.archive import write_zip
@@ -26,6 +28,12 @@ from l0compress_runtime.bundle import read_manifest
 @pytest.fixture(scope="module")
 def original(tmp_path_factory) -> bytes:
     return mlp_bundle(tmp_path_factory.mktemp("bundle") / "model.l0c").path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ternary(tmp_path_factory) -> bytes:
+    graph = capture(ternary_mlp(), (torch.randn(2, 48),))
+    return export_bundle(graph, tmp_path_factory.mktemp("ternary") / "model.l0c", settings=SPARSE).path.read_bytes()
 
 
 def refused(data: bytes, folder: Path, message: str, **options: Any) -> None:
@@ -179,8 +187,8 @@ class TestManifests:
         ("path", "value", "message"),
         [
             (("format",), "zip", "format is 'zip'"),
-            (("version",), 1, r"is of format version 1; this is a reader of versions 2 to 3\."),
-            (("version",), 4, r"is of format version 4; this is a reader of versions 2 to 3\."),
+            (("version",), 1, r"is of format version 1; this is a reader of versions 2 to 4\."),
+            (("version",), 5, r"is of format version 5; this is a reader of versions 2 to 4\."),
             (("version",), "1", "version is '1'"),
             (("inputs", 0, "dtype"), "object", r"inputs\[0\]\.dtype is 'object'"),
             (("inputs", 0, "shape"), [1.5], "a list of sizes and names"),
@@ -192,6 +200,8 @@ class TestManifests:
             (("tensors", "0.weight", "member"), "../x.npz", "no hash"),
             (("tensors", "0.weight", "storage"), "complex128", "storage is 'complex128'"),
             (("tensors", "0.weight", "scale_axis"), 0, "scale_axis"),
+            (("tensors", "0.weight", "storage"), "ternary", "scale_axis is None"),
+            (("tensors", "0.bias", "storage"), "ternary", "scale_axis is None"),
             (("layers", "l0", "kind"), "exec", "kind is 'exec'"),
             (("layers", "l0", "kind"), "conv", "cannot be made"),
             (("layers", "l0", "bias"), "0.weight", "bias is float32"),
@@ -342,8 +352,76 @@ class TestGraphs:
         refused(self.replaced(original, model), tmp_path, "is not an ONNX model|cannot be loaded|different inputs")
 
 
+class TestTernary:
+    """Bits of a stranger are signs or nothing; the first weight has codes, the second gaps and signs."""
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"scale_axis": None}, "scale_axis is None, expected a dimension of the tensor for int8 or ternary"),
+            ({"scale_axis": 2}, "scale_axis is 2"),
+            ({"scale_axis": -1}, "scale_axis is -1"),
+            ({"shape": []}, "shape is|scale_axis is 0"),
+            ({"nonzeros": None}, "nonzeros is None, expected how many values of a ternary tensor are not zero"),
+            ({"nonzeros": 1}, "holds 6140 values that are not zero, expected 1"),
+            ({"scale_axis": 1}, r"holds an array that is not float32 \(48,\) in 1024 bytes"),
+            ({"shape": [256, 60]}, r"holds an array that is not uint8 \(3840,\) in 3072 bytes"),
+            ({"shape": [2**20, 2**20]}, "bytes for its constants"),
+            ({"storage": "int8"}, "holds .*codes.npy.*expected"),
+            ({"storage": "float32", "scale_axis": None}, "expected .*gaps.npy"),
+            ({"dtype": "float64"}, "storage is 'ternary'"),
+        ],
+    )
+    def test_a_manifest_that_does_not_fit(self, ternary, tmp_path, change, message):
+        refused(edited(ternary, lambda manifest: manifest["tensors"]["0.weight"].update(change)), tmp_path, message)
+
+    def test_a_scalar_has_no_axis_of_scales(self, ternary, tmp_path):
+        def change(manifest: Any) -> None:
+            manifest["tensors"]["0.weight"].update(shape=[], nonzeros=1, storage="int8", scale_axis=0)
+
+        refused(edited(ternary, change), tmp_path, "scale_axis is 0, expected a dimension of the tensor")
+
+    @pytest.mark.parametrize(
+        ("weight", "array", "change", "message"),
+        [
+            ("0.weight", "codes.npy", lambda data: data[:-1] + b"\xff", "holds two bits that are no ternary value"),
+            (
+                "0.weight",
+                "codes.npy",
+                lambda data: data[:128] + bytes(3072),
+                "holds 0 values that are not zero, expected 6140",
+            ),
+            ("0.weight", "codes.npy", lambda data: data[:-1], "holds an array that is not uint8"),
+            ("0.weight", "scale.npy", lambda data: data[:-4] + b"\x00\x00\x80\x7f", "a scale that is not finite"),
+            ("2.weight", "signs.npy", lambda data: data[:-1] + b"\xff", "holds more signs than values"),
+            ("2.weight", "gaps.npy", lambda data: data[:-1] + b"\xff", "positions, expected 3323"),
+            ("2.weight", "signs.npy", lambda data: data + b"\x00", "holds an array that is not uint8"),
+        ],
+    )
+    def test_arrays_that_are_damaged(self, ternary, tmp_path, weight, array, change, message):
+        files = members(ternary)
+        manifest = json.loads(files["manifest.json"])
+        member = manifest["tensors"][weight]["member"]
+        arrays = members(files[member])
+        arrays[array] = change(arrays[array])
+        files[member] = write_zip(arrays)
+        refused(rewritten(files, manifest), tmp_path, message)
+
+    def test_arrays_of_both_forms_at_once(self, ternary, tmp_path):
+        files = members(ternary)
+        manifest = json.loads(files["manifest.json"])
+        one, other = (manifest["tensors"][name]["member"] for name in ("0.weight", "2.weight"))
+        files[one] = write_zip({**members(files[other]), **members(files[one])})
+        refused(rewritten(files, manifest), tmp_path, r"holds \['codes.npy', 'gaps.npy'")
+
+    def test_a_reader_of_the_version_before_refuses_it_by_its_version(self, ternary, original):
+        assert json.loads(members(ternary)["manifest.json"])["version"] == 4
+        assert json.loads(members(original)["manifest.json"])["version"] == 3
+
+
 @pytest.mark.parametrize("seed", range(4))
-def test_hundreds_of_random_mutations(original, tmp_path, seed):
+@pytest.mark.parametrize("kind", ["original", "ternary"])
+def test_hundreds_of_random_mutations(request, tmp_path, seed, kind):
     with np.errstate(all="ignore"):
-        seen = fuzz(original, 100, seed, tmp_path / "hostile.l0c")
+        seen = fuzz(request.getfixturevalue(kind), 100, seed, tmp_path / "hostile.l0c")
     assert seen["refused"] > 50

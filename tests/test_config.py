@@ -27,7 +27,7 @@ NEEDED = {"model": "net.pt2", "data": "digits", "target": "macs=0.5"}
 OTHER = {
     "factory": "nets:lenet", "trust_pickle": True, "seed": 9, "device": "cuda", "threads": 3, "checkpoint_every": 17,
     "epochs": 5, "batch_size": 12, "lr": 0.25, "optimizer": "sgd", "clip": 2.5, "loss": "mse", "bf16": True,
-    "quantization_aware": True,
+    "quantization_aware": True, "ternary": True, "dropout": 0.125, "drop_connect": 0.375,
     "weight_decay": 0.5, "distill": False, "distill_temperature": 3.0, "final_temperature": 4.0, "task_share": 0.75,
     "input_dropout": 0.25,
 }  # fmt: skip
@@ -125,6 +125,9 @@ def test_every_value_arrives_where_it_belongs() -> None:
         "weight_decay",
         "distill",
         "quantization_aware",
+        "ternary",
+        "dropout",
+        "drop_connect",
     ):
         named[name] = OTHER[name]
     assert {name: getattr(settings, name) for name in named} == named

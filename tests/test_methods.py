@@ -322,9 +322,9 @@ class TestOneInterface:
         [
             (
                 "fisher",
-                "weights",
-                "Method 'fisher' decides on channels, heads and units, not on single weights. Nothing was changed. "
-                "Pass --granularity structured, or --method l0 or magnitude for single weights.",
+                "both",
+                "Fisher scores decide on channels or on single weights, not on 'both'. Nothing was changed. Pass "
+                "--granularity structured or weights, or --method l0.",
             ),
             (
                 "magnitude",

@@ -264,6 +264,13 @@ CASES = {
     "rounding as in int8, single weights": Case(
         mlp, in_memory(vectors), replace(QUICK, quantization_aware=True, granularity="weights"), every=7
     ),
+    "ternary weights": Case(mlp, in_memory(vectors), replace(QUICK, ternary=True), every=7),
+    "dropout and DropConnect": Case(
+        conv_net, in_memory(images), replace(QUICK, dropout=0.2, drop_connect=0.1), every=5
+    ),
+    "dropout and DropConnect, single weights": Case(
+        mlp, in_memory(vectors), replace(QUICK, dropout=0.2, drop_connect=0.1, granularity="weights"), every=5
+    ),
     "several targets": Case(mlp, in_memory(vectors), VIOLATED, target={"params": 0.5, "macs": 0.4}, every=3),
     "a layer that is kept, and floors": Case(
         conv_net, in_memory(images), replace(QUICK, min_density=0.3), target={"params": 0.7}, every=3

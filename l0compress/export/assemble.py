@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from onnx import helper
 
 from l0compress.errors import NOTHING_WRITTEN, InputError
@@ -16,7 +18,7 @@ from l0compress.export.partition.cut import DenseSegment, Types, cut, segment
 from l0compress.export.partition.flow import Flow
 from l0compress.export.session import example_sizes
 from l0compress_runtime.archive import write_zip
-from l0compress_runtime.coding import TensorSpec, encode
+from l0compress_runtime.coding import TensorSpec, encode, encode_ternary
 from l0compress_runtime.manifest import MANIFEST, Manifest, Port, Segment, SparseStep, Step
 from l0compress_runtime.parts import DEFAULT_ENGINE
 from l0compress_runtime.tuning import SPLIT, WHOLE
@@ -111,25 +113,35 @@ class Members:
         if name in self.tensors:
             return name
         array = self.flow.array(name)
-        is_float = array.dtype == np.float32
-        density = np.count_nonzero(array) / max(array.size, 1)
-        is_sparse = bool(
-            is_float and array.size >= FEWEST_STORED and density <= MOST_DENSITY and np.isfinite(array).all()
-        )
-        axis = self.scale_axes.get(name)
+        is_weight = bool(array.dtype == np.float32 and array.size >= FEWEST_STORED and np.isfinite(array).all())
+        is_sparse = is_weight and bool(np.count_nonzero(array) <= MOST_DENSITY * array.size)
+        spec, data = self._encoded(name, array, is_sparse)
+        # Exact, so that what rounds the others has no say in it.
+        ternary = encode_ternary(array, self._axes(name, array)) if is_weight and array.ndim > 1 else None
+        if ternary is not None and len(ternary[1]) < len(data):
+            spec, data = ternary
+        member = f"tensors/{len(self.tensors)}.npz"
+        self.files[member] = data
+        self.tensors[name] = replace(spec, member=member)
+        return name
+
+    def _encoded(self, name: str, array: NDArray[Any], is_sparse: bool) -> tuple[TensorSpec, bytes]:
+        axis, is_float = self.scale_axes.get(name), array.dtype == np.float32
         storage = self.storage if is_float and array.ndim > 1 and (axis is not None or self.storage != "int8") else None
         try:
-            spec, data = encode(array, storage=storage or str(array.dtype), is_sparse=is_sparse, scale_axis=axis)
+            return encode(array, storage=storage or str(array.dtype), is_sparse=is_sparse, scale_axis=axis)
         except OverflowError as error:
             raise InputError(
                 f"the constant {name!r} cannot be stored as {self.storage}: {error}.",
                 fix="Choose bfloat16 or float32.",
                 assurance=NOTHING_WRITTEN,
             ) from error
-        member = f"tensors/{len(self.tensors)}.npz"
-        self.files[member] = data
-        self.tensors[name] = replace(spec, member=member)
-        return name
+
+    def _axes(self, name: str, array: NDArray[Any]) -> Iterator[int]:
+        """Dimensions along which a constant may have scales, those of its layer's outputs first."""
+        axis = self.scale_axes.get(name)
+        yield from () if axis is None else (axis,)
+        yield from (dim for dim in range(array.ndim) if dim != axis)
 
 
 def members_of(flow: Flow, types: Types, candidates: Sequence[Candidate], storage: str) -> tuple[Members, Manifest]:

@@ -36,7 +36,7 @@ from l0compress.export.partition.initializers import fold_constants
 from l0compress.export.partition.products import FEWEST_ELEMENTS, FEWEST_ZEROS
 from l0compress.export.partition.recurrent_nodes import without_zero_states
 from l0compress.export.session import named_feeds
-from l0compress.export.whys import whys
+from l0compress.export.whys import ternary_words, whys
 from l0compress.graph.capture import CapturedGraph
 from l0compress.verification.calls import (
     Call,
@@ -77,6 +77,9 @@ class ExportedBundle(Exported):
         if self.manifest.disabled_optimizers:
             names = ", ".join(self.manifest.disabled_optimizers)
             lines = (*lines, f"dense graphs run without ONNX Runtime's {names}, which makes them slower here")
+        ternary = ternary_words(self.manifest)
+        if ternary is not None:
+            lines = (*lines, ternary)
         if self.manifest.layers:
             return lines
         if self.manifest.whys:
@@ -93,6 +96,7 @@ class ExportedBundle(Exported):
             **super().to_json(),
             "onnx_bytes": self.onnx_bytes,
             "layers": dict(self.manifest.whys),
+            "ternary_weights": sorted(self.manifest.ternary),
             "choices": [{"batch_size": size, "plan": plan} for size, plan in self.manifest.choices],
             "layer_timings": [
                 {"layer": self.manifest.layers[t.layer].name, "batch_size": t.batch_size, "median_ms": t.median_ms}

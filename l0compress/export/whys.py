@@ -30,3 +30,16 @@ def _why(engine: str, medians: Mapping[str, float] | None) -> str:
     if engine != DENSE:
         return f"{engine}, the fastest"
     return "dense, the fastest" if fastest == DENSE else f"dense, since {fastest} gains less than a cut costs"
+
+
+def ternary_words(manifest: Manifest) -> str | None:
+    """Return what is stored as signs and scales, in words; None where nothing is."""
+    specs = manifest.ternary.values()
+    if not specs:
+        return None
+    values, nonzeros = sum(spec.size for spec in specs), sum(spec.nonzeros or 0 for spec in specs)
+    weights = "1 weight is" if len(specs) == 1 else f"{len(specs)} weights are"
+    return (
+        f"{weights} ternary, one scale times -1, 0 or 1 in every row, and stored so, exactly: {values:,} values of at "
+        f"most two bits, {1 - nonzeros / values:.1%} of them 0"
+    )

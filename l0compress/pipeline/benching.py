@@ -16,6 +16,7 @@ from l0compress.export.onnx import export_onnx
 from l0compress.export.providers import CPU, check_provider, on_provider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.quantize import Int8
+from l0compress.export.whys import ternary_words
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.footprint import footprint
@@ -78,7 +79,8 @@ class ArtifactBench:
             bench=self.report,
             title=f"The forms of {run.folder}",
         )
-        notes = [*table.notes, *self.notes]
+        ternary = None if self.manifest is None else ternary_words(self.manifest)
+        notes = [*table.notes, *self.notes, *([] if ternary is None else [f"Of the bundle, {ternary}."])]
         if self.reading is not None and self.reading.meaning is not None:
             notes.append(self.reading.meaning)
         if self.verification is not None:

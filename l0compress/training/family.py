@@ -29,9 +29,8 @@ from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.decision import Decision
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import CUT, OnEvent, ProgressEvent, ignore
-from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.family_targets import Leg, legs_of
-from l0compress.training.finetune import protected, solved
+from l0compress.training.finetune import check_rewritable, protected, solved
 from l0compress.training.latency_targets import Measure, measured_time
 from l0compress.training.methods import method_of
 from l0compress.training.methods.learned import lifted
@@ -107,8 +106,7 @@ def finetune_family(
     graph = protected(graph, settings)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
-    if settings.quantization_aware:
-        check_quantizable(graph)
+    check_rewritable(graph, settings)
     legs = legs_of(graph, targets, settings, measure)
     checkpoints = NoCheckpoints() if checkpoints is None else checkpoints
     start = checkpoints.start

@@ -155,4 +155,4 @@ def _least(settings: FinetuneSettings) -> int:
     """The fewest epochs that a run which trains at all can have: one for gates, one for the rest."""
     if settings.epochs == 0:
         return 0
-    return 2 if settings.method in TRAINED_METHODS or settings.quantization_aware else 1
+    return 2 if settings.method in TRAINED_METHODS or settings.rounds_weights else 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
+from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import densities_told
 from l0compress.training.fake_quantization import fake_quantized
@@ -27,6 +28,7 @@ from l0compress.training.state_dicts import (
     under,
 )
 from l0compress.training.teacher import outgrown
+from l0compress.training.ternary import ternarised, ternary_network_, ternary_weights
 
 
 class FinalPhase(Phase):
@@ -59,6 +61,10 @@ class FinalPhase(Phase):
         self.epochs = range(settings.gated_epochs, settings.epochs)
         self._small, self._teacher, self._densities = small, teacher, densities
         network = fake_quantized(small) if settings.quantization_aware else small.module()
+        self._ternary = ternary_weights(small, settings.keep_float) if settings.ternary else ()
+        if self._ternary:
+            ternary_network_(network, self._ternary)
+        drop_(network, small, settings)
         self._network = keep_zeros_(network.to(settings.device), masks)
         self._parameters = dict(self._network.named_parameters())
         self._optimizer = weight_optimizer(
@@ -74,12 +80,15 @@ class FinalPhase(Phase):
     @property
     def best_graph(self) -> CapturedGraph:
         """The small graph with the best state."""
-        return self._small.with_state(_on_cpu(self._best_state))
+        return self._graph_with(self._best_state)
 
     @property
     def last_graph(self) -> CapturedGraph:
         """The small graph with the state that there is now."""
-        return self._small.with_state(_on_cpu(self._network.state_dict()))
+        return self._graph_with(self._network.state_dict())
+
+    def _graph_with(self, state: Mapping[str, Tensor]) -> CapturedGraph:
+        return ternarised(self._small.with_state(_on_cpu(state)), self._ternary)
 
     def begin_(self) -> None:
         self.best = self.last = self.problem.evaluate(self._network)

@@ -17,6 +17,7 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.resource import Resource
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.decision import Decision
+from l0compress.training.dropout import check_dropout
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.fake_quantization import check_quantizable
@@ -33,6 +34,7 @@ from l0compress.training.settings import FinetuneSettings
 from l0compress.training.sparsity import check_zeros
 from l0compress.training.state import TrainingState, train_
 from l0compress.training.state_dicts import FINETUNE, prefixed, under
+from l0compress.training.ternary import check_ternary
 from l0compress.verification.calls import Call
 from l0compress.verification.equality import verify
 
@@ -71,8 +73,7 @@ def finetune(
     graph = protected(graph, settings)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
-    if settings.quantization_aware:
-        check_quantizable(graph)
+    check_rewritable(graph, settings)
     goal = goal_for(graph, target, settings)
     reporter = Reporter(on_event, NoCheckpoints() if checkpoints is None else checkpoints)
     with seeded(settings.seed, settings.device):
@@ -87,6 +88,17 @@ def protected(graph: CapturedGraph, settings: FinetuneSettings) -> CapturedGraph
     if settings.keep is None and settings.min_density is None:
         return graph
     return graph.protected(keep=settings.keep, min_density=settings.min_density)
+
+
+def check_rewritable(graph: CapturedGraph, settings: FinetuneSettings) -> None:
+    """Raises:
+    InputError: the settings round or drop something in training, but the model has nothing of the kind.
+    """
+    check_dropout(graph, settings)
+    if settings.quantization_aware:
+        check_quantizable(graph)
+    if settings.ternary:
+        check_ternary(graph, settings.keep_float)
 
 
 def solved(problem: Problem, goal: Goal, reporter: Reporter, *, dense: Evaluation | None = None) -> FinetuneResult:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
 from l0compress.training.budget import Penalty
 from l0compress.training.compaction import removal_macs, saved_macs
+from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.expected_norms import ExpectedNorms
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, update_, weight_optimizer
@@ -33,6 +34,7 @@ class GatePhase(Phase):
 
     def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty) -> None:
         self.problem, self.gated, self.budget = problem, gated, budget
+        drop_(gated.network, gated.groups.graph, problem.settings)
         self.epochs = range(problem.settings.gated_epochs)
         self.moves = torch.arange(gated.groups.num_moves)
         self.cuts: list[Tensor] = []
@@ -112,6 +114,7 @@ class GatePhase(Phase):
     def _replace_network_(self, compacted: Compacted) -> None:
         self.cuts.append(compacted.kept_moves)
         self.gated, self.moves = compacted.gated, self.moves[compacted.kept_moves]
+        drop_(self.gated.network, self.gated.groups.graph, self.problem.settings)
         self.budget.follow_(self.gated, compacted.kept_moves)
 
     def _create_optimizers_(self) -> None:

@@ -32,12 +32,14 @@ def drop_inputs(batch: Batch, probability: float | None) -> Batch:
 def dropout(tensor: Tensor, probability: float) -> Tensor:
     """``tensor`` with elements zeroed at random and the rest scaled up; the probability is rounded to 1/256.
 
+    At most 255 of 256 are zeroed, since of none nothing could be scaled up.
+
     >>> dropout(torch.ones(2), 0.001)
     tensor([1., 1.])
     """
     # One random byte an element: several times faster on a CPU than torch's own dropout, which would take half of a
     # small network's step.
-    threshold = round(probability * 256)
+    threshold = min(round(probability * 256), 255)
     if tensor.device.type != "cpu":
         kept = torch.rand(tensor.shape, device=tensor.device) >= threshold / 256
         return tensor * kept * (256 / (256 - threshold))

@@ -135,6 +135,9 @@ class FinetuneSettings:
         distill: learn from the dense model's outputs beside the labels.
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
+        dropout: share of the elements of hidden activations that layers do not see in training, see
+            :mod:`~l0compress.training.dropout`.
+        drop_connect: the same of the elements of weights.
         latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
         l2, l1: strengths of the weights' norms in expectation over their gates, while gates are learned; with either,
             they take the place of weight decay there. See :mod:`~l0compress.training.expected_norms`.
@@ -142,6 +145,9 @@ class FinetuneSettings:
         bf16: run forward passes under bfloat16 autocast.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
+        ternary: train weights in the final phase that are -1, 0 and 1 times one scale a row, see
+            :mod:`~l0compress.training.ternary`; the small model has such weights.
+        keep_float: globs of layers whose weights are not ternary, as for ``keep``.
     """
 
     epochs: int = field(
@@ -245,6 +251,25 @@ class FinetuneSettings:
         default=32,
         metadata=setting(least=1, panel=_PANEL, help="Densities that methods search and reinforce try."),
     )
+    ternary: bool = field(
+        default=False,
+        metadata=setting(
+            panel=_PANEL,
+            help="In the last phase train weights that are -1, 0 and 1 times one scale a row, which a bundle stores in "
+            "two bits.",
+        ),
+    )
+    keep_float: str | Sequence[str] | None = field(
+        default=None,
+        metadata=setting(
+            kind=str,
+            many=True,
+            panel=_PANEL,
+            metavar="GLOB",
+            absent="none: all layers become ternary, except tables of look-ups",
+            help="Layers that --ternary leaves in float, by the names that inspect shows. May be given several times.",
+        ),
+    )
     weight_decay: float = field(default=0.05, metadata=setting(least=0))
     distill: bool = field(default=True, metadata=setting())
     distill_temperature: float = field(default=2.0, metadata=setting(above=0))
@@ -261,6 +286,26 @@ class FinetuneSettings:
             absent="0.1 for flat inputs with 64 features or more, otherwise none",
             help="Share of the elements of flat inputs (n, features) dropped in training; other inputs are not "
             "affected.",
+        ),
+    )
+    dropout: float = field(
+        default=0.0,
+        metadata=setting(
+            least=0,
+            below=1,
+            metavar="SHARE",
+            panel=_PANEL,
+            help="Share of the elements of hidden activations dropped in training, before each layer that multiplies.",
+        ),
+    )
+    drop_connect: float = field(
+        default=0.0,
+        metadata=setting(
+            least=0,
+            below=1,
+            metavar="SHARE",
+            panel=_PANEL,
+            help="Share of the elements of weights dropped in training (DropConnect).",
         ),
     )
     keep: str | Sequence[str] | None = field(
@@ -302,12 +347,7 @@ class FinetuneSettings:
             from l0compress.graph.nodes.protection import Protection  # needs torch, as the rest of the graph does
 
             Protection.of(min_density=self.min_density)
-        if self.quantization_aware and self.final_epochs < 1:
-            raise InputError(
-                f"quantization_aware with epochs={self.epochs}: weights adapt to rounding in the phase after the "
-                "decision, but there is none.",
-                fix="Pass --epochs 2 or more, or omit --quantization-aware.",
-            )
+        self._check_rounding()
         if self.method not in GATED_METHODS and (self.l2 or self.l1):
             raise InputError(
                 f"{'l2' if self.l2 else 'l1'}={self.l2 or self.l1} with method={self.method!r}: the norm is weighted "
@@ -323,6 +363,25 @@ class FinetuneSettings:
                 if gates
                 else "Pass --epochs 2 or more.",
             )
+
+    def _check_rounding(self) -> None:
+        for name in ("quantization_aware", "ternary"):
+            if getattr(self, name) and self.final_epochs < 1:
+                raise InputError(
+                    f"{name} with epochs={self.epochs}: weights adapt to rounding in the phase after the decision, but "
+                    "there is none.",
+                    fix=f"Pass --epochs 2 or more, or omit --{name.replace('_', '-')}.",
+                )
+        if self.keep_float is not None and not self.ternary:
+            raise InputError(
+                "keep_float names layers that do not become ternary, but without ternary none does.",
+                fix="Pass --ternary, or omit --keep-float.",
+            )
+
+    @property
+    def rounds_weights(self) -> bool:
+        """Whether weights are rounded in the final phase, so that there has to be one."""
+        return self.quantization_aware or self.ternary
 
     def settled(self, graph: CapturedGraph, num_steps: int) -> FinetuneSettings:
         """The same settings with a learning rate, where none was chosen.

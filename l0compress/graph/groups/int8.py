@@ -128,6 +128,29 @@ def _readings(source: fx.Node, transposed: bool = False) -> Iterator[_Reading]:
                 yield _Reading(user, place, source, transposed)
 
 
+def scale_axis(source: fx.Node) -> int | None:
+    """The dimension of a parameter along which the first product that reads it has one int8 scale per index.
+
+    None where no product does whose weight becomes int8. ``source`` is the node that stands for the parameter.
+
+    >>> import torch
+    >>> from l0compress.graph.capture import capture
+    >>> graph = capture(torch.nn.ConvTranspose2d(3, 4, 2), (torch.zeros(2, 3, 5, 5),))
+    >>> [scale_axis(node) for node in graph.nodes() if str(node.target) == "weight"]
+    [1]
+    """
+    products = ((reading, product_of(reading.node)) for reading in _readings(source))
+    rank = len(node_shape(source))
+    axes = (_axis(reading, by, rank) for reading, by in products if by is not None and reading.place == by.place)
+    return next(axes, None)
+
+
+def _axis(reading: _Reading, product: Product, rank: int) -> int:
+    axis = product.axis % rank if rank else 0
+    # Only of a matrix it is known which of its dimensions a transpose brings where.
+    return 1 - axis if reading.transposed and rank == 2 else axis
+
+
 @dataclass(frozen=True)
 class _Storage:
     """How the quantizer stores what is read in some way; ``folded`` are the nodes that no input reaches."""
@@ -152,10 +175,7 @@ class _Storage:
             return () if all(user in self.folded for user in node.users) else ((tensor.element_size(), whole),)
         product = product_of(node)
         if product is not None and place == product.place:
-            axis = product.axis % tensor.dim() if tensor.dim() else 0
-            # Only of a matrix it is known which of its dimensions a transpose brings where.
-            axis = 1 - axis if reading.transposed and tensor.dim() == 2 else axis
-            return (1, whole), (_SCALE, (axis,))
+            return (1, whole), (_SCALE, (_axis(reading, product, tensor.dim()),))
         if name == "embedding" and place == 0:
             return (1, whole), (_SCALE, ())
         if product is not None and place == product.bias:

@@ -62,6 +62,7 @@ class Weight:
         shape: its shape.
         element_bytes: bytes of one value.
         uses: where it is multiplied. A look-up multiplies nothing.
+        looked_up: whether rows of it are picked somewhere.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Weight:
     shape: tuple[int, ...]
     element_bytes: int
     uses: tuple[Use, ...]
+    looked_up: bool = False
 
     @property
     def numel(self) -> int:
@@ -142,6 +144,7 @@ class _Search:
     def __init__(self, graph: CapturedGraph) -> None:
         self.graph, self.module = graph, graph.graph_module
         self.uses: dict[int, list[Use]] = {}
+        self.looked_up: set[int] = set()
 
     def found(self) -> tuple[Weight, ...]:
         for node in self.graph.nodes():
@@ -152,11 +155,11 @@ class _Search:
             if node.op == "get_attr":
                 known = names.setdefault(id(attribute(self.module, str(node.target))), [])
                 known += [] if str(node.target) in known else [str(node.target)]
-        return tuple(self._weight(names[key], tuple(self.uses[key])) for key in names if key in self.uses)
+        return tuple(self._weight(names[key], key) for key in names if key in self.uses)
 
-    def _weight(self, names: list[str], uses: tuple[Use, ...]) -> Weight:
-        tensor = attribute(self.module, names[0])
-        return Weight(names[0], tuple(names), tuple(tensor.shape), tensor.element_size(), uses)
+    def _weight(self, names: list[str], key: int) -> Weight:
+        tensor, uses, looked_up = attribute(self.module, names[0]), tuple(self.uses[key]), key in self.looked_up
+        return Weight(names[0], tuple(names), tuple(tensor.shape), tensor.element_size(), uses, looked_up)
 
     def _visit_(self, node: fx.Node) -> None:
         counted = False
@@ -168,7 +171,9 @@ class _Search:
             counted = not is_recurrent(node)
             for tensor in source.parameters:
                 uses = self.uses.setdefault(id(tensor), [])
-                if not _looks_up(node):
+                if _looks_up(node):
+                    self.looked_up.add(id(tensor))
+                else:
                     uses.append(Use(node.name, order if is_recurrent(node) else 0, *source.read(tensor, macs)))
 
     def _macs(self, node: fx.Node, place: Place) -> int:

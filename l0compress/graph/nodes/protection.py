@@ -85,16 +85,25 @@ class Protection:
         Raises:
             InputError: there is one; the message has the nearest names.
         """
-        for option, globs in (("keep", self.keep), ("min_density", [glob for glob, _ in self.min_density])):
-            for glob in globs:
-                if not any(stands_for(glob, name) for name in names):
-                    raise InputError(
-                        f"{option} {glob!r} matches no layer of the model.",
-                        fix=f"The nearest names are {_nearest(glob, names)}; l0compress inspect lists all groups.",
-                    )
+        check_globs("keep", self.keep, names)
+        check_globs("min_density", [glob for glob, _ in self.min_density], names)
 
 
 UNPROTECTED = Protection()
+
+
+def check_globs(option: str, globs: Iterable[str], names: Sequence[str]) -> None:
+    """Refuse a glob of an option that stands for none of the parameters ``names``.
+
+    Raises:
+        InputError: there is one; the message has the nearest names.
+    """
+    for glob in globs:
+        if not any(stands_for(glob, name) for name in names):
+            raise InputError(
+                f"{option} {glob!r} matches no layer of the model.",
+                fix=f"The nearest names are {_nearest(glob, names)}; l0compress inspect lists all groups.",
+            )
 
 
 def least(share: float, count: int) -> int:

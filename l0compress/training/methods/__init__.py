@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
+from l0compress.training.methods.fisher_weights import FisherWeights
 from l0compress.training.methods.gradual import GradualMagnitude, GradualWeightMagnitude
 from l0compress.training.methods.group_lasso import GroupLasso
 from l0compress.training.methods.hybrid import Hybrid
@@ -41,6 +42,7 @@ METHODS: dict[str, type[Method]] = {
 }
 # Those that are another method where single weights become zero.
 OF_WEIGHTS: dict[str, type[Method]] = {
+    "fisher": FisherWeights,
     "magnitude": WeightMagnitude,
     "random": RandomWeights,
     "taylor": TaylorWeights,

@@ -68,7 +68,7 @@ class OneShot(Method):
         samples = take_samples(problem, num_samples_for(problem.graph), batch_size=PROBE)
         return descend(
             self.limits,
-            lambda limits: _finite(self.score(limits, problem, samples)),
+            lambda limits: finite(self.score(limits, problem, samples)),
             repair_on_samples(problem),
             on_step=report,
         )
@@ -82,9 +82,11 @@ class OneShot(Method):
         return Decision.of(descent.end.plan, descent.end.graph.state(), repaired=True)
 
 
-def _finite(scores: Tensor) -> Tensor:
-    """Raises:
-    DivergedError: scores that are not finite.
+def finite(scores: Tensor) -> Tensor:
+    """Return scores as they are.
+
+    Raises:
+        DivergedError: they are not finite.
     """
     if not bool(scores.isfinite().all()):
         raise DivergedError(
