@@ -23,6 +23,7 @@ LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
 _LATENCY_PANEL = "Latency"
 LATENCY_DTYPES = ("float32", "int8")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,11 @@ class FinetuneSettings:
         input_dropout: share of the elements of a flat floating input ``(n, features)`` that is dropped in training;
             images, sequences and token ids are left alone. None chooses a tenth from 64 features on, and none of fewer.
         latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
-        bf16: run forward passes under bfloat16 autocast.
+        bf16: an older spelling of ``precision="bfloat16"``.
+        precision: what forward passes compute in: "float32", or under autocast "bfloat16" or "float16", the latter with
+            losses scaled so that small gradients do not vanish. Weights, gates and optimizers stay in float32.
+        accumulate: parts of a batch that are computed one after another, for less memory; a step still takes the whole
+            batch, and its gates are drawn once.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
     """
@@ -207,7 +212,23 @@ class FinetuneSettings:
             help="float32, or int8 for the file that export --quantize int8 writes.",
         ),
     )
-    bf16: bool = field(default=False, metadata=setting(panel=_PANEL, help="bfloat16 autocast."))
+    bf16: bool = field(default=False, metadata=setting(panel=_PANEL, help="The same as --precision bfloat16."))
+    precision: str = field(
+        default=PRECISIONS[0],
+        metadata=setting(
+            names=PRECISIONS,
+            panel=_PANEL,
+            help="What forward passes compute in; weights stay float32. float16 scales the loss.",
+        ),
+    )
+    accumulate: int = field(
+        default=1,
+        metadata=setting(
+            least=1,
+            panel=_PANEL,
+            help="Parts in which a batch is computed, one after another, where all of it takes too much memory.",
+        ),
+    )
     quantization_aware: bool = field(
         default=False,
         metadata=setting(
@@ -278,6 +299,8 @@ class FinetuneSettings:
                 "decision, but there is none.",
                 fix="Pass --epochs 2 or more, or omit --quantization-aware.",
             )
+        if self.bf16 and self.precision == "float16":
+            raise InputError("bf16 and precision='float16' contradict each other.", fix="Omit one of them.")
         if self.epochs == 1 and self.method == "l0":
             raise InputError(
                 "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they "
@@ -308,6 +331,15 @@ class FinetuneSettings:
     def rate(self) -> float:
         """The learning rate in force."""
         return PLAIN_RATE if self.learning_rate is None else self.learning_rate
+
+    @property
+    def computed_in(self) -> str:
+        """What forward passes compute in, one of ``PRECISIONS``.
+
+        >>> FinetuneSettings(bf16=True).computed_in, FinetuneSettings().computed_in
+        ('bfloat16', 'float32')
+        """
+        return "bfloat16" if self.bf16 else self.precision
 
     @property
     def gated_epochs(self) -> int:

@@ -8,8 +8,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from l0compress.data import Batch
 from l0compress.errors import DataError
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import WARNING, ProgressEvent
@@ -33,11 +35,13 @@ class Phase(ABC):
         name: what events and state dicts call it.
         problem: the run's, with what the phase does differently.
         epochs: those of the run that the phase has, counted from 0.
+        scaler: what the loss is scaled by before it is differentiated, if anything.
     """
 
     name: ClassVar[str]
     problem: Problem
     epochs: range
+    scaler: torch.amp.GradScaler
 
     @property
     @abstractmethod
@@ -246,15 +250,28 @@ def _train_epoch_(state: TrainingState, phase: Phase) -> float:
     # The teacher's outputs may be endless, and what comes first ends the loop.
     for batch, teacher_outputs in zip(problem.batches(epoch), problem.teacher_outputs(epoch), strict=False):
         random, network = torch_states(problem.device), phase.network  # a step may put a smaller one in its place
-        loss = problem.loss(network, batch, teacher_outputs)
-        value = float(loss.detach())
+        value = _differentiate_(phase, problem, batch, teacher_outputs)
         if not value <= highest or not math.isfinite(value):
             # What went wrong may go right with other gates and other dropped units.
             set_torch_states_(random, problem.device)
             raise diverged(value, epoch.where, network, problem.with_dropout(batch))
-        phase.regularized(loss).backward()
         phase.step_(state.progress(phase))
         state.step_done_(phase, value)
     if epoch.step == 0:
         raise DataError("The training data yields no batch.", fix="Check the sampler of its loader, and drop_last.")
     return epoch.total / epoch.step
+
+
+def _differentiate_(phase: Phase, problem: Problem, batch: Batch, teacher_outputs: Any) -> float:
+    """Leave the gradients of a batch's regularised loss with the network's parameters; returns the loss without."""
+    processes, network = problem.processes, phase.network
+    value = 0.0
+    for number, loss in enumerate(problem.losses(network, batch, teacher_outputs)):
+        value += float(loss.detach())
+        # The mean over processes is taken of all of it, and what regularises is the same in each of them.
+        scaled = loss if processes.is_alone else loss * processes.size
+        phase.scaler.scale(scaled if number else phase.regularized(scaled)).backward()
+    if not processes.is_alone:
+        (value,) = processes.sums([value])
+        processes.average_(p.grad for p in network.parameters() if p.grad is not None)
+    return value
