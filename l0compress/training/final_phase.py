@@ -96,7 +96,7 @@ class FinalPhase(Phase):
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
         set_learning_rate_(self._optimizer, self._rate(progress))
-        update_(self._parameters.values(), (self._optimizer,), self.scaler, clip=settings.clip)
+        update_(self._parameters.values(), (self._optimizer,), clip=settings.clip, scaler=self.scaler)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
         last, best = self.problem.evaluate(self._network), self.best

@@ -58,7 +58,7 @@ class GatePhase(Phase):
         settings = self.problem.settings
         base = settings.rate * settings.gates.weight_rate_share
         set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
-        update_(self.gated.weights().values(), (self._weights, self._gates), self.scaler, clip=settings.clip)
+        update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip, scaler=self.scaler)
         self.budget.step()
         done = round(progress * self.problem.gated_steps) + 1
         if done % settings.gates.compact_every == 0:

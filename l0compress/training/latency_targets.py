@@ -12,6 +12,7 @@ from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import cost
+from l0compress.training.processes import processes_for
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import LATENCY, AbsoluteTarget, Target
 
@@ -56,11 +57,19 @@ def latency_target(
 
 
 def measured_time(graph: CapturedGraph, settings: FinetuneSettings, on_progress: OnProgress = _unheard) -> MeasuredTime:
-    """Measure ``graph`` as the settings say that it will run; as :func:`~l0compress.latency.measure_time`."""
-    from l0compress.latency import Deployment, measure_time
+    """Measure ``graph`` as the settings say that it will run; as :func:`~l0compress.latency.measure_time`.
+
+    Of several processes the first one measures for all.
+    """
+    from l0compress.latency import Deployment, MeasuredTime, measure_time
 
     deployment = Deployment(settings.latency_batch, settings.latency_threads, settings.latency_dtype)
-    return measure_time(find_groups(graph), deployment, on_progress)
+    processes = processes_for(settings.device)
+    if processes.is_alone:
+        return measure_time(find_groups(graph), deployment, on_progress)
+    # What is measured differs each time, and two that measure at once disturb each other.
+    found = processes.from_first(lambda: measure_time(find_groups(graph), deployment, on_progress).to_json())
+    return MeasuredTime.from_json(found, graph)
 
 
 def allowances(

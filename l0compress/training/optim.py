@@ -58,16 +58,17 @@ def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -
 def update_(
     parameters: Iterable[nn.Parameter],
     optimizers: Iterable[torch.optim.Optimizer],
-    scaler: torch.amp.GradScaler,
     *,
     clip: float | None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
     """Clip the norm of the gradients of ``parameters``, take a step with each optimizer, and clear the gradients.
 
-    ``scaler`` scaled the loss, if it is enabled. An optimizer whose gradients overflowed takes no step, and the scale
-    falls.
+    ``scaler`` scaled the loss, if it is there and enabled. An optimizer whose gradients overflowed takes no step, and
+    the scale falls.
     """
     optimizers = tuple(optimizers)
+    scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     if clip is not None:

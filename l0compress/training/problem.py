@@ -118,7 +118,7 @@ class Problem:
         return islice(cached, epoch.step, None)
 
     def losses(self, network: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Iterator[Tensor]:
-        """The training loss of one batch; without ``teacher_outputs`` the teacher, if there is one, is run.
+        """The training loss of one batch, as :meth:`loss` has it.
 
         Where batches are divided, these are the losses of the parts that this process computes. Those of all processes
         add up to the batch's, and each is to be differentiated before the next is asked for.
@@ -128,7 +128,7 @@ class Problem:
         """
         division = self.division
         if division.is_whole:
-            yield self._loss(network, batch, teacher_outputs)
+            yield self.loss(network, batch, teacher_outputs)
             return
         dropped = self.with_dropout(batch)
         noise = PartNoise(self.device)
@@ -136,18 +136,24 @@ class Problem:
             taught = rows_of(teacher_outputs, part.rows, len(batch))
             with noise.of(network, part.number), self.processes.statistics():
                 own = batch.rows(part.rows)
-                yield self._loss(network, own, taught, dropped=dropped.rows(part.rows), share=part.share)
+                yield self.loss(network, own, taught, dropped=dropped.rows(part.rows), share=part.share)
         noise.end_()
 
-    def _loss(
+    def loss(
         self,
         network: nn.Module,
         batch: Batch,
-        teacher_outputs: Any,
+        teacher_outputs: Any = None,
         *,
         dropped: Batch | None = None,
         share: Share = WHOLE,
     ) -> Tensor:
+        """The training loss of one batch; without ``teacher_outputs`` the teacher, if there is one, is run.
+
+        Args:
+            dropped: the same batch with dropout on it; drawn here where it is None.
+            share: what the batch makes of the one that it is a part of.
+        """
         with self.autocast():
             if teacher_outputs is None and self.teacher is not None:
                 teacher_outputs = outputs_of(self.teacher, batch)

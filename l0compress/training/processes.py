@@ -126,7 +126,7 @@ def processes_for(device: str) -> Processes:
 
 def _kind(device: str, launch: Launch) -> str:
     kind, _, number = device.partition(":")
-    if number and kind != "cpu":
+    if number and kind != "cpu" and number != str(launch.local_rank):
         raise InputError(
             f"Device {device!r} is one device, but there are {launch.size} processes.",
             fix=f"Pass --device {kind}: each process takes the device of its own number.",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from l0compress.data import Batch
 from l0compress.errors import DataError
+from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import WARNING, ProgressEvent
 from l0compress.training.faults import EXPLODED, check_parameters, diverged
@@ -207,12 +208,27 @@ class TrainingState:
         event = replace(self._event(phase, loss), metric=measured.metric, metric_name=measured.metric_name)
         self.history.append(event)
         self.epoch = self.problem.epoch(self.epoch.number + 1)
+        self._check_processes(phase)
         self.reporter.epoch_(self, event, ends_phase=self.epoch.number == phase.epochs.stop)
 
     def progress(self, phase: Phase) -> float:
         """The share of a phase that is done."""
         done = self.epoch.number - phase.epochs.start + self.epoch.step / self.problem.steps_per_epoch
         return done / len(phase.epochs)
+
+    def _check_processes(self, phase: Phase) -> None:
+        """Raises:
+        ProcessesError: what is trained, the multipliers or the random state are not those of the first process.
+        """
+        processes = self.problem.processes
+        if processes.is_alone:
+            return
+        state = phase.state_dict()
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in state.items() if name not in tensors}
+        checksum = weights_checksum({**tensors, **torch_states("cpu")})
+        where = f"the end of epoch {self.epoch.number} of {self.problem.settings.epochs}"
+        processes.check_same(f"{checksum} {plain}", f"What was trained by {where}")
 
     def _event(self, phase: Phase, loss: float) -> ProgressEvent:
         epochs, steps, step = self.problem.settings.epochs, self.problem.steps_per_epoch, self.epoch.step
