@@ -106,7 +106,8 @@ def logistic_like(tensor: Tensor, generator: torch.Generator | None = None) -> T
     # Four numbers per random word, and a table instead of logarithms: torch.rand and torch.logit would take longer
     # than everything else that a gate needs.
     words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64)
-    numbers = words.random_(torch.iinfo(torch.int64).min, None, generator=generator).view(torch.uint16)[: tensor.numel()]
+    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+    numbers = words.view(torch.uint16)[: tensor.numel()]
     table = _logistic_table().to(tensor.dtype)
     noise = torch.empty(tensor.shape, dtype=tensor.dtype)
     for positions, part in _blocks(numbers, noise):

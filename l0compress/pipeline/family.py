@@ -15,9 +15,9 @@ from l0compress.training.events import OnEvent, ignore
 from l0compress.training.family import finetune_family
 from l0compress.training.family_targets import family_of
 from l0compress.training.latency_targets import Measure, measured_time
+from l0compress.training.processes import processes_for
 from l0compress.training.randomness import in_turn
 from l0compress.training.reporting import Checkpoints
-from l0compress.training.processes import processes_for
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import Target
 

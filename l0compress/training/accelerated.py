@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
-from l0compress.errors import ProcessesError
+from l0compress.errors import InputError, ProcessesError
 from l0compress.graph.nodes.batch_norm import statistics_over
 from l0compress.training.launch import Launch
 from l0compress.training.processes import Processes, on_own_device
@@ -26,31 +26,42 @@ from l0compress.training.settings import FinetuneSettings
 Value = TypeVar("Value")
 # Elements that are averaged in one message.
 _BUCKET = 2**24
-_SPOKEN = "l0compress.spoken"
+_SPOKEN, _ASKED = "l0compress.spoken", "l0compress.asked"
 # How long others leave the word to the first process, which tells the same where all of them fail alike.
 _POLITE_SECONDS = 1.0
+_PATIENT_SECONDS = 3.0
 
 
 class AcceleratedProcesses(Processes):
     """The processes of a launcher. Every method has to be called by all of them, in the same order."""
 
-    def __init__(self, launch: Launch, kind: str) -> None:
+    def __init__(self, launch: Launch) -> None:
         super().__init__(launch)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _together():
             # It says how many threads it chose, which the run writes down.
             warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
-            with _together():
-                self._state = PartialState(cpu=kind == "cpu")
+            if not dist.is_initialized():
+                # Gloo for what is on the CPU, and NCCL for what is on a GPU, whichever the run will need.
+                dist.init_process_group()
+            PartialState(cpu=not torch.cuda.is_available())
+        self._store = dist.distributed_c10d._get_default_store()
 
     def placed(self, settings: FinetuneSettings) -> FinetuneSettings:
-        return on_own_device(settings, self.launch)
+        placed = on_own_device(settings, self.launch)
+        if placed.device.startswith("cuda") and self.launch.local_rank >= torch.cuda.device_count():
+            raise InputError(
+                f"Process {self.launch.local_rank} of this host (counted from 0) has no GPU: there are "
+                f"{torch.cuda.device_count()}.",
+                fix="Start at most one process for each GPU, or pass --device cpu.",
+            )
+        return placed
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         with _together():
-            return _plain(reduce(torch.tensor(numbers, dtype=torch.float64, device=self._state.device), "sum")).tolist()
+            return _plain(reduce(torch.tensor(numbers, dtype=torch.float64), "sum")).tolist()
 
     def highest(self, number: int) -> int:
-        found = torch.tensor(number, device=self._state.device)
+        found = torch.tensor(number)
         with _together():
             dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
@@ -83,14 +94,23 @@ class AcceleratedProcesses(Processes):
         return statistics_over(_total)
 
     def may_speak(self) -> bool:
-        # The launcher's store outlives the processes, or is the first process's own.
         try:
-            store = dist.distributed_c10d._get_default_store()
             if not self.is_first:
-                time.sleep(_POLITE_SECONDS)
-            return store.add(_SPOKEN, 1) == 1
-        except (RuntimeError, ValueError):
-            return self.rank <= 1
+                self._store.add(_ASKED, 1)
+                self._wait(_SPOKEN, 1, _POLITE_SECONDS)
+            speaks = self._store.add(_SPOKEN, 1) == 1
+            if self.is_first:
+                # The store may end with this process. The others, who wait for it, notice first that they are alone.
+                self.leave_()
+                self._wait(_ASKED, self.size - 1, _PATIENT_SECONDS)
+        except RuntimeError:  # the first process is gone, and the store with it
+            speaks = self.rank == 1
+        return speaks
+
+    def _wait(self, key: str, number: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while self._store.add(key, 0) < number and time.monotonic() < end:
+            time.sleep(0.02)
 
     def leave_(self) -> None:
         if dist.is_initialized():
@@ -102,6 +122,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        del ctx
         total = tensor.clone()
         with _together():
             dist.all_reduce(total)
@@ -109,6 +130,7 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        del ctx
         total = gradients[0].contiguous().clone()
         with _together():
             dist.all_reduce(total)
@@ -128,7 +150,6 @@ def _together() -> Iterator[None]:
         reason = str(error).strip().splitlines()
         raise ProcessesError(
             f"Another process of this run has ended, or cannot be reached ({reason[0] if reason else 'no reason'}).",
-            fix="",
         ) from error
 
 

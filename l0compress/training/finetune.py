@@ -57,9 +57,9 @@ def finetune(
     text, ``"macs=0.5"`` or ``"bytes=1MB"``, or is a :class:`~l0compress.training.targets.Target`. Several units, or a
     list of these, hold together. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter), ``{"aic":
     1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on one device, and the global random state
-    is left as it was. Where a launcher started several processes, all of them call this alike and divide the batches,
-    see docs/distributed.md. ``checkpoints`` saves states on the way, and may have the one to go on from; the result is that
-    of a run which was never stopped.
+    is left as it was. Where a launcher started several processes, all of them call this alike and divide the batches.
+    ``checkpoints`` saves states on the way, and may have the one to go on from; the result is that of a run which was
+    never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.

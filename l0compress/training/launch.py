@@ -56,6 +56,16 @@ def launched() -> Launch:
     return Launch(rank, size, _number(_LOCAL_RANK, rank))
 
 
+def says_several() -> bool:
+    """Whether the environment speaks of several processes, however wrongly."""
+    return os.environ.get(_SIZE, "1") != "1"
+
+
+def says_first() -> bool:
+    """Whether the environment calls this process the first, or does not say."""
+    return os.environ.get(_RANK, "0") == "0"
+
+
 def _number(name: str, default: int | None) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
     if not text.isdecimal() or (name == _SIZE and int(text) == 0):

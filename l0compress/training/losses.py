@@ -154,9 +154,7 @@ class Objective:
         whole = int(counted.sum())
         return Share(int(counted[rows].sum()) / whole if whole else samples, samples)
 
-    def score(
-        self, outputs: Any, targets: Tensor | None, teacher_outputs: Any, share: Share = WHOLE
-    ) -> Tensor:
+    def score(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any, share: Share = WHOLE) -> Tensor:
         """The loss that a model is judged by: the task's, or without targets the distance from the teacher.
 
         It does not depend on the settings of the training.

@@ -105,9 +105,10 @@ class Problem:
             pass
         if epoch.resume is not None:
             epoch.resume()
+        augment = self.data.augment
         for batch in stream:
-            if self.data.augment is not None:
-                batch = self.data.augment(batch, epoch.augmentation)
+            if augment is not None:
+                batch = augment(batch, epoch.augmentation)
             yield batch.pinned(self.device).to(self.device)
 
     def teacher_outputs(self, epoch: Epoch) -> Iterator[Any]:
@@ -171,7 +172,9 @@ class Problem:
 
     def evaluate(self, network: nn.Module) -> Evaluation:
         """The validation result that choices are made by."""
-        return evaluate(network, self.data.val, self.objective, teacher=self.teacher, on=On(self.device, self.processes))
+        return evaluate(
+            network, self.data.val, self.objective, teacher=self.teacher, on=On(self.device, self.processes)
+        )
 
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the data, where their labels are classes.
@@ -221,9 +224,7 @@ def problem_of(
     steps_per_epoch = max(1, len(data.train) // len(first))
     settled = settings.settled(graph, settings.epochs * steps_per_epoch)
     teacher = dense if settings.distill else None
-    problem = Problem(
-        graph, data, objective, teacher, settled, steps_per_epoch, smallest_batch, processes=processes
-    )
+    problem = Problem(graph, data, objective, teacher, settled, steps_per_epoch, smallest_batch, processes=processes)
     if not processes.is_alone:
         problem.division.check(len(first))
     if teacher is None or data.augment is not None:

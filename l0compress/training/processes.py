@@ -19,7 +19,7 @@ from torch import Tensor
 
 from l0compress.errors import InputError
 from l0compress.training.events import OnEvent, ProgressEvent
-from l0compress.training.launch import Launch, launched
+from l0compress.training.launch import Launch, launched, says_first, says_several
 from l0compress.training.settings import FinetuneSettings
 
 Value = TypeVar("Value")
@@ -121,10 +121,29 @@ def processes_for(device: str) -> Processes:
         InputError: there are several, and Accelerate is not installed; or the device is one that they cannot share.
     """
     launch = launched()
-    return ALONE if launch.is_alone else _joined(launch, _kind(device, launch))
+    if not launch.is_alone:
+        _check_shared(device, launch)
+    return joined()
 
 
-def _kind(device: str, launch: Launch) -> str:
+def joined() -> Processes:
+    """As :func:`processes_for`, before it is known on which device they compute.
+
+    Raises:
+        InputError: there are several, and Accelerate is not installed.
+    """
+    launch = launched()
+    return ALONE if launch.is_alone else _joined(launch)
+
+
+def may_speak() -> bool:
+    """Whether this process is the one that says why the run ends, as far as they can be asked; never fails."""
+    if not says_several():
+        return True
+    return _joined(launched()).may_speak() if _joined.cache_info().currsize else says_first()
+
+
+def _check_shared(device: str, launch: Launch) -> None:
     kind, _, number = device.partition(":")
     if number and kind != "cpu" and number != str(launch.local_rank):
         raise InputError(
@@ -135,17 +154,16 @@ def _kind(device: str, launch: Launch) -> str:
         raise InputError(
             f"Device {device!r} cannot be used by {launch.size} processes together.", fix="Pass --device cpu or cuda."
         )
-    return kind
 
 
 @cache
-def _joined(launch: Launch, kind: str) -> Processes:
+def _joined(launch: Launch) -> Processes:
     from l0compress.loading.references import import_extra
 
     import_extra("accelerate", extra="distributed", purpose=f"A run of {launch.size} processes")
     from l0compress.training.accelerated import AcceleratedProcesses
 
-    return AcceleratedProcesses(launch, kind)
+    return AcceleratedProcesses(launch)
 
 
 def on_own_device(settings: FinetuneSettings, launch: Launch) -> FinetuneSettings:

@@ -14,6 +14,7 @@ from l0compress.cli.render import print_error
 from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, let_workers_go, sigterm_unwinds
 from l0compress.errors import InputError, L0Error, StoppedError
 from l0compress.pipeline.options import OPTIONS
+from l0compress.training.launch import says_several
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
@@ -89,16 +90,31 @@ def exit_codes() -> Iterator[None]:
     except L0Error as error:
         if isinstance(error, StoppedError):
             let_workers_go()
-        print_error(str(error))
+        _say(str(error))
         raise typer.Exit(error.exit_code) from error
     except Terminated as error:
         let_workers_go()
-        print_error("terminated; nothing half-written is left.")
+        _say("terminated; nothing half-written is left.")
         raise typer.Exit(TERMINATED) from error
     except KeyboardInterrupt as error:
         let_workers_go()
-        print_error("interrupted; nothing half-written is left.")
+        _say("interrupted; nothing half-written is left.")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _say(message: str) -> None:
+    """Print an error, once where several processes end by the same."""
+    if speaks():
+        print_error(message)
+
+
+def speaks() -> bool:
+    """Whether this process is the one that says why the command ends."""
+    if not says_several():
+        return True
+    from l0compress.training.processes import may_speak
+
+    return may_speak()
 
 
 def use_threads(threads: int | None) -> None:
