@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import socket
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,14 +91,4 @@ def _run(rank: int, size: int, port: int, folder: Path, job: Callable[..., Any],
     import torch
 
     torch.set_num_threads(1)
-    code = 0
-    try:
-        job(*arguments)
-    except SystemExit as ended:
-        code = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        code = 70
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    job(*arguments)

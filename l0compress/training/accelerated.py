@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import torch
@@ -96,15 +96,17 @@ class AcceleratedProcesses(Processes):
     def may_speak(self) -> bool:
         try:
             if not self.is_first:
-                self._store.add(_ASKED, 1)
                 self._wait(_SPOKEN, 1, _POLITE_SECONDS)
             speaks = self._store.add(_SPOKEN, 1) == 1
+        except RuntimeError:  # the first process is gone, and the store with it
+            return self.rank == 1
+        with suppress(RuntimeError):
             if self.is_first:
                 # The store may end with this process. The others, who wait for it, notice first that they are alone.
                 self.leave_()
                 self._wait(_ASKED, self.size - 1, _PATIENT_SECONDS)
-        except RuntimeError:  # the first process is gone, and the store with it
-            speaks = self.rank == 1
+            else:
+                self._store.add(_ASKED, 1)
         return speaks
 
     def _wait(self, key: str, number: int, seconds: float) -> None:
