@@ -18,7 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import l0compress as l0
 from l0compress.graph.capture import CapturedGraph
 
-_FLOAT32, _BFLOAT16 = 4, 2
+_FLOAT32 = 4
+# The example that is captured; gating takes memory in proportion to it.
+_SAMPLES, _TOKENS = 2, 128
 # The first and the second moment of Adam.
 _MOMENTS = 2
 _VIEWS = (
@@ -39,7 +41,7 @@ def main() -> None:
     """Capture, gate, and print the table."""
     arguments = _arguments()
     began = time.perf_counter()
-    graph, tokens = _captured(arguments), arguments.tokens
+    graph = _captured(arguments)
     captured = time.perf_counter() - began
     gated = l0.gate(graph)
     seconds = time.perf_counter() - began
@@ -50,31 +52,34 @@ def main() -> None:
     print(f"captured in {captured:.0f} s, gated after {seconds:.0f} s\n")
     budget = l0.Budget(gated, {"macs": 0.5})
     print(f"{budget}\n")
-    _table(weights, gates, _activations(graph, tokens), arguments.ranks)
+    _table(weights, gates, _activations(graph) * arguments.tokens, arguments.ranks)
 
 
 def _table(weights: dict[str, int], gates: int, activations: int, ranks: int) -> None:
-    number, units = sum(weights.values()), _units(weights)
-    name, largest = max(units.items(), key=lambda unit: unit[1])
-    rows = [
-        ("weights, float32", number * _FLOAT32, ranks),
-        ("gradients, float32", number * _FLOAT32, ranks),
-        ("moments of AdamW, float32", number * _FLOAT32 * _MOMENTS, ranks),
-        ("the dense teacher, bfloat16", number * _BFLOAT16, ranks),
-        ("gates, with gradients and moments", gates * _FLOAT32 * (2 + _MOMENTS), 1),
-        (f"largest unit whole ({name}), bfloat16, and the next", 2 * largest * _BFLOAT16, 1),
-        ("its gradient before it is divided, float32", largest * _FLOAT32, 1),
-        ("activations of one sample, bfloat16, all kept", activations * _BFLOAT16, 1),
+    number, units = sum(weights.values()), sorted(_units(weights).values(), reverse=True)
+    divided = [
+        ("weights", number * _FLOAT32),
+        ("gradients", number * _FLOAT32),
+        ("moments of AdamW", number * _FLOAT32 * _MOMENTS),
+        ("the dense teacher", number * _FLOAT32),
     ]
-    print(f"| GiB | one process | each of {ranks} |\n|---|---:|---:|")
-    totals = [0.0, 0.0]
-    for what, size, divided in rows:
-        # By itself a process has every unit whole anyway.
-        alone = 0.0 if divided == 1 and "unit" in what or "before it" in what else size / 2**30
-        shares = alone, size / divided / 2**30
-        totals = [total + share for total, share in zip(totals, shares, strict=True)]
-        print(f"| {what} | {shares[0]:.2f} | {shares[1]:.2f} |")
-    print(f"| **together** | **{totals[0]:.1f}** | **{totals[1]:.1f}** |")
+    # While one unit is computed the next is fetched; the gradient of one is whole until it is added up.
+    gathered = [
+        ("the two largest units whole", sum(units[:2]) * _FLOAT32),
+        ("gradient of the largest whole", units[0] * _FLOAT32),
+    ]
+    everywhere = [
+        ("gates, with gradients and moments", gates * _FLOAT32 * (2 + _MOMENTS)),
+        ("activations of one sample, all kept", activations * _FLOAT32),
+    ]
+    rows = [
+        *((what, size, size / ranks) for what, size in divided),
+        *((what, 0, size) for what, size in gathered),
+        *((what, size, size) for what, size in everywhere),
+    ]
+    print(f"| GiB, all in float32 | whole | divided over {ranks} |\n|---|---:|---:|")
+    for what, whole, part in (*rows, ("**together**", sum(row[1] for row in rows), sum(row[2] for row in rows))):
+        print(f"| {what} | {whole / 2**30:.2f} | {part / 2**30:.2f} |")
 
 
 def _units(weights: dict[str, int]) -> dict[str, int]:
@@ -87,27 +92,22 @@ def _units(weights: dict[str, int]) -> dict[str, int]:
     return units
 
 
-def _activations(graph: CapturedGraph, tokens: int) -> int:
-    """Elements that a forward pass of one sample makes anew, if nothing is thrown away or computed again."""
-    return sum(_elements(graph, tokens))
+def _activations(graph: CapturedGraph) -> int:
+    """Elements that a forward pass of one token makes anew, if nothing is thrown away or computed again.
+
+    Attention is one operator, which keeps no table of tokens by tokens, so that all of them are in proportion to
+    tokens.
+    """
+    return sum(_sizes(graph)) // (_SAMPLES * _TOKENS)
 
 
-def _elements(graph: CapturedGraph, tokens: int) -> Iterator[int]:
+def _sizes(graph: CapturedGraph) -> Iterator[int]:
     for node in graph.nodes():
         value = node.meta.get("val")
         if node.op != "call_function" or not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
-        if any(part in str(node.target) for part in _VIEWS):
-            continue
-        yield _size(value.shape, tokens)
-
-
-def _size(shape: torch.Size, tokens: int) -> int:
-    """Elements of a shape that was captured for two samples of as many tokens as there are, for one of them."""
-    total = 1
-    for size in shape:
-        total *= int(size)
-    return total // 2 if shape and int(shape[0]) == 2 else total
+        if not any(part in str(node.target) for part in _VIEWS):
+            yield value.numel()
 
 
 def _captured(arguments: argparse.Namespace) -> CapturedGraph:
@@ -123,7 +123,7 @@ def _captured(arguments: argparse.Namespace) -> CapturedGraph:
     )
     with torch.device("meta"):
         model = LlamaForCausalLM(config).eval()
-        ids = torch.zeros(2, arguments.tokens, dtype=torch.long)
+        ids = torch.zeros(_SAMPLES, _TOKENS, dtype=torch.long)
     return l0.capture(model, (ids,), dynamic=None)
 
 

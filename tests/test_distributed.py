@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import Ended, command, ranks, told
+from ranks import PATIENCE, Ended, command, ranks, told
 from torch import Tensor, nn
 
 import l0compress as l0
@@ -409,6 +410,22 @@ def test_an_environment_that_contradicts_itself(
     with pytest.raises(InputError) as refused:
         launched()
     assert str(refused.value) == message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["0", "1"])
+def test_a_process_that_torchrun_started_is_killed(victim: str, files: tuple[Path, Path], tmp_path: Path) -> None:
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "l0compress")
+    line = [sys.executable, "-m", *launcher, *words(files, tmp_path / "run", *LONG, "--epochs", "400")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment) as torchrun:
+        wait_for(tmp_path / "run", 6)
+        (pid,) = (each for each in psutil.Process(torchrun.pid).children() if each.environ().get("RANK") == victim)
+        pid.kill()
+        said = torchrun.communicate(timeout=PATIENCE)[1]
+    assert torchrun.returncode == 1
+    (error,) = (line for line in said.splitlines() if line.startswith("Error: "))
+    assert error.endswith(f"Resume with: l0compress finetune --resume {tmp_path / 'run'}")
 
 
 @pytest.mark.slow

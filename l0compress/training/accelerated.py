@@ -100,14 +100,16 @@ class AcceleratedProcesses(Processes):
             speaks = self._store.add(_SPOKEN, 1) == 1
         except RuntimeError:  # the first process is gone, and the store with it
             return self.rank == 1
-        with suppress(RuntimeError):
-            if self.is_first:
-                # The store may end with this process. The others, who wait for it, notice first that they are alone.
-                self.leave_()
-                self._wait(_ASKED, self.size - 1, _PATIENT_SECONDS)
-            else:
+        if not self.is_first:
+            with suppress(RuntimeError):
                 self._store.add(_ASKED, 1)
         return speaks
+
+    def part_(self) -> None:
+        self.leave_()
+        if self.is_first:
+            # The store may end with this process. The others, who wait for it, have noticed that they are alone.
+            self._wait(_ASKED, self.size - 1, _PATIENT_SECONDS)
 
     def _wait(self, key: str, number: int, seconds: float) -> None:
         end = time.monotonic() + seconds

@@ -101,6 +101,9 @@ class Processes:
         """Whether this process is the one that says why the run ends; asked once, when it does."""
         return True
 
+    def part_(self) -> None:
+        """After the last word of a run that failed: leave the others, and let them find out who had it."""
+
     def leave_(self) -> None:
         """Say goodbye to the others; nothing can be asked afterwards."""
 
@@ -136,11 +139,18 @@ def joined() -> Processes:
     return ALONE if launch.is_alone else _joined(launch)
 
 
-def may_speak() -> bool:
-    """Whether this process is the one that says why the run ends, as far as they can be asked; never fails."""
+def say_last(say: Callable[[], object]) -> None:
+    """Call ``say`` if this process is the one that says why the run ends, as far as the others can be asked."""
     if not says_several():
-        return True
-    return _joined(launched()).may_speak() if _joined.cache_info().currsize else says_first()
+        say()
+    elif not _joined.cache_info().currsize:
+        if says_first():
+            say()
+    else:
+        processes = _joined(launched())
+        if processes.may_speak():
+            say()
+        processes.part_()
 
 
 def _check_shared(device: str, launch: Launch) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,18 +104,21 @@ def exit_codes() -> Iterator[None]:
 
 
 def _say(message: str) -> None:
-    """Print an error, once where several processes end by the same."""
-    if speaks():
-        print_error(message)
+    """Print an error."""
+    say_last(lambda: print_error(message))
 
 
-def speaks() -> bool:
-    """Whether this process is the one that says why the command ends."""
+def say_last(say: Callable[[], object]) -> None:
+    """Call ``say``; where several processes end by the same, in one of them."""
     if not says_several():
-        return True
-    from l0compress.training.processes import may_speak
+        say()
+        return
+    from l0compress.training import processes
 
-    return may_speak()
+    with suppress(ValueError):  # signals are for the main thread
+        # A launcher ends the others as soon as one has ended, and not all has been said yet.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.say_last(say)
 
 
 def use_threads(threads: int | None) -> None:
