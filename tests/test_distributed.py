@@ -150,6 +150,23 @@ def test_a_batch_that_is_too_small_is_refused() -> None:
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_loss_that_is_no_mean_cannot_be_divided(reduction: str) -> None:
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(outputs, targets, reduction=reduction)
+
+    torch.manual_seed(0)
+    x = torch.randn(12, 4)
+    part = l0.Split((x,), x[:, :3].argmax(1))
+    graph = l0.capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (x[:2],))
+    settings = FinetuneSettings(epochs=2, loss=loss, accumulate=2)
+    if reduction == "mean":
+        assert finetune(graph, l0.Data(part, part), {"macs": 0.6}, settings=settings).history
+        return
+    with pytest.raises(InputError, match=r"it is not a mean over samples, and cannot be divided\. Nothing was changed"):
+        finetune(graph, l0.Data(part, part), {"macs": 0.6}, settings=settings)
+
+
 def test_gates_draw_alike_in_all_parts_and_dropout_does_not() -> None:
     gates = HardConcrete(5, log_alpha=0.0)
     torch.manual_seed(4)
@@ -224,6 +241,25 @@ def norm_and_differ(folder: str) -> None:
     except l0.errors.ProcessesError as error:
         Path(f"{folder}.{rank}").write_text(str(error))
     processes.leave_()
+
+
+def other_data(folder: str) -> None:
+    """A job: each process has data of its own."""
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(launched().rank))
+    part = l0.Split((x,), x[:, :3].argmax(1))
+    torch.manual_seed(0)
+    graph = l0.capture(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), (x[:2],))
+    try:
+        finetune(graph, l0.Data(part, part), {"macs": 0.6})
+    except l0.errors.ProcessesError as error:
+        Path(f"{folder}.{launched().rank}").write_text(str(error))
+    joined().leave_()
+
+
+def test_processes_with_different_data_are_refused(tmp_path: Path) -> None:
+    assert told(2, other_data, str(tmp_path / "error"), folder=tmp_path) == [Ended(0, "", "")] * 2
+    message = "The first training batch differs from that of process 0 in process 1 of 2 (counted from 0)."
+    assert [(tmp_path / f"error.{rank}").read_text().startswith(message) for rank in range(2)] == [True] * 2
 
 
 def test_processes_share_statistics_and_notice_that_they_differ(tmp_path: Path) -> None:

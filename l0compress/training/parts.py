@@ -6,6 +6,7 @@ ensures:  the parts' losses add up to the batch's, with the same draw of the gat
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +18,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from l0compress.devices import device_state
-from l0compress.errors import DataError
+from l0compress.errors import DataError, InputError
 from l0compress.gates.hard_concrete import drawing_from
 from l0compress.training.losses import Objective, Share
 from l0compress.training.processes import Processes
 from l0compress.training.randomness import set_torch_states_, torch_states
+
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,29 @@ class Division:
             Part(first + position, rows, objective.share_of(targets, rows, count))
             for position, rows in enumerate(map(slice, cuts, cuts[1:]))
         ]
+
+
+def check_adds_up(objective: Objective, outputs: Any, targets: Tensor) -> None:
+    """Refuse a loss of the user's own that is no mean over samples, so that those of parts do not add up.
+
+    Raises:
+        InputError: on these outputs, halves of the batch give something else than the whole.
+    """
+    count = len(targets)
+    whole = float(objective.loss(outputs, targets, None))
+    halves = [slice(0, count // 2), slice(count // 2, count)] if count > 1 else []
+    added = sum(
+        float(
+            objective.loss(rows_of(outputs, rows, count), targets[rows], None, objective.share_of(targets, rows, count))
+        )
+        for rows in halves
+    )
+    if halves and not math.isclose(whole, added, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+        raise InputError(
+            f"The loss of a batch is {whole:.6g}, but the shares of its halves add up to {added:.6g}: it is not a mean "
+            "over samples, and cannot be divided.",
+            fix="Return the mean over samples, or train in one process without --accumulate.",
+        )
 
 
 def rows_of(outputs: Any, rows: slice, count: int) -> Any:

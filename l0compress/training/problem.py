@@ -15,12 +15,13 @@ from l0compress.data import Batch, Data
 from l0compress.devices import widest_float
 from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.loading.classes import class_warnings
 from l0compress.training.evaluation import Evaluation, On, evaluate
 from l0compress.training.input_dropout import drop_inputs
 from l0compress.training.losses import WHOLE, Objective, Share, check_loss, objective_of
 from l0compress.training.outputs import outputs_of
-from l0compress.training.parts import Division, PartNoise, rows_of
+from l0compress.training.parts import Division, PartNoise, check_adds_up, rows_of
 from l0compress.training.processes import ALONE, Processes, processes_for
 from l0compress.training.randomness import loader_states
 from l0compress.training.reading import Reading
@@ -225,11 +226,27 @@ def problem_of(
     settled = settings.settled(graph, settings.epochs * steps_per_epoch)
     teacher = dense if settings.distill else None
     problem = Problem(graph, data, objective, teacher, settled, steps_per_epoch, smallest_batch, processes=processes)
-    if not processes.is_alone:
-        problem.division.check(len(first))
+    _check_division(problem, dense, first)
     if teacher is None or data.augment is not None:
         return problem
     return replace(problem, teacher_cache=TeacherCache(teacher, data.train, settings.device, problem.autocast))
+
+
+def _check_division(problem: Problem, dense: nn.Module, first: Batch) -> None:
+    """Raises:
+    DataError: batches are too small for the processes.
+    InputError: the loss cannot be divided.
+    ProcessesError: the processes have different data.
+    """
+    division, reading = problem.division, problem.objective.reading
+    if not division.processes.is_alone:
+        division.check(len(first))
+        named = {**first.inputs(), "the targets": first.targets}
+        tensors = {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
+        division.processes.check_same(weights_checksum(tensors), "The first training batch")
+    if not division.is_whole and reading.custom and first.targets is not None:
+        batch = first.to(problem.device)
+        check_adds_up(problem.objective, outputs_of(dense, batch), first.targets.to(problem.device))
 
 
 def first_batch(data: Data, settings: FinetuneSettings) -> Batch:
