@@ -275,21 +275,28 @@ def test_processes_share_statistics_and_notice_that_they_differ(tmp_path: Path) 
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def files(place: Path) -> tuple[Path, Path]:
+def written(place: Path, width: int = 24) -> tuple[Path, Path]:
+    """A model and data for it."""
     torch.manual_seed(0)
     x = torch.randn(96, 8)
-    model, data = place / "model.pt2", place / "data.npz"
-    network = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3))
+    model, data = place / f"model{width}.pt2", place / "data.npz"
+    network = nn.Sequential(
+        nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 3)
+    )
     dynamic = ({0: torch.export.Dim("n")},)
     torch.export.save(torch.export.export(network, (x[:2],), dynamic_shapes=dynamic), model)
     np.savez(data, x=x.numpy(), y=x[:, :3].argmax(1).numpy())
     return model, data
 
 
-def words(files: tuple[Path, Path], folder: Path, *more: str) -> tuple[str, ...]:
+@pytest.fixture(scope="module")
+def files(place: Path) -> tuple[Path, Path]:
+    return written(place)
+
+
+def words(files: tuple[Path, Path], folder: Path, *more: str, target: str = "macs=0.5") -> tuple[str, ...]:
     model, data = files
-    return ("finetune", str(model), "--data", str(data), "--target", "macs=0.5", "-o", str(folder), *more)
+    return ("finetune", str(model), "--data", str(data), "--target", target, "-o", str(folder), *more)
 
 
 def test_the_first_process_writes_and_speaks(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -378,6 +385,37 @@ def test_a_killed_process_ends_the_run_with_one_message(
     assert errors[0].startswith("Error: Another process of this run has ended, or cannot be reached (")
     assert errors[0].endswith(f"Resume with: l0compress finetune --resume {tmp_path / 'run'}")
     assert_resumes(tmp_path / "run", undisturbed, tmp_path, size=1)
+
+
+@pytest.mark.slow
+def test_a_family_of_two_processes_is_that_of_one(files: tuple[Path, Path], tmp_path: Path) -> None:
+    """It is stopped in its second member, and goes on in one process."""
+    line = "--epochs", "16", "--batch-size", "16", "--checkpoint-every", "3"
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    alone = told(1, command, *words(files, whole, *line, target="macs=0.7,0.4"), folder=tmp_path / "one")
+    assert [each.code for each in alone] == [0]
+    with ranks(2, command, *words(files, run, *line, target="macs=0.7,0.4"), folder=tmp_path / "two") as started:
+        wait_for(run, epochs_done(whole) * 3 // 4)
+        os.kill(started.processes[0].pid or 0, signal.SIGINT)
+        assert [each.code for each in started.ended()] == [130, 130]
+    (ended,) = told(1, command, "finetune", "--resume", run, "--json", folder=tmp_path / "again")
+    assert ended.code == 0
+    found = json.loads(ended.out)["members"]
+    assert [Path(member["run"]).name for member in found] == ["macs=0.7", "macs=0.4"]
+    for member in found:
+        plans = [(folder / Path(member["run"]).name / "plan.json").read_text() for folder in (run, whole)]
+        assert plans[0] == plans[1]
+
+
+@pytest.mark.slow
+def test_a_time_is_measured_by_one_for_all(tmp_path: Path) -> None:
+    files = written(tmp_path, 1024)
+    arguments = words(files, tmp_path / "run", "--epochs", "2", "--json", target="latency=0.6")
+    ended = told(2, command, *arguments, folder=tmp_path / "said")
+    assert [(each.code, each.out != "") for each in ended] == [(0, True), (0, False)], ended
+    target = json.loads(ended[0].out)["target"]
+    assert target["unit"] == "latency"
+    assert target["reached"] <= target["limit"] * 1.1
 
 
 @pytest.mark.slow
