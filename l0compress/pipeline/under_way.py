@@ -33,7 +33,7 @@ from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent, ignore
-from l0compress.training.latency_targets import measured_time
+from l0compress.training.latency_targets import known_time, measured_time
 from l0compress.training.processes import Processes, joined, processes_for
 from l0compress.training.settings import FinetuneSettings
 
@@ -77,7 +77,7 @@ class Work:
         """Measure a time, once in a run: it goes on with what was measured when it began."""
         stored = self.run.manifest.about.get(_LATENCY)
         if stored is not None:
-            return MeasuredTime.from_json(stored, graph)
+            return known_time(stored, graph)
 
         def tell(what: str, number: int, total: int) -> None:
             event = ProgressEvent(MEASURE, 0, settings.epochs, epoch_done=False, step=number, steps=total, message=what)
