@@ -25,6 +25,7 @@ from l0compress.errors import DataError, InputError
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.nodes.batch_norm import batch_norm
 from l0compress.training.finetune import finetune
+from l0compress.training.latency_targets import measured_time
 from l0compress.training.launch import Launch, launched
 from l0compress.training.losses import cross_entropy, objective_for
 from l0compress.training.parts import Division, PartNoise
@@ -275,23 +276,16 @@ def test_processes_share_statistics_and_notice_that_they_differ(tmp_path: Path) 
 # ---- the command line -----------------------------------------------------------------------------------------------
 
 
-def written(place: Path, width: int = 24) -> tuple[Path, Path]:
-    """A model and data for it."""
+@pytest.fixture(scope="module")
+def files(place: Path) -> tuple[Path, Path]:
     torch.manual_seed(0)
     x = torch.randn(96, 8)
-    model, data = place / f"model{width}.pt2", place / "data.npz"
-    network = nn.Sequential(
-        nn.Linear(8, width), nn.ReLU(), nn.Linear(width, width // 2), nn.ReLU(), nn.Linear(width // 2, 3)
-    )
+    model, data = place / "model.pt2", place / "data.npz"
+    network = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 12), nn.ReLU(), nn.Linear(12, 3))
     dynamic = ({0: torch.export.Dim("n")},)
     torch.export.save(torch.export.export(network, (x[:2],), dynamic_shapes=dynamic), model)
     np.savez(data, x=x.numpy(), y=x[:, :3].argmax(1).numpy())
     return model, data
-
-
-@pytest.fixture(scope="module")
-def files(place: Path) -> tuple[Path, Path]:
-    return written(place)
 
 
 def words(files: tuple[Path, Path], folder: Path, *more: str, target: str = "macs=0.5") -> tuple[str, ...]:
@@ -407,15 +401,22 @@ def test_a_family_of_two_processes_is_that_of_one(files: tuple[Path, Path], tmp_
         assert plans[0] == plans[1]
 
 
+def time_it(folder: str) -> None:
+    """A job: measure a network, and then a small one beside it."""
+    torch.manual_seed(0)
+    graph = l0.capture(nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3)), (torch.zeros(2, 8),))
+    found = measured_time(graph, FinetuneSettings())
+    times = {**found.to_json(), "beside": [found.beside.time(graph), found.beside.time(graph)]}
+    Path(f"{folder}.{launched().rank}").write_text(json.dumps(times))
+    joined().leave_()
+
+
 @pytest.mark.slow
 def test_a_time_is_measured_by_one_for_all(tmp_path: Path) -> None:
-    files = written(tmp_path, 1024)
-    arguments = words(files, tmp_path / "run", "--epochs", "2", "--json", target="latency=0.6")
-    ended = told(2, command, *arguments, folder=tmp_path / "said")
-    assert [(each.code, each.out != "") for each in ended] == [(0, True), (0, False)], ended
-    target = json.loads(ended[0].out)["target"]
-    assert target["unit"] == "latency"
-    assert target["reached"] <= target["limit"] * 1.1
+    assert [each.code for each in told(2, time_it, str(tmp_path / "times"), folder=tmp_path)] == [0, 0]
+    first, second = (json.loads((tmp_path / f"times.{rank}").read_text()) for rank in range(2))
+    assert first == second
+    assert first["beside"][0] != first["beside"][1]
 
 
 @pytest.mark.slow
