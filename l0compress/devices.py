@@ -41,7 +41,8 @@ def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """
     if tensor.dtype == torch.float64 and widest_float(device) != torch.float64:
         tensor = tensor.float()
-    return tensor.to(device)
+    # What is pinned cannot be swapped away while it is being copied.
+    return tensor.to(device, non_blocking=torch.device(device).type == "cuda" and tensor.is_pinned())
 
 
 def constant_on(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:

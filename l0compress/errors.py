@@ -15,6 +15,7 @@
     │   ├── NotEqualError       two models that must agree do not
     │   ├── TargetMissedError   the model that came out is over its budget
     │   ├── DivergedError       the loss or a weight is not finite any more
+    │   ├── ProcessesError      of several processes of a run one is gone, or they differ
     │   └── SurgeryError        a graph could not be rewritten exactly; nothing was written
     └── StoppedError            a signal stopped a run, which is kept; exits 130 (Ctrl-C) or 143 (SIGTERM)
 
@@ -61,6 +62,7 @@ __all__ = [
     "NotEqualError",
     "NothingToPruneError",
     "PlanError",
+    "ProcessesError",
     "RunError",
     "StoppedError",
     "SurgeryError",
@@ -117,6 +119,10 @@ class TargetMissedError(CheckError):
 
 class DivergedError(CheckError):
     """Training broke down: the loss or a weight is not finite, or the loss is beyond all measure."""
+
+
+class ProcessesError(CheckError):
+    """Of the processes that train one model together, one is gone, or what they hold is not the same."""
 
 
 class SurgeryError(CheckError):

@@ -12,6 +12,7 @@ import typer
 
 from l0compress import __version__
 from l0compress.cli import commands
+from l0compress.cli.commands.options import say_last
 
 TRACEBACK_VARIABLE = "L0COMPRESS_TRACEBACK"
 
@@ -58,7 +59,8 @@ def _one_line(kind: type[BaseException], error: BaseException, traceback: Traceb
     # Python has unwound everything by now, so what was half-written is gone, and it exits with 1 after this.
     del traceback
     lines = str(error).strip().splitlines()
-    sys.stderr.write(
+    message = (
         f"Unexpected {kind.__name__}: {lines[0] if lines else 'no message'}. This is a defect of l0compress; please "
         f"report it with the traceback, which {TRACEBACK_VARIABLE}=1 shows.\n"
     )
+    say_last(lambda: sys.stderr.write(message))

@@ -21,9 +21,10 @@ class ProgressDisplay:
     Use it as a context manager and hand :meth:`show` to the run as its callback.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *, shown: bool = True) -> None:
         self._console = console
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        live = shown and console.is_terminal
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if live else None
         self._has_header = False
         self._member = ""
 

@@ -62,6 +62,16 @@ class Batch:
         there = self.each(lambda tensor: moved(tensor, device))
         return replace(there, targets=None if self.targets is None else moved(self.targets, device))
 
+    def pinned(self, device: torch.device | str) -> Batch:
+        """The same batch in memory from which a GPU copies while the CPU goes on; as it is for any other device."""
+        if torch.device(device).type != "cuda":
+            return self
+
+        def pin(tensor: Tensor) -> Tensor:
+            return tensor if tensor.is_cuda else tensor.pin_memory()
+
+        return replace(self.each(pin), targets=None if self.targets is None else pin(self.targets))
+
     def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same batch with every tensor among the inputs changed."""
         return self.with_leaves([change(leaf) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves()])

@@ -10,7 +10,8 @@ The functions are pure and elementwise; :class:`Gates` holds the one learned ten
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -97,6 +98,9 @@ class Gates(nn.Module):
     torch.float32
     """
 
+    # What noise is drawn from: torch's global generator where it is None.
+    generator: torch.Generator | None = None
+
     def __init__(self, log_alpha: Tensor, *, temperature: float = TEMPERATURE, stretch: Stretch = STRETCH) -> None:
         super().__init__()
         self.log_alpha = nn.Parameter(log_alpha)
@@ -125,6 +129,27 @@ class Gates(nn.Module):
         return super()._apply(finely, recurse)
 
 
+@contextmanager
+def drawing_from(network: nn.Module, generator: torch.Generator) -> Iterator[None]:
+    """Let the gates of ``network`` draw their noise from a generator of their own, on the gates' device.
+
+    >>> gates, generator = HardConcrete(3), torch.Generator()
+    >>> with drawing_from(gates, generator.manual_seed(7)):
+    ...     one = gates()
+    >>> with drawing_from(gates, generator.manual_seed(7)):
+    ...     print(torch.equal(gates(), one))
+    True
+    """
+    gates = [module for module in network.modules() if isinstance(module, Gates)]
+    for each in gates:
+        each.generator = generator
+    try:
+        yield
+    finally:
+        for each in gates:
+            each.generator = None
+
+
 class HardConcrete(Gates):
     """``num_gates`` independent hard concrete gates; calling it returns their values, shape ``(num_gates,)``.
 
@@ -151,7 +176,7 @@ class HardConcrete(Gates):
         """Return gate values of shape ``(num_gates,)``: a sample in training mode, the median in evaluation mode."""
         if not self.training:
             return self.median()
-        return self.sample(torch.rand_like(self.log_alpha))
+        return self.sample(torch.rand_like(self.log_alpha, generator=self.generator))
 
     def sample(self, uniform: Tensor) -> Tensor:
         """Return gate values for given uniform noise of shape ``(num_gates,)``."""

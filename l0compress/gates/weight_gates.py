@@ -70,7 +70,7 @@ class WeightGate(Gates):
 
 
 def _draw(gates: WeightGate, weight: Tensor) -> Tensor:
-    return gates.sample(weight, logistic_like(gates.log_alpha))
+    return gates.sample(weight, logistic_like(gates.log_alpha, gates.generator))
 
 
 # torch.compile would unroll the blocks, and does not support the table of random words.
@@ -92,7 +92,7 @@ def starting_log_alpha(weight: Tensor, log_alpha: float, slope: float) -> Tensor
     return log_alpha + slope * (magnitudes / median).clamp_min(_SMALLEST).log()
 
 
-def logistic_like(tensor: Tensor) -> Tensor:
+def logistic_like(tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Return logistic noise ``log u - log(1 - u)`` of the tensor's shape; on CPU ``u`` is one of 2^16 values in (0, 1).
 
     >>> noise = logistic_like(torch.zeros(1000))
@@ -101,11 +101,13 @@ def logistic_like(tensor: Tensor) -> Tensor:
     """
     if tensor.device.type != "cpu":  # a GPU has logarithms to spare
         tiny = max(2.0 ** -(_NOISE_BITS + 1), torch.finfo(tensor.dtype).eps)
-        return torch.rand_like(tensor, memory_format=torch.contiguous_format).clamp_(tiny, 1 - tiny).logit_()
+        uniform = torch.rand_like(tensor, memory_format=torch.contiguous_format, generator=generator)
+        return uniform.clamp_(tiny, 1 - tiny).logit_()
     # Four numbers per random word, and a table instead of logarithms: torch.rand and torch.logit would take longer
     # than everything else that a gate needs.
     words = torch.empty((tensor.numel() + 3) // 4, dtype=torch.int64)
-    numbers = words.random_(torch.iinfo(torch.int64).min, None).view(torch.uint16)[: tensor.numel()]
+    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+    numbers = words.view(torch.uint16)[: tensor.numel()]
     table = _logistic_table().to(tensor.dtype)
     noise = torch.empty(tensor.shape, dtype=tensor.dtype)
     for positions, part in _blocks(numbers, noise):

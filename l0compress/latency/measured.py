@@ -20,7 +20,7 @@ from l0compress.latency.operators import Timed
 from l0compress.latency.profiling import Stopwatch
 from l0compress.latency.resource import Latency, TimeModel
 from l0compress.latency.tables import Table
-from l0compress.latency.whole import SECONDS, Beside, Files, times_in_turns
+from l0compress.latency.whole import SECONDS, Beside, Files, Timer, times_in_turns
 
 # What is being measured ("operators" or "files"), its number, and how many there are.
 OnProgress = Callable[[str, int, int], None]
@@ -46,7 +46,7 @@ class MeasuredTime:
     dense: int
     tables: Mapping[str, Table]
     coefficients: Coefficients
-    beside: Beside = field(repr=False)
+    beside: Timer = field(repr=False)
 
     def __call__(self, groups: Groups) -> Latency:
         """Return the latency of a network as a function of what is removed.

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -50,6 +50,14 @@ class Files:
                 quantize_onnx(source, path, calibration=[call] if static else None, sample=call)
             session = OnnxSession(path, threads=self.deployment.threads)
             return session.bound(resized(call, self.deployment.batch))
+
+
+class Timer(Protocol):
+    """Times small networks."""
+
+    def time(self, small: CapturedGraph) -> float:
+        """Nanoseconds of ``small``."""
+        ...
 
 
 class Beside:

@@ -13,11 +13,15 @@ from types import FrameType
 from l0compress.errors import StoppedError
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.runs import resume_command
+from l0compress.training.launch import says_several
+from l0compress.training.processes import ALONE, Processes
 from l0compress.training.state_dicts import Stateful
 
 SECONDS = 30.0
 # A state that takes long to write is written less often: this many times as long passes before the next.
 PATIENCE = 20.0
+# A launcher hands a signal on that its processes have had already: within so many seconds it is the same one.
+_ECHO = 5.0
 NAMES = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}
 
 
@@ -27,6 +31,7 @@ class Stops:
     def __init__(self) -> None:
         self.signal: int | None = None
         self._process = os.getpid()
+        self._since = 0.0
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Note the first signal; the second one does not wait for the step to end."""
@@ -37,9 +42,10 @@ class Stops:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.signal is not None:
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since >= (_ECHO if says_several() else 0.0):
             raise KeyboardInterrupt
-        self.signal = number
 
 
 @contextmanager
@@ -64,11 +70,12 @@ class RunCheckpoints:
         run: the folder.
         stops: is asked after every step.
         every: steps between two states; None goes by time, with at most a twentieth of it for writing.
+        processes: those that train together, of which the first saves for all; they stop after the same step.
     """
 
-    def __init__(self, run: LivingRun, stops: Stops, *, every: int | None = None) -> None:
-        self.start = run.start()
-        self._run, self._stops, self._every = run, stops, every
+    def __init__(self, run: LivingRun, stops: Stops, *, every: int | None = None, processes: Processes = ALONE) -> None:
+        self.start = processes.from_first(run.start)
+        self._run, self._stops, self._every, self._processes = run, stops, every, processes
         self._steps = 0
         self._last, self._took = time.monotonic(), 0.0
 
@@ -80,17 +87,26 @@ class RunCheckpoints:
             RunError: it cannot be written; the one before still holds.
         """
         self._steps += 1
-        if must or self._stops.signal is not None or self._due():
+        self._agree_()
+        if self._processes.is_first and (must or self._stops.signal is not None or self._due()):
             began = time.monotonic()
             self._run.save_(state.state_dict())
             self._steps, self._last = 0, time.monotonic()
             self._took = self._last - began
-        self.check_stop()
+        self._stop_if_asked()
 
     def check_stop(self) -> None:
         """Raises:
         StoppedError: a signal came.
         """
+        self._agree_()
+        self._stop_if_asked()
+
+    def _agree_(self) -> None:
+        """A signal to one process is one to all."""
+        self._stops.signal = self._processes.highest(self._stops.signal or 0) or None
+
+    def _stop_if_asked(self) -> None:
         if self._stops.signal is not None:
             raise stopped(self._run, self._stops.signal)
 

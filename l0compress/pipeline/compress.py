@@ -20,12 +20,13 @@ from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.graph.nodes.describe import headed
 from l0compress.loading import Model
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.training.evaluation import Evaluation, evaluate
+from l0compress.training.evaluation import Evaluation, On, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, finetune, protected
 from l0compress.training.goals import AnyGoal, Criterion, wanted_of
 from l0compress.training.latency_targets import Measure, allowances, measured_time
 from l0compress.training.losses import objective_of
+from l0compress.training.processes import processes_for
 from l0compress.training.randomness import in_turn
 from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints
@@ -257,6 +258,8 @@ def compress_prepared(
     measure: Measure = measured_time,
 ) -> CompressResult:
     """As :func:`compress`, from a captured model and data that fit together; ``checkpoints`` as for ``finetune``."""
+    processes = processes_for(settings.device)
+    settings, on_event = processes.placed(settings), processes.listener(on_event)
     tell_lost(prepared, settings, on_event)
     with in_turn():
         graph = protected(prepared.graph, settings)
@@ -338,9 +341,10 @@ def _test_scores(result: FinetuneResult, prepared: Prepared, settings: FinetuneS
     if test is None:
         return None
     objective, device = objective_of(result.reading, settings.loss), settings.device
+    on = On(device, processes_for(device))
     teacher = result.dense.module().to(device)
     dense, small = (
-        evaluate(graph.module().to(device), test, objective, teacher=teacher, device=device)
+        evaluate(graph.module().to(device), test, objective, teacher=teacher, on=on)
         for graph in (result.dense, result.small)
     )
     return Scores(dense, small)

@@ -15,6 +15,7 @@ from l0compress.training.events import OnEvent, ignore
 from l0compress.training.family import finetune_family
 from l0compress.training.family_targets import family_of
 from l0compress.training.latency_targets import Measure, measured_time
+from l0compress.training.processes import processes_for
 from l0compress.training.randomness import in_turn
 from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
@@ -94,6 +95,8 @@ def members_of(
 
     A family that goes on from a state yields from the member that was being made.
     """
+    processes = processes_for(settings.device)
+    settings, on_event = processes.placed(settings), processes.listener(on_event)
     tell_lost(prepared, settings, on_event)
     members = finetune_family(
         prepared.graph,

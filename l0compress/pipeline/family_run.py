@@ -87,13 +87,13 @@ def _make_members(work: Work) -> FamilySummary:
     )
     for result in made:
         name = str(result.target)
-        if not runs.is_run(run.folder / name):
+        if work.processes.is_first and not runs.is_run(run.folder / name):
             with run.writing():
                 _write_member(work, name, result)
         run.keep_(f"{name}/{MANIFEST}")
         checkpoints.check_stop()
     run.finish_({}, _no_models)
-    return _summary(run)
+    return work.processes.from_first(lambda: _summary(run))
 
 
 def _no_models(folder: Path) -> tuple[str, ...]:

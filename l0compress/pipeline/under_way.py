@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from l0compress.errors import DivergedError, InputError, RunError
+from l0compress.errors import DivergedError, InputError, ProcessesError, RunError
 from l0compress.export.pt2 import export_pt2
 from l0compress.graph.capture import CapturedGraph
 from l0compress.latency import MeasuredTime
@@ -26,13 +26,15 @@ from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, st
 from l0compress.pipeline.compress import check_device
 from l0compress.pipeline.config import config_text, read_config
 from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
+from l0compress.pipeline.following import FollowedRun, Opened
 from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent
-from l0compress.training.latency_targets import measured_time
+from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.latency_targets import known_time, measured_time
+from l0compress.training.processes import Processes, joined, processes_for
 from l0compress.training.settings import FinetuneSettings
 
 _CHANGES, _WARNINGS, _LATENCY = "changes", "warnings", "latency"
@@ -49,6 +51,7 @@ class Work:
         prepared: model and data.
         stops: says whether a signal came.
         on_event: whoever listens.
+        processes: those that do the work together.
     """
 
     run: LivingRun
@@ -56,6 +59,7 @@ class Work:
     prepared: Prepared
     stops: Stops
     on_event: OnEvent
+    processes: Processes
 
     def tell(self, event: ProgressEvent) -> None:
         """Write an event down as far as it is worth keeping, and hand it on."""
@@ -73,7 +77,7 @@ class Work:
         """Measure a time, once in a run: it goes on with what was measured when it began."""
         stored = self.run.manifest.about.get(_LATENCY)
         if stored is not None:
-            return MeasuredTime.from_json(stored, graph)
+            return known_time(stored, graph)
 
         def tell(what: str, number: int, total: int) -> None:
             event = ProgressEvent(MEASURE, 0, settings.epochs, epoch_done=False, step=number, steps=total, message=what)
@@ -85,7 +89,8 @@ class Work:
 
     def checkpoints(self) -> RunCheckpoints:
         """Where states are saved, and the one to go on from."""
-        return RunCheckpoints(self.run, self.stops, every=self.request.checkpoint_every)
+        every = self.request.checkpoint_every
+        return RunCheckpoints(self.run, self.stops, every=every, processes=self.processes)
 
 
 Do = Callable[[Work], Outcome]
@@ -108,6 +113,10 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
         StoppedError: Ctrl-C or SIGTERM came; the run is kept.
         What ``do`` raises; the run is kept.
     """
+    processes = processes_for(request.finetune_settings().device)
+    on_event = processes.listener(on_event)
+    if not processes.is_first:
+        return _followed(request, do, processes, about=about)
     folder = runs.default_folder(request.source.path.stem) if request.output is None else Path(request.output)
     check_new(folder)
     request = _with_threads(request)
@@ -117,7 +126,8 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
     with begin_run(folder, began_with) as run, _kept(run) as stops:
         try:
             run.begin_({runs.CONFIG: config_text(request.values()).encode()}, _dense_of(prepared))
-            return do(Work(run, request, prepared, stops, on_event))
+            processes.from_first(lambda: Opened(folder, run.manifest, request.values()))
+            return do(Work(run, request, prepared, stops, on_event, processes))
         except InputError as error:
             # What is wrong with the input is found before the first step; a full disk is nothing of that kind.
             untouched = run.manifest.state is None and run.manifest.files.keys() <= {runs.CONFIG, runs.DENSE}
@@ -146,16 +156,49 @@ def gone_on_with(
             ``given`` contradicts it.
         StoppedError and what ``do`` raises, as :func:`begun`.
     """
-    folder = Path(folder)
+    folder, processes = Path(folder), joined()
+    on_event = processes.listener(on_event)
+    if not processes.is_first:
+        return _followed(None, do, processes)
     with reopen_run(folder) as run:
         if run.manifest.finished:
-            return finished(run)
+            outcome = finished(run)
+            return processes.from_first(lambda: Opened(folder, run.manifest, {}, outcome)).outcome
         request = _stored_request(run, given or {})
+        processes.from_first(lambda: Opened(folder, run.manifest, request.values()))
+        processes_for(request.finetune_settings().device)
         prepared = _prepared(request)
         check_same(run.manifest.about, _fingerprints(prepared), str(folder))
         with _kept(run) as stops:
             run.log_("resumed", position=run.manifest.position)
-            return do(Work(run, request, prepared, stops, on_event))
+            return do(Work(run, request, prepared, stops, on_event, processes))
+
+
+def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes, *, about: About = _nothing) -> Outcome:
+    """Take part in a run that the first process begins, or where ``request`` is None goes on with.
+
+    Raises:
+        RunError: this process has another model or other data than the first.
+    """
+
+    def prepared_for(request: RunRequest) -> Prepared:
+        prepared = _prepared(_with_threads(request))
+        about(request, prepared)
+        return prepared
+
+    def never() -> Opened:
+        raise NotImplementedError
+
+    prepared = None if request is None else prepared_for(request)
+    opened = processes.from_first(never)
+    if opened.manifest.finished:
+        return opened.outcome
+    request = _with_threads(request_of(opened.values, output=opened.folder))
+    prepared = prepared_for(request) if prepared is None else prepared
+    run = FollowedRun(opened.folder, opened.manifest)
+    check_same(run.manifest.about, _fingerprints(prepared), str(opened.folder))
+    with _kept(run) as stops:
+        return do(Work(run, request, prepared, stops, processes.listener(ignore), processes))
 
 
 def _stored_request(run: LivingRun, given: Mapping[str, Any]) -> RunRequest:
@@ -209,6 +252,13 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
                 f"{error} The last good state is kept: {run.manifest.position}. Resume from there with a lower rate: "
                 f"{runs.resume_command(run.folder)} --lr NUMBER"
             ) from error
+        except ProcessesError as error:
+            if stops.signal is not None:
+                raise stopped(run, stops.signal) from error
+            run.log_("processes", message=str(error), position=run.manifest.position)
+            raise ProcessesError(
+                f"{error} The last state is kept{_known(run)}. Resume with: {runs.resume_command(run.folder)}"
+            ) from error
         except KeyboardInterrupt as error:
             if not runs.is_run(run.folder):
                 raise
@@ -219,6 +269,11 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
             if stops.signal is None:
                 raise
             raise stopped(run, stops.signal) from error
+
+
+def _known(run: LivingRun) -> str:
+    """Where the last state stands, which only the process that writes it knows."""
+    return "" if isinstance(run, FollowedRun) else f": {run.manifest.position}"
 
 
 def _fingerprints(prepared: Prepared) -> dict[str, Any]:

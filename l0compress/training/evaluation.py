@@ -13,6 +13,18 @@ from torch import nn
 from l0compress.data import AnySplit
 from l0compress.training.losses import Objective
 from l0compress.training.outputs import outputs_of
+from l0compress.training.processes import ALONE, Processes
+
+
+@dataclass(frozen=True)
+class On:
+    """Where something is computed: on which device, and together with which processes."""
+
+    device: str = "cpu"
+    processes: Processes = ALONE
+
+
+_HERE = On()
 
 
 @dataclass(frozen=True)
@@ -46,27 +58,33 @@ def evaluate(
     *,
     teacher: nn.Module | None = None,
     batch_size: int = 256,
-    device: str = "cpu",
+    on: On = _HERE,
 ) -> Evaluation:
     """Loss and metric of ``network`` in eval mode on a part of the data; the mode is restored afterwards.
 
     Without labels, outputs are compared with the teacher's. The result is the same in every command and phase: nothing
-    that only training uses is in it.
+    that only training uses is in it. Several processes divide every batch, and all of them get the whole result.
     """
     was_training = network.training
     network.eval()
     loss, hits, counted, num_samples = 0.0, 0, 0, 0
     with torch.no_grad():
-        for batch in split.batches(batch_size):
-            batch = batch.to(device)
+        for whole in split.batches(batch_size):
+            num_samples += len(whole)
+            rows = on.processes.rows(len(whole))
+            if rows.start == rows.stop:
+                continue
+            share = objective.share_of(whole.targets, rows, len(whole))
+            batch = (whole if on.processes.is_alone else whole.rows(rows)).to(on.device)
             outputs = batch.run(network)
             teacher_outputs = outputs_of(teacher, batch) if teacher is not None and batch.targets is None else None
-            loss += float(objective.score(outputs, batch.targets, teacher_outputs)) * len(batch)
-            num_samples += len(batch)
+            loss += float(objective.score(outputs, batch.targets, teacher_outputs, share)) * len(whole)
             if objective.reading.counts_hits:
                 right, seen = objective.hits(outputs, batch.targets, teacher_outputs)
                 hits, counted = hits + right, counted + seen
     network.train(was_training)
+    if not on.processes.is_alone:
+        loss, hits, counted = on.processes.sums((loss, hits, counted))
     mean_loss = loss / num_samples
     metric = hits / max(counted, 1) if objective.reading.counts_hits else mean_loss
     return Evaluation(mean_loss, metric, objective.metric_name, num_samples)

@@ -36,7 +36,8 @@ from l0compress.training.methods import method_of
 from l0compress.training.methods.learned import lifted
 from l0compress.training.narrowing import Narrowed
 from l0compress.training.problem import Problem, check_precision, problem_of
-from l0compress.training.randomness import seeded
+from l0compress.training.processes import processes_for
+from l0compress.training.randomness import alike_, seeded
 from l0compress.training.reading import Reading
 from l0compress.training.reporting import Checkpoints, NoCheckpoints, Reporter
 from l0compress.training.results import FinetuneResult
@@ -98,6 +99,8 @@ def finetune_family(
         What :func:`~l0compress.training.finetune.finetune` raises.
     """
     settings = FinetuneSettings() if settings is None else settings
+    processes = processes_for(settings.device)
+    settings, on_event = processes.placed(settings), processes.listener(on_event)
     if settings.min_density is not None:
         raise InputError(
             "min_density is a share of the dense widths, which the members of a family are not cut from.",
@@ -117,6 +120,7 @@ def finetune_family(
     for leg in legs[first:]:
         own = _LegCheckpoints(checkpoints, start, _told(leg, before))
         with seeded(leg.settings.seed, settings.device):
+            alike_(processes, settings.device)
             if problem is None:
                 reading = None if start is None else Reading.from_json(start.get("reading"))
                 problem = problem_of(graph, data, leg.settings, reading=reading)

@@ -23,8 +23,10 @@ from l0compress.training.state_dicts import (
     FINETUNE,
     StateDict,
     load_optimizer_,
+    load_scaler_,
     optimizer_tensors,
     prefixed,
+    scaler_state,
     under,
 )
 from l0compress.training.teacher import outgrown
@@ -70,6 +72,7 @@ class FinalPhase(Phase):
         self._optimizer = weight_optimizer(
             self._parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
         )
+        self.scaler = problem.scaler()
         self._best_state: dict[str, Tensor] = {}
         self.best_epoch = 0
 
@@ -102,7 +105,7 @@ class FinalPhase(Phase):
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
         set_learning_rate_(self._optimizer, self._rate(progress))
-        update_(self._parameters.values(), (self._optimizer,), clip=settings.clip)
+        update_(self._parameters.values(), (self._optimizer,), clip=settings.clip, scaler=self.scaler)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
         last, best = self.problem.evaluate(self._network), self.best
@@ -120,6 +123,7 @@ class FinalPhase(Phase):
             "best": self.best.to_json(),
             "last": self.last.to_json(),
             "best_epoch": self.best_epoch,
+            **scaler_state(self.scaler),
             **prefixed("network", self._network.state_dict()),
             **prefixed("best", self._best_state),
             **prefixed("optimizer.weights", optimizer_tensors(self._optimizer, self._parameters)),
@@ -128,6 +132,7 @@ class FinalPhase(Phase):
     def load_state_dict(self, state_dict: StateDict) -> None:
         self._network.load_state_dict(under("network", state_dict))
         load_optimizer_(self._optimizer, self._parameters, under("optimizer.weights", state_dict))
+        load_scaler_(self.scaler, state_dict)
         self.best, self.last = (Evaluation.from_json(state_dict[name]) for name in ("best", "last"))
         self._best_state, self.best_epoch = under("best", state_dict), state_dict["best_epoch"]
 

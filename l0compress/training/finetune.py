@@ -25,7 +25,8 @@ from l0compress.training.final_phase import FinalPhase
 from l0compress.training.goals import AnyGoal, Goal, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.problem import Problem, check_precision, problem_of
-from l0compress.training.randomness import seeded
+from l0compress.training.processes import processes_for
+from l0compress.training.randomness import alike_, seeded
 from l0compress.training.reading import Reading
 from l0compress.training.recalibrate import recalibrate
 from l0compress.training.reporting import Checkpoints, NoCheckpoints, Reporter
@@ -58,8 +59,9 @@ def finetune(
     text, ``"macs=0.5"`` or ``"bytes=1MB"``, or is a :class:`~l0compress.training.targets.Target`. Several units, or a
     list of these, hold together. Or it names a fixed penalty: ``{"penalty": 1e-6}`` (loss per parameter), ``{"aic":
     1}`` or ``{"bic": 1}``. The same seed gives the same result, bit for bit on one device, and the global random state
-    is left as it was. ``checkpoints`` saves states on the way, and may have the one to go on from; the result is that
-    of a run which was never stopped.
+    is left as it was. Where a launcher started several processes, all of them call this alike and divide the batches.
+    ``checkpoints`` saves states on the way, and may have the one to go on from; the result is that of a run which was
+    never stopped.
 
     Raises:
         NothingToPruneError: no channel can be removed.
@@ -67,16 +69,20 @@ def finetune(
         DataError: data and model do not fit together.
         InputError: the weights are too coarse to be trained, or finer than the device can hold.
         DivergedError: the loss or a weight is not finite any more; the message names the step and the layer.
+        ProcessesError: of several processes one is gone, or they differ.
         NotEqualError: the shrunk model differs from the masked one.
     """
     settings = FinetuneSettings() if settings is None else settings
+    processes = processes_for(settings.device)
+    settings = processes.placed(settings)
     graph = protected(graph, settings)
     data = data.called_like(graph.form)
     check_precision(graph, settings.device)
     check_rewritable(graph, settings)
     goal = goal_for(graph, target, settings)
-    reporter = Reporter(on_event, NoCheckpoints() if checkpoints is None else checkpoints)
+    reporter = Reporter(processes.listener(on_event), NoCheckpoints() if checkpoints is None else checkpoints)
     with seeded(settings.seed, settings.device):
+        alike_(processes, settings.device)
         resumed = reporter.checkpoints.start
         reading = None if resumed is None else Reading.from_json(resumed.get("reading"))
         problem = problem_of(graph, data, settings, reading=reading)
@@ -134,6 +140,7 @@ def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, 
     phase = FinalPhase(problem, small, teacher=state.dense, densities=densities, masks=masks)
     train_(state, phase)
     best, last = phase.best_graph, phase.last_graph
+    problem.processes.check_same(weights_checksum(best.state()), "The small model")
     check_zeros(last.state(), masks)
     before = {weights_checksum(problem.graph.state()): "the weights from before it"}
     return FinetuneResult(

@@ -17,7 +17,16 @@ from l0compress.training.expected_norms import ExpectedNorms
 from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
-from l0compress.training.state_dicts import GATES, StateDict, load_optimizer_, optimizer_tensors, prefixed, under
+from l0compress.training.state_dicts import (
+    GATES,
+    StateDict,
+    load_optimizer_,
+    load_scaler_,
+    optimizer_tensors,
+    prefixed,
+    scaler_state,
+    under,
+)
 
 
 class GatePhase(Phase):
@@ -33,7 +42,7 @@ class GatePhase(Phase):
     name = GATES
 
     def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty) -> None:
-        self.problem, self.gated, self.budget = problem, gated, budget
+        self.problem, self.gated, self.budget, self.scaler = problem, gated, budget, problem.scaler()
         drop_(gated.network, gated.groups.graph, problem.settings)
         self.epochs = range(problem.settings.gated_epochs)
         self.moves = torch.arange(gated.groups.num_moves)
@@ -54,7 +63,7 @@ class GatePhase(Phase):
         settings = self.problem.settings
         base = settings.rate * settings.gates.weight_rate_share
         set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
-        update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip)
+        update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip, scaler=self.scaler)
         self.budget.step()
         done = round(progress * self.problem.gated_steps) + 1
         if done % settings.gates.compact_every == 0:
@@ -94,6 +103,7 @@ class GatePhase(Phase):
             "budget": self.budget.values(),
             "cuts": len(self.cuts),
             "refused": self.refused,
+            **scaler_state(self.scaler),
             **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
             **prefixed("network", self.gated.state_dict()),
             **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.gated.weights())),
@@ -109,6 +119,7 @@ class GatePhase(Phase):
         load_optimizer_(self._weights, self.gated.weights(), under("optimizer.weights", state_dict))
         load_optimizer_(self._gates, self.gated.gate_parameters(), under("optimizer.gates", state_dict))
         self.budget.load_values_(state_dict["budget"])
+        load_scaler_(self.scaler, state_dict)
         self.refused = bool(state_dict.get("refused"))
 
     def _replace_network_(self, compacted: Compacted) -> None:

@@ -5,18 +5,21 @@ Measuring needs ONNX Runtime, which nothing else of training does; it is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import cost
+from l0compress.training.processes import joined, processes_for
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import LATENCY, AbsoluteTarget, Target
 
 if TYPE_CHECKING:
     from l0compress.latency import MeasuredTime
+    from l0compress.latency.whole import Timer
 
 OnProgress = Callable[[str, int, int], None]
 Allowances = Callable[[Target], AbsoluteTarget]
@@ -56,11 +59,40 @@ def latency_target(
 
 
 def measured_time(graph: CapturedGraph, settings: FinetuneSettings, on_progress: OnProgress = _unheard) -> MeasuredTime:
-    """Measure ``graph`` as the settings say that it will run; as :func:`~l0compress.latency.measure_time`."""
+    """Measure ``graph`` as the settings say that it will run; as :func:`~l0compress.latency.measure_time`.
+
+    Of several processes the first one measures for all.
+    """
     from l0compress.latency import Deployment, measure_time
 
     deployment = Deployment(settings.latency_batch, settings.latency_threads, settings.latency_dtype)
-    return measure_time(find_groups(graph), deployment, on_progress)
+    processes = processes_for(settings.device)
+    if processes.is_alone:
+        return measure_time(find_groups(graph), deployment, on_progress)
+    # What is measured differs each time, and two that measure at once disturb each other.
+    found = processes.from_first(lambda: measure_time(find_groups(graph), deployment, on_progress).to_json())
+    return known_time(found, graph)
+
+
+def known_time(stored: Mapping[str, Any], graph: CapturedGraph) -> MeasuredTime:
+    """What was measured of ``graph`` before, from plain values.
+
+    Where there are several processes, small networks that are timed from here on are timed by the first one, for all.
+    """
+    from l0compress.latency import MeasuredTime
+
+    found = MeasuredTime.from_json(stored, graph)
+    return found if joined().is_alone else replace(found, beside=_TimedByFirst(found.beside))
+
+
+@dataclass(frozen=True)
+class _TimedByFirst:
+    """Times small networks in the first of several processes, so that all of them decide by the same time."""
+
+    timer: Timer
+
+    def time(self, small: CapturedGraph) -> float:
+        return joined().from_first(lambda: self.timer.time(small))
 
 
 def allowances(

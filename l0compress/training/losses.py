@@ -95,6 +95,22 @@ def kl_divergence(outputs: Any, teacher_outputs: Any, *, temperature: float, tar
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a part of a batch makes of the batch's loss.
+
+    Attributes:
+        labels: its share of the labels that count, where the loss is their mean; otherwise of the samples.
+        samples: its share of the samples.
+    """
+
+    labels: float = 1.0
+    samples: float = 1.0
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
 class Objective:
     """What is minimised and what is measured.
 
@@ -110,36 +126,51 @@ class Objective:
     temperature: float = 2.0
     task_share: float = 0.5
 
-    def loss(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> Tensor:
-        """Scalar to minimise: ``task_share`` task loss, the rest distillation; one alone where the other is absent."""
+    def loss(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any, share: Share = WHOLE) -> Tensor:
+        """Scalar to minimise: ``task_share`` task loss, the rest distillation; one alone where the other is absent.
+
+        Of a part of a batch it is that part's share of the batch's loss; those of all parts add up to it.
+        """
         if teacher_outputs is None and targets is None:
             raise DataError(
                 "There are neither labels nor a teacher, so there is nothing to learn from.",
                 fix="Give data with labels, or leave distillation on.",
             )
         if targets is None:
-            return self.distillation(outputs, teacher_outputs)
-        task = self._task_loss(outputs, targets)
+            return self.distillation(outputs, teacher_outputs, share=share)
+        task = self._task_loss(outputs, targets) * share.labels
         if teacher_outputs is None or self.task_share >= 1:
             return task
-        distilled = self.distillation(outputs, teacher_outputs, targets)
+        distilled = self.distillation(outputs, teacher_outputs, targets, share)
         return self.task_share * task + (1 - self.task_share) * distilled
 
-    def score(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any) -> Tensor:
+    def share_of(self, targets: Tensor | None, rows: slice, count: int) -> Share:
+        """What ``rows`` of a batch of ``count`` samples with these ``targets`` make of its loss."""
+        samples = len(range(*rows.indices(count))) / count
+        labels = self.labels_in(targets)
+        if labels is None:
+            return Share(samples, samples)
+        counted = labels != IGNORED
+        whole = int(counted.sum())
+        return Share(int(counted[rows].sum()) / whole if whole else samples, samples)
+
+    def score(self, outputs: Any, targets: Tensor | None, teacher_outputs: Any, share: Share = WHOLE) -> Tensor:
         """The loss that a model is judged by: the task's, or without targets the distance from the teacher.
 
         It does not depend on the settings of the training.
         """
         judge = replace(self, temperature=SCORE_TEMPERATURE)
-        return judge.loss(outputs, targets, teacher_outputs if targets is None else None)
+        return judge.loss(outputs, targets, teacher_outputs if targets is None else None, share)
 
-    def distillation(self, outputs: Any, teacher_outputs: Any, targets: Tensor | None = None) -> Tensor:
+    def distillation(
+        self, outputs: Any, teacher_outputs: Any, targets: Tensor | None = None, share: Share = WHOLE
+    ) -> Tensor:
         """Distance from the teacher: KL divergence of classes, or scaled squared error of values, and of all others."""
-        distance = self._main_distance(outputs, teacher_outputs, targets)
+        distance = self._main_distance(outputs, teacher_outputs, targets) * share.labels
         if self.reading.others:
             pairs = zip(others_of(outputs), others_of(teacher_outputs), self.reading.others, strict=True)
             for student, teacher, scale in pairs:
-                distance = distance + F.mse_loss(student.float(), teacher.float()) / scale
+                distance = distance + F.mse_loss(student.float(), teacher.float()) / scale * share.samples
         return distance
 
     def _task_loss(self, outputs: Any, targets: Tensor) -> Tensor:

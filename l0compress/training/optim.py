@@ -56,14 +56,27 @@ def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -
 
 
 def update_(
-    parameters: Iterable[nn.Parameter], optimizers: Iterable[torch.optim.Optimizer], *, clip: float | None
+    parameters: Iterable[nn.Parameter],
+    optimizers: Iterable[torch.optim.Optimizer],
+    *,
+    clip: float | None,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> None:
-    """Clip the norm of the gradients of ``parameters``, take a step with each optimizer, and clear the gradients."""
+    """Clip the norm of the gradients of ``parameters``, take a step with each optimizer, and clear the gradients.
+
+    ``scaler`` scaled the loss, if it is there and enabled. An optimizer whose gradients overflowed takes no step, and
+    the scale falls.
+    """
+    optimizers = tuple(optimizers)
+    scaler = torch.amp.GradScaler("cpu", enabled=False) if scaler is None else scaler
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
     if clip is not None:
         nn.utils.clip_grad_norm_(parameters, clip)
     for optimizer in optimizers:
-        optimizer.step()
+        scaler.step(optimizer)
         optimizer.zero_grad()
+    scaler.update()
 
 
 def carry_state_(

@@ -15,11 +15,14 @@ from l0compress.data import Batch, Data
 from l0compress.devices import widest_float
 from l0compress.errors import DataError, InputError
 from l0compress.graph.capture import CapturedGraph
+from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.loading.classes import class_warnings
-from l0compress.training.evaluation import Evaluation, evaluate
+from l0compress.training.evaluation import Evaluation, On, evaluate
 from l0compress.training.input_dropout import drop_inputs
-from l0compress.training.losses import Objective, check_loss, objective_of
+from l0compress.training.losses import WHOLE, Objective, Share, check_loss, objective_of
 from l0compress.training.outputs import outputs_of
+from l0compress.training.parts import Division, PartNoise, check_adds_up, rows_of
+from l0compress.training.processes import ALONE, Processes, processes_for
 from l0compress.training.randomness import loader_states
 from l0compress.training.reading import Reading
 from l0compress.training.settings import FinetuneSettings
@@ -64,6 +67,7 @@ class Problem:
     steps_per_epoch: batches an epoch, a last small one left out.
     smallest_batch: a data loader's batches of fewer samples are passed over.
     teacher_cache: the teacher's outputs where they are the same in every epoch.
+    processes: those that train together; each computes a part of every batch.
     """
 
     graph: CapturedGraph
@@ -74,6 +78,7 @@ class Problem:
     steps_per_epoch: int
     smallest_batch: int = 1
     teacher_cache: TeacherCache | None = None
+    processes: Processes = ALONE
 
     @property
     def device(self) -> str:
@@ -101,10 +106,11 @@ class Problem:
             pass
         if epoch.resume is not None:
             epoch.resume()
+        augment = self.data.augment
         for batch in stream:
-            if self.data.augment is not None:
-                batch = self.data.augment(batch, epoch.augmentation)
-            yield batch.to(self.device)
+            if augment is not None:
+                batch = augment(batch, epoch.augmentation)
+            yield batch.pinned(self.device).to(self.device)
 
     def teacher_outputs(self, epoch: Epoch) -> Iterator[Any]:
         """What the teacher returns for each of :meth:`batches`; None each time where it has to be run."""
@@ -113,13 +119,53 @@ class Problem:
         cached = self.teacher_cache.batches(self.batch_size, seed=self._seed(epoch.number))
         return islice(cached, epoch.step, None)
 
-    def loss(self, network: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Tensor:
-        """The training loss of one batch; without ``teacher_outputs`` the teacher, if there is one, is run."""
+    def losses(self, network: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Iterator[Tensor]:
+        """The training loss of one batch, as :meth:`loss` has it.
+
+        Where batches are divided, these are the losses of the parts that this process computes. Those of all processes
+        add up to the batch's, and each is to be differentiated before the next is asked for.
+
+        Raises:
+            DataError: the batch is too small for the processes.
+        """
+        division = self.division
+        if division.is_whole:
+            yield self.loss(network, batch, teacher_outputs)
+            return
+        dropped = self.with_dropout(batch)
+        noise = PartNoise(self.device)
+        for part in division.parts(self.objective, batch.targets, len(batch)):
+            taught = rows_of(teacher_outputs, part.rows, len(batch))
+            with noise.of(network, part.number), self.processes.statistics():
+                own = batch.rows(part.rows)
+                yield self.loss(network, own, taught, dropped=dropped.rows(part.rows), share=part.share)
+        noise.end_()
+
+    def loss(
+        self,
+        network: nn.Module,
+        batch: Batch,
+        teacher_outputs: Any = None,
+        *,
+        dropped: Batch | None = None,
+        share: Share = WHOLE,
+    ) -> Tensor:
+        """The training loss of one batch; without ``teacher_outputs`` the teacher, if there is one, is run.
+
+        Args:
+            dropped: the same batch with dropout on it; drawn here where it is None.
+            share: what the batch makes of the one that it is a part of.
+        """
         with self.autocast():
             if teacher_outputs is None and self.teacher is not None:
                 teacher_outputs = outputs_of(self.teacher, batch)
-            outputs = self.with_dropout(batch).run(network)
-        return self.objective.loss(outputs, batch.targets, teacher_outputs)
+            outputs = (self.with_dropout(batch) if dropped is None else dropped).run(network)
+        return self.objective.loss(outputs, batch.targets, teacher_outputs, share)
+
+    @property
+    def division(self) -> Division:
+        """How batches are divided."""
+        return Division(self.processes, self.settings.accumulate, self.smallest_batch)
 
     def with_dropout(self, batch: Batch) -> Batch:
         """What the network is trained on."""
@@ -127,7 +173,9 @@ class Problem:
 
     def evaluate(self, network: nn.Module) -> Evaluation:
         """The validation result that choices are made by."""
-        return evaluate(network, self.data.val, self.objective, teacher=self.teacher, device=self.device)
+        return evaluate(
+            network, self.data.val, self.objective, teacher=self.teacher, on=On(self.device, self.processes)
+        )
 
     def warnings(self) -> tuple[str, ...]:
         """What is odd about the data, where their labels are classes.
@@ -139,7 +187,15 @@ class Problem:
 
     def autocast(self) -> AbstractContextManager[Any]:
         device_type = torch.device(self.device).type
-        return torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.settings.bf16)
+        computed_in = self.settings.computed_in
+        # Off, it still has a dtype, which has to be one that the device takes.
+        dtype = torch.float16 if computed_in == "float16" else torch.bfloat16
+        return torch.autocast(device_type, dtype=dtype, enabled=computed_in != "float32")
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """What scales the loss where gradients in float16 would vanish; switched off otherwise."""
+        device_type = torch.device(self.device).type
+        return torch.amp.GradScaler(device_type, enabled=self.settings.computed_in == "float16")
 
     def _seed(self, epoch: int) -> int:
         return self.settings.seed * _EPOCH_STRIDE + epoch
@@ -158,6 +214,7 @@ def problem_of(
             what the model returns.
     """
     check_precision(graph, settings.device)
+    processes = processes_for(settings.device)
     dense = graph.module().to(settings.device)
     # Drawn once: a data loader's random state moves whenever it is asked.
     first = first_batch(data, settings)
@@ -168,10 +225,28 @@ def problem_of(
     steps_per_epoch = max(1, len(data.train) // len(first))
     settled = settings.settled(graph, settings.epochs * steps_per_epoch)
     teacher = dense if settings.distill else None
-    problem = Problem(graph, data, objective, teacher, settled, steps_per_epoch, smallest_batch)
+    problem = Problem(graph, data, objective, teacher, settled, steps_per_epoch, smallest_batch, processes=processes)
+    _check_division(problem, dense, first)
     if teacher is None or data.augment is not None:
         return problem
     return replace(problem, teacher_cache=TeacherCache(teacher, data.train, settings.device, problem.autocast))
+
+
+def _check_division(problem: Problem, dense: nn.Module, first: Batch) -> None:
+    """Raises:
+    DataError: batches are too small for the processes.
+    InputError: the loss cannot be divided.
+    ProcessesError: the processes have different data.
+    """
+    division, reading = problem.division, problem.objective.reading
+    if not division.processes.is_alone:
+        division.check(len(first))
+        named = {**first.inputs(), "the targets": first.targets}
+        tensors = {name: leaf for name, leaf in named.items() if isinstance(leaf, Tensor)}
+        division.processes.check_same(weights_checksum(tensors), "The first training batch")
+    if not division.is_whole and reading.custom and first.targets is not None:
+        batch = first.to(problem.device)
+        check_adds_up(problem.objective, outputs_of(dense, batch), first.targets.to(problem.device))
 
 
 def first_batch(data: Data, settings: FinetuneSettings) -> Batch:

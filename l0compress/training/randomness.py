@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from l0compress.data import AnySplit, StreamSplit
 from l0compress.devices import device_state, forked_randomness, repeatable, set_device_state_
+from l0compress.training.processes import Processes
 
 _TORCH, _DEVICE, _PYTHON, _NUMPY = "torch", "device", "python", "numpy"
 _MERSENNE = "MT19937"
@@ -116,6 +117,13 @@ def seeded(seed: int, device: str = "cpu") -> Iterator[None]:
     with in_turn(), forked_randomness(device), repeatable(device):
         torch.manual_seed(seed)
         yield
+
+
+def alike_(processes: Processes, device: str = "cpu") -> None:
+    """Give every process the random states of the first, also those that a run's own seed does not set."""
+    if not processes.is_alone:
+        states = processes.from_first(lambda: {name: state.cpu() for name, state in random_states(device).items()})
+        set_random_states_(states, device)
 
 
 @contextmanager

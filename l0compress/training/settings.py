@@ -30,6 +30,7 @@ LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
 _LATENCY_PANEL = "Latency"
 LATENCY_DTYPES = ("float32", "int8")
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,11 @@ class FinetuneSettings:
         l2, l1: strengths of the weights' norms in expectation over their gates, while gates are learned; with either,
             they take the place of weight decay there. See :mod:`~l0compress.training.expected_norms`.
         trials: how many choices of densities methods "search" and "reinforce" try; the first is the score's own.
-        bf16: run forward passes under bfloat16 autocast.
+        bf16: an older spelling of ``precision="bfloat16"``.
+        precision: what forward passes compute in: "float32", or under autocast "bfloat16" or "float16", the latter with
+            losses scaled so that small gradients do not vanish. Weights, gates and optimizers stay in float32.
+        accumulate: parts of a batch that are computed one after another, for less memory; a step still takes the whole
+            batch, and its gates are drawn once.
         quantization_aware: round in the final phase what the int8 file will round, see
             :mod:`~l0compress.training.fake_quantization`. The best epoch is chosen by what is computed so.
         ternary: train weights in the final phase that are -1, 0 and 1 times one scale a row, see
@@ -225,7 +230,23 @@ class FinetuneSettings:
             help="float32, or int8 for the file that export --quantize int8 writes.",
         ),
     )
-    bf16: bool = field(default=False, metadata=setting(panel=_PANEL, help="bfloat16 autocast."))
+    bf16: bool = field(default=False, metadata=setting(panel=_PANEL, help="The same as --precision bfloat16."))
+    precision: str = field(
+        default=PRECISIONS[0],
+        metadata=setting(
+            names=PRECISIONS,
+            panel=_PANEL,
+            help="What forward passes compute in; weights stay float32. float16 scales the loss.",
+        ),
+    )
+    accumulate: int = field(
+        default=1,
+        metadata=setting(
+            least=1,
+            panel=_PANEL,
+            help="Parts in which a batch is computed, one after another, where all of it takes too much memory.",
+        ),
+    )
     quantization_aware: bool = field(
         default=False,
         metadata=setting(
@@ -354,6 +375,8 @@ class FinetuneSettings:
                 "by how far gates are open, but no gates are learned.",
                 fix="Pass --method l0 or hybrid, or omit it; for plain weight decay set weight_decay.",
             )
+        if self.bf16 and self.precision == "float16":
+            raise InputError("bf16 and precision='float16' contradict each other.", fix="Omit one of them.")
         if self.epochs == 1 and self.method in TRAINED_METHODS:
             gates = self.method in GATED_METHODS
             raise InputError(
@@ -417,6 +440,15 @@ class FinetuneSettings:
         defaults = (HYBRID_L2, HYBRID_L1) if self.method == "hybrid" else (0.0, 0.0)
         l2, l1 = (default if own is None else own for own, default in zip((self.l2, self.l1), defaults, strict=True))
         return l2, l1
+
+    @property
+    def computed_in(self) -> str:
+        """What forward passes compute in, one of ``PRECISIONS``.
+
+        >>> FinetuneSettings(bf16=True).computed_in, FinetuneSettings().computed_in
+        ('bfloat16', 'float32')
+        """
+        return "bfloat16" if self.bf16 else self.precision
 
     @property
     def gated_epochs(self) -> int:

@@ -12,7 +12,16 @@ from l0compress.training.methods.pressure import Pressure
 from l0compress.training.optim import cosine, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
-from l0compress.training.state_dicts import SPARSIFY, StateDict, load_optimizer_, optimizer_tensors, prefixed, under
+from l0compress.training.state_dicts import (
+    SPARSIFY,
+    StateDict,
+    load_optimizer_,
+    load_scaler_,
+    optimizer_tensors,
+    prefixed,
+    scaler_state,
+    under,
+)
 
 # What a pressure learns may travel so many times from 1 to 0 in the whole phase; with a longer memory it would go on
 # long after a norm has met its target.
@@ -25,7 +34,7 @@ class SparsifyPhase(Phase):
     name = SPARSIFY
 
     def __init__(self, problem: Problem, pressure: Pressure) -> None:
-        self.problem, self.pressure = problem, pressure
+        self.problem, self.pressure, self.scaler = problem, pressure, problem.scaler()
         self.epochs = range(problem.settings.gated_epochs)
         settings = problem.settings
         self._weights = weight_optimizer(
@@ -50,7 +59,7 @@ class SparsifyPhase(Phase):
         base = settings.rate * settings.gates.weight_rate_share
         set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
         self.pressure.before_step_()
-        update_(self.network.weights().values(), self._optimizers, clip=settings.clip)
+        update_(self.network.weights().values(), self._optimizers, clip=settings.clip, scaler=self.scaler)
         self.pressure.step_(progress + 1 / self.problem.gated_steps)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
@@ -67,6 +76,7 @@ class SparsifyPhase(Phase):
             **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.network.weights())),
             **prefixed("optimizer.learned", optimizer_tensors(self._optimizers[-1], learned)),
             **{f"pressure.{name}": value for name, value in self.pressure.state_dict().items()},
+            **scaler_state(self.scaler),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -75,3 +85,4 @@ class SparsifyPhase(Phase):
         if learned := self.pressure.learned():
             load_optimizer_(self._optimizers[-1], learned, under("optimizer.learned", state_dict))
         self.pressure.load_state_dict(under("pressure", state_dict))
+        load_scaler_(self.scaler, state_dict)

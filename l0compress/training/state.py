@@ -8,9 +8,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
+from l0compress.data import Batch
 from l0compress.errors import DataError
+from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import WARNING, ProgressEvent
 from l0compress.training.faults import EXPLODED, check_parameters, diverged
@@ -60,9 +63,11 @@ class Phase(Stage):
 
     Attributes:
         problem: the run's, with what the phase does differently.
+        scaler: what the loss is scaled by before it is differentiated, if anything.
     """
 
     problem: Problem
+    scaler: torch.amp.GradScaler
 
     def epoch_problem(self) -> Problem:
         """The problem of the next epoch."""
@@ -211,12 +216,27 @@ class TrainingState:
         event = replace(self._event(phase, loss), metric=measured.metric, metric_name=measured.metric_name)
         self.history.append(event)
         self.epoch = self.problem.epoch(self.epoch.number + 1)
+        self._check_processes(phase)
         self.reporter.epoch_(self, event, ends_phase=self.epoch.number == phase.epochs.stop)
 
     def progress(self, phase: Phase) -> float:
         """The share of a phase that is done."""
         done = self.epoch.number - phase.epochs.start + self.epoch.step / self.problem.steps_per_epoch
         return done / len(phase.epochs)
+
+    def _check_processes(self, phase: Phase) -> None:
+        """Raises:
+        ProcessesError: what is trained, the multipliers or the random state are not those of the first process.
+        """
+        processes = self.problem.processes
+        if processes.is_alone:
+            return
+        state = phase.state_dict()
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        plain = {name: value for name, value in state.items() if name not in tensors}
+        checksum = weights_checksum({**tensors, **torch_states("cpu")})
+        where = f"the end of epoch {self.epoch.number} of {self.problem.settings.epochs}"
+        processes.check_same(f"{checksum} {plain}", f"What was trained by {where}")
 
     def _event(self, phase: Phase, loss: float) -> ProgressEvent:
         epochs, steps, step = self.problem.settings.epochs, self.problem.steps_per_epoch, self.epoch.step
@@ -254,15 +274,28 @@ def _train_epoch_(state: TrainingState, phase: Phase) -> float:
     # The teacher's outputs may be endless, and what comes first ends the loop.
     for batch, teacher_outputs in zip(problem.batches(epoch), problem.teacher_outputs(epoch), strict=False):
         random, network = torch_states(problem.device), phase.network  # a step may put a smaller one in its place
-        loss = problem.loss(network, batch, teacher_outputs)
-        value = float(loss.detach())
+        value = _differentiate_(phase, problem, batch, teacher_outputs)
         if not value <= highest or not math.isfinite(value):
             # What went wrong may go right with other gates and other dropped units.
             set_torch_states_(random, problem.device)
             raise diverged(value, epoch.where, network, problem.with_dropout(batch))
-        phase.regularized(loss).backward()
         phase.step_(state.progress(phase))
         state.step_done_(phase, value)
     if epoch.step == 0:
         raise DataError("The training data yields no batch.", fix="Check the sampler of its loader, and drop_last.")
     return epoch.total / epoch.step
+
+
+def _differentiate_(phase: Phase, problem: Problem, batch: Batch, teacher_outputs: Any) -> float:
+    """Leave the gradients of a batch's regularised loss with the network's parameters; returns the loss without."""
+    processes, network = problem.processes, phase.network
+    value = 0.0
+    for number, loss in enumerate(problem.losses(network, batch, teacher_outputs)):
+        value += float(loss.detach())
+        # The mean over processes is taken of all of it, and what regularises is the same in each of them.
+        scaled = loss if processes.is_alone else loss * processes.size
+        phase.scaler.scale(scaled if number else phase.regularized(scaled)).backward()
+    if not processes.is_alone:
+        (value,) = processes.sums([value])
+        processes.average_(p.grad for p in network.parameters() if p.grad is not None)
+    return value

@@ -16,6 +16,7 @@ StateDict: TypeAlias = dict[str, Any]
 SEARCH, GATES, SPARSIFY, FINETUNE = "search", "gates", "sparsify", "finetune"
 # The member of a family that a state is of, by its target.
 MEMBER = "member"
+_SCALER = "scaler"
 
 
 class Stateful(Protocol):
@@ -67,3 +68,19 @@ def load_optimizer_(
         # The strides of a parameter decide which kernel runs, and its state has the same ones.
         loaded = value.clone().to(parameter.device) if state is None else state.detach().copy_(value)
         optimizer.state[parameter][key] = loaded.requires_grad_(False)
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> StateDict:
+    """The state of what scales losses; none where nothing is scaled.
+
+    >>> scaler_state(torch.amp.GradScaler("cpu", enabled=False))
+    {}
+    """
+    state = scaler.state_dict()
+    return {_SCALER: state} if state else {}
+
+
+def load_scaler_(scaler: torch.amp.GradScaler, state_dict: Mapping[str, Any]) -> None:
+    """Go on with the scale that :func:`scaler_state` returned."""
+    if _SCALER in state_dict:
+        scaler.load_state_dict(state_dict[_SCALER])

@@ -67,6 +67,8 @@ def _finetune(flags_given: dict[str, Any], mode: _Mode) -> None:
         sys.stdout.write(config_text(complete(given)))
         return
     summary = _run(given, mode)
+    if summary is None:
+        return
     if mode.as_json:
         print_json(summary.to_json())
         return
@@ -74,21 +76,31 @@ def _finetune(flags_given: dict[str, Any], mode: _Mode) -> None:
     print_lines([f"wrote {summary.folder}", f"Next: l0compress export {summary.folder} --format onnx"])
 
 
-def _run(given: dict[str, Any], mode: _Mode) -> RunSummary | FamilySummary:
+def _run(given: dict[str, Any], mode: _Mode) -> RunSummary | FamilySummary | None:
+    """What came of the run; None in a process beside the first, which speaks for all."""
     from l0compress.cli.progress import ProgressDisplay
     from l0compress.pipeline.family_run import finetune_family_run, resume_family_run
     from l0compress.pipeline.requests import request_of
     from l0compress.pipeline.runs import is_family
     from l0compress.pipeline.training_run import finetune_run, resume_run
+    from l0compress.training.processes import joined
 
-    folder, settings = _to_resume(given, mode) if mode.resume else (None, given)
-    with ProgressDisplay(messages()) as display:
+    def to_resume() -> tuple[Path | None, dict[str, Any], bool]:
+        folder, settings = _to_resume(given, mode) if mode.resume else (None, given)
+        return folder, settings, folder is not None and is_family(folder)
+
+    processes = joined()
+    folder, settings, family = processes.from_first(to_resume)
+    with ProgressDisplay(messages(), shown=processes.is_first) as display:
         if folder is None:
             request = request_of(settings, output=mode.output)
             begin = finetune_family_run if request.family else finetune_run
-            return begin(request, on_event=display.show)
-        resume = resume_family_run if is_family(folder) else resume_run
-        return resume(folder, given=settings, on_event=display.show)
+            summary = begin(request, on_event=display.show)
+        else:
+            resume = resume_family_run if family else resume_run
+            summary = resume(folder, given=settings, on_event=display.show)
+    processes.leave_()
+    return summary if processes.is_first else None
 
 
 def _to_resume(given: Mapping[str, Any], mode: _Mode) -> tuple[Path | None, dict[str, Any]]:

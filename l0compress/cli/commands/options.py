@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from l0compress.cli.render import print_error
 from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, let_workers_go, sigterm_unwinds
 from l0compress.errors import InputError, L0Error, StoppedError
 from l0compress.pipeline.options import OPTIONS
+from l0compress.training.launch import says_several
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
@@ -89,16 +91,34 @@ def exit_codes() -> Iterator[None]:
     except L0Error as error:
         if isinstance(error, StoppedError):
             let_workers_go()
-        print_error(str(error))
+        _say(str(error))
         raise typer.Exit(error.exit_code) from error
     except Terminated as error:
         let_workers_go()
-        print_error("terminated; nothing half-written is left.")
+        _say("terminated; nothing half-written is left.")
         raise typer.Exit(TERMINATED) from error
     except KeyboardInterrupt as error:
         let_workers_go()
-        print_error("interrupted; nothing half-written is left.")
+        _say("interrupted; nothing half-written is left.")
         raise typer.Exit(INTERRUPTED) from error
+
+
+def _say(message: str) -> None:
+    """Print an error."""
+    say_last(lambda: print_error(message))
+
+
+def say_last(say: Callable[[], object]) -> None:
+    """Call ``say``; where several processes end by the same, in one of them."""
+    if not says_several():
+        say()
+        return
+    from l0compress.training import processes
+
+    with suppress(ValueError):  # signals are for the main thread
+        # A launcher ends the others as soon as one has ended, and not all has been said yet.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    processes.say_last(say)
 
 
 def use_threads(threads: int | None) -> None:

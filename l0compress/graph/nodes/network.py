@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from l0compress.devices import device_of
-from l0compress.errors import InputError
+from l0compress.graph.nodes.batch_norm import batch_norm as batch_norm
 from l0compress.graph.nodes.pickling import GraphRecipe, graph_from, recipe_of
 from l0compress.graph.nodes.placement import place_
 
@@ -62,21 +62,6 @@ def op_name(node: fx.Node) -> str:
         return node.target._schema.name
     name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
     return name.rstrip("_") if not name.startswith("__") else name
-
-
-def batch_norm(input: Tensor, *arguments: Any) -> Tensor:
-    """``aten.batch_norm`` in training mode, for an input ``(n, channels, ...)`` with more than one value per channel.
-
-    Raises:
-        InputError: there is one: its variance is not defined, and the running variance would become NaN in silence.
-    """
-    if input.numel() == input.shape[1]:
-        raise InputError(
-            f"Expected more than 1 value per channel when training, got an input of shape {tuple(input.shape)} for a "
-            "batch norm.",
-            fix="Give batches of two samples or more, or call .eval() first.",
-        )
-    return torch.ops.aten.batch_norm.default(input, *arguments)
 
 
 @dataclass(frozen=True)
