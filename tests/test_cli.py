@@ -251,8 +251,10 @@ class TestBench:
         assert "2 threads" in printed and "Small equals the masked dense model within" in printed
 
     def test_a_run_is_timed_in_every_form(self, finished: Path, tmp_path: Path) -> None:
-        arguments = ("bench", finished / "run", "--batch", "1,3", "--threads", "1")
+        run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+        arguments = ("bench", run, "--batch", "1,3", "--threads", "1")
         measured = printed_json(*arguments, "--plot", tmp_path / "forms.svg")
+        assert json.loads((run / "bench.json").read_text())["bench"] == measured["bench"]
         names = ["dense", "dense int8", "small", "small int8", "small bundle"]
         candidates = {candidate["name"]: candidate for candidate in measured["bench"]["candidates"]}
         assert list(candidates) == names

@@ -23,6 +23,7 @@ from l0compress.measure.pareto import Point, Tradeoff
 from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
+from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
 from l0compress.training.evaluation import Evaluation
@@ -194,6 +195,7 @@ def _every_form(run: FinishedRun, how: Conditions) -> ArtifactBench:
     score, reading = metric_name(run.result, objective.reading), objective.reading
     references = tuple(name for name in forms if name.startswith(DENSE))
     tradeoff = tradeoff_of(report, scores, score, objective.higher_is_better, references)
+    notes += keep_bench(run.folder, report, tradeoff)
     return ArtifactBench(
         report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes, tradeoff=tradeoff
     )

@@ -17,6 +17,7 @@ from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.pareto import Tradeoff, pareto_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.benching import BUNDLE, DENSE, add_int8_, tradeoff_of
+from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import origin_of, score_files
 from l0compress.pipeline.runs import FinishedFamily, FinishedRun, metric_name, open_family
 from l0compress.training.evaluation import Evaluation
@@ -98,6 +99,7 @@ def bench_family(
     objective = origin.objective
     score_name = metric_name(family.members[0].result, objective.reading)
     tradeoff = tradeoff_of(report, scores, score_name, objective.higher_is_better, references)
+    notes += keep_bench(folder, report, tradeoff)
     return FamilyBench(family, report, scores, objective.reading, tradeoff, notes)
 
 

@@ -28,6 +28,7 @@ from l0compress.pipeline.config import config_text, read_config
 from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
 from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
 from l0compress.pipeline.living_run import LivingRun
+from l0compress.pipeline.machine import machine
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
@@ -154,7 +155,7 @@ def gone_on_with(
         prepared = _prepared(request)
         check_same(run.manifest.about, _fingerprints(prepared), str(folder))
         with _kept(run) as stops:
-            run.log_("resumed", position=run.manifest.position)
+            run.log_("resumed", position=run.manifest.position, machine=machine())
             return do(Work(run, request, prepared, stops, on_event))
 
 
