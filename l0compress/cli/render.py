@@ -28,9 +28,11 @@ def messages() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    # The stream as it is now: what a capture prints is silenced by putting another in its place for a while.
+    file = sys.stderr if stderr else sys.stdout
+    console = Console(file=file, stderr=stderr, highlight=False)
     # Where nobody looks, nothing is to be wrapped: rich would assume 80 columns.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
+    return console if console.is_terminal else Console(file=file, stderr=stderr, highlight=False, width=PIPED_WIDTH)
 
 
 def print_json(value: Any) -> None:

@@ -15,6 +15,7 @@ from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import open_candidate
 from l0compress.pipeline.runs import FinishedRun, made_from
+from l0compress.progress import Stages
 from l0compress.verification.equality import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
@@ -88,8 +89,11 @@ def verify_artifact(artifact: Path, *, run: Path, provider: str = CPU) -> Verifi
 
 def verify_against(artifact: Path, run: FinishedRun, *, provider: str = CPU) -> Verification:
     """As :func:`verify_artifact`, for a run that is open already."""
-    loaded, masked = load(artifact, provider=provider), captured_pt2(run.masked)
+    stages = Stages([1, 1])
+    with stages.stage("opening both"):
+        loaded, masked = load(artifact, provider=provider), captured_pt2(run.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
     tolerance = loaded.tolerance if isinstance(loaded, Session) else None
-    equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
+    with stages.stage("verifying"):
+        equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
     return Verification(Path(artifact), run.folder, equality, quantization)

@@ -20,6 +20,7 @@ from l0compress.pipeline.benching import BUNDLE, DENSE, add_int8_, tradeoff_of
 from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import origin_of, score_files
 from l0compress.pipeline.runs import FinishedFamily, FinishedRun, metric_name, open_family
+from l0compress.progress import Stages
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading
 
@@ -77,25 +78,31 @@ def bench_family(
     """
     check_provider(provider)
     family = open_family(folder)
-    origin = origin_of(family.members[0])
+    stages = Stages([1, *[3] * (1 + len(family.members)), 8 * len(batch_sizes), 1 + len(family.members)])
+    with stages.stage("reading the run"):
+        origin = origin_of(family.members[0])
     settings = BundleSettings(threads=threads)
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        forms = {DENSE: export_onnx(origin.dense, place / f"{DENSE}.onnx").path}
-        notes = add_int8_(forms, DENSE, origin.data.train)
+        with stages.stage("making dense and dense int8"):
+            forms = {DENSE: export_onnx(origin.dense, place / f"{DENSE}.onnx").path}
+            notes = add_int8_(forms, DENSE, origin.data.train)
         references = tuple(forms)
         for member in family.members:
             name = member.folder.name
-            small, masked = captured_pt2(member.small), captured_pt2(member.masked)
-            forms[name] = export_onnx(small, place / f"{name}.onnx", reference=masked).path
-            notes += add_int8_(forms, name, origin.data.train)
-            if has_zeros(member):
-                path = place / f"{name}{SUFFIX}"
-                bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
-                forms[name + BUNDLE] = bundle.path
+            with stages.stage(f"making {name}"):
+                small, masked = captured_pt2(member.small), captured_pt2(member.masked)
+                forms[name] = export_onnx(small, place / f"{name}.onnx", reference=masked).path
+                notes += add_int8_(forms, name, origin.data.train)
+                if has_zeros(member):
+                    path = place / f"{name}{SUFFIX}"
+                    bundle = export_bundle(small, path, reference=masked, batch_sizes=batch_sizes, settings=settings)
+                    forms[name + BUNDLE] = bundle.path
         placed = {name: on_provider(path, provider) for name, path in forms.items()}
-        report = bench(placed, origin.dense, batch_sizes=batch_sizes, threads=threads)
-        scores = score_files(origin, forms)
+        with stages.stage("timing"):
+            report = bench(placed, origin.dense, batch_sizes=batch_sizes, threads=threads)
+        with stages.stage("scoring"):
+            scores = score_files(origin, forms)
     objective = origin.objective
     score_name = metric_name(family.members[0].result, objective.reading)
     tradeoff = tradeoff_of(report, scores, score_name, objective.higher_is_better, references)

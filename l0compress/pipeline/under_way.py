@@ -32,6 +32,7 @@ from l0compress.pipeline.machine import machine
 from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.progress import tell
 from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent
 from l0compress.training.latency_targets import measured_time
 from l0compress.training.settings import FinetuneSettings
@@ -190,6 +191,7 @@ def _prepared(request: RunRequest) -> Prepared:
     settings = request.finetune_settings()
     check_device(settings.device)
     dynamic = "batch" if request.fixed else "auto"
+    tell("loading the model")
     return prepare(request.source.load(), request.data, loss=settings.loss, dynamic=dynamic)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_table
+from l0compress.cli.render import messages, print_json, print_table
 
 
 def bench(
@@ -40,6 +40,7 @@ def bench(
     """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
         how: dict[str, Any] = {"batch_sizes": options.batch_sizes(batch), "threads": threads, "provider": provider}
+        from l0compress.cli.bar import Bar
         from l0compress.measure.plot import check_picture, plot_latency, plot_tradeoff
         from l0compress.pipeline.benching import bench_artifact
         from l0compress.pipeline.family_bench import bench_family
@@ -47,10 +48,11 @@ def bench(
 
         if plot is not None:
             check_picture(plot)
-        if against is None and is_family(artifact):
-            measured = bench_family(artifact, **how)
-        else:
-            measured = bench_artifact(artifact, against=against, **how)
+        with Bar(messages(), still=True):
+            if against is None and is_family(artifact):
+                measured = bench_family(artifact, **how)
+            else:
+                measured = bench_artifact(artifact, against=against, **how)
         if plot is not None and measured.tradeoff is not None:
             plot_tradeoff(measured.tradeoff, plot, title=str(artifact))
         elif plot is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_lines, print_listing
+from l0compress.cli.render import messages, print_json, print_lines, print_listing
 
 if TYPE_CHECKING:
     from l0compress.pipeline.inspection import GroupRow, Inspection
@@ -44,12 +44,14 @@ def inspect(
         }  # fmt: skip
         if data is None:
             options.check_described(described)
+        from l0compress.cli.bar import Bar
         from l0compress.loading import ModelSource, parse_factory_args
         from l0compress.pipeline import inspection
 
         source = ModelSource(model, factory, trust_pickle, parse_factory_args(factory_args))
         given = None if data is None else options.data_source(data, model, described)
-        found = inspection.inspect(source, data=given, fixed=fixed, keep=keep or (), min_density=min_density or ())
+        with Bar(messages()):
+            found = inspection.inspect(source, data=given, fixed=fixed, keep=keep or (), min_density=min_density or ())
         if as_json:
             print_json(found.to_json())
         else:

@@ -9,7 +9,7 @@ import typer
 
 from l0compress.cli.commands import options
 from l0compress.cli.commands.export_options import RunFolder
-from l0compress.cli.render import print_json, print_lines
+from l0compress.cli.render import messages, print_json, print_lines
 
 
 def report(
@@ -30,11 +30,13 @@ def report(
     It needs no network and no other file. What l0compress bench RUN measured is on it too.
     """
     with options.exit_codes():
+        from l0compress.cli.bar import Bar
         from l0compress.pipeline.report import write_report
         from l0compress.pipeline.runs import newest_run
 
         folder = newest_run() if run is None else run
-        written = write_report(folder, output, profile=profile, batch=batch, threads=threads)
+        with Bar(messages(), still=True):
+            written = write_report(folder, output, profile=profile, batch=batch, threads=threads)
         if as_json:
             print_json(written.to_json())
             return

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_table
+from l0compress.cli.render import messages, print_json, print_table
 
 
 def verify(
@@ -19,10 +19,12 @@ def verify(
 ) -> None:
     """Check that ARTIFACT computes what the masked dense model of RUN computes. Exits 1 if it does not."""
     with options.exit_codes():
+        from l0compress.cli.bar import Bar
         from l0compress.measure.report import equality_table
         from l0compress.pipeline.artifacts import verify_artifact
 
-        verification = verify_artifact(artifact, run=against, provider=provider)
+        with Bar(messages()):
+            verification = verify_artifact(artifact, run=against, provider=provider)
         if as_json:
             print_json(verification.to_json())
             return

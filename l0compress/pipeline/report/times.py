@@ -14,6 +14,7 @@ from l0compress.latency.kinds import time_by_kind
 from l0compress.measure.page.content import Kind
 from l0compress.pipeline.machine import machine
 from l0compress.pipeline.report.told import DENSE, Told
+from l0compress.progress import Stages
 from l0compress.verification.calls import example_call, resized
 
 _MOST, _OTHERS = 9, "all others"
@@ -28,12 +29,13 @@ def profiles_of(report: Told, *, batch: int, threads: int) -> dict[str, dict[str
     """
     files = {DENSE: report.first.dense, **{name: run.small for name, run in report.members.items()}}
     call = resized(example_call(captured_pt2(report.first.dense)), batch)
-    profiles = {}
+    profiles, stages = {}, Stages([1] * len(files))
     with tempfile.TemporaryDirectory() as folder:
         for number, (name, path) in enumerate(files.items()):
             written = Path(folder, f"{number}.onnx")
-            write_onnx(captured_pt2(path), written)
-            profiles[name] = time_by_kind(written, call, threads=threads)
+            with stages.stage(name):
+                write_onnx(captured_pt2(path), written)
+                profiles[name] = time_by_kind(written, call, threads=threads)
     return profiles
 
 

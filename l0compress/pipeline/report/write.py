@@ -16,6 +16,7 @@ from l0compress.pipeline.machine import machine
 from l0compress.pipeline.report import asked, forms, history, network, times
 from l0compress.pipeline.report.told import DENSE, Told, told_by
 from l0compress.pipeline.runs import check_not_of, is_family
+from l0compress.progress import Stages
 
 PAGE = "report.html"
 _SUFFIXES = (".html", ".htm")
@@ -63,10 +64,13 @@ def write_report(
 
 def page_of(report: Told, *, profile: bool, batch: int, threads: int) -> Page:
     """Return what the page of a run shows."""
-    frozen = network.frozen_of(report)
-    layers, layers_note = network.layers_of(report, frozen)
-    wholes, wholes_note = network.wholes_of(report, frozen)
-    kinds, kinds_note = times.times_of(report, batch=batch, threads=threads) if profile else ((), "")
+    stages = Stages([1 + len(report.members), 1 + len(report.members) if profile else 0])
+    with stages.stage("reading the network"):
+        frozen = network.frozen_of(report)
+        layers, layers_note = network.layers_of(report, frozen)
+        wholes, wholes_note = network.wholes_of(report, frozen)
+    with stages.stage("profiling"):
+        kinds, kinds_note = times.times_of(report, batch=batch, threads=threads) if profile else ((), "")
     return Page(
         title=report.folder.resolve().name,
         subtitle=_subtitle(report),
