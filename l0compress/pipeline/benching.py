@@ -19,8 +19,9 @@ from l0compress.export.quantize import Int8
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.footprint import footprint
+from l0compress.measure.forms import form_tables
 from l0compress.measure.pareto import Point, Tradeoff
-from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
+from l0compress.measure.report import Measured, bench_table, bundle_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.kept_bench import keep_bench
@@ -70,25 +71,25 @@ class ArtifactBench:
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
         layers = (bundle_table(self.manifest),) if self.manifest is not None and self.manifest.layers else ()
-        table = bench_table(self.report) if self.run is None else self._comparison(self.run)
+        *tables, last = (bench_table(self.report),) if self.run is None else self._comparison(self.run)
         if self.provider != CPU:
-            table = replace(table, notes=(*table.notes, f"ONNX files are run by the provider {self.provider}."))
-        return (table, *layers)
+            last = replace(last, notes=(*last.notes, f"ONNX files are run by the provider {self.provider}."))
+        return (*tables, last, *layers)
 
-    def _comparison(self, run: FinishedRun) -> Table:
-        table = comparison_table(
-            *(self._measured(run, name) for name in self.report.file_bytes),
+    def _comparison(self, run: FinishedRun) -> tuple[Table, ...]:
+        *tables, last = form_tables(
+            [self._measured(run, name) for name in self.report.file_bytes],
             metric_name=metric_name(run.result, self.reading),
             bench=self.report,
             title=f"The forms of {run.folder}",
         )
-        notes = [*table.notes, *self.notes]
+        notes = [*last.notes, *self.notes]
         if self.reading is not None and self.reading.meaning is not None:
             notes.append(self.reading.meaning)
         if self.verification is not None:
             difference = f"{self.verification.equality.max_relative:.1e}"
             notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
-        return Table(table.title, table.columns, table.rows, tuple(notes))
+        return (*tables, replace(last, notes=tuple(notes)))
 
     def _measured(self, run: FinishedRun, name: str) -> Measured:
         known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from l0compress.cli.commands import export_options as flags
 from l0compress.cli.commands import options
-from l0compress.cli.render import messages, print_json, print_lines, print_table
+from l0compress.cli.render import messages, print_json, print_lines, print_next, print_table
 from l0compress.errors import NOTHING_WRITTEN, InputError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def export(
                 return
             for exported in family.values():
                 _print(exported)
+            print_next(f"l0compress bench {shlex.quote(str(folder))}")
             return
         if member is not None:
             raise InputError(
@@ -67,6 +69,7 @@ def export(
             print_json(exported.to_json())
             return
         _print(exported)
+        print_next(f"l0compress verify {shlex.quote(str(exported.path))} --against {shlex.quote(str(folder))}")
 
 
 def _options(rounded: flags.Rounded, timed: flags.Timed, *, sparse_weights: bool, opset: int | None) -> ExportOptions:

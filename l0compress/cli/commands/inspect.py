@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import messages, print_json, print_lines, print_listing
+from l0compress.cli.render import messages, print_json, print_lines, print_listing, print_next
 
 if TYPE_CHECKING:
     from l0compress.pipeline.inspection import GroupRow, Inspection
@@ -56,6 +57,8 @@ def inspect(
             print_json(found.to_json())
         else:
             _print(found, full)
+            shown = "DATA" if data is None else shlex.quote(data)
+            print_next(f"l0compress finetune {shlex.quote(str(model))} --data {shown} --target macs=0.5")
 
 
 def _print(inspection: Inspection, full: bool) -> None:
@@ -71,7 +74,6 @@ def _print(inspection: Inspection, full: bool) -> None:
     if inspection.training_only:
         print_lines(["Lost in capture: what the model does only in training mode, and no run will do"])
         print_lines([*(f"  {part.sentence}" for part in inspection.training_only), ""])
-    print_lines(["Next: l0compress finetune MODEL --data DATA --target macs=0.5"])
 
 
 def _print_costs(inspection: Inspection) -> None:

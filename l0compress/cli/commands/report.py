@@ -9,7 +9,7 @@ import typer
 
 from l0compress.cli.commands import options
 from l0compress.cli.commands.export_options import RunFolder
-from l0compress.cli.render import messages, print_json, print_lines
+from l0compress.cli.render import messages, print_json, print_lines, print_next
 
 
 def report(
@@ -41,3 +41,4 @@ def report(
             print_json(written.to_json())
             return
         print_lines([f"wrote {written.path} ({written.size_bytes:,} bytes)"])
+        print_next(f"open {written.path.resolve().as_uri()} in a browser")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import messages, print_json, print_table
+from l0compress.cli.render import messages, print_json, print_next, print_table
 
 
 def verify(
@@ -31,3 +32,4 @@ def verify(
         verdict = f"Equal up to {verification.quantization}" if verification.quantization else "Equal"
         title = f"{verdict}: {artifact} and the masked dense model of {against}"
         print_table(equality_table(verification.equality, title=title))
+        print_next(f"l0compress bench {shlex.quote(str(artifact))} --against {shlex.quote(str(against))}")
