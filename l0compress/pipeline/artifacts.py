@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import RunError
+from l0compress.errors import RunError, did_you_mean_path
 from l0compress.export.bundle_session import SUFFIX, Session, is_bundle
 from l0compress.export.providers import CPU, on_provider
 from l0compress.export.pt2 import captured_pt2
@@ -48,7 +48,8 @@ def existing_artifact(path: Path | str) -> Path:
     if is_bundle(path) and path.exists():
         return path
     if not path.exists():
-        raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
+        way_on = did_you_mean_path(path) or "Make one with l0compress export."
+        raise RunError(f"Cannot read artifact {str(path)!r}: no such file. {way_on}")
     if path.suffix not in SUFFIXES:
         raise RunError(
             f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.",
