@@ -77,7 +77,7 @@ __all__ = [
 
 
 # Names of files that belong together are alike: more has to agree before one is taken for a slip in another.
-_LIKE_A_PATH = 0.8
+_LIKE_A_PATH = 0.75
 _MOST_NEIGHBOURS = 1000
 
 
@@ -113,9 +113,15 @@ def did_you_mean_path(path: Path | str, *others: str) -> str:
         names = [entry.name for entry in islice(path.parent.iterdir(), _MOST_NEIGHBOURS)]
     except OSError:
         names = []
-    found = nearest(path.name, [*others, *(name for name in names if not name.startswith("."))], least=_LIKE_A_PATH)
-    if found is None:
+    # Files of one kind end alike, which says nothing. Of several with one stem that with the same ending comes first.
+    listed = sorted((Path(name) for name in (*others, *names)), key=lambda one: (one.suffix != path.suffix, one.name))
+    by_stem: dict[str, str] = {}
+    for one in listed:
+        by_stem.setdefault(one.stem, one.name)
+    stem = nearest(path.stem, by_stem, least=_LIKE_A_PATH)
+    if stem is None:
         return ""
+    found = by_stem[stem]
     return f"Did you mean {found if found in others else str(path.with_name(found))!r}?"
 
 

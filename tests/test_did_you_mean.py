@@ -43,7 +43,7 @@ def test_commands_formats_and_layers(mlp_pt2: Path) -> None:
 
 
 def test_files_beside_the_one_that_is_missing(mlp_pt2: Path, finished: Path) -> None:
-    assert f"Did you mean {str(mlp_pt2)!r}?" in said("inspect", mlp_pt2.with_name("mpl.pt2"))
+    assert f"Did you mean {str(mlp_pt2)!r}?" in said("inspect", mlp_pt2.with_name("mlps.pt2"))
     assert f"Did you mean {str(finished / 'blobs.npz')!r}?" in said("inspect", mlp_pt2, "--data", finished / "blob.npz")
     assert f"Did you mean {str(finished / 'run/model.onnx')!r}?" in said(
         "verify", finished / "run/model.onx", "--against", finished / "run"
@@ -51,8 +51,9 @@ def test_files_beside_the_one_that_is_missing(mlp_pt2: Path, finished: Path) -> 
 
 
 def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:
-    (tmp_path / "weights.pt2").touch()
-    assert did_you_mean_path(tmp_path / "data.npz") == "" and did_you_mean("flops", ["macs", "params"]) == ""
+    for name in ("weights.pt2", "noise.npz"):
+        (tmp_path / name).touch()
+    assert did_you_mean_path(tmp_path / "none.npz") == "" and did_you_mean("flops", ["macs", "params"]) == ""
     assert nearest("x", []) is None and did_you_mean_path(tmp_path / "no" / "folder" / "x") == ""
 
 
