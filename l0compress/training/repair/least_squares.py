@@ -6,6 +6,7 @@ them, and the penalty is on the step. What is nearly solved already so stays exa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from l0compress.devices import widest_float
+
+MOST_CANCELLATION = 10.0
 
 
 @dataclass
@@ -76,6 +79,22 @@ def solve(sums: Sums, penalty: float, free: int = 0) -> Tensor:
     return torch.where((failed == 0).view(-1, 1, 1) & step.isfinite(), step, 0.0)
 
 
+def cancellation(gram: Tensor, step: Tensor) -> float:
+    """How much larger the terms of a step's products are than their sums, over what independent terms would have.
+
+    Terms of random signs, as many as there are unknowns, have 1. Where it is large, the sums are small differences of
+    large numbers, which do not survive a rounding of inputs or weights.
+
+    >>> gram = torch.tensor([[[1.0, 1.0], [1.0, 1.0001]]])  # two inputs that hardly differ
+    >>> [round(cancellation(gram, torch.tensor([[[1.0], [other]]])), 1) for other in (1.0, -1.0)]
+    [0.7, 141.4]
+    """
+    sizes = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+    terms = (step.abs() * sizes.unsqueeze(2)).sum(1).square().sum()
+    sums = (step * (gram @ step)).sum().clamp_min(0)
+    return float((terms / sums / step.shape[1]).sqrt()) if float(terms) else 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """A step, and the squared errors before and after it on samples that it was not solved on, each of all outputs.
@@ -95,6 +114,8 @@ def best_step(
 ) -> Solution:
     """The step with the penalty that is best on other samples, whether or not it is better than staying.
 
+    A step whose terms cancel each other counts as infinitely bad, however well it does in exact arithmetic.
+
     From penalty ``start`` (the middle one), neighbours are tried as long as they are better: the error has one valley.
     """
     before = float(torch.as_tensor(held_out.squares).sum())
@@ -103,7 +124,9 @@ def best_step(
     def attempt(position: int) -> Solution:
         if position not in tried:
             step = solve(train, penalties[position], free)
-            tried[position] = Solution(step, before, float(held_out.error(step).sum()), position)
+            sound = cancellation(torch.as_tensor(train.gram), step) <= MOST_CANCELLATION
+            after = float(held_out.error(step).sum()) if sound else math.inf
+            tried[position] = Solution(step, before, after, position)
         return tried[position]
 
     best = attempt(len(penalties) // 2 if start is None else start)
