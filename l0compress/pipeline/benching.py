@@ -24,7 +24,7 @@ from l0compress.measure.pareto import Point, Tradeoff
 from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
-from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
+from l0compress.pipeline.quantizing import not_named, origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading
@@ -167,6 +167,8 @@ def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactB
     if artifact.suffix == ".pt2":
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, how)
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
+    if not_named(run):
+        return replace(_without_data(run, how, {SMALL: artifact}), verification=checked)
     origin = origin_of(run)
     kind = f" {checked.quantization.split()[0]}" if checked.quantization else BUNDLE if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
@@ -179,7 +181,28 @@ def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactB
     return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
 
+def _without_data(run: FinishedRun, how: Conditions, artifacts: Mapping[str, Path] | None = None) -> ArtifactBench:
+    """The forms that can be made without data, or artifacts beside the dense one: timed, and not scored again."""
+    dense, manifest = captured_pt2(run.dense), None
+    with tempfile.TemporaryDirectory() as folder:
+        forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path, **(artifacts or {})}
+        if artifacts is None:
+            small, masked = captured_pt2(run.small), captured_pt2(run.masked)
+            forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
+            path, settings = Path(folder, f"small{SUFFIX}"), BundleSettings(threads=how.threads)
+            bundle = export_bundle(small, path, reference=masked, batch_sizes=how.batch_sizes, settings=settings)
+            forms[SMALL + BUNDLE], manifest = bundle.path, bundle.manifest
+        report = _timed(forms, dense, how)
+    note = (
+        f"The run was given its {' and '.join(not_named(run))} in Python: the scores are those that it measured "
+        "itself, no form is scored again, and there are no int8 forms, which are compared on its data."
+    )
+    return ArtifactBench(report, run, reading=reading_of(run.folder), manifest=manifest, notes=(note,))
+
+
 def _every_form(run: FinishedRun, how: Conditions) -> ArtifactBench:
+    if not_named(run):
+        return _without_data(run, how)
     small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:
