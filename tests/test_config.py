@@ -170,7 +170,7 @@ WRONG = {
     "too few epochs": ("[training]\nepochs = -1\n", r"line 2: \[training\] epochs = -1: expected at least 0\."),
     "a rate of nan": ("[training]\nlr = nan\n", r"line 2: \[training\] lr = nan: expected a finite number above 0\."),
     "a negative clip": ("[training]\nclip = -1\n", r"line 2: \[training\] clip = -1: expected at least 0\."),
-    "an unknown optimizer": ('[training]\noptimizer = "lion"\n', r"line 2: .*= 'lion': expected one of adamw, sgd\."),
+    "an unknown optimizer": ('[training]\noptimizer = "lion"\n', r"line 2: .*= 'lion': expected one of adamw, sgd, or PACKAGE\.MODULE:FUNCTION\."),
     "an unknown loss": ('[training]\nloss = "hinge"\n', r"c\.toml, line 2: Unknown loss 'hinge': expected one of"),
     "a share above 1": ("[gates]\nshare = 1.5\n", r"line 2: \[gates\] share = 1\.5: expected between 0 and 1\."),
     "a gate's rate of 0": ("[gates]\nlearning_rate = 0\n", r"line 2: \[gates\] learning_rate = 0: expected a finite"),

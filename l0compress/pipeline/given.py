@@ -23,7 +23,7 @@ from l0compress.training.goals import Criterion, parse_penalty
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import Target
 
-FUNCTIONS = ("loss", "optimizer")
+FUNCTIONS = ("loss", "optimizer", "scheduler")
 
 
 @dataclass(frozen=True, eq=False)
