@@ -146,6 +146,13 @@ _READING = (
         metavar="TRAIN,VAL,TEST",
         help="Shares of the parts, if the data are a single set.",
     ),
+    Setting(
+        bool,
+        False,
+        key="stratify",
+        one_way=True,
+        help="Give each part its share of every class, to within one sample.",
+    ),
     Setting(int, 0, key="data_seed", least=0, help="Of the data's parts."),
     Setting(int, 0, key="workers", least=0, help="That decode images."),
 )
