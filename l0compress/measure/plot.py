@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,17 @@ def plot_tradeoff(tradeoff: Tradeoff, path: str | Path, *, title: str = "") -> P
     with staged(path) as staging:
         _draw_tradeoff(tradeoff, staging, title)
     return path
+
+
+def draw_tradeoff(tradeoff: Tradeoff, path: Path, *, title: str = "") -> bytes | None:
+    """As :func:`plot_tradeoff`, where matplotlib is installed; returns the same picture as SVG, for a page."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    plot_tradeoff(tradeoff, path, title=title)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder, "drawn.svg")
+        _draw_tradeoff(tradeoff, drawn, title)
+        return drawn.read_bytes()
 
 
 def check_picture(path: Path) -> None:
@@ -104,7 +116,13 @@ def _draw_panel(axes: Axes, tradeoff: Tradeoff, axis: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_title("file size" if axis == FILE else axis, fontsize=10)
-    axes.set_xlabel("kB" if axis == FILE else f"median latency in ms, threads: {tradeoff.threads}")
+    axes.set_xlabel(
+        "kB"
+        if axis == FILE
+        else axis
+        if axis in tradeoff.points[0].counts
+        else f"median latency in ms, threads: {tradeoff.threads}"
+    )
     axes.grid(True, color="0.93", zorder=0)
 
 

@@ -119,7 +119,8 @@ class Setting:
         bounds["exclusiveMaximum"] = self.below
         told = {"description": self.help or None, "default": self.default, "enum": list(self.names) or None}
         if self.or_reference:
-            told["enum"], told["anyOf"] = None, [{"enum": list(self.names)}, {"pattern": ":"}]
+            named, function = {"type": "string", "enum": told.pop("enum")}, {"type": "string", "pattern": ":"}
+            return {"anyOf": [named, function], **{name: value for name, value in told.items() if value is not None}}
         finite = {name: bound for name, bound in bounds.items() if bound is not None and math.isfinite(bound)}
         kind = _JSON_KINDS[self.kind]
         own: dict[str, Any] = {"type": [kind, "number"] if self.or_number else kind}
