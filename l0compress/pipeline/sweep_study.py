@@ -7,7 +7,8 @@ import warnings
 from typing import TYPE_CHECKING
 
 from l0compress.pipeline import runs
-from l0compress.pipeline.sweep import Sweep, Trial, result_of
+from l0compress.pipeline.sweep import Sweep, Trial
+from l0compress.pipeline.sweep_result import result_of
 from l0compress.training.settings import METHOD_NAMES
 
 if TYPE_CHECKING:
