@@ -40,7 +40,7 @@ EDITABLE := $(addprefix -e ,$(PROJECTS))
 tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV && \
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
-.PHONY: help install lock wheels test test-all test-newest test-lowest check format demo errors
+.PHONY: help install lock wheels docs release-check test test-all test-newest test-lowest check format demo errors
 .PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware bench-latency bench-family bench-step bench-compaction bench-leaner bench-engine-loops
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
 
@@ -50,6 +50,8 @@ help:
 	@echo "make test-all        the same with the slow tests, as continuous integration runs it"
 	@echo "make test-newest     all tests with the newest version of everything, in a fresh environment"
 	@echo "make test-lowest     all tests with the lowest versions that pyproject.toml admits, in a fresh environment"
+	@echo "make docs            the documentation as a site, in build/site; warnings are errors"
+	@echo "make release-check   both distributions built, checked, installed and used as a user would (EXTRAS=; ten minutes)"
 	@echo "make wheels          the package and its runtime, each as a wheel of its own, in dist/"
 	@echo "make lock            look for newer versions of everything, and write requirements.lock (KEEP=1: only what is missing)"
 	@echo "make check           lint, types and layers only"
@@ -111,6 +113,20 @@ install: $(STAMP)
 wheels: $(STAMP)
 	rm -f dist/l0compress*.whl
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist $(PROJECTS)
+
+# A section of the lock file in an environment of its own.
+.venv-%/.installed: $(LOCK)
+	rm -rf .venv-$* && $(PYTHON) -m venv .venv-$*
+	sed -n '/^# --- $*$$/,/^# --- /p' $(LOCK) > .venv-$*/$*.lock
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r .venv-$*/$*.lock
+	touch $@
+
+docs: .venv-docs/.installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+	@echo "build/site/index.html"
+
+release-check: .venv-release/.installed
+	.venv-release/bin/python .ci/release_check.py --torch $(LOCKED_TORCH) $(if $(EXTRAS),--extras $(EXTRAS))
 
 lock: $(STAMP)
 	$(BIN)/python .ci/lock.py --torch-index https://download.pytorch.org/whl/cpu $(if $(KEEP),--keep)

@@ -4,8 +4,8 @@ Sections, one for each kind of install, start with ``# --- name``. They hold for
 PyPI's build for Linux carries CUDA, and the CPU build, from PyTorch's own index, has another file for each platform and
 Python. Its section, ``torch-cpu``, holds where this script ran; elsewhere the Makefile takes torch by version.
 
-Run by ``make lock``, which installs uv first. With ``--keep`` the versions that the file has already stay, and only what
-is missing is looked for.
+Run by ``make lock``, which installs uv first. With ``--keep`` the versions that the file has already stay, and only
+what is missing is looked for.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOWEST_PYTHON = "3.11"
+# With what they depend on, for environments of their own.
+WHOLE_GROUPS = ("docs", "release")
 GROUPS = ("torch", "models", "rivals", "formats", "yolo")
 HEADER = """\
 # Written by `make lock` from pyproject.toml; not by hand. Every install of the Makefile takes its section of this file.
@@ -74,6 +76,7 @@ def main() -> None:
     project += tuple(option for name in ("torch", "l0compress-runtime") for option in ("--no-emit-package", name))
     sections = {"torch-cpu": cpu_torch(options.torch_index), "develop": compiled(old.get("develop", ""), *project)}
     sections.update((name, group(name, old.get(name, ""))) for name in GROUPS)
+    sections.update((name, compiled(old.get(name, ""), "--group", name)) for name in WHOLE_GROUPS)
     text = "".join(f"\n# --- {name}\n{text}" for name, text in sections.items())
     Path(ROOT, "requirements.lock").write_text(HEADER + text, encoding="utf-8")
 

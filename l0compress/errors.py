@@ -31,7 +31,11 @@ comes from the class: ``DataError("Label 7 is out of range.", fix="Give labels f
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from functools import partial
+from itertools import islice
+from pathlib import Path
 
 from l0compress_runtime.errors import (
     NOTHING_CHANGED,
@@ -68,7 +72,63 @@ __all__ = [
     "SurgeryError",
     "TargetError",
     "TargetMissedError",
+    "did_you_mean",
+    "did_you_mean_path",
+    "nearest",
 ]
+
+
+# Names of files that belong together are alike: more has to agree before one is taken for a slip in another.
+_LIKE_A_PATH = 0.75
+_MOST_NEIGHBOURS = 1000
+
+
+def nearest(given: str, known: Iterable[str], *, least: float = 0.6) -> str | None:
+    """Return the known name that is most like another; None where the likeness of all is below ``least``, of 1.
+
+    >>> nearest("mac", ["params", "macs"]), nearest("min-density", ["min_density"]), nearest("x", ["macs"])
+    ('macs', 'min_density', None)
+    """
+    by_plain = {_plain(name): name for name in known}
+    close = difflib.get_close_matches(_plain(given), by_plain, n=1, cutoff=least)
+    return by_plain[close[0]] if close else None
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return the question whether the nearest of the known names was meant; empty where none is near.
+
+    >>> did_you_mean("fischer", ["l0", "fisher"]), did_you_mean("x", ["l0", "fisher"])
+    ("Did you mean 'fisher'?", '')
+    """
+    found = nearest(given, known)
+    return "" if found is None else f"Did you mean {found!r}?"
+
+
+def did_you_mean_path(path: Path | str, *others: str) -> str:
+    """Return the question whether a neighbour of a missing file was meant, or one of some other names.
+
+    >>> did_you_mean_path("digit", "digits"), did_you_mean_path("no/such/folder/x.pt2")
+    ("Did you mean 'digits'?", '')
+    """
+    path = Path(path)
+    try:
+        names = [entry.name for entry in islice(path.parent.iterdir(), _MOST_NEIGHBOURS)]
+    except OSError:
+        names = []
+    # Files of one kind end alike, which says nothing. Of several with one stem that with the same ending comes first.
+    listed = sorted((Path(name) for name in (*others, *names)), key=lambda one: (one.suffix != path.suffix, one.name))
+    by_stem: dict[str, str] = {}
+    for one in listed:
+        by_stem.setdefault(one.stem, one.name)
+    stem = nearest(path.stem, by_stem, least=_LIKE_A_PATH)
+    if stem is None:
+        return ""
+    found = by_stem[stem]
+    return f"Did you mean {found if found in others else str(path.with_name(found))!r}?"
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
 
 
 class ModelError(InputError):

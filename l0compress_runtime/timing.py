@@ -34,11 +34,14 @@ class Turns:
     settling_seconds: float = 0.003
 
 
-def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, list[int]]:
+def in_turns(
+    calls: Mapping[str, Callable[[], Any]], turns: Turns, *, on_round: Callable[[float], None] | None = None
+) -> dict[str, list[int]]:
     """Return the nanoseconds of every timed call of each function.
 
     The untimed calls of a round let caches fill and the previous function's threads go to sleep. The order rotates
-    from round to round. Garbage collection is off in the meantime.
+    from round to round. Garbage collection is off in the meantime. ``on_round`` hears before each round which share of
+    them is done, by number or by time.
 
     Example:
         >>> taken = in_turns({"sum": lambda: sum(range(9))}, Turns(max_seconds=0, fewest_rounds=2))
@@ -55,6 +58,8 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], turns: Turns) -> dict[str, 
         for index in range(turns.rounds):
             if index >= turns.fewest_rounds and time.perf_counter() - start > turns.max_seconds:
                 break
+            if on_round is not None:
+                on_round(_share(index, time.perf_counter() - start, turns))
             shift = index % len(names)
             for name in names[shift:] + names[:shift]:
                 _settle(calls[name], turns.settling_seconds)
@@ -71,6 +76,12 @@ def medians_ms(calls: Mapping[str, Callable[[], Any]], *, max_seconds: float) ->
     """
     taken = in_turns(calls, Turns(max_seconds))
     return {name: float(np.median(nanoseconds)) / 1e6 for name, nanoseconds in taken.items()}
+
+
+def _share(rounds: int, seconds: float, turns: Turns) -> float:
+    """How much is done: whichever of rounds and time ends first."""
+    by_time = min(seconds / turns.max_seconds, rounds / turns.fewest_rounds) if turns.max_seconds > 0 else 0.0
+    return min(1.0, max(rounds / turns.rounds, by_time))
 
 
 def _settle(call: Callable[[], Any], seconds: float) -> None:

@@ -67,7 +67,8 @@ class TestInspect:
         printed = run_cli("inspect", finished / "mlp.pt2").stdout
         assert "2 groups with 14 moves: what can be removed" in printed
         assert "it is part of the model's output" in printed
-        assert "l0compress finetune MODEL" in printed
+        model = finished / "mlp.pt2"
+        assert printed.splitlines()[-1] == f"Next: l0compress finetune {model} --data DATA --target macs=0.5"
 
     def test_weights_are_inspected_with_a_factory_and_data(self, finished: Path, tmp_path: Path) -> None:
         torch.save(tiny_mlp().state_dict(), tmp_path / "mlp.pt")
@@ -246,13 +247,15 @@ class TestBench:
         }
         assert measured["bench"]["threads"] == 2
         printed = run_cli(*arguments).stdout
-        for row in ("test accuracy", "parameters", "MACs per sample", "file bytes", "latency median, batch 2 (ms)"):
-            assert row in printed
+        for heading in ("test accuracy", "params", "MACs", "file", "Median milliseconds", "batch 2", "memory"):
+            assert heading in printed
         assert "2 threads" in printed and "Small equals the masked dense model within" in printed
 
     def test_a_run_is_timed_in_every_form(self, finished: Path, tmp_path: Path) -> None:
-        arguments = ("bench", finished / "run", "--batch", "1,3", "--threads", "1")
+        run = Path(shutil.copytree(finished / "run", tmp_path / "run"))
+        arguments = ("bench", run, "--batch", "1,3", "--threads", "1")
         measured = printed_json(*arguments, "--plot", tmp_path / "forms.svg")
+        assert json.loads((run / "bench.json").read_text())["bench"] == measured["bench"]
         names = ["dense", "dense int8", "small", "small int8", "small bundle"]
         candidates = {candidate["name"]: candidate for candidate in measured["bench"]["candidates"]}
         assert list(candidates) == names
@@ -260,9 +263,11 @@ class TestBench:
         assert set(measured["int8_metrics"]) == {"dense int8", "small int8"}
         drawing = (tmp_path / "forms.svg").read_text()
         assert all(f"<!-- {text} -->" in drawing for text in (*names, "batch 1", "batch 3"))
-        header, accuracy = (run_cli(*arguments).stdout.splitlines()[line] for line in (2, 4))
-        assert [cell.strip() for cell in header.strip("┃").split("┃")] == ["", *names]
-        assert "test accuracy" in accuracy and "—" not in accuracy
+        printed = run_cli(*arguments).stdout
+        rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in printed.splitlines() if "│" in line]
+        assert [row[0] for row in rows] == names * 3
+        assert "score: test accuracy." in printed and all("—" not in row for row in rows)
+        assert printed.splitlines()[-1] == f"Next: l0compress report {run}"
 
     def test_an_int8_artifact_is_compared_as_what_it_is(self, finished: Path, tmp_path: Path) -> None:
         printed_json("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")

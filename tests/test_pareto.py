@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import product
+import re
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from l0compress.measure.bench import BenchReport, Timing
 from l0compress.measure.pareto import Point, Tradeoff, pareto_table
-from l0compress.measure.plot import plot_tradeoff
+from l0compress.measure.plot import plot_latency, plot_tradeoff
 
 
 def random_points(seed: int) -> tuple[Point, ...]:
@@ -64,5 +66,24 @@ def test_the_picture_names_every_form_and_axis(tmp_path: Path) -> None:
     )
     tradeoff = Tradeoff(points, "test accuracy", references=("dense", "dense int8"))
     drawing = plot_tradeoff(tradeoff, tmp_path / "forms.svg", title="build/family").read_text()
-    wanted = ("dense", "dense int8", "half", "batch 1", "file size", "test accuracy", "unbeaten", "build/family")
+    wanted = ("dense", "dense int8", "half", "batch 1", "file size", "test accuracy", "build/family")
     assert all(f"<!-- {text} -->" in drawing for text in wanted)
+
+
+def test_axes_of_pictures_are_linear_from_zero_and_names_stand_beside_their_marks(tmp_path: Path) -> None:
+    points = tuple(Point(f"form {number}", 0.9, 1000 + 9 * number, {1: 1 + number / 99}) for number in range(6))
+    drawing = plot_tradeoff(Tradeoff(points, "accuracy"), tmp_path / "forms.svg").read_text()
+    placed = {name: drawing.partition(f"<!-- {name} -->")[2][:400] for name in (point.name for point in points)}
+    found = {name: re.search(r"translate\(([\d.]+) ([\d.]+)\) scale", text) for name, text in placed.items()}
+    corners = {name: (float(one[1]), float(one[2])) for name, one in found.items() if one is not None}
+    assert len(corners) == 6
+    for (x, y), (other_x, other_y) in combinations(corners.values(), 2):
+        assert abs(x - other_x) > 20 or abs(y - other_y) > 7
+    assert all(f"<!-- {tick} -->" in drawing for tick in ("0", "0.4", "0.8")) and "10^" not in drawing
+
+
+def test_latencies_are_written_behind_their_bars(tmp_path: Path) -> None:
+    timings = tuple(Timing(name, 8, 15, ms, 3 * ms, 1.0) for name, ms in (("dense", 4.0), ("small int8", 0.25)))
+    drawing = plot_latency(BenchReport(1, timings, {"dense": 9, "small int8": 3}), tmp_path / "a.svg").read_text()
+    for text in ("dense", "small int8", "batch 8", "4.000  (95 %: 12.0)", "0.250  (95 %: 0.750)"):
+        assert f"<!-- {text} -->" in drawing

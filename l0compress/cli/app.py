@@ -19,7 +19,7 @@ TRACEBACK_VARIABLE = "L0COMPRESS_TRACEBACK"
 app = typer.Typer(
     name="l0compress",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -1,14 +1,14 @@
-"""Live progress on standard error: one line that moves on a terminal, one line an epoch where nobody watches."""
+"""Live progress on standard error: a bar with the time that is left on a terminal, one line an epoch where nobody
+watches."""
 
 from __future__ import annotations
 
 from types import TracebackType
 
 from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from l0compress.cli.bar import Bar, clock
 from l0compress.cli.render import messages
 from l0compress.training.events import DECIDED, MEASURE, WARNING, ProgressEvent
 
@@ -19,26 +19,24 @@ RESUMED = "resumed"
 class ProgressDisplay:
     """Shows the events of a run while it runs: a table of finished epochs, and what is under way below it.
 
-    Use it as a context manager and hand :meth:`show` to the run as its callback.
+    Use it as a context manager and hand :meth:`show` to the run as its callback. What else is told of a job meanwhile,
+    such as that a model is being captured, is shown too.
     """
 
     def __init__(self, console: Console, *, shown: bool = True) -> None:
         self._console = console
-        live = shown and console.is_terminal
-        self._live = Live(console=console, refresh_per_second=4, transient=True) if live else None
+        self._bar = Bar(console, shown=shown)
         self._has_header = False
         self._member = ""
 
     def __enter__(self) -> ProgressDisplay:
-        if self._live is not None:
-            self._live.start()
+        self._bar.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._live is not None:
-            self._live.stop()
+        self._bar.__exit__(kind, error, traceback)
 
     def show(self, event: ProgressEvent) -> None:
         """Show one event."""
@@ -56,8 +54,7 @@ class ProgressDisplay:
             self._member = event.member
             self._console.print(Text(f"member {event.member}, {event.epochs} epochs", style="bold"), soft_wrap=True)
         if not event.epoch_done:
-            if self._live is not None:
-                self._live.update(_under_way(event))
+            self._bar.show(*_under_way(event), seconds_left=event.seconds_left)
             return
         if not self._has_header:
             self._has_header = True
@@ -98,22 +95,19 @@ def _line(event: ProgressEvent) -> str:
     )
 
 
-def _under_way(event: ProgressEvent) -> Table:
-    grid = Table.grid(padding=(0, 2))
+def _under_way(event: ProgressEvent) -> tuple[str, float, str]:
+    """What is being done, the share of it that is done, and what else there is to say.
+
+    >>> _under_way(ProgressEvent("gates", 3, 8, step=5, steps=10, loss=0.5, density=0.25, violation=0.1))
+    ('gates 3/8', 0.3125, 'loss 0.5000  density 0.250  violation +0.100')
+    """
     if event.stage == MEASURE:
-        grid.add_row(Text("measuring times", style="bold"), Text(f"{event.message} {event.step}/{event.steps}"))
-        return grid
-    done = event.step / event.steps if event.steps else 0.0
-    gated = event.stage == GATED_STAGE
-    grid.add_row(
-        Text(f"{event.stage} {event.epoch}/{event.epochs}", style="bold"),
-        Text(f"{done:4.0%}"),
-        Text(f"loss {_number(event.loss)}"),
-        Text(f"density {event.density:.3f}{_of_each(event)}"),
-        Text(f"violation {event.violation:+.3f}  multiplier {event.multiplier:.3f}" if gated else ""),
-        Text(f"{_time(event.seconds_left)} left"),
-    )
-    return grid
+        return f"measuring {event.message}", event.step / event.steps if event.steps else 0.0, ""
+    within = event.step / event.steps if event.steps else 0.0
+    done = (max(event.epoch - 1, 0) + within) / event.epochs if event.epochs else within
+    violation = f"  violation {event.violation:+.3f}" if event.stage == GATED_STAGE else ""
+    details = f"loss {_number(event.loss)}  density {event.density:.3f}{violation}"
+    return f"{event.stage} {event.epoch}/{event.epochs}", done, details
 
 
 def _of_each(event: ProgressEvent) -> str:
@@ -132,8 +126,4 @@ def _number(value: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return "-" if seconds is None else clock(seconds)

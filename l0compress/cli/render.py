@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from l0compress.measure.table import Table
 
 PIPED_WIDTH = 140
+_UNBOUNDED = 10_000
 
 
 def output() -> Console:
@@ -28,9 +30,11 @@ def messages() -> Console:
 
 
 def _console(*, stderr: bool) -> Console:
-    console = Console(stderr=stderr, highlight=False)
+    # The stream as it is now: what a capture prints is silenced by putting another in its place for a while.
+    file = sys.stderr if stderr else sys.stdout
+    console = Console(file=file, stderr=stderr, highlight=False)
     # Where nobody looks, nothing is to be wrapped: rich would assume 80 columns.
-    return console if console.is_terminal else Console(stderr=stderr, highlight=False, width=PIPED_WIDTH)
+    return console if console.is_terminal else Console(file=file, stderr=stderr, highlight=False, width=PIPED_WIDTH)
 
 
 def print_json(value: Any) -> None:
@@ -54,8 +58,25 @@ def print_table(table: Table) -> None:
         rich_table.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
     for row in table.rows:
         rich_table.add_row(*(Text(cell) for cell in row))
-    console.print(rich_table)
-    print_lines(table.notes)
+    unbounded = console.options.update(max_width=_UNBOUNDED)
+    if console.is_terminal and Measurement.get(console, unbounded, rich_table).maximum > console.width:
+        # Without the lines it is narrower, and what is still too wide goes on two lines instead of breaking in words.
+        _print_rows(console, (table.columns, *table.rows), [position > 0 for position in range(len(table.columns))])
+    else:
+        console.print(rich_table)
+    print_notes(table.notes)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Sentences on standard output, broken between words where a terminal is too narrow for one."""
+    console = output()
+    for note in notes:
+        console.print(Text(note), soft_wrap=not console.is_terminal)
+
+
+def print_next(command: str) -> None:
+    """What to type next, in one piece, so that it can be copied."""
+    print_lines([f"Next: {command}"])
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -72,8 +93,12 @@ def print_listing(title: str, columns: Sequence[str], rows: Sequence[Sequence[st
     """
     console = output()
     cells = [list(columns), *(list(row) for row in rows)]
-    lines = listing(cells, [column in numbers for column in columns], console.width if console.is_terminal else None)
     console.print(Text(title, style="bold"), soft_wrap=True)
+    _print_rows(console, cells, [column in numbers for column in columns])
+
+
+def _print_rows(console: Console, rows: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+    lines = listing(rows, right, console.width if console.is_terminal else None)
     for position, line in enumerate(lines):
         console.print(Text(line, style="dim" if position == 0 else ""), soft_wrap=True)
 

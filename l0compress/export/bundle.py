@@ -38,6 +38,7 @@ from l0compress.export.partition.recurrent_nodes import without_zero_states
 from l0compress.export.session import named_feeds
 from l0compress.export.whys import ternary_words, whys
 from l0compress.graph.capture import CapturedGraph
+from l0compress.progress import Stages
 from l0compress.verification.calls import (
     Call,
     checked_batch_sizes,
@@ -152,9 +153,9 @@ def export_bundle(
     sizes = checked_batch_sizes(batch_sizes)
     engines = [engine.name for engine in find(settings.engines) if settings.engines or engine.name not in WITH_TORCH]
     destination = Path(path)
-    calls = example_calls(graph)
+    calls, stages = example_calls(graph), Stages([3, 6, 1])
     with staged(destination) as staging:
-        with _refusals():
+        with _refusals(), stages.stage("converting"):
             model, onnx_bytes = _dense_model(graph)
             flow = flow_of(model)
             types, found = _types(flow, calls), find_candidates(flow)
@@ -164,15 +165,17 @@ def export_bundle(
         members, manifest = members_of(flow, types, candidates, settings.storage)
         if settings.measure and (candidates or _has_norms(flow)):
             feeds = {size: _feeds(flow, call) for size, call in _calls(graph, sizes).items()}
-            manifest = chosen_plans(
-                manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
-            )
+            with stages.stage("timing"):
+                manifest = chosen_plans(
+                    manifest, members, candidates, feeds=feeds, engines=engines, threads=settings.threads
+                )
         manifest = without_unused(replace(manifest, whys=whys(manifest, found.reasons), about=_about(settings)))
         write_new(staging, bundle_bytes(manifest, members.files), for_=destination)
         session = _read_again(staging, destination, settings.threads)
         allowed = session.tolerance if tolerance is None else tolerance
         checked = (*calls, *sized_example(graph, max(sizes)))
-        equality = verify(session, reference or graph, inputs=checked, tolerance=allowed)
+        with stages.stage("checking"):
+            equality = verify(session, reference or graph, inputs=checked, tolerance=allowed)
         size_bytes = size_on_disk(staging)
     return ExportedBundle(destination, size_bytes, equality, manifest, onnx_bytes)
 

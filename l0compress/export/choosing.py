@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from l0compress.export.assemble import Members, completed
 from l0compress.export.partition.candidates import Candidate
+from l0compress.progress import Stages
 from l0compress_runtime.archive import FormatError
 from l0compress_runtime.manifest import DENSE, LayerTiming, Manifest, PlanTiming, Step
 from l0compress_runtime.parts import Parts
@@ -75,8 +76,10 @@ def chosen_plans(
     manifest = replace(manifest, disabled_optimizers=slow_fusions(parts_of(manifest, members, threads), feeds))
     parts = parts_of(manifest, members, threads)
     names = {members.layer(candidate): candidate for candidate in candidates}
+    stages = Stages([1] * len(feeds))
     for batch_size, inputs in feeds.items():
-        table = layer_medians(parts, dict(inputs), engines) if candidates else {}
+        with stages.stage(f"layers at batch {batch_size}"):
+            table = layer_medians(parts, dict(inputs), engines) if candidates else {}
         layer_timings += [LayerTiming(name, batch_size, medians) for name, medians in table.items()]
         by_candidate = {names[name]: medians for name, medians in table.items()}
         plan, timing = _fastest(manifest, members, by_candidate, inputs, threads)

@@ -43,6 +43,7 @@ from l0compress.graph.capture.batch import leaves_of
 from l0compress.graph.capture.rnn_layers import any_length
 from l0compress.graph.groups.cost import cost
 from l0compress.graph.nodes.network import GraphNetwork, op_name
+from l0compress.progress import Stages
 from l0compress.verification.calls import Call, asked_dims, example_calls, named_leaves
 from l0compress.verification.comparison import check_tolerance
 from l0compress.verification.equality import Model, verify
@@ -89,8 +90,11 @@ def export_onnx(
     destination = Path(path)
     calls = (*example_calls(graph), *inputs)
     with staged(destination) as staging:
-        write_onnx(graph, staging, settings=settings)
-        equality = verify(_checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
+        stages = Stages([3, 1])
+        with stages.stage("converting"):
+            write_onnx(graph, staging, settings=settings)
+        with stages.stage("checking"):
+            equality = verify(_checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 

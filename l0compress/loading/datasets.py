@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l0compress.data import Batch, Data, Split
-from l0compress.errors import DataError
+from l0compress.errors import DataError, did_you_mean_path
 from l0compress.loading.arrays import load_arrays
 from l0compress.loading.hub_datasets import HubOptions, is_saved_dataset, load_saved_dataset
 from l0compress.loading.images import ImageOptions, Statistics, load_images
@@ -133,7 +133,8 @@ def kind_of(name: str, *, target_column: str | None = None) -> str:
     if not path.exists():
         known = (".npz", ".npy", *SEPARATORS, *TEXT_SUFFIXES)
         reason = "no such file" if path.suffix in known or len(path.parts) > 1 else f"data is {KINDS}"
-        raise DataError(f"Cannot read data {name!r}: {reason}.", fix="Check the path.")
+        meant = did_you_mean_path(path, "digits") if len(path.parts) == 1 else did_you_mean_path(path)
+        raise DataError(f"Cannot read data {name!r}: {reason}.", fix=meant or "Check the path.")
     if path.is_dir() and is_saved_dataset(path):
         return "dataset"
     if path.is_dir():

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from torch import nn
 from torch.export import ExportedProgram
 
-from l0compress.errors import ModelError
+from l0compress.errors import ModelError, did_you_mean_path
 from l0compress.loading.exported import load_pt2
 from l0compress.loading.factories import build
 from l0compress.loading.foreign_archives import ARCHIVE_ERRORS, is_archive
@@ -71,7 +71,9 @@ def load_model(
     """
     path = Path(path)
     if not path.exists():
-        raise ModelError(f"Cannot read model {str(path)!r}: no such file.", fix="Check the path.")
+        raise ModelError(
+            f"Cannot read model {str(path)!r}: no such file.", fix=did_you_mean_path(path) or "Check the path."
+        )
     if path.is_dir():
         from l0compress.loading.huggingface import load_folder
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,6 +25,7 @@ from l0compress.export.providers import OnProvider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
+from l0compress.progress import Stages, tell
 from l0compress.verification.calls import Call, checked_batch_sizes, example_call, resized
 from l0compress_runtime.timing import Turns, in_turns
 
@@ -149,11 +151,13 @@ def bench(
     call = call_of([inputs] if inputs is not None else list(opened.values()))
     turns = Turns(max_seconds, rounds, FEWEST_ROUNDS, CALLS_A_ROUND, WARMUP_CALLS)
     timings: list[Timing] = []
+    stages = Stages([1] * len(batch_sizes))
     with _threads(threads), torch.inference_mode():
         for batch_size in batch_sizes:
             sized = resized(call, batch_size)
             runners = {name: runner(candidate, sized) for name, candidate in opened.items()}
-            taken = in_turns(runners, turns)
+            with stages.stage(f"batch {batch_size}"):
+                taken = in_turns(runners, turns, on_round=partial(tell, ""))
             timings += [_summary(name, batch_size, nanoseconds) for name, nanoseconds in taken.items()]
     files = {name: _file_of(candidate) for name, candidate in candidates.items()}
     sizes = {name: None if file is None else size_on_disk(file) for name, file in files.items()}

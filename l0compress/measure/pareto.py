@@ -88,6 +88,21 @@ class Tradeoff:
         return gain >= 0 and saving >= 0 and (gain > 0 or saving > 0)
 
 
+def unbeaten_notes(tradeoff: Tradeoff) -> tuple[str, ...]:
+    """Say for every axis which forms no other beats, cheapest first.
+
+    >>> points = (Point("dense", 0.9, 40, {1: 2.0}), Point("small", 0.8, 10, {1: 0.5}), Point("bad", 0.7, 20, {1: 1.0}))
+    >>> print(*unbeaten_notes(Tradeoff(points, "accuracy")), sep="\\n")
+    Unbeaten (no other form is better without being dearer, or cheaper without being worse):
+      at batch 1: small, dense
+      in file size: small, dense
+    """
+    said = "Unbeaten (no other form is better without being dearer, or cheaper without being worse):"
+    fronts = {axis: ", ".join(point.name for point in tradeoff.front(axis)) for axis in tradeoff.axes}
+    lines = (f"  {'in file size' if axis == FILE else f'at {axis}'}: {names}" for axis, names in fronts.items())
+    return said, *lines
+
+
 def pareto_table(tradeoff: Tradeoff, *, title: str = "") -> Table:
     """Every form with its score, its latencies, its file, and where no other form beats it.
 

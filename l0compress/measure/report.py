@@ -91,7 +91,7 @@ def comparison_table(
         return Table(title, columns, tuple(rows))
     names = [model.name for model in models]
     rows += [row for size in bench.batch_sizes for row in _latency_rows(bench, names, size)]
-    return Table(title, columns, tuple(rows), (_thread_note(bench), *slower_notes(bench, models)))
+    return Table(title, columns, tuple(rows), (thread_note(bench), *slower_notes(bench, models)))
 
 
 def _latency_rows(bench: BenchReport, names: Sequence[str], batch_size: int) -> list[tuple[str, ...]]:
@@ -137,7 +137,7 @@ def bench_table(report: BenchReport, *, title: str = "Latency") -> Table:
 
     columns = ("model", "file bytes", "batch", "median ms", "p95 ms", "samples/s")
     ordered = [timing for size in report.batch_sizes for timing in report.timings if timing.batch_size == size]
-    return Table(title, columns, tuple(row(timing) for timing in ordered), (_thread_note(report),))
+    return Table(title, columns, tuple(row(timing) for timing in ordered), (thread_note(report),))
 
 
 def bundle_table(manifest: Manifest, *, title: str = "Sparse layers, as timed at export") -> Table:
@@ -184,7 +184,8 @@ def equality_table(equality: Equality, *, title: str = "Equality") -> Table:
     return Table(title, ("output", "max absolute", "max relative", "allowed relative"), rows, tuple(notes))
 
 
-def _thread_note(report: BenchReport) -> str:
+def thread_note(report: BenchReport) -> str:
+    """How latencies were taken, in a sentence."""
     fewest = min(timing.num_calls for timing in report.timings)
     threads = f"{report.threads} thread{'s' if report.threads != 1 else ''}"
     return f"Latency of whole calls with {threads}, {fewest} or more timed calls each, models taking turns."

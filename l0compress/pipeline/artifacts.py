@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import RunError
+from l0compress.errors import RunError, did_you_mean_path
 from l0compress.export.bundle_session import SUFFIX, Session, is_bundle
 from l0compress.export.providers import CPU, on_provider
 from l0compress.export.pt2 import captured_pt2
@@ -15,6 +15,7 @@ from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import open_candidate
 from l0compress.pipeline.runs import FinishedRun, made_from
+from l0compress.progress import Stages
 from l0compress.verification.equality import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
@@ -47,7 +48,8 @@ def existing_artifact(path: Path | str) -> Path:
     if is_bundle(path) and path.exists():
         return path
     if not path.exists():
-        raise RunError(f"Cannot read artifact {str(path)!r}: no such file. Make one with l0compress export.")
+        way_on = did_you_mean_path(path) or "Make one with l0compress export."
+        raise RunError(f"Cannot read artifact {str(path)!r}: no such file. {way_on}")
     if path.suffix not in SUFFIXES:
         raise RunError(
             f"Cannot read artifact {str(path)!r}: an artifact is an {' or a '.join(SUFFIXES)} file.",
@@ -88,8 +90,11 @@ def verify_artifact(artifact: Path, *, run: Path, provider: str = CPU) -> Verifi
 
 def verify_against(artifact: Path, run: FinishedRun, *, provider: str = CPU) -> Verification:
     """As :func:`verify_artifact`, for a run that is open already."""
-    loaded, masked = load(artifact, provider=provider), captured_pt2(run.masked)
+    stages = Stages([1, 1])
+    with stages.stage("opening both"):
+        loaded, masked = load(artifact, provider=provider), captured_pt2(run.masked)
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
     tolerance = loaded.tolerance if isinstance(loaded, Session) else None
-    equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
+    with stages.stage("verifying"):
+        equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
     return Verification(Path(artifact), run.folder, equality, quantization)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,15 @@ from l0compress.export.whys import ternary_words
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.footprint import footprint
+from l0compress.measure.forms import form_tables
 from l0compress.measure.pareto import Point, Tradeoff
-from l0compress.measure.report import Measured, bench_table, bundle_table, comparison_table
+from l0compress.measure.report import Measured, bench_table, bundle_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
+from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import not_named, origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
+from l0compress.progress import Stages
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
@@ -34,6 +38,8 @@ from l0compress_runtime.manifest import Manifest
 DENSE, SMALL = "dense", "small"
 INT8, BUNDLE = " int8", " bundle"
 ROUNDED = (INT8, " float16", " bfloat16")
+# Seconds that parts of a job take, roughly: only how they compare matters.
+_FILE, _BATCH, _FOOTPRINT, _SCORE = 1.5, 6.0, 4.0, 0.5
 _NO_INT8 = "Only ONNX files have an int8 form; give an .onnx artifact to compare with it."
 
 
@@ -67,26 +73,26 @@ class ArtifactBench:
     def tables(self) -> tuple[Table, ...]:
         """What to print."""
         layers = (bundle_table(self.manifest),) if self.manifest is not None and self.manifest.layers else ()
-        table = bench_table(self.report) if self.run is None else self._comparison(self.run)
+        *tables, last = (bench_table(self.report),) if self.run is None else self._comparison(self.run)
         if self.provider != CPU:
-            table = replace(table, notes=(*table.notes, f"ONNX files are run by the provider {self.provider}."))
-        return (table, *layers)
+            last = replace(last, notes=(*last.notes, f"ONNX files are run by the provider {self.provider}."))
+        return (*tables, last, *layers)
 
-    def _comparison(self, run: FinishedRun) -> Table:
-        table = comparison_table(
-            *(self._measured(run, name) for name in self.report.file_bytes),
+    def _comparison(self, run: FinishedRun) -> tuple[Table, ...]:
+        *tables, last = form_tables(
+            [self._measured(run, name) for name in self.report.file_bytes],
             metric_name=metric_name(run.result, self.reading),
             bench=self.report,
             title=f"The forms of {run.folder}",
         )
         ternary = None if self.manifest is None else ternary_words(self.manifest)
-        notes = [*table.notes, *self.notes, *([] if ternary is None else [f"Of the bundle, {ternary}."])]
+        notes = [*last.notes, *self.notes, *([] if ternary is None else [f"Of the bundle, {ternary}."])]
         if self.reading is not None and self.reading.meaning is not None:
             notes.append(self.reading.meaning)
         if self.verification is not None:
             difference = f"{self.verification.equality.max_relative:.1e}"
             notes.append(f"Small equals the masked dense model within {difference}, checked in this run.")
-        return Table(table.title, table.columns, table.rows, tuple(notes))
+        return (*tables, replace(last, notes=tuple(notes)))
 
     def _measured(self, run: FinishedRun, name: str) -> Measured:
         known = measured(run.result, SMALL if name.startswith(SMALL) else DENSE)
@@ -169,14 +175,19 @@ def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactB
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
     if not_named(run):
         return replace(_without_data(run, how, {SMALL: artifact}), verification=checked)
-    origin = origin_of(run)
+    stages = Stages([_FILE, 2 * _FILE, _timing(how.batch_sizes, 3), 3 * _SCORE])
+    with stages.stage("reading the run"):
+        origin = origin_of(run)
     kind = f" {checked.quantization.split()[0]}" if checked.quantization else BUNDLE if is_bundle(artifact) else ""
     with tempfile.TemporaryDirectory() as folder:
-        forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
-        notes = add_int8_(forms, DENSE, origin.data.train)
+        with stages.stage("making dense and dense int8"):
+            forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
+            notes = add_int8_(forms, DENSE, origin.data.train)
         forms[SMALL + kind] = artifact
-        report = _timed(forms, origin.dense, how)
-        scores = score_files(origin, forms)
+        with stages.stage("timing"):
+            report = _timed(forms, origin.dense, how)
+        with stages.stage("scoring"):
+            scores = score_files(origin, forms)
     reading = origin.objective.reading
     return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
@@ -184,7 +195,9 @@ def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactB
 def _without_data(run: FinishedRun, how: Conditions, artifacts: Mapping[str, Path] | None = None) -> ArtifactBench:
     """The forms that can be made without data, or artifacts beside the dense one: timed, and not scored again."""
     dense, manifest = captured_pt2(run.dense), None
-    with tempfile.TemporaryDirectory() as folder:
+    stages = Stages([6 * _FILE if artifacts is None else _FILE, _timing(how.batch_sizes, 3)])
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as making:
+        making.enter_context(stages.stage("making the forms"))
         forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path, **(artifacts or {})}
         if artifacts is None:
             small, masked = captured_pt2(run.small), captured_pt2(run.masked)
@@ -192,7 +205,9 @@ def _without_data(run: FinishedRun, how: Conditions, artifacts: Mapping[str, Pat
             path, settings = Path(folder, f"small{SUFFIX}"), BundleSettings(threads=how.threads)
             bundle = export_bundle(small, path, reference=masked, batch_sizes=how.batch_sizes, settings=settings)
             forms[SMALL + BUNDLE], manifest = bundle.path, bundle.manifest
-        report = _timed(forms, dense, how)
+        making.close()
+        with stages.stage("timing"):
+            report = _timed(forms, dense, how)
     note = (
         f"The run was given its {' and '.join(not_named(run))} in Python: the scores are those that it measured "
         "itself, no form is scored again, and there are no int8 forms, which are compared on its data."
@@ -203,22 +218,30 @@ def _without_data(run: FinishedRun, how: Conditions, artifacts: Mapping[str, Pat
 def _every_form(run: FinishedRun, how: Conditions) -> ArtifactBench:
     if not_named(run):
         return _without_data(run, how)
-    small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
+    stages = Stages([_FILE, 2 * _FILE, 2 * _FILE, 4 * _FILE, _timing(how.batch_sizes, 5), 5 * _SCORE])
+    with stages.stage("reading the run"):
+        small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     train = origin.data.train
     with tempfile.TemporaryDirectory() as folder:
-        forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
-        notes = add_int8_(forms, DENSE, train)
-        forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
-        notes += add_int8_(forms, SMALL, train)
+        with stages.stage("making dense and dense int8"):
+            forms = {DENSE: export_onnx(origin.dense, Path(folder, "dense.onnx")).path}
+            notes = add_int8_(forms, DENSE, train)
+        with stages.stage("making small and small int8"):
+            forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
+            notes += add_int8_(forms, SMALL, train)
         path = Path(folder, f"small{SUFFIX}")
         settings = BundleSettings(threads=how.threads)
-        bundle = export_bundle(small, path, reference=masked, batch_sizes=how.batch_sizes, settings=settings)
+        with stages.stage("making the bundle"):
+            bundle = export_bundle(small, path, reference=masked, batch_sizes=how.batch_sizes, settings=settings)
         forms[SMALL + BUNDLE] = bundle.path
-        report = _timed(forms, origin.dense, how)
-        scores, objective = score_files(origin, forms), origin.objective
+        with stages.stage("timing"):
+            report = _timed(forms, origin.dense, how)
+        with stages.stage("scoring"):
+            scores, objective = score_files(origin, forms), origin.objective
     score, reading = metric_name(run.result, objective.reading), objective.reading
     references = tuple(name for name in forms if name.startswith(DENSE))
     tradeoff = tradeoff_of(report, scores, score, objective.higher_is_better, references)
+    notes += keep_bench(run.folder, report, tradeoff)
     return ArtifactBench(
         report, run, scores=scores, reading=reading, manifest=bundle.manifest, notes=notes, tradeoff=tradeoff
     )
@@ -247,13 +270,18 @@ def tradeoff_of(
 def _timed(forms: Mapping[str, Path], inputs: CapturedGraph | None, how: Conditions) -> BenchReport:
     """Latency and memory of files, which get the example inputs of ``inputs``, or of the first that says some."""
     placed = {name: on_provider(path, how.provider) for name, path in forms.items()}
-    report = bench(placed, inputs, batch_sizes=how.batch_sizes, threads=how.threads)
-    largest = max(report.batch_sizes)
-    memory = {
-        name: footprint(path, batch_size=largest, threads=how.threads, provider=how.provider)
-        for name, path in forms.items()
-    }
+    stages = Stages([len(how.batch_sizes) * _BATCH, *[_FOOTPRINT] * len(forms)])
+    with stages.stage("in turns"):
+        report = bench(placed, inputs, batch_sizes=how.batch_sizes, threads=how.threads)
+    largest, memory = max(report.batch_sizes), {}
+    for name, path in forms.items():
+        with stages.stage(f"memory of {name}"):
+            memory[name] = footprint(path, batch_size=largest, threads=how.threads, provider=how.provider)
     return replace(report, memory_bytes=memory)
+
+
+def _timing(batch_sizes: Sequence[int], forms: int) -> float:
+    return len(batch_sizes) * _BATCH + forms * _FOOTPRINT
 
 
 def add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ ensures: what :func:`config_text` writes is read back by :func:`read_config` as 
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import tomli_w
 
-from l0compress.errors import InputError
+from l0compress.errors import InputError, did_you_mean, nearest
 from l0compress.pipeline.options import GATES, OPTIONS, READING, TRAINING
 from l0compress.pipeline.readers import READERS
 from l0compress.training.schema import Setting
@@ -74,7 +73,8 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     row = OPTIONS[option].written
     expected = row.wrong(value)
     if expected is not None:
-        raise InputError(f"{line}{name} = {value!r}: expected {expected}.", fix="Change the value.")
+        meant = did_you_mean(value, row.names) if isinstance(value, str) else ""
+        raise InputError(f"{line}{name} = {value!r}: expected {expected}.", fix=meant or "Change the value.")
     values: list[Any] = list(value) if row.many and isinstance(value, list | tuple) else [value]
     try:
         for each in values:
@@ -147,8 +147,8 @@ def _place(section: str, key: str) -> str:
 
 def _hint(key: str) -> str:
     keys = [option.key for option in OPTIONS.values()]
-    close = difflib.get_close_matches(key.replace("-", "_"), keys, n=1)
-    places = [option.place for option in OPTIONS.values() if close and option.key == close[0]]
+    close = nearest(key, keys)
+    places = [option.place for option in OPTIONS.values() if option.key == close]
     return f"Did you mean {places[0]}?" if places else "l0compress finetune --print-config lists all of them."
 
 

@@ -26,6 +26,7 @@ from l0compress.pipeline.huggingface import export_run_folder
 from l0compress.pipeline.quantizing import export_rounded
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_family, open_run
+from l0compress.progress import Stages
 from l0compress.training.settings import FinetuneSettings
 from l0compress.verification.calls import Call, sized_example
 from l0compress.verification.equality import verify
@@ -142,7 +143,11 @@ def export_family(
             fix="Omit it, or name one of them with --member.",
             assurance=NOTHING_WRITTEN,
         )
-    return {one.folder.name: _exported(one, format, path, options) for one in members}
+    stages, written = Stages([1] * len(members)), {}
+    for one in members:
+        with stages.stage(one.folder.name):
+            written[one.folder.name] = _exported(one, format, path, options)
+    return written
 
 
 def _exported(finished: FinishedRun, format: str, path: Path | None, options: ExportOptions) -> Exported:

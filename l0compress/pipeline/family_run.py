@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from l0compress.measure.report import comparison_table
+from l0compress.measure.forms import form_tables
 from l0compress.measure.table import Table
 from l0compress.pipeline import runs
 from l0compress.pipeline.compress import CompressResult
@@ -48,11 +48,10 @@ class FamilySummary:
         reading = runs.reading_of(first.folder)
         small = [runs.measured(member.result, "small", called=member.folder.name) for member in self.members]
         name = runs.metric_name(first.result, reading)
-        table = comparison_table(
-            runs.measured(first.result, "dense"), *small, metric_name=name, title="Dense against the family"
-        )
+        models = [runs.measured(first.result, "dense"), *small]
+        (table,) = form_tables(models, metric_name=name, title="Dense against the family")
         meaning = () if reading is None or reading.meaning is None else (reading.meaning,)
-        return Table(table.title, table.columns, table.rows, meaning)
+        return replace(table, notes=(*table.notes, *meaning))
 
 
 def finetune_family_run(request: RunRequest, *, on_event: OnEvent = ignore) -> FamilySummary:

@@ -16,6 +16,7 @@ from l0compress.graph.groups.frozen import Frozen, FrozenReason, by_reason, unkn
 from l0compress.loading import DataSource, ModelSource
 from l0compress.pipeline.repeats import repeated
 from l0compress.pipeline.sources import open_graph
+from l0compress.progress import tell
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ def inspect(
     """
     graph = open_graph(source, data, dynamic="batch" if fixed else "auto")
     graph = graph.protected(keep=keep, min_density=min_density)
+    tell("finding what can be removed")
     groups = find_groups(graph)
     smallest = groups.cost_of(smallest_keep(groups, torch.zeros(groups.num_moves)))
     return Inspection(

@@ -24,6 +24,7 @@ from torch import Tensor
 from l0compress.errors import RunError
 from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
+from l0compress.pipeline.machine import machine
 from l0compress.pipeline.run_manifest import FINISHED, RunManifest
 from l0compress.training.events import ProgressEvent
 from l0compress.training.state_dicts import MEMBER, StateDict
@@ -165,7 +166,7 @@ class LivingRun:
             manifest = replace(self.manifest, files=written)
             manifest.write(self.folder)
         self.manifest = manifest
-        self.log_("began")
+        self.log_("began", machine=machine())
 
     def drop_leftovers_(self) -> None:
         """Remove what a process that was killed had not finished writing."""

@@ -28,6 +28,7 @@ from l0compress.pipeline.config import complete, read_config
 from l0compress.pipeline.requests import data_source, request_of
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import CONFIG, GIVEN, FinishedRun, reading_of
+from l0compress.progress import Stages, tell
 from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.losses import Objective
 from l0compress.training.outputs import logits_of, others_of, outputs_of
@@ -146,16 +147,21 @@ def export_rounded(
         SurgeryError: the model cannot be exported or rounded.
         DataError: the run's data cannot be read.
     """
+    tell("reading the run")
     small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)
     form = "int8" if isinstance(rounding, Int8) else rounding.dtype
+    stages = Stages([2, 3, 1])
     with tempfile.TemporaryDirectory() as folder, staged(path) as staging:
-        exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked, settings=settings).path
-        quantization = rounded_file(exact, staging, origin.data.train, rounding)
+        with stages.stage("exporting in float"):
+            exact = export_onnx(small, Path(folder, "float.onnx"), reference=masked, settings=settings).path
+        with stages.stage(f"rounding to {form}"):
+            quantization = rounded_file(exact, staging, origin.data.train, rounding)
         closeness = difference(OnnxSession(staging), masked, rounded=True)
         annotate_(staging, {QUANTIZATION_KEY: quantization, TOLERANCE_KEY: f"{_SLACK * closeness.max_relative:.3g}"})
         written = OnnxSession(staging)
         equality = verify(written, masked, tolerance=written.tolerance, rounded=True)
-        scores = score_files(origin, {"float": exact, form: staging})
+        with stages.stage("scoring"):
+            scores = score_files(origin, {"float": exact, form: staging})
         size_bytes = size_on_disk(staging)
     return Rounded(
         path,
@@ -233,7 +239,11 @@ def score_files(origin: Origin, files: Mapping[str, Path]) -> dict[str, Evaluati
     outputs = outputs_of(teacher, next(iter(split.batches(_BATCH))))
 
     answers = {name: _Answers(_opened(path), outputs) for name, path in files.items()}
-    return {name: evaluate(answer, split, origin.objective, teacher=teacher) for name, answer in answers.items()}
+    stages, scores = Stages([1] * len(answers)), {}
+    for name, answer in answers.items():
+        with stages.stage(name):
+            scores[name] = evaluate(answer, split, origin.objective, teacher=teacher)
+    return scores
 
 
 def _calls(split: AnySplit, num_samples: int) -> Iterator[Call]:

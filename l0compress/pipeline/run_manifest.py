@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l0compress.errors import RunError
+from l0compress.errors import RunError, did_you_mean_path
 from l0compress.pipeline.durable import sha256_of, write_durably
 
 MANIFEST = "run.json"
@@ -82,7 +82,8 @@ def read_manifest(folder: Path) -> RunManifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise RunError(f"Cannot read run {str(folder)!r}: no such folder. Make one with l0compress finetune.")
+        way_on = did_you_mean_path(folder) or "Make one with l0compress finetune."
+        raise RunError(f"Cannot read run {str(folder)!r}: no such folder. {way_on}")
     if not path.is_file():
         raise RunError(
             f"{str(folder)!r} is not a run: {MANIFEST} is missing. Name a run folder of l0compress finetune."

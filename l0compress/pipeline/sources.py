@@ -37,6 +37,7 @@ from l0compress.loading.classes import class_warnings
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT
 from l0compress.loading.wrappers import unwrapped
+from l0compress.progress import tell
 from l0compress.training.losses import TaskLoss, check_loss, objective_of
 from l0compress.training.outputs import class_last, logits_of, one_score_each, two_classes
 from l0compress.training.problem import check_precision
@@ -69,8 +70,10 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto", dynamic: 
         InputError: its weights are float16 or bfloat16.
     """
     model = unwrapped(model) if isinstance(model, nn.Module) else model
+    tell("reading the data")
     data = fit_data(_placed(_data_of(data), model, dynamic), model)
     check_values(data)
+    tell("capturing the model")
     graph = capture_with(model, data, dynamic=dynamic)
     check_precision(graph)
     check_parts(graph, data)
@@ -127,7 +130,9 @@ def open_graph(
         InputError: the model is a module and there is no data.
         ModelError, DataError, CaptureError: as the stages say.
     """
+    tell("loading the model")
     model = source.load()
+    tell("capturing the model")
     if data is not None:
         found = _placed(load_data(data), model, dynamic)
         return capture_with(model, fit_data(found, model), dynamic=dynamic)

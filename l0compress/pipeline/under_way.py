@@ -30,8 +30,10 @@ from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph
 from l0compress.pipeline.following import FollowedRun, Opened
 from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
 from l0compress.pipeline.living_run import LivingRun
+from l0compress.pipeline.machine import machine
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.progress import tell
 from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.latency_targets import known_time, measured_time
 from l0compress.training.processes import Processes, joined, processes_for
@@ -173,7 +175,7 @@ def gone_on_with(
         prepared = _prepared(request)
         check_same(run.manifest.about, _fingerprints(prepared), str(folder))
         with _kept(run) as stops:
-            run.log_("resumed", position=run.manifest.position)
+            run.log_("resumed", position=run.manifest.position, machine=machine())
             return do(Work(run, request, prepared, stops, on_event, processes))
 
 
@@ -235,6 +237,7 @@ def _prepared(request: RunRequest) -> Prepared:
     settings = request.finetune_settings()
     check_device(settings.device)
     dynamic = "batch" if request.fixed else "auto"
+    tell("loading the model")
     return prepare(request.source.load(), request.data, loss=settings.loss, dynamic=dynamic)
 
 

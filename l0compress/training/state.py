@@ -104,6 +104,8 @@ class TrainingState:
         decided: decisions so far as named tensors, which every state dict has.
         resumed: the state dict that the run goes on from, as soon as it is in that phase.
         started: when the run began, on the monotonic clock.
+        paced_from: when the phase began or went on, and how many epochs were done then: what time is left is worked out
+            from there, since scoring before the first step and an earlier phase have a pace of their own.
     """
 
     problem: Problem
@@ -115,6 +117,7 @@ class TrainingState:
     decided: dict[str, Tensor] = field(default_factory=dict)
     resumed: StateDict | None = None
     started: float = field(default_factory=time.monotonic)
+    paced_from: tuple[float, float] = field(default_factory=lambda: (time.monotonic(), 0.0))
 
     @classmethod
     def begin(cls, problem: Problem, reporter: Reporter, *, dense: Evaluation | None = None) -> TrainingState:
@@ -153,6 +156,7 @@ class TrainingState:
         else:
             phase.begin_()
             self.epoch = self.problem.epoch(phase.epochs.start)
+        self.paced_from = time.monotonic(), self.epoch.number + self.epoch.step / self.problem.steps_per_epoch
 
     def state_dict(self) -> StateDict:
         """The state of the run, weights, optimizers, position and random states.
@@ -240,7 +244,8 @@ class TrainingState:
 
     def _event(self, phase: Phase, loss: float) -> ProgressEvent:
         epochs, steps, step = self.problem.settings.epochs, self.problem.steps_per_epoch, self.epoch.step
-        seconds, done = time.monotonic() - self.started, self.epoch.number + step / steps
+        now, done = time.monotonic(), self.epoch.number + step / steps
+        since, before = self.paced_from
         return ProgressEvent(
             phase.name,
             self.epoch.number + 1,
@@ -248,8 +253,8 @@ class TrainingState:
             step=step,
             steps=steps,
             loss=loss,
-            seconds=seconds,
-            seconds_left=seconds / done * (epochs - done),
+            seconds=now - self.started,
+            seconds_left=(now - since) / (done - before) * (epochs - done),
             **phase.report(self.progress(phase)),
         )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any
 
-from l0compress.errors import TargetError
+from l0compress.errors import TargetError, did_you_mean
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.cost import UNITS
 from l0compress.graph.groups.resource import Counted, Resource
@@ -262,9 +262,9 @@ def _checked(unit: str, value: Any) -> Target:
 
 def _check_unit(unit: str, text: str) -> None:
     if unit not in TARGET_UNITS:
-        raise TargetError(
-            f"Target {text!r}: {unit!r} is not a unit of a target. Supported units are {', '.join(TARGET_UNITS)}."
-        )
+        said = f"Target {text!r}: {unit!r} is not a unit of a target. Supported units are {', '.join(TARGET_UNITS)}."
+        meant = did_you_mean(unit, TARGET_UNITS)
+        raise TargetError(f"{said} {meant}" if meant else said)
 
 
 def _time(text: str, digits: str, suffix: str) -> Target:

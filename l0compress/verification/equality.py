@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from l0compress.errors import InputError
 from l0compress.graph.capture import CapturedGraph
+from l0compress.progress import Stages
 from l0compress.verification.calls import BATCH_SIZES, Call, example_calls, named_leaves
 from l0compress.verification.comparison import Measured, OutputEquality, check_tolerance, judged, measured, refusal
 
@@ -113,9 +114,11 @@ def _equality(
         raise InputError("there are no inputs to compare the models on.", fix="Pass at least one Call.")
     run_small, run_dense = _runnable(small, "small"), _runnable(dense, "dense")
     seen: dict[str, list[Measured]] = {}
+    stages = Stages([1] * len(calls))
     with torch.no_grad():
         for call in calls:
-            expected, got = named_leaves(_answer(run_dense, call)), named_leaves(_answer(run_small, call))
+            with stages.stage(f"comparing at batch {call.batch_size}"):
+                expected, got = named_leaves(_answer(run_dense, call)), named_leaves(_answer(run_small, call))
             if rounded:
                 got = _with_integers_of(expected, got)
             for result in measured(got, expected, call.batch_size, tolerance):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_table
+from l0compress.cli.render import messages, print_json, print_next, print_table
 
 
 def bench(
@@ -40,17 +41,19 @@ def bench(
     """Time ARTIFACT, alone or in turns with the dense model and int8. Against a run, ARTIFACT is verified first."""
     with options.exit_codes():
         how: dict[str, Any] = {"batch_sizes": options.batch_sizes(batch), "threads": threads, "provider": provider}
+        from l0compress.cli.bar import Bar
         from l0compress.measure.plot import check_picture, plot_latency, plot_tradeoff
         from l0compress.pipeline.benching import bench_artifact
         from l0compress.pipeline.family_bench import bench_family
-        from l0compress.pipeline.runs import is_family
+        from l0compress.pipeline.runs import is_family, is_run
 
         if plot is not None:
             check_picture(plot)
-        if against is None and is_family(artifact):
-            measured = bench_family(artifact, **how)
-        else:
-            measured = bench_artifact(artifact, against=against, **how)
+        with Bar(messages(), still=True):
+            if against is None and is_family(artifact):
+                measured = bench_family(artifact, **how)
+            else:
+                measured = bench_artifact(artifact, against=against, **how)
         if plot is not None and measured.tradeoff is not None:
             plot_tradeoff(measured.tradeoff, plot, title=str(artifact))
         elif plot is not None:
@@ -60,3 +63,8 @@ def bench(
             return
         for table in measured.tables():
             print_table(table)
+        run = artifact if is_run(artifact) else against
+        if run is not None and is_run(run):
+            print_next(f"l0compress report {shlex.quote(str(run))}")
+        else:
+            print_next(f"l0compress verify {shlex.quote(str(artifact))} --against RUN")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from l0compress.cli.commands import export_options as flags
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_lines, print_table
+from l0compress.cli.render import messages, print_json, print_lines, print_next, print_table
 from l0compress.errors import NOTHING_WRITTEN, InputError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def export(
     Of a family all members are written, each into its own folder.
     """
     with options.exit_codes():
+        from l0compress.cli.bar import Bar
         from l0compress.pipeline.exporting import export_family, export_run
         from l0compress.pipeline.runs import is_family, newest_run
 
@@ -45,13 +47,15 @@ def export(
         )
         folder = newest_run() if run is None else run
         if is_family(folder):
-            family = export_family(folder, member=member, format=format, path=output, options=how)
+            with Bar(messages(), still=True):
+                family = export_family(folder, member=member, format=format, path=output, options=how)
             if as_json:
                 members = [{"member": name, **exported.to_json()} for name, exported in family.items()]
                 print_json({"run": str(folder), "members": members})
                 return
             for exported in family.values():
                 _print(exported)
+            print_next(f"l0compress bench {shlex.quote(str(folder))}")
             return
         if member is not None:
             raise InputError(
@@ -59,11 +63,13 @@ def export(
                 fix="Omit it.",
                 assurance=NOTHING_WRITTEN,
             )
-        exported = export_run(folder, format=format, path=output, options=how)
+        with Bar(messages(), still=True):
+            exported = export_run(folder, format=format, path=output, options=how)
         if as_json:
             print_json(exported.to_json())
             return
         _print(exported)
+        print_next(f"l0compress verify {shlex.quote(str(exported.path))} --against {shlex.quote(str(folder))}")
 
 
 def _options(rounded: flags.Rounded, timed: flags.Timed, *, sparse_weights: bool, opset: int | None) -> ExportOptions:

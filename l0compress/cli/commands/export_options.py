@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from l0compress.errors import NOTHING_WRITTEN, InputError
+from l0compress.cli.commands.setting_flags import completing
+from l0compress.errors import NOTHING_WRITTEN, InputError, did_you_mean
 from l0compress.old_names import FORMATS
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ ONNX, BUNDLE, BOTH = "For onnx", "For bundle", "For onnx and bundle"
 def _format(text: str) -> str:
     name = FORMATS.get(text, text)
     if name not in CHOICES:
-        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, CHOICES))}.")
+        meant = did_you_mean(name, CHOICES)
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(map(repr, CHOICES))}. {meant}".rstrip())
     return name
 
 
@@ -34,6 +36,7 @@ Format = Annotated[
     typer.Option(
         parser=_format,
         metavar=f"[{'|'.join(CHOICES)}]",
+        autocompletion=completing(CHOICES),
         help="The kind of artifact; a bundle has sparse layers and runs without torch, huggingface is a folder that "
         "from_pretrained reads.",
     ),

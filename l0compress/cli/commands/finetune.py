@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from l0compress.cli.commands import finetune_options as flags
 from l0compress.cli.commands import options
 from l0compress.cli.commands.setting_flags import flag_name, setting_parameters
-from l0compress.cli.render import messages, print_json, print_lines, print_table
+from l0compress.cli.render import messages, print_json, print_lines, print_next, print_table
 from l0compress.errors import RunError
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def _finetune(flags_given: dict[str, Any], mode: _Mode) -> None:
         print_json(summary.to_json())
         return
     print_table(summary.table())
-    print_lines([f"wrote {summary.folder}", f"Next: l0compress export {summary.folder} --format onnx"])
+    print_lines([f"wrote {summary.folder}"])
+    print_next(f"l0compress export {shlex.quote(str(summary.folder))} --format onnx")
 
 
 def _run(given: dict[str, Any], mode: _Mode) -> RunSummary | FamilySummary | None:

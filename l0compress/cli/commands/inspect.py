@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from l0compress.cli.commands import options
-from l0compress.cli.render import print_json, print_lines, print_listing
+from l0compress.cli.render import messages, print_json, print_lines, print_listing, print_next
 
 if TYPE_CHECKING:
     from l0compress.pipeline.inspection import GroupRow, Inspection
@@ -46,16 +47,20 @@ def inspect(
         }  # fmt: skip
         if data is None:
             options.check_described(described)
+        from l0compress.cli.bar import Bar
         from l0compress.loading import ModelSource, parse_factory_args
         from l0compress.pipeline import inspection
 
         source = ModelSource(model, factory, trust_pickle, parse_factory_args(factory_args))
         given = None if data is None else options.data_source(data, model, described)
-        found = inspection.inspect(source, data=given, fixed=fixed, keep=keep or (), min_density=min_density or ())
+        with Bar(messages()):
+            found = inspection.inspect(source, data=given, fixed=fixed, keep=keep or (), min_density=min_density or ())
         if as_json:
             print_json(found.to_json())
         else:
             _print(found, full)
+            shown = "DATA" if data is None else shlex.quote(data)
+            print_next(f"l0compress finetune {shlex.quote(str(model))} --data {shown} --target macs=0.5")
 
 
 def _print(inspection: Inspection, full: bool) -> None:
@@ -71,7 +76,6 @@ def _print(inspection: Inspection, full: bool) -> None:
     if inspection.training_only:
         print_lines(["Lost in capture: what the model does only in training mode, and no run will do"])
         print_lines([*(f"  {part.sentence}" for part in inspection.training_only), ""])
-    print_lines(["Next: l0compress finetune MODEL --data DATA --target macs=0.5"])
 
 
 def _print_costs(inspection: Inspection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from inspect import Parameter
 from typing import Annotated, Any
 
@@ -17,8 +18,26 @@ def setting_flag(name: str) -> Any:
     flag = flag_name(name)
     declared = [f"{flag}/--no-{flag[2:]}"] if row.kind is bool and not row.one_way else [flag]
     return typer.Option(
-        *declared, metavar=_metavar(row), help=_help(row), show_default=_default(row), rich_help_panel=row.panel
+        *declared,
+        metavar=_metavar(row),
+        help=_help(row),
+        show_default=_default(row),
+        rich_help_panel=row.panel,
+        autocompletion=completing(row.names) if row.names else None,
     )
+
+
+def completing(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return what a shell asks for the names that begin as the word that is being typed.
+
+    >>> completing(["l0", "fisher"])("f")
+    ['fisher']
+    """
+
+    def begins(incomplete: str) -> list[str]:
+        return [name for name in names if name.startswith(incomplete)]
+
+    return begins
 
 
 def setting_parameters() -> list[Parameter]:
