@@ -164,21 +164,23 @@ class TestRefused:
 
 
 class TestUsed:
-    def test_export_verify_and_bench_take_it(self, model: nn.Module, data: l0.Data) -> None:
+    def test_export_verify_and_report_take_it(self, model: nn.Module, data: l0.Data) -> None:
         compress(model, data, output="run")
-        assert run_cli("export", "run", "--format", "pt2").exit_code == 0
         assert run_cli("export", "run", "--format", "onnx").exit_code == 0
         assert run_cli("verify", "run/model.onnx", "--against", "run").exit_code == 0
-        found = bench_artifact(Path("run/model.onnx"), against=Path("run"), batch_sizes=(1,), threads=1)
-        assert list(found.report.file_bytes) == ["dense", "small"] and found.verification is not None
-        assert found.notes == (NOT_SCORED,)
+        assert run_cli("report", "run").exit_code == 0
+        assert "It was given its model and data in Python" in Path("run/report.html").read_text()
 
     @pytest.mark.slow
-    def test_bench_of_the_run_makes_the_forms_that_need_no_data(self, model: nn.Module, data: l0.Data) -> None:
+    def test_bench_makes_the_forms_that_need_no_data(self, model: nn.Module, data: l0.Data) -> None:
         compress(model, data, output="run")
         found = bench_artifact(Path("run"), batch_sizes=(1,), threads=1)
         assert list(found.report.file_bytes) == ["dense", "small", "small bundle"]
         assert found.notes == (NOT_SCORED,)
+        assert run_cli("export", "run", "--format", "onnx").exit_code == 0
+        against = bench_artifact(Path("run/model.onnx"), against=Path("run"), batch_sizes=(1,), threads=1)
+        assert list(against.report.file_bytes) == ["dense", "small"] and against.verification is not None
+        assert against.notes == (NOT_SCORED,)
 
     def test_what_needs_the_data_says_so(self, model: nn.Module, data: l0.Data) -> None:
         compress(model, data, output="run")

@@ -124,21 +124,15 @@ class TestStudy:
 
 
 @pytest.mark.usefixtures("folder")
-class TestProcesses:
-    def test_a_trial_that_was_killed_goes_on_and_a_new_one_is_run(self) -> None:
-        sweep = Sweep(Path("S"), SHARED, grid(["params=0.8"], ["magnitude"], [0, 1]))
-        first, second = sweep.trials
-        asked = request_of({**sweep.values(first), "threads": 1}, output=sweep.run_of(first))
-        with pytest.raises(Killed):
-            finetune_run(asked, on_event=dying_at(1))
-        outcome = run_cli(*FLAGS, "--targets", "params=0.8", "--seeds", "0,1", "--jobs", 2)
-        assert outcome.exit_code == 0, outcome.stderr
-        assert f"resuming {first.name}" in outcome.stderr and f"running {second.name}" in outcome.stderr
-        assert all(sweep.is_finished(trial) for trial in sweep.trials)
-        assert "params=0.8 magnitude" in outcome.stdout
-
-    def test_a_trial_that_fails_is_told_and_the_exit_code_is_one(self) -> None:
-        outcome = run_cli(*FLAGS, "--targets", "params=0.01", "--seeds", "0")
-        assert outcome.exit_code == 1
-        assert "Error: 1 of 1 trials failed; the others are kept." in outcome.stderr
-        assert not Path("S/params=0.01-magnitude-seed0").exists()
+def test_a_trial_that_was_killed_goes_on_and_one_that_fails_stops_no_other() -> None:
+    sweep = Sweep(Path("S"), SHARED, grid(["params=0.8", "params=0.01"], ["magnitude"], [0]))
+    killed, hopeless = sweep.trials
+    asked = request_of({**sweep.values(killed), "threads": 1}, output=sweep.run_of(killed))
+    with pytest.raises(Killed):
+        finetune_run(asked, on_event=dying_at(1))
+    outcome = run_cli(*FLAGS, "--targets", "params=0.8,0.01", "--seeds", "0", "--jobs", 2)
+    assert outcome.exit_code == 1
+    assert f"resuming {killed.name}" in outcome.stderr and f"running {hopeless.name}" in outcome.stderr
+    assert sweep.is_finished(killed) and not sweep.run_of(hopeless).exists()
+    assert "params=0.8 magnitude" in outcome.stdout and "params=0.01-magnitude-seed0 failed: Target" in outcome.stdout
+    assert "Error: 1 of 2 trials failed; the others are kept. The same command runs them again" in outcome.stderr
