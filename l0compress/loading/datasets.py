@@ -35,7 +35,7 @@ KIND_NAMES = {
 _OPTIONS = {
     "table": ("target_column",),
     "text": ("tokenizer", "max_length"),
-    "images": ("image_size", "normalize", "workers"),
+    "images": ("image_size", "normalize", "workers", "augment"),
 }
 # A folder of save_to_disk holds a table or sentences, which its columns say.
 _EITHER = {"dataset": ("table", "text")}
@@ -59,6 +59,7 @@ class DataSource:
         with_labels: False ignores the labels, so that the dense model is the only teacher.
         workers: threads that decode images, or processes for a folder that does not fit in memory.
         batch_size: samples per batch for a folder that does not fit in memory.
+        augment: the name of a transform of training images, see :mod:`~l0compress.loading.augmentation`.
     """
 
     name: str
@@ -73,6 +74,7 @@ class DataSource:
     with_labels: bool = True
     workers: int = 0
     batch_size: int = 64
+    augment: str | None = None
 
     def __str__(self) -> str:
         return self.name
@@ -185,7 +187,13 @@ def _load(source: DataSource, kind: str) -> Data:
     if kind == "text":
         return load_texts(path, TextOptions(tokenizer, source.seed, source.shares, source.max_length))
     options = ImageOptions(
-        source.seed, source.shares, source.image_size, source.normalize, source.workers, source.batch_size
+        source.seed,
+        source.shares,
+        source.image_size,
+        source.normalize,
+        source.workers,
+        source.batch_size,
+        source.augment,
     )
     return load_images(path, options)
 

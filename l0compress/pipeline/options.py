@@ -132,6 +132,14 @@ _READING = (
         help="Of each channel of images: 0.5,0.5,0.5/0.2,0.2,0.2, or imagenet.",
     ),
     Setting(
+        str,
+        key="augment",
+        absent="not at all",
+        format="augment",
+        metavar="PKG.MOD:FN",
+        help="Changes training images at random: a transform of a tensor or PIL image, as of torchvision or timm.",
+    ),
+    Setting(
         bool,
         False,
         key="no_labels",

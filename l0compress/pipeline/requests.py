@@ -210,6 +210,7 @@ def data_source(values: Mapping[str, Any]) -> DataSource:
         normalize=None if normalize is None else parse_normalize(normalize),
         with_labels=not values["no_labels"],
         workers=values["workers"],
+        augment=values["augment"],
         batch_size=values["batch_size"] or _STREAM_BATCH,
     )
 
@@ -245,6 +246,7 @@ def data_values(source: DataSource) -> dict[str, Any]:
         "normalize": normalize,
         "no_labels": not source.with_labels,
         "workers": source.workers,
+        "augment": source.augment,
     }
 
 
