@@ -41,8 +41,8 @@ tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 .PHONY: help install lock wheels docs release-check test test-all test-newest test-lowest check format demo errors
-.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware bench-latency bench-family bench-step bench-compaction bench-leaner bench-engine-loops
-.PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo clean
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware bench-latency bench-family bench-step bench-compaction bench-leaner bench-engine-loops bench-ternary
+.PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo example-yolo-train clean
 
 help:
 	@echo "make demo            compress a digits classifier to a quarter of its MACs, export, verify, bench (minutes)"
@@ -64,6 +64,7 @@ help:
 	@echo "make prove-formats   a checkpoint, a transformer, a Llama and an ONNX file through every command"
 	@echo "make prove-cuda      equality, resuming, commands and speed on a GPU, in one table (exits 2 where there is none)"
 	@echo "make example-yolo    compress a YOLO of ultralytics by its own loss (YOLO=yolo11n-seg; ARGUMENTS=)"
+	@echo "make example-yolo-train   the same in ultralytics' own trainer"
 	@echo "make bench-equality  shrunk against masked dense models, PyTorch and ONNX Runtime"
 	@echo "make bench-mnist     LeNet-300-100 on MNIST against magnitude pruning"
 	@echo "make bench-weights   the same at 98 % zeros in single weights"
@@ -83,6 +84,7 @@ help:
 	@echo "make bench-leaner    ONNX files with and without the export's passes (ten minutes)"
 	@echo "make bench-engine-loops   which inner loops of the numba engine are worth vector code (two minutes)"
 	@echo "make bench-quality   every method on every task, over seeds; writes docs/quality.md (QUICK=1: 20 minutes; or days; resumes)"
+	@echo "make bench-ternary   LeNet-300-100 on MNIST with ternary weights: error and files (minutes; ARGUMENTS=)"
 	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
 # torch by its hash where the lock file knows the CPU build, or else PyPI's, and by its version on other platforms. An
@@ -196,6 +198,11 @@ example-yolo: $(ZOO_STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python -c "import runpy, sys, torchvision_without_ops; torchvision_without_ops.load(); \
 	    sys.argv[0] = 'examples/yolo.py'; runpy.run_path(sys.argv[0], run_name='__main__')" $(YOLO) $(ARGUMENTS)
 
+example-yolo-train: $(ZOO_STAMP)
+	$(call locked,yolo)
+	PYTHONPATH=benchmarks $(BIN)/python -c "import runpy, sys, torchvision_without_ops; torchvision_without_ops.load(); \
+	    sys.argv[0] = 'examples/yolo_train.py'; runpy.run_path(sys.argv[0], run_name='__main__')" $(YOLO)
+
 demo: $(STAMP)
 	rm -rf build/demo
 	$(BIN)/python examples/digits_train.py build/demo
@@ -204,6 +211,7 @@ demo: $(STAMP)
 	$(BIN)/l0compress export build/demo/run --format onnx
 	$(BIN)/l0compress verify build/demo/run/model.onnx --against build/demo/run
 	$(BIN)/l0compress bench build/demo/run
+	$(BIN)/l0compress report build/demo/run
 
 $(FORMATS_STAMP): $(STAMP)
 	$(call locked,formats)
@@ -267,11 +275,14 @@ bench-engine-loops: $(STAMP)
 bench-sparse: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
-# TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 choose; what is finished in OUTPUT is not run again.
+# TASKS=sst2,housing METHODS=l0,fisher|all SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 choose; what is finished in OUTPUT is not run again.
 bench-quality: $(ZOO_STAMP) $(FORMATS_STAMP)
 	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=$(THREADS) $(BIN)/python -W ignore -m quality --output $(OUTPUT) --jobs $(JOBS) \
 	    --threads $(THREADS) $(if $(TASKS),--tasks $(TASKS)) $(if $(METHODS),--methods $(METHODS)) \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(QUICK),--quick) $(ARGUMENTS)
+
+bench-ternary: $(STAMP)
+	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/ternary.py $(ARGUMENTS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -122,7 +122,7 @@ def test_a_copied_budget_and_plan_go_on_where_they_were(graph, data, copied, gra
     plan = l0.harden(gated, budget)
     network, limit, decision = copied((gated, budget, plan))
     assert limit.gated is network
-    assert (limit.values(), limit.target, limit.violation) == (budget.values(), budget.target, budget.violation)
+    assert (limit.state_dict(), limit.target, limit.violation) == (budget.state_dict(), budget.target, budget.violation)
     assert torch.equal(l0.harden(network, limit).keep, plan.keep)
     assert torch.equal(l0.harden(network, copied(budget)).keep, plan.keep)
     x = data.test.inputs[0][:8]

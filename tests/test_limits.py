@@ -174,13 +174,13 @@ def test_the_state_of_one_target_is_what_it_was_and_several_have_one_each(residu
     for budget in (one, several):
         budget.step()
         budget.step()
-    assert one.values().keys() == {"num_steps", "multiplier", "mean", "square", "steps"}
+    assert one.state_dict().keys() == {"num_steps", "multiplier", "mean", "square", "steps"}
     again = Budget(gate(residual), TWO, ramp_steps=9)
-    again.load_values_(json.loads(json.dumps(several.values())))
-    assert again.values() == several.values()
+    again.load_state_dict(json.loads(json.dumps(several.state_dict())))
+    assert again.state_dict() == several.state_dict()
     assert [c.target_now for c in again.constraints] == [c.target_now for c in several.constraints]
     earlier = Budget(gate(residual), "macs=0.5", ramp_steps=9)
-    earlier.load_values_({"num_steps": 5, "multiplier": 0.25, "mean": 0.5, "square": 0.125, "steps": 3})
+    earlier.load_state_dict({"num_steps": 5, "multiplier": 0.25, "mean": 0.5, "square": 0.125, "steps": 3})
     assert earlier.multiplier == 0.25 and earlier.target_now == cubic_ramp(earlier.dense, earlier.target, 5 / 9)
 
 

@@ -73,7 +73,7 @@ class Control:
     def begin_(self, num_steps: int) -> None:
         """Say how many optimizer steps the run has, those before a checkpoint included."""
         self.budget.ramp_steps = max(1, round(self._ramp * num_steps))
-        self.budget.load_values_(self.budget.values())  # moves the target to its place on the ramp
+        self.budget.load_state_dict(self.budget.state_dict())  # moves the target to its place on the ramp
 
     def check_optimizers(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
         """Check that the gates are trained, at a rate of their own and without decay.
@@ -115,13 +115,13 @@ class Control:
 
     def values(self) -> Tensor:
         """All that has to be known to go on, beside weights, gates and optimizer: float64."""
-        return torch.tensor(list(self.budget.values().values()), dtype=torch.float64)
+        return torch.tensor(list(self.budget.state_dict().values()), dtype=torch.float64)
 
     def load_values_(self, values: Tensor | Mapping[str, float]) -> None:
         """Go on from :meth:`values`, or from the budget's own."""
         if isinstance(values, Tensor):
-            values = dict(zip(self.budget.values(), values.tolist(), strict=True))
-        self.budget.load_values_(values)
+            values = dict(zip(self.budget.state_dict(), values.tolist(), strict=True))
+        self.budget.load_state_dict(values)
 
     def finish(self) -> Outcome:
         """Decide what stays, cut the rest out and compare; the gated network stays as it is.

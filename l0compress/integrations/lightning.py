@@ -53,7 +53,7 @@ class L0Callback(_lightning.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The multiplier and the ramp's position, for Lightning's checkpoint."""
-        return self.control.budget.values()
+        return self.control.budget.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""

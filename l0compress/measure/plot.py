@@ -156,7 +156,8 @@ def _name_marks(axes: Axes, tradeoff: Tradeoff, axis: str) -> None:
     boxes = placed(marks, sizes, inside=inside, gap=gap, avoid=_front_boxes(axes, tradeoff, axis, height))
     for text, (x, y), box in zip(texts, marks, boxes, strict=True):
         # As a share of the panel, since a picture of lines has other pixels than the ones counted here.
-        text.set_position(axes.transAxes.inverted().transform((box.left, height - box.bottom)))
+        across, up = axes.transAxes.inverted().transform((box.left, height - box.bottom))
+        text.set_position((float(across), float(up)))
         near = min(max(x, box.left), box.right), min(max(y, box.top), box.bottom)
         if (near[0] - x) ** 2 + (near[1] - y) ** 2 > (2 * gap) ** 2:
             ends = axes.transData.inverted().transform([(x, height - y), (near[0], height - near[1])])

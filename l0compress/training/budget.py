@@ -231,17 +231,17 @@ class Budget(Penalty):
     def report(self) -> dict[str, Any]:
         return told({constraint.unit: constraint.report() for constraint in self.constraints}, key="violation")
 
-    def values(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """The ramp's position and the state of each multiplier, under its unit where there are several."""
         found: dict[str, float] = {"num_steps": self._num_steps}
         for prefix, constraint in self._prefixed():
-            found.update({f"{prefix}{name}": value for name, value in constraint.values().items()})
+            found.update({f"{prefix}{name}": value for name, value in constraint.state_dict().items()})
         return found
 
-    def load_values_(self, values: Mapping[str, float]) -> None:
+    def load_state_dict(self, values: Mapping[str, float]) -> None:
         for prefix, constraint in self._prefixed():
             mine = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
-            constraint.load_values_(mine)
+            constraint.load_state_dict(mine)
         self._go_to_(int(values["num_steps"]))
 
     def _prefixed(self) -> list[tuple[str, Constraint]]:

@@ -90,11 +90,11 @@ class Constraint:
         """How far it is."""
         return {"density": self.density, "violation": self.violation, "multiplier": self.multiplier}
 
-    def values(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """What has to be known between two steps to go on, beside the ramp's position."""
-        return self._multiplier.values()
+        return self._multiplier.state_dict()
 
-    def load_values_(self, values: Mapping[str, float]) -> None:
-        """Go on from what :meth:`values` returned."""
-        self._multiplier.load_values_(values)
+    def load_state_dict(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
+        self._multiplier.load_state_dict(values)
         self._last = None

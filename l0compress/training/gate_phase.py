@@ -105,7 +105,7 @@ class GatePhase(Phase):
 
     def state_dict(self) -> StateDict:
         return {
-            "budget": self.budget.values(),
+            "budget": self.budget.state_dict(),
             "cuts": len(self.cuts),
             "refused": self.refused,
             **scaler_state(self.scaler),
@@ -125,7 +125,7 @@ class GatePhase(Phase):
         load_optimizer_(self._weights, self.gated.weights(), under("optimizer.weights", state_dict))
         load_own_state_(self._weights, self.gated.weights(), state_dict)
         load_optimizer_(self._gates, self.gated.gate_parameters(), under("optimizer.gates", state_dict))
-        self.budget.load_values_(state_dict["budget"])
+        self.budget.load_state_dict(state_dict["budget"])
         load_scaler_(self.scaler, state_dict)
         self.refused = bool(state_dict.get("refused"))
 

@@ -47,12 +47,12 @@ class Multiplier:
         square = self._square / (1 - s.beta2**self._steps)
         self.value += s.learning_rate * mean / (math.sqrt(square) + s.epsilon)
 
-    def values(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Its whole state as numbers."""
         return {"multiplier": self.value, "mean": self._mean, "square": self._square, "steps": self._steps}
 
-    def load_values_(self, values: Mapping[str, float]) -> None:
-        """Go on from what :meth:`values` returned."""
+    def load_state_dict(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
         self.value, self._mean = float(values["multiplier"]), float(values["mean"])
         self._square, self._steps = float(values["square"]), int(values["steps"])
 

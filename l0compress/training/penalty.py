@@ -85,12 +85,12 @@ class Penalty(ABC):
         """The fields of a progress event that say how far training has come."""
 
     @abstractmethod
-    def values(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """What has to be known between two steps to go on."""
 
     @abstractmethod
-    def load_values_(self, values: Mapping[str, float]) -> None:
-        """Go on from what :meth:`values` returned."""
+    def load_state_dict(self, values: Mapping[str, float]) -> None:
+        """Go on from what :meth:`state_dict` returned."""
 
 
 class FixedPenalty(Penalty):
@@ -152,11 +152,11 @@ class FixedPenalty(Penalty):
     def report(self) -> dict[str, Any]:
         return {"density": self.density, "violation": 0.0, "multiplier": self.multiplier}
 
-    def values(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, float]:
         """Nothing: it has no state."""
         return {}
 
-    def load_values_(self, values: Mapping[str, float]) -> None:
+    def load_state_dict(self, values: Mapping[str, float]) -> None:
         """Nothing to load."""
 
     def __repr__(self) -> str:

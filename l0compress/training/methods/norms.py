@@ -54,9 +54,9 @@ class NormPressure(Pressure):
         return {"density": self._share, "violation": self._violation(), "multiplier": self._multiplier.value}
 
     def state_dict(self) -> StateDict:
-        return {"norm": {"share": self._share, "target": self._target_now, **self._multiplier.values()}}
+        return {"norm": {"share": self._share, "target": self._target_now, **self._multiplier.state_dict()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         values = state_dict["norm"]
         self._share, self._target_now = float(values["share"]), float(values["target"])
-        self._multiplier.load_values_(values)
+        self._multiplier.load_state_dict(values)
