@@ -129,10 +129,8 @@ def request_of(values: Mapping[str, Any], *, output: Path | None = None, given: 
     """
     values = complete(values)
     _check_named(values, in_memory=() if given is None else ("model", "data"))
-    settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
-    gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
+    settings = _fields(values)
     loss = settings.pop("loss")
-    settings["clip"] = settings["clip"] or None
     targets, family = _targets(values["target"])
     return RunRequest(
         source=ModelSource(
@@ -145,7 +143,7 @@ def request_of(values: Mapping[str, Any], *, output: Path | None = None, given: 
         targets=targets,
         loss=loss,
         output=output,
-        settings={**settings, "gates": replace(GateSettings(), **gates)},
+        settings=settings,
         threads=values["threads"],
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
@@ -171,6 +169,21 @@ def _check_named(values: Mapping[str, Any], *, in_memory: tuple[str, ...]) -> No
     if missing:
         named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
         raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
+
+
+def settings_in(values: Mapping[str, Any]) -> FinetuneSettings:
+    """The settings of training in values of a configuration file; a function stays the name of one.
+
+    >>> settings_in({"epochs": 8, "loss": "mine:loss"}).loss
+    'mine:loss'
+    """
+    return FinetuneSettings(**_fields(complete(values)))
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
+    gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
+    return {**settings, "clip": settings["clip"] or None, "gates": replace(GateSettings(), **gates)}
 
 
 def _targets(given: str | list[str] | None) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
