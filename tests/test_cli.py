@@ -27,7 +27,7 @@ from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.training.events import ProgressEvent
 
 COUNTS = {"train": 120, "test": 60}
-COMMANDS = ("inspect", "finetune", "export", "verify", "bench")
+COMMANDS = ("inspect", "finetune", "export", "verify", "bench", "sweep")
 
 
 def x(num_samples: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import operator
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
@@ -72,6 +73,7 @@ class TestSchema:
             return all(name in known and TestSchema.fits(one, known[name]) for name, one in value.items())
         limits = {"minimum": operator.ge, "maximum": operator.le, "exclusiveMinimum": operator.gt}
         limits |= {"exclusiveMaximum": operator.lt, "enum": lambda one, names: one in names}
+        limits |= {"pattern": lambda one, pattern: re.search(pattern, one)}
         return all(holds(value, schema[word]) for word, holds in limits.items() if word in schema)
 
     def test_what_is_printed_as_the_configuration_fits(self) -> None:
@@ -170,7 +172,10 @@ WRONG = {
     "too few epochs": ("[training]\nepochs = -1\n", r"line 2: \[training\] epochs = -1: expected at least 0\."),
     "a rate of nan": ("[training]\nlr = nan\n", r"line 2: \[training\] lr = nan: expected a finite number above 0\."),
     "a negative clip": ("[training]\nclip = -1\n", r"line 2: \[training\] clip = -1: expected at least 0\."),
-    "an unknown optimizer": ('[training]\noptimizer = "lion"\n', r"line 2: .*= 'lion': expected one of adamw, sgd\."),
+    "an unknown optimizer": (
+        '[training]\noptimizer = "lion"\n',
+        r"line 2: .*= 'lion': expected one of adamw, sgd, or PACKAGE",
+    ),
     "an unknown loss": ('[training]\nloss = "hinge"\n', r"c\.toml, line 2: Unknown loss 'hinge': expected one of"),
     "a share above 1": ("[gates]\nshare = 1.5\n", r"line 2: \[gates\] share = 1\.5: expected between 0 and 1\."),
     "a gate's rate of 0": ("[gates]\nlearning_rate = 0\n", r"line 2: \[gates\] learning_rate = 0: expected a finite"),

@@ -272,7 +272,10 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
         ),
         ({"batch_size": 0}, "batch_size=0: expected at least 1. Nothing was changed."),
         ({"learning_rate": math.nan}, "learning_rate=nan: expected a finite number above 0. Nothing was changed."),
-        ({"optimizer": "lion"}, "optimizer='lion': expected one of adamw, sgd. Nothing was changed."),
+        (
+            {"optimizer": "lion"},
+            "optimizer='lion': expected one of adamw, sgd, or PACKAGE.MODULE:FUNCTION. Nothing was changed.",
+        ),
         ({"clip": 0.0}, "clip=0.0: expected a finite number above 0. Nothing was changed."),
         ({"input_dropout": 1.0}, "input_dropout=1.0: expected 0 or more and below 1. Nothing was changed."),
         ({"epochs": 2.5}, "epochs=2.5: expected an integer. Nothing was changed."),

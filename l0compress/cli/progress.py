@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from l0compress.cli.bar import Bar, clock
+from l0compress.cli.render import messages
 from l0compress.training.events import DECIDED, MEASURE, WARNING, ProgressEvent
 
 GATED_STAGE = "gates"
@@ -59,6 +60,11 @@ class ProgressDisplay:
             self._has_header = True
             self._console.print(Text(_header(event), style="bold"), soft_wrap=True)
         self._console.print(Text(_line(event)), soft_wrap=True)
+
+
+def display() -> ProgressDisplay:
+    """What ``compress(..., progress=True)`` shows: what the command line shows, on standard error."""
+    return ProgressDisplay(messages())
 
 
 def _resumed(event: ProgressEvent) -> str:

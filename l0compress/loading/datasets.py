@@ -18,7 +18,7 @@ from l0compress.loading.hub_datasets import HubOptions, is_saved_dataset, load_s
 from l0compress.loading.images import ImageOptions, Statistics, load_images
 from l0compress.loading.parts import as_data
 from l0compress.loading.references import call_reference, is_reference
-from l0compress.loading.splits import SHARES, split_whole
+from l0compress.loading.splits import SHARES, StratifiedShares, split_whole
 from l0compress.loading.tables import SEPARATORS, TableOptions, load_table
 from l0compress.loading.texts import SUFFIXES as TEXT_SUFFIXES
 from l0compress.loading.texts import TextOptions, load_texts, part_files
@@ -35,7 +35,7 @@ KIND_NAMES = {
 _OPTIONS = {
     "table": ("target_column",),
     "text": ("tokenizer", "max_length"),
-    "images": ("image_size", "normalize", "workers"),
+    "images": ("image_size", "normalize", "workers", "augment"),
 }
 # A folder of save_to_disk holds a table or sentences, which its columns say.
 _EITHER = {"dataset": ("table", "text")}
@@ -50,6 +50,7 @@ class DataSource:
         seed: of every split. Keep it the same across runs, or samples that a model was trained on end up in
             the test part of the next run.
         shares: of the training, validation and test part, if the data are a single set.
+        stratify: every part gets its share of every class, to within one sample.
         target_column: for a table.
         tokenizer: the folder of a tokenizer, for text.
         max_length: tokens per sentence; by default the longest in the training part, at most 128.
@@ -58,11 +59,13 @@ class DataSource:
         with_labels: False ignores the labels, so that the dense model is the only teacher.
         workers: threads that decode images, or processes for a folder that does not fit in memory.
         batch_size: samples per batch for a folder that does not fit in memory.
+        augment: the name of a transform of training images, see :mod:`~l0compress.loading.augmentation`.
     """
 
     name: str
     seed: int = 0
     shares: tuple[float, float, float] = SHARES
+    stratify: bool = False
     target_column: str | None = None
     tokenizer: str | Path | None = None
     max_length: int | None = None
@@ -71,13 +74,15 @@ class DataSource:
     with_labels: bool = True
     workers: int = 0
     batch_size: int = 64
+    augment: str | None = None
 
     def __str__(self) -> str:
         return self.name
 
     def load(self) -> Data:
         """Load it; see :func:`load_data`."""
-        data = _load(self, checked_kind(self))
+        shares = StratifiedShares(self.shares) if self.stratify else self.shares
+        data = _load(replace(self, shares=shares), checked_kind(self))
         return data if self.with_labels else _unlabelled(data)
 
 
@@ -182,7 +187,13 @@ def _load(source: DataSource, kind: str) -> Data:
     if kind == "text":
         return load_texts(path, TextOptions(tokenizer, source.seed, source.shares, source.max_length))
     options = ImageOptions(
-        source.seed, source.shares, source.image_size, source.normalize, source.workers, source.batch_size
+        source.seed,
+        source.shares,
+        source.image_size,
+        source.normalize,
+        source.workers,
+        source.batch_size,
+        source.augment,
     )
     return load_images(path, options)
 

@@ -6,7 +6,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from l0compress.data import AnySplit, Data, Split, StreamSplit
 from l0compress.errors import DataError
+from l0compress.loading.augmentation import augmentation
 from l0compress.loading.references import FOREIGN_ERRORS, first_line, import_extra
 from l0compress.loading.splits import PART_NAMES, SHARES, check_shares, shuffled_parts, with_val
 
@@ -105,6 +106,7 @@ class ImageOptions:
     normalize: Statistics | None = None
     workers: int = 0
     batch_size: int = 64
+    augment: str | None = None
 
 
 def load_images(folder: Path, options: ImageOptions) -> Data:
@@ -129,7 +131,11 @@ def load_images(folder: Path, options: ImageOptions) -> Data:
         listed = {part: ([files[i] for i in index], [labels[i] for i in index]) for part, index in indices.items()}
     form = _format_of(listed["train"][0][0], options)
     splits = {part: _split(files, labels, form, options, part) for part, (files, labels) in listed.items()}
-    return with_val(splits, str(folder), options.seed, form.described(classes))
+    data = with_val(splits, str(folder), options.seed, form.described(classes))
+    if options.augment is None:
+        return data
+    sample = _floats(_decoded(listed["train"][0][0], form)[None], form)[0]
+    return replace(data, augment=augmentation(options.augment, form.normalize, sample))
 
 
 def _classes(folder: Path) -> list[str]:

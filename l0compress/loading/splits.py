@@ -5,6 +5,7 @@ If there are class labels, splits are stratified.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ from l0compress.errors import DataError
 VAL_SHARE = 12
 VAL_MOST = 5_000
 SHARES = (0.6, 0.2, 0.2)
+_ROUNDING = 1e-9
 PARTS = ("train", "val", "test")
 PART_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -27,6 +29,10 @@ PART_NAMES = {
 
 Shares: TypeAlias = tuple[float, float, float]
 Whole: TypeAlias = Split | DatasetSplit
+
+
+class StratifiedShares(tuple[float, float, float]):
+    """Shares of training, validation and test part that every class keeps for itself, to within one sample."""
 
 
 def parse_shares(text: str) -> Shares:
@@ -59,8 +65,13 @@ def check_shares(shares: Shares, name: str) -> None:
     """Refuse shares for data that already have parts.
 
     Raises:
-        DataError: they are not the default.
+        DataError: they are not the default, or are to be kept class by class.
     """
+    if isinstance(shares, StratifiedShares):
+        raise DataError(
+            f"--stratify is for a single set of data, but data {name!r} already has parts.",
+            fix="Omit it, or give a single set.",
+        )
     if shares != SHARES:
         raise DataError(
             f"--split is for a single set of data, but data {name!r} already has parts.",
@@ -124,22 +135,67 @@ def shuffled_parts(count: int, name: str, seed: int, shares: Shares, labels: Ten
         name: what messages call the data.
         seed: of the split.
         shares: of training, validation and test part.
-        labels: int64 ``(count,)``; each part gets its share of every class.
+        labels: int64 ``(count,)``; each part gets its share of every class, about so with plain shares, and with
+            :class:`StratifiedShares` to within one sample.
 
     Raises:
-        DataError: there are too few samples.
+        DataError: there are too few samples, or no classes to go by.
     """
+    if isinstance(shares, StratifiedShares):
+        return _by_class(name, seed, shares, labels)
     num_train, num_val = (int(count * share) for share in shares[:2])
     if num_val == 0:
-        raise DataError(
-            f"Data {name!r} has {count} samples, too few to split into three parts.",
-            fix="Give it more samples, or parts of its own.",
-        )
+        raise _too_few(name, count)
     if not shares[2]:
         num_val = count - num_train
     order = stratified_order(count, seed, labels)
     pieces = zip(PARTS, order.tensor_split([num_train, num_train + num_val]), strict=True)
     return {key: index.sort().values for key, index in pieces if len(index)}
+
+
+def _too_few(name: str, count: int) -> DataError:
+    return DataError(
+        f"Data {name!r} has {count} samples, too few to split into three parts.",
+        fix="Give it more samples, or parts of its own.",
+    )
+
+
+def _by_class(name: str, seed: int, shares: Shares, labels: Tensor | None) -> dict[str, Tensor]:
+    if labels is None:
+        raise DataError(
+            f"--stratify splits by classes, but those of data {name!r} are not known before they are read.",
+            fix="Omit it, or give one class for every sample.",
+        )
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    pieces: list[tuple[Tensor, ...]] = []
+    owed = [0.0, 0.0, 0.0]
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        pieces.append(members.split(_class_counts(len(members), shares, owed)))
+    found = {key: torch.cat(parts).sort().values for key, parts in zip(PARTS, zip(*pieces, strict=True), strict=True)}
+    if not len(found["train"]) or not len(found["val"]):
+        raise _too_few(name, len(labels))
+    return {key: index for key, index in found.items() if len(index)}
+
+
+def _class_counts(count: int, shares: Shares, owed: list[float]) -> list[int]:
+    """How many samples of a class go into each part: its share, rounded down or up.
+
+    What is left over goes to the parts that have been rounded down most so far, by ``owed``, which is kept up to date.
+
+    >>> owed = [0.0, 0.0, 0.0]
+    >>> [_class_counts(4, (0.6, 0.2, 0.2), owed) for _ in range(5)]
+    [[2, 1, 1], [3, 1, 0], [2, 1, 1], [3, 0, 1], [2, 1, 1]]
+    """
+    exact = [count * share for share in shares]
+    counts = [math.floor(number + _ROUNDING) for number in exact]
+    between = [part for part in range(len(PARTS)) if exact[part] - counts[part] > _ROUNDING]
+    for part in range(len(PARTS)):
+        owed[part] += exact[part] - counts[part]
+    for part in sorted(between, key=lambda part: -owed[part])[: count - sum(counts)]:
+        counts[part] += 1
+        owed[part] -= 1
+    return counts
 
 
 def stratified_order(count: int, seed: int, labels: Tensor | None = None) -> Tensor:

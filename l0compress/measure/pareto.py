@@ -21,15 +21,19 @@ class Point:
         score: on held-out data.
         file_bytes: size of its file.
         milliseconds: median latency of a call, by batch size.
+        counts: what else it costs, by name, such as its MACs.
     """
 
     name: str
     score: float
     file_bytes: int
     milliseconds: Mapping[int, float] = field(default_factory=dict)
+    counts: Mapping[str, float] = field(default_factory=dict)
 
     def price(self, axis: str) -> float:
         """What the form costs on an axis of :attr:`Tradeoff.axes`."""
+        if axis in self.counts:
+            return self.counts[axis]
         return self.file_bytes if axis == FILE else self.milliseconds[int(axis.removeprefix("batch "))]
 
 
@@ -53,8 +57,9 @@ class Tradeoff:
 
     @property
     def axes(self) -> tuple[str, ...]:
-        """What a form costs: ``batch N``, the latency at that batch size, for each; and ``file``."""
-        return (*(f"batch {size}" for size in self.points[0].milliseconds), FILE)
+        """What a form costs: ``batch N``, the latency at that batch size, for each; counts; and ``file``."""
+        first = self.points[0]
+        return (*(f"batch {size}" for size in first.milliseconds), *first.counts, FILE)
 
     def front(self, axis: str) -> tuple[Point, ...]:
         """The forms that no other beats on an axis, cheapest first: a dearer one of them has a better score.

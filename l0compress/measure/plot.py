@@ -4,6 +4,7 @@ zero, so that twice as long is twice as long."""
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +53,17 @@ def plot_tradeoff(tradeoff: Tradeoff, path: str | Path, *, title: str = "") -> P
     with staged(path) as staging:
         _draw_tradeoff(tradeoff, staging, title)
     return path
+
+
+def draw_tradeoff(tradeoff: Tradeoff, path: Path, *, title: str = "") -> bytes | None:
+    """As :func:`plot_tradeoff`, where matplotlib is installed; returns the same picture as SVG, for a page."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return None
+    plot_tradeoff(tradeoff, path, title=title)
+    with tempfile.TemporaryDirectory() as folder:
+        drawn = Path(folder, "drawn.svg")
+        _draw_tradeoff(tradeoff, drawn, title)
+        return drawn.read_bytes()
 
 
 def check_picture(path: Path) -> None:
@@ -117,7 +129,8 @@ def _draw_panel(axes: Axes, tradeoff: Tradeoff, axis: str) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.ticklabel_format(axis="y", useOffset=False)
     axes.set_title("file size" if axis == FILE else axis, fontsize=10)
-    axes.set_xlabel("kB" if axis == FILE else f"median latency in ms, threads: {tradeoff.threads}")
+    milliseconds = f"median latency in ms, threads: {tradeoff.threads}"
+    axes.set_xlabel("kB" if axis == FILE else axis if axis in tradeoff.points[0].counts else milliseconds)
     axes.set_ylabel(tradeoff.score_name)
     if not tradeoff.higher_is_better:
         axes.invert_yaxis()

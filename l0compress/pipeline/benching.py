@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from l0compress.measure.report import Measured, bench_table, bundle_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.kept_bench import keep_bench
-from l0compress.pipeline.quantizing import origin_of, quantized_file, score_files
+from l0compress.pipeline.quantizing import not_named, origin_of, quantized_file, score_files
 from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
 from l0compress.progress import Stages
 from l0compress.training.evaluation import Evaluation
@@ -172,6 +173,8 @@ def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactB
     if artifact.suffix == ".pt2":
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, how)
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
+    if not_named(run):
+        return replace(_without_data(run, how, {SMALL: artifact}), verification=checked)
     stages = Stages([_FILE, 2 * _FILE, _timing(how.batch_sizes, 3), 3 * _SCORE])
     with stages.stage("reading the run"):
         origin = origin_of(run)
@@ -189,7 +192,32 @@ def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactB
     return ArtifactBench(report, run, checked, scores, reading, manifest=_manifest_of(artifact), notes=notes)
 
 
+def _without_data(run: FinishedRun, how: Conditions, artifacts: Mapping[str, Path] | None = None) -> ArtifactBench:
+    """The forms that can be made without data, or artifacts beside the dense one: timed, and not scored again."""
+    dense, manifest = captured_pt2(run.dense), None
+    stages = Stages([6 * _FILE if artifacts is None else _FILE, _timing(how.batch_sizes, 3)])
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as making:
+        making.enter_context(stages.stage("making the forms"))
+        forms = {DENSE: export_onnx(dense, Path(folder, "dense.onnx")).path, **(artifacts or {})}
+        if artifacts is None:
+            small, masked = captured_pt2(run.small), captured_pt2(run.masked)
+            forms[SMALL] = export_onnx(small, Path(folder, "small.onnx"), reference=masked).path
+            path, settings = Path(folder, f"small{SUFFIX}"), BundleSettings(threads=how.threads)
+            bundle = export_bundle(small, path, reference=masked, batch_sizes=how.batch_sizes, settings=settings)
+            forms[SMALL + BUNDLE], manifest = bundle.path, bundle.manifest
+        making.close()
+        with stages.stage("timing"):
+            report = _timed(forms, dense, how)
+    note = (
+        f"The run was given its {' and '.join(not_named(run))} in Python: the scores are those that it measured "
+        "itself, no form is scored again, and there are no int8 forms, which are compared on its data."
+    )
+    return ArtifactBench(report, run, reading=reading_of(run.folder), manifest=manifest, notes=(note,))
+
+
 def _every_form(run: FinishedRun, how: Conditions) -> ArtifactBench:
+    if not_named(run):
+        return _without_data(run, how)
     stages = Stages([_FILE, 2 * _FILE, 2 * _FILE, 4 * _FILE, _timing(how.batch_sizes, 5), 5 * _SCORE])
     with stages.stage("reading the run"):
         small, masked, origin = captured_pt2(run.small), captured_pt2(run.masked), origin_of(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.graph.nodes.describe import headed
 from l0compress.loading import Model
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.pipeline.watching import watched
 from l0compress.training.evaluation import Evaluation, On, evaluate
 from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
 from l0compress.training.finetune import FinetuneResult, finetune, protected
@@ -110,6 +112,7 @@ class CompressResult:
         equality: how closely ``small`` and ``masked`` agree.
         history: one event for every epoch.
         reading: how outputs and targets were read: what the metrics mean.
+        folder: where the run is kept; None where it is not.
     """
 
     dense: CapturedGraph
@@ -126,6 +129,7 @@ class CompressResult:
     history: tuple[ProgressEvent, ...]
     reading: Reading
     penalty: Penalized | None = None
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         scores = [("val", self.val), *([("test", self.test)] if self.test is not None else [])]
@@ -170,6 +174,9 @@ def compress(
     settings: FinetuneSettings | None = None,
     dynamic: Dynamic = "auto",
     on_event: OnEvent = ignore,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
 ) -> CompressResult:
     """Compress a trained model to a budget. The model that is given stays as it is.
 
@@ -190,14 +197,23 @@ def compress(
             :func:`~l0compress.graph.capture.capture`.
         on_event: called with a :class:`~l0compress.training.events.ProgressEvent` while the run is under way; first
             with those of the stage "warning", which say what is odd about the data.
+        output: a folder that is new or empty, to keep the run in as ``l0compress finetune`` does: it can be gone on
+            with from any moment, and ``l0compress export``, ``verify`` and ``bench`` take it. Ctrl-C then stops the
+            run after a step and raises StoppedError. Of an epoch that came from the folder, the events in ``history``
+            have no times: ``log.jsonl`` has them.
+        resume: go on with the run in ``output`` where it was stopped, or begin it where there is none. It ends in the
+            same bits as a run that was never stopped. A finished one gives its result without training.
+        progress: show on standard error what the command line shows.
 
     Warns:
-        DataWarning, LostInCaptureWarning: the same, where there is no ``on_event``.
+        DataWarning, LostInCaptureWarning: the same, where there is neither ``on_event`` nor ``progress``.
 
     Raises:
         InputError: model, data, target and settings do not fit together; nothing was computed.
         NotEqualError: the small model does not compute what the masked dense model computes.
         TargetMissedError: the small model is over its budget.
+        RunError: ``output`` has something in it, or began with another model, other data or settings.
+        StoppedError: Ctrl-C or SIGTERM came while the run was being kept.
 
     Example:
         >>> import torch, l0compress as l0
@@ -214,11 +230,18 @@ def compress(
             f"Target {target!r} names several members of a family, and compress returns one model.",
             fix="Call compress_family with the same arguments.",
         )
+    from l0compress.pipeline.given import Given
+    from l0compress.pipeline.kept import Keeping, kept
+
     wanted = wanted_of(target)
     settings = settings_for(model, settings, epochs)
-    with in_turn():
+    with in_turn(), watched(on_event, progress=progress) as listener:
+        keeping = Keeping.of(output, resume=resume)
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
-        return compress_prepared(prepared, wanted, settings, on_event=on_event)
+        if keeping is None:
+            return compress_prepared(prepared, wanted, settings, on_event=listener)
+        given = Given(prepared, settings, model, data, dynamic)
+        return kept(given, wanted, keeping, on_event=listener)
 
 
 def settings_for(model: Model, settings: FinetuneSettings | None, epochs: int | None) -> FinetuneSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from l0compress.graph.capture.dynamic import Dynamic
@@ -11,6 +12,7 @@ from l0compress.graph.nodes.describe import headed
 from l0compress.loading import Model
 from l0compress.pipeline.compress import CompressResult, checked, settings_for, tell_lost
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.pipeline.watching import watched
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.family import finetune_family
 from l0compress.training.family_targets import family_of
@@ -28,9 +30,11 @@ class FamilyResult:
 
     Attributes:
         members: what :func:`~l0compress.compress` would return for each target, from the largest to the smallest.
+        folder: where the family is kept; None where it is not.
     """
 
     members: tuple[CompressResult, ...]
+    folder: Path | None = None
 
     def __repr__(self) -> str:
         score = self.members[0].val.dense.metric_name
@@ -47,6 +51,9 @@ def compress_family(
     settings: FinetuneSettings | None = None,
     dynamic: Dynamic = "auto",
     on_event: OnEvent = ignore,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
 ) -> FamilyResult:
     """Compress a trained model to several budgets in one run. The model that is given stays as it is.
 
@@ -55,7 +62,7 @@ def compress_family(
     a masked dense model, as the result of :func:`~l0compress.compress` does.
 
     Args:
-        model, data, dynamic, on_event: as for :func:`~l0compress.compress`.
+        model, data, dynamic, on_event, output, resume, progress: as for :func:`~l0compress.compress`.
         target: one unit and several numbers, ``"macs=0.8,0.6,0.4"``; or a list of targets in one unit, such as
             ``[{"macs": 0.8}, {"macs": 0.4}]``. Their order does not matter.
         epochs: those of one run; 0 decides and repairs without training. None leaves it to ``settings``.
@@ -75,11 +82,18 @@ def compress_family(
         >>> [(str(one.target), one.limit, one.reached <= one.limit) for one in family.members]
         [('params=0.6', 68, True), ('params=0.3', 34, True)]
     """
+    from l0compress.pipeline.given import Given
+    from l0compress.pipeline.kept import Keeping, kept_family
+
     targets = family_of(target)
     settings = settings_for(model, settings, epochs)
-    with in_turn():
+    with in_turn(), watched(on_event, progress=progress) as listener:
+        keeping = Keeping.of(output, resume=resume)
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
-        return FamilyResult(tuple(members_of(prepared, targets, settings, on_event=on_event)))
+        if keeping is None:
+            return FamilyResult(tuple(members_of(prepared, targets, settings, on_event=listener)))
+        given = Given(prepared, settings, model, data, dynamic)
+        return kept_family(given, tuple(targets), keeping, on_event=listener)
 
 
 def members_of(

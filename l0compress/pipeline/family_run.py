@@ -66,10 +66,10 @@ def finetune_family_run(request: RunRequest, *, on_event: OnEvent = ignore) -> F
 
 
 def resume_family_run(
-    folder: Path, *, given: Mapping[str, Any] | None = None, on_event: OnEvent = ignore
+    folder: Path, *, given: Mapping[str, Any] | RunRequest | None = None, on_event: OnEvent = ignore
 ) -> FamilySummary:
     """Go on with a family where its last snapshot was taken, as :func:`~.training_run.resume_run` does with a run."""
-    return gone_on_with(folder, _make_members, _summary, given=given, on_event=on_event)
+    return gone_on_with(folder, _make_members, _summary, asked=given, on_event=on_event)
 
 
 def _members(request: RunRequest, prepared: Prepared) -> Mapping[str, Any]:
@@ -121,7 +121,7 @@ def _write_member(work: Work, name: str, result: CompressResult) -> None:
     for file in part.iterdir():
         sync(file)
     about = {key: value for key, value in run.manifest.about.items() if key != runs.MEMBERS}
-    if result.reading.is_measured:
+    if result.reading.is_measured or work.request.given is not None:
         about[runs.READING] = result.reading.to_json()
     files = {file.name: sha256_of(file) for file in sorted(part.iterdir())}
     about[runs.MEMBER_OF] = list(run.manifest.about[runs.MEMBERS])

@@ -132,6 +132,14 @@ _READING = (
         help="Of each channel of images: 0.5,0.5,0.5/0.2,0.2,0.2, or imagenet.",
     ),
     Setting(
+        str,
+        key="augment",
+        absent="not at all",
+        format="augment",
+        metavar="PKG.MOD:FN",
+        help="Changes training images at random: a transform of a tensor or PIL image, as of torchvision or timm.",
+    ),
+    Setting(
         bool,
         False,
         key="no_labels",
@@ -145,6 +153,13 @@ _READING = (
         format="split",
         metavar="TRAIN,VAL,TEST",
         help="Shares of the parts, if the data are a single set.",
+    ),
+    Setting(
+        bool,
+        False,
+        key="stratify",
+        one_way=True,
+        help="Give each part its share of every class, to within one sample.",
     ),
     Setting(int, 0, key="data_seed", least=0, help="Of the data's parts."),
     Setting(int, 0, key="workers", least=0, help="That decode images."),

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from l0compress.data import AnySplit, Data
+from l0compress.errors import DataError
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.half import Half, halve_onnx
 from l0compress.export.onnx import export_onnx
@@ -23,9 +24,10 @@ from l0compress.export.session import QUANTIZATION_KEY, TOLERANCE_KEY, OnnxSessi
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.loading import fit_data, load_data
 from l0compress.measure.bench import open_candidate
-from l0compress.pipeline.config import read_config
-from l0compress.pipeline.requests import request_of
-from l0compress.pipeline.runs import CONFIG, FinishedRun, reading_of
+from l0compress.pipeline.config import complete, read_config
+from l0compress.pipeline.requests import data_source, request_of
+from l0compress.pipeline.run_manifest import read_manifest
+from l0compress.pipeline.runs import CONFIG, GIVEN, FinishedRun, reading_of
 from l0compress.progress import Stages, tell
 from l0compress.training.evaluation import Evaluation, evaluate
 from l0compress.training.losses import Objective
@@ -63,17 +65,30 @@ def origin_of(run: FinishedRun) -> Origin:
     """Read what a run was made from.
 
     Raises:
-        DataError: the data cannot be read any more.
+        DataError: the data cannot be read any more, or were given in Python.
         InputError: the loss cannot be imported any more.
 
     A run of an older version kept no scale; it is measured again as the run would measure it today.
     """
-    request, program = request_of(read_config(run.folder / CONFIG)), program_pt2(run.dense)
+    config = read_config(run.folder / CONFIG)
+    missing = not_named(run)
+    if missing:
+        raise DataError(
+            f"Run {str(run.folder)!r} was given its {' and '.join(missing)} in Python, which no file names.",
+            fix="Name the data when you compress (data='data.npz'), or call l0compress.quantize_onnx with samples.",
+        )
+    request, program = request_of(config), program_pt2(run.dense)
     dense, settings = capture(program), replace(request.finetune_settings(), device="cpu")
-    data = fit_data(load_data(request.data).called_like(dense.form), program)
+    data = fit_data(load_data(data_source(complete(config))).called_like(dense.form), program)
     first = first_batch(data, settings)
     objective = objective_on(dense.module(), data, settings, first=first, reading=reading_of(run.folder))
     return Origin(dense, data, objective)
+
+
+def not_named(run: FinishedRun) -> tuple[str, ...]:
+    """What it takes to score something, and was given in Python: the run's ``data``, its ``loss``, both or neither."""
+    given = read_manifest(run.folder).about.get(GIVEN, {})
+    return tuple(name for name in ("data", "loss") if name in given)
 
 
 @dataclass(frozen=True)

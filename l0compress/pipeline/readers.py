@@ -8,6 +8,7 @@ from typing import Any
 from l0compress.errors import InputError
 from l0compress.graph.nodes.protection import Protection
 from l0compress.loading import parse_factory_args
+from l0compress.loading.augmentation import check_reference
 from l0compress.loading.images import parse_normalize
 from l0compress.loading.splits import parse_shares
 from l0compress.training.family_targets import parse_targets
@@ -28,6 +29,7 @@ def check_loss_name(value: str) -> None:
 
 
 READERS: Mapping[str, Callable[[str], Any]] = {
+    "augment": check_reference,
     "factory_args": parse_factory_args,
     "loss": check_loss_name,
     "min_density": lambda value: Protection.of(min_density=value),

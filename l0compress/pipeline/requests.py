@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l0compress.errors import InputError, TargetError
 from l0compress.loading import DataSource, ModelSource, import_reference, parse_factory_args
@@ -21,6 +21,9 @@ from l0compress.training.schema import Setting
 from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.training.targets import Target, targets_of
 
+if TYPE_CHECKING:
+    from l0compress.pipeline.given import Given
+
 NEEDED = ("model", "data", "target")
 _STREAM_BATCH = 64
 
@@ -31,7 +34,7 @@ class RunRequest:
 
     Attributes:
         source: the model file.
-        data: where the data come from.
+        data: where the data come from; None where they were given in memory.
         targets: the budgets, which hold together; of a family the last that was named.
         loss: ``auto``, ``cross-entropy``, ``bce``, ``mse``, or ``package.module:function`` of (outputs, targets).
         output: the run's folder, new or empty; under ``./runs`` by date and time where it is None.
@@ -41,10 +44,11 @@ class RunRequest:
         fixed: capture the model for sequences as long as the data's, not of any length.
         penalty: the fixed penalty in place of a budget, as it was given.
         family: the budgets of a family's members, as they were given; empty where there is one.
+        given: model, data and functions in memory, which take the place of what is named.
     """
 
     source: ModelSource
-    data: DataSource
+    data: DataSource | None
     targets: tuple[Target, ...]
     loss: str = "auto"
     output: Path | None = None
@@ -54,6 +58,7 @@ class RunRequest:
     fixed: bool = False
     family: tuple[Target, ...] = ()
     penalty: str | float | None = None
+    given: Given | None = field(default=None, compare=False)
 
     @property
     def wanted(self) -> tuple[Target, ...] | Criterion:
@@ -67,6 +72,8 @@ class RunRequest:
             InputError: the loss cannot be imported, or a setting is out of range.
         """
         loss: Any = self.loss
+        if self.given is not None:
+            return replace(FinetuneSettings(**self.settings), **{"loss": loss, **self.given.functions})
         if ":" in self.loss:
             loss = import_reference(self.loss, flag="--loss", error=InputError)
         return FinetuneSettings(loss=loss, **self.settings)
@@ -92,7 +99,7 @@ class RunRequest:
             "model": str(self.source.path),
             "factory": self.source.factory,
             "factory_args": json.dumps(arguments) if arguments else None,
-            **data_values(self.data),
+            **({} if self.data is None else data_values(self.data)),
         }
         more = {
             "trust_pickle": self.source.trust_pickle,
@@ -105,10 +112,10 @@ class RunRequest:
 
     def changed(self, changes: Mapping[str, Any]) -> RunRequest:
         """The request with other values of some settings."""
-        return request_of({**self.values(), **changes}, output=self.output)
+        return request_of({**self.values(), **changes}, output=self.output, given=self.given)
 
 
-def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRequest:
+def request_of(values: Mapping[str, Any], *, output: Path | None = None, given: Given | None = None) -> RunRequest:
     """The request that values of a configuration file, or of flags, stand for.
 
     >>> request = request_of({"model": "net.pt2", "data": "digits", "target": "macs=0.5", "epochs": 8, "clip": 0.0})
@@ -120,12 +127,10 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
     Raises:
         InputError: model, data or target is missing, or cannot be read.
     """
-    values = complete(given)
-    _check_given(values)
-    settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
-    gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
+    values = complete(values)
+    _check_named(values, in_memory=() if given is None else ("model", "data"))
+    settings = _fields(values)
     loss = settings.pop("loss")
-    settings["clip"] = settings["clip"] or None
     targets, family = _targets(values["target"])
     return RunRequest(
         source=ModelSource(
@@ -134,20 +139,21 @@ def request_of(given: Mapping[str, Any], *, output: Path | None = None) -> RunRe
             values["trust_pickle"],
             parse_factory_args(values["factory_args"]),
         ),
-        data=data_source(values),
+        data=None if values["data"] is None else data_source(values),
         targets=targets,
         loss=loss,
         output=output,
-        settings={**settings, "gates": replace(GateSettings(), **gates)},
+        settings=settings,
         threads=values["threads"],
         checkpoint_every=values["checkpoint_every"],
         fixed=values["fixed"],
         family=family,
         penalty=values["penalty"],
+        given=given,
     )
 
 
-def _check_given(values: Mapping[str, Any]) -> None:
+def _check_named(values: Mapping[str, Any], *, in_memory: tuple[str, ...]) -> None:
     """Raises:
     InputError: model, data or target is missing, or there is a penalty beside a target.
     """
@@ -158,11 +164,26 @@ def _check_given(values: Mapping[str, Any]) -> None:
             f"--penalty {penalty} and --target {told}: a fixed penalty stands in place of a budget.",
             fix="Pass one of the two.",
         )
-    needed = [name for name in NEEDED if name != "target" or penalty is None]
+    needed = [name for name in NEEDED if name not in in_memory and (name != "target" or penalty is None)]
     missing = [name for name in needed if values[name] is None]
     if missing:
         named = " and ".join("MODEL" if name == "model" else f"--{name}" for name in missing)
         raise InputError(f"{named} must be given.", fix="Pass it as a flag, or in the file of --config.")
+
+
+def settings_in(values: Mapping[str, Any]) -> FinetuneSettings:
+    """The settings of training in values of a configuration file; a function stays the name of one.
+
+    >>> settings_in({"epochs": 8, "loss": "mine:loss"}).loss
+    'mine:loss'
+    """
+    return FinetuneSettings(**_fields(complete(values)))
+
+
+def _fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    settings = {option.field: values[name] for name, option in OPTIONS.items() if option.field and not _is_gate(option)}
+    gates = {option.field: values[name] for name, option in OPTIONS.items() if _is_gate(option)}
+    return {**settings, "clip": settings["clip"] or None, "gates": replace(GateSettings(), **gates)}
 
 
 def _targets(given: str | list[str] | None) -> tuple[tuple[Target, ...], tuple[Target, ...]]:
@@ -194,6 +215,7 @@ def data_source(values: Mapping[str, Any]) -> DataSource:
         values["data"],
         seed=values["data_seed"],
         shares=parse_shares(values["split"]),
+        stratify=values["stratify"],
         target_column=values["target_column"],
         tokenizer=None if tokenizer is None else Path(tokenizer),
         max_length=values["max_length"],
@@ -201,6 +223,7 @@ def data_source(values: Mapping[str, Any]) -> DataSource:
         normalize=None if normalize is None else parse_normalize(normalize),
         with_labels=not values["no_labels"],
         workers=values["workers"],
+        augment=values["augment"],
         batch_size=values["batch_size"] or _STREAM_BATCH,
     )
 
@@ -228,6 +251,7 @@ def data_values(source: DataSource) -> dict[str, Any]:
         "data": source.name,
         "data_seed": source.seed,
         "split": _listed(source.shares),
+        "stratify": source.stratify,
         "target_column": source.target_column,
         "tokenizer": None if source.tokenizer is None else str(source.tokenizer),
         "max_length": source.max_length,
@@ -235,6 +259,7 @@ def data_values(source: DataSource) -> dict[str, Any]:
         "normalize": normalize,
         "no_labels": not source.with_labels,
         "workers": source.workers,
+        "augment": source.augment,
     }
 
 

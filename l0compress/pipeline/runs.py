@@ -38,6 +38,8 @@ PREPROCESSING = "preprocessing.json"
 DENSE, MASKED, SMALL = "dense.pt2", "masked.pt2", "small.pt2"
 STATE, LOCK = "state", ".lock"
 READING = "reading"
+# What a run was given in Python that no file names; the manifest tells of it.
+GIVEN = "given"
 MEMBERS, MEMBER_OF = "members", "member_of"
 _COSTS, _OLD_BYTES = ("dense", "small", "nonzero"), "size_bytes"
 
@@ -206,9 +208,24 @@ def is_run(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def resume_command(folder: Path) -> str:
-    """What to type to go on with a run."""
-    return f"l0compress finetune --resume {folder}"
+def resume_command(folder: Path, *, lower_rate: bool = False) -> str:
+    """What to type to go on with a run; of one that was given its model in Python, what to call."""
+    function = _called(folder)
+    if function is None:
+        return f"l0compress finetune --resume {folder}{' --lr NUMBER' if lower_rate else ''}"
+    settings = "settings=FinetuneSettings(learning_rate=NUMBER, ...), " if lower_rate else ""
+    return f"l0compress.{function}(..., {settings}output={str(folder)!r}, resume=True)"
+
+
+def _called(folder: Path) -> str | None:
+    """The function of Python that began a run; None where the command line did, or nobody can say."""
+    try:
+        manifest = read_manifest(folder)
+    except RunError:
+        return None
+    if GIVEN not in manifest.about:
+        return None
+    return "compress_family" if members_of(manifest) else "compress"
 
 
 def default_folder(stem: str, *, root: Path = RUNS) -> Path:

@@ -72,20 +72,22 @@ def finetune_run(request: RunRequest, *, on_event: OnEvent = ignore) -> RunSumma
     return begun(request, _go_on, on_event=on_event)
 
 
-def resume_run(folder: Path, *, given: Mapping[str, Any] | None = None, on_event: OnEvent = ignore) -> RunSummary:
+def resume_run(
+    folder: Path, *, given: Mapping[str, Any] | RunRequest | None = None, on_event: OnEvent = ignore
+) -> RunSummary:
     """Go on with a run where its last snapshot was taken; the end is that of a run which was never stopped.
 
     Args:
         folder: the run. If it is finished, its result is returned.
         given: settings by their names in a configuration file. Those in ``CHANGEABLE`` may differ from what the run
-            began with, and hold from here on; others have to be the same.
+            began with, and hold from here on; others have to be the same. Or a whole request with a model in memory.
 
     Raises:
         RunError: the folder is no run, is damaged or in use; model or data are not what the run began with; or
             ``given`` contradicts it.
         CheckError, StoppedError: as :func:`finetune_run`.
     """
-    return gone_on_with(folder, _go_on, summary_of, given=given, on_event=on_event)
+    return gone_on_with(folder, _go_on, summary_of, asked=given, on_event=on_event)
 
 
 def summary_of(run: LivingRun) -> RunSummary:
@@ -101,7 +103,7 @@ def _go_on(work: Work) -> RunSummary:
     )
     checkpoints.check_stop()
     summary = result_of(result)
-    if result.reading.is_measured:
+    if result.reading.is_measured or work.request.given is not None:
         run.note_(**{runs.READING: result.reading.to_json()})
     run.finish_(results_of(result, prepared.data.preprocessing), lambda folder: export_models(folder, result))
     return RunSummary(run.folder, summary, warnings_of(run))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from signal import SIGINT
@@ -22,15 +22,15 @@ from l0compress.export.pt2 import export_pt2
 from l0compress.graph.capture import CapturedGraph
 from l0compress.latency import MeasuredTime
 from l0compress.pipeline import runs
+from l0compress.pipeline.asked_again import asked_in_python, stored_request, with_threads
 from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, stopped
 from l0compress.pipeline.compress import check_device
-from l0compress.pipeline.config import config_text, read_config
+from l0compress.pipeline.config import config_text
 from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
 from l0compress.pipeline.following import FollowedRun, Opened
 from l0compress.pipeline.holding import begin_run, check_new, missing_parents, remove_run, reopen_run
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.machine import machine
-from l0compress.pipeline.options import CHANGEABLE, OPTIONS
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
 from l0compress.progress import tell
@@ -39,7 +39,7 @@ from l0compress.training.latency_targets import known_time, measured_time
 from l0compress.training.processes import Processes, joined, processes_for
 from l0compress.training.settings import FinetuneSettings
 
-_CHANGES, _WARNINGS, _LATENCY = "changes", "warnings", "latency"
+_WARNINGS, _LATENCY = "warnings", "latency"
 Outcome = TypeVar("Outcome")
 
 
@@ -121,9 +121,10 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
         return _followed(request, do, processes, about=about)
     folder = runs.default_folder(request.source.path.stem) if request.output is None else Path(request.output)
     check_new(folder)
-    request = _with_threads(request)
+    request = with_threads(request)
     prepared = _prepared(request)
-    began_with = {**_fingerprints(prepared), "versions": _versions(), **about(request, prepared)}
+    told = {} if request.given is None else {runs.GIVEN: request.given.told()}
+    began_with = {**_fingerprints(prepared), "versions": _versions(), **told, **about(request, prepared)}
     made = missing_parents(folder)
     with begin_run(folder, began_with) as run, _kept(run) as stops:
         try:
@@ -143,30 +144,32 @@ def gone_on_with(
     do: Do[Outcome],
     finished: Callable[[LivingRun], Outcome],
     *,
-    given: Mapping[str, Any] | None,
+    asked: Mapping[str, Any] | RunRequest | None,
     on_event: OnEvent,
 ) -> Outcome:
     """Go on with a run where its last checkpoint was taken.
 
     Args:
         finished: what comes of it where the run is finished already.
-        given: settings by their names in a configuration file. Those in ``CHANGEABLE`` may differ from what the run
-            began with, and hold from here on; others have to be the same.
+        asked: settings by their names in a configuration file, or what Python asks for. Those in ``CHANGEABLE`` may
+            differ from what the run began with, and hold from here on; others have to be the same.
 
     Raises:
-        RunError: the folder is no run, is damaged or in use; model or data are not what the run began with; or
-            ``given`` contradicts it.
+        RunError: the folder is no run, is damaged or in use; model or data are not what the run began with, or have to
+            be given in Python; or ``asked`` contradicts it.
         StoppedError and what ``do`` raises, as :func:`begun`.
     """
     folder, processes = Path(folder), joined()
     on_event = processes.listener(on_event)
     if not processes.is_first:
-        return _followed(None, do, processes)
+        return _followed(asked if isinstance(asked, RunRequest) else None, do, processes)
     with reopen_run(folder) as run:
         if run.manifest.finished:
+            if isinstance(asked, RunRequest):
+                _check_finished(run, asked)
             outcome = finished(run)
             return processes.from_first(lambda: Opened(folder, run.manifest, {}, outcome)).outcome
-        request = _stored_request(run, given or {})
+        request = _asked_again(run, asked)
         processes.from_first(lambda: Opened(folder, run.manifest, request.values()))
         processes_for(request.finetune_settings().device)
         prepared = _prepared(request)
@@ -174,6 +177,30 @@ def gone_on_with(
         with _kept(run) as stops:
             run.log_("resumed", position=run.manifest.position, machine=machine())
             return do(Work(run, request, prepared, stops, on_event, processes))
+
+
+def _check_finished(run: LivingRun, request: RunRequest) -> None:
+    """Check that what a finished run came to is what is asked for.
+
+    Raises:
+        RunError: model, data or settings are not what the run began with.
+    """
+    stored_request(run, asked_in_python(run, request), given=request.given)
+    check_same(run.manifest.about, _fingerprints(_prepared(request)), str(run.folder))
+
+
+def _asked_again(run: LivingRun, asked: Mapping[str, Any] | RunRequest | None) -> RunRequest:
+    """Raises:
+    RunError: what is asked for contradicts the run, or it was given in Python what it is not given now.
+    """
+    if isinstance(asked, RunRequest):
+        return stored_request(run, asked_in_python(run, asked), given=asked.given)
+    if runs.GIVEN in run.manifest.about:
+        raise RunError(
+            f"Run {str(run.folder)!r} was given its model in Python, and has to be given it again.",
+            fix=f"Resume it there: {runs.resume_command(run.folder)}.",
+        )
+    return stored_request(run, asked or {})
 
 
 def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes, *, about: About = _nothing) -> Outcome:
@@ -184,7 +211,7 @@ def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes,
     """
 
     def prepared_for(request: RunRequest) -> Prepared:
-        prepared = _prepared(_with_threads(request))
+        prepared = _prepared(with_threads(request))
         about(request, prepared)
         return prepared
 
@@ -195,7 +222,8 @@ def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes,
     opened = processes.from_first(never)
     if opened.manifest.finished:
         return opened.outcome
-    request = _with_threads(request_of(opened.values, output=opened.folder))
+    given = None if request is None else request.given
+    request = with_threads(request_of(opened.values, output=opened.folder, given=given))
     prepared = prepared_for(request) if prepared is None else prepared
     run = FollowedRun(opened.folder, opened.manifest)
     check_same(run.manifest.about, _fingerprints(prepared), str(opened.folder))
@@ -203,34 +231,9 @@ def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes,
         return do(Work(run, request, prepared, stops, processes.listener(ignore), processes))
 
 
-def _stored_request(run: LivingRun, given: Mapping[str, Any]) -> RunRequest:
-    """What the run was asked to do, with what was changed then and now; the change is noted in the manifest."""
-    before = run.manifest.about.get(_CHANGES, {})
-    stored = {**read_config(run.folder / runs.CONFIG), **before}
-    request = request_of(stored, output=run.folder)
-    values = request.values()
-    for name, value in given.items():
-        if name not in CHANGEABLE and value != values[name]:
-            raise RunError(
-                f"Run {str(run.folder)!r} has {OPTIONS[name].place} = {values[name]!r}, but {value!r} was requested.",
-                fix=f"Resume it without that, or start a new run; {', '.join(CHANGEABLE)} may change.",
-            )
-    changes = {name: value for name, value in given.items() if value != values[name]}
-    if changes:
-        run.note_(**{_CHANGES: {**before, **changes}})
-        run.log_("changed", **changes)
-    return _with_threads(request.changed(changes))
-
-
-def _with_threads(request: RunRequest) -> RunRequest:
-    """The number of threads belongs to a run: sums come out differently with another."""
-    if request.threads is None:
-        return replace(request, threads=torch.get_num_threads())
-    torch.set_num_threads(request.threads)
-    return request
-
-
 def _prepared(request: RunRequest) -> Prepared:
+    if request.given is not None:
+        return request.given.prepared
     settings = request.finetune_settings()
     check_device(settings.device)
     dynamic = "batch" if request.fixed else "auto"
@@ -253,7 +256,7 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
             run.log_("diverged", position=run.manifest.position)
             raise DivergedError(
                 f"{error} The last good state is kept: {run.manifest.position}. Resume from there with a lower rate: "
-                f"{runs.resume_command(run.folder)} --lr NUMBER"
+                f"{runs.resume_command(run.folder, lower_rate=True)}"
             ) from error
         except ProcessesError as error:
             if stops.signal is not None:

@@ -15,7 +15,7 @@ from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import densities_told
 from l0compress.training.fake_quantization import fake_quantized
-from l0compress.training.optim import cosine, set_learning_rate_, update_, weight_optimizer
+from l0compress.training.optim import schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.sparsity import NO_MASKS, keep_zeros_
 from l0compress.training.state import Phase
@@ -23,8 +23,10 @@ from l0compress.training.state_dicts import (
     FINETUNE,
     StateDict,
     load_optimizer_,
+    load_own_state_,
     load_scaler_,
     optimizer_tensors,
+    own_state,
     prefixed,
     scaler_state,
     under,
@@ -72,6 +74,7 @@ class FinalPhase(Phase):
         self._optimizer = weight_optimizer(
             self._parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
         )
+        self._rate = schedule_for(settings, settings.rate, len(self.epochs) * problem.steps_per_epoch)
         self.scaler = problem.scaler()
         self._best_state: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -104,7 +107,7 @@ class FinalPhase(Phase):
 
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
-        set_learning_rate_(self._optimizer, self._rate(progress))
+        set_learning_rate_(self._optimizer, self._rate(progress), highest=settings.rate)
         update_(self._parameters.values(), (self._optimizer,), clip=settings.clip, scaler=self.scaler)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
@@ -127,17 +130,16 @@ class FinalPhase(Phase):
             **prefixed("network", self._network.state_dict()),
             **prefixed("best", self._best_state),
             **prefixed("optimizer.weights", optimizer_tensors(self._optimizer, self._parameters)),
+            **own_state(self._optimizer, self._parameters),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self._network.load_state_dict(under("network", state_dict))
         load_optimizer_(self._optimizer, self._parameters, under("optimizer.weights", state_dict))
+        load_own_state_(self._optimizer, self._parameters, state_dict)
         load_scaler_(self.scaler, state_dict)
         self.best, self.last = (Evaluation.from_json(state_dict[name]) for name in ("best", "last"))
         self._best_state, self.best_epoch = under("best", state_dict), state_dict["best_epoch"]
-
-    def _rate(self, progress: float) -> float:
-        return self.problem.settings.rate * cosine(progress)
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

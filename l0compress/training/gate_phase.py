@@ -14,15 +14,17 @@ from l0compress.training.compaction import removal_macs, saved_macs
 from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.expected_norms import ExpectedNorms
-from l0compress.training.optim import carry_state_, cosine, set_learning_rate_, update_, weight_optimizer
+from l0compress.training.optim import carry_state_, schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
 from l0compress.training.state_dicts import (
     GATES,
     StateDict,
     load_optimizer_,
+    load_own_state_,
     load_scaler_,
     optimizer_tensors,
+    own_state,
     prefixed,
     scaler_state,
     under,
@@ -49,6 +51,9 @@ class GatePhase(Phase):
         self.cuts: list[Tensor] = []
         self.refused = False
         self._norms = ExpectedNorms(*problem.settings.norm_strengths)
+        settings = problem.settings
+        base, floor = settings.rate * settings.gates.weight_rate_share, settings.gates.weight_rate_floor
+        self._rate = schedule_for(settings, base, problem.gated_steps, floor=floor)
         self._create_optimizers_()
 
     @property
@@ -62,7 +67,7 @@ class GatePhase(Phase):
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
         base = settings.rate * settings.gates.weight_rate_share
-        set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
+        set_learning_rate_(self._weights, self._rate(progress), highest=base)
         update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip, scaler=self.scaler)
         self.budget.step()
         done = round(progress * self.problem.gated_steps) + 1
@@ -107,6 +112,7 @@ class GatePhase(Phase):
             **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
             **prefixed("network", self.gated.state_dict()),
             **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.gated.weights())),
+            **own_state(self._weights, self.gated.weights()),
             **prefixed("optimizer.gates", optimizer_tensors(self._gates, self.gated.gate_parameters())),
         }
 
@@ -117,6 +123,7 @@ class GatePhase(Phase):
         self.gated.load_state_dict(under("network", state_dict))
         self._create_optimizers_()
         load_optimizer_(self._weights, self.gated.weights(), under("optimizer.weights", state_dict))
+        load_own_state_(self._weights, self.gated.weights(), state_dict)
         load_optimizer_(self._gates, self.gated.gate_parameters(), under("optimizer.gates", state_dict))
         self.budget.load_state_dict(state_dict["budget"])
         load_scaler_(self.scaler, state_dict)

@@ -3,36 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from l0compress.errors import InputError
 from l0compress.gates.decay import weight_groups
 from l0compress.graph.cut.plan import Keeps, cut
-from l0compress.training.settings import OPTIMIZERS
+from l0compress.training.own_optim import HIGHEST, Factory, own_optimizer, own_rates, rate_at
+from l0compress.training.settings import SCHEDULERS, FinetuneSettings
 
 
 def weight_optimizer(
     parameters: Mapping[str, nn.Parameter],
-    name: str,
+    name: str | Factory,
     *,
     learning_rate: float,
     weight_decay: float,
     momentum: float = 0.9,
 ) -> torch.optim.Optimizer:
-    """AdamW or SGD with momentum over named parameters; biases, norms and other vectors are not decayed.
+    """AdamW, SGD with momentum, or one of the user's own; biases, norms and other vectors are not decayed.
 
     Raises:
-        InputError: an unknown name of an optimizer.
+        InputError: the user's own cannot be made.
     """
     groups = weight_groups(parameters, weight_decay=weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=True)
-    raise InputError(f"Unknown optimizer {name!r}: expected one of {', '.join(OPTIMIZERS)}.", fix="")
+    return own_optimizer(name, groups, learning_rate=learning_rate)
+
+
+def schedule_for(
+    settings: FinetuneSettings, learning_rate: float, num_steps: int, *, floor: float = 0.0
+) -> Callable[[float], float]:
+    """The rate at a share of a phase's steps: a cosine from ``learning_rate`` to ``floor`` of it, or the user's own.
+
+    Raises:
+        InputError: the user's own scheduler cannot be made.
+    """
+    if settings.scheduler in SCHEDULERS:
+        return lambda progress: learning_rate * cosine(progress, floor=floor)
+    rates = own_rates(settings.scheduler, learning_rate=learning_rate, num_steps=max(num_steps, 1))
+    return lambda progress: rate_at(rates, progress)
 
 
 def cosine(progress: float, *, floor: float = 0.0, warmup: float = 0.0) -> float:
@@ -49,10 +63,10 @@ def cosine(progress: float, *, floor: float = 0.0, warmup: float = 0.0) -> float
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the rate of every parameter group."""
+def set_learning_rate_(optimizer: torch.optim.Optimizer, learning_rate: float, *, highest: float) -> None:
+    """Set the rate of every parameter group; one that came with a rate of its own gets the same share of that."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = group[HIGHEST] * (learning_rate / highest) if HIGHEST in group else learning_rate
 
 
 def update_(
@@ -88,11 +102,15 @@ def carry_state_(
     """Give ``optimizer`` the state of ``old``, sliced to what was kept of each parameter.
 
     ``parameters`` maps a name to (old parameter, new parameter), ``keeps`` a name to the kept indices of each dimension
-    (None = all), as ``KeepPlan.parameter_keeps`` returns them.
+    (None = all), as ``KeepPlan.parameter_keeps`` returns them. What is of another shape than its parameter, such as the
+    mean of every row, cannot be sliced: where the parameter was cut its state begins anew.
     """
+    if any(HIGHEST in group for group in old.param_groups):
+        for group, before in zip(optimizer.param_groups, old.param_groups, strict=False):
+            group.update({key: value for key, value in before.items() if key != "params"})
     for name, (before, after) in parameters.items():
         state = old.state.get(before)
-        if not state:
+        if not state or (before.shape != after.shape and any(_is_factored(value, before) for value in state.values())):
             continue
         optimizer.state[after] = {
             key: cut(value, keeps.get(name, ())).clone()
@@ -100,3 +118,7 @@ def carry_state_(
             else value
             for key, value in state.items()
         }
+
+
+def _is_factored(value: object, parameter: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape

@@ -40,6 +40,7 @@ class Setting:
         panel: the part of the help that the flag is in.
         one_way: true can be said by a flag, false only by leaving it out.
         or_number: a number may stand where text is expected.
+        or_reference: the name of a function, ``package.module:function``, may stand where there are names.
         many: there may be several, a flag each, in a file as a list; one stands by itself.
     """
 
@@ -62,6 +63,7 @@ class Setting:
     panel: str | None = None
     one_way: bool = False
     or_number: bool = False
+    or_reference: bool = False
     many: bool = False
 
     @property
@@ -82,7 +84,7 @@ class Setting:
     def expected(self) -> str:
         """Return which values are allowed, in words; empty if any value of the kind is."""
         if self.names:
-            return f"one of {', '.join(self.names)}"
+            return f"one of {', '.join(self.names)}{', or PACKAGE.MODULE:FUNCTION' if self.or_reference else ''}"
         if self.least is not None and self.most is not None:
             return f"between {self.least:g} and {self.most:g}"
         if self.least is not None and self.below is not None:
@@ -116,6 +118,9 @@ class Setting:
         bounds = {"minimum": self.least, "maximum": self.most, "exclusiveMinimum": self.above}
         bounds["exclusiveMaximum"] = self.below
         told = {"description": self.help or None, "default": self.default, "enum": list(self.names) or None}
+        if self.or_reference:
+            named, function = {"type": "string", "enum": told.pop("enum")}, {"type": "string", "pattern": ":"}
+            return {"anyOf": [named, function], **{name: value for name, value in told.items() if value is not None}}
         finite = {name: bound for name, bound in bounds.items() if bound is not None and math.isfinite(bound)}
         kind = _JSON_KINDS[self.kind]
         own: dict[str, Any] = {"type": [kind, "number"] if self.or_number else kind}
@@ -134,7 +139,7 @@ class Setting:
 
     def _is_within(self, value: Any) -> bool:
         if self.names:
-            return value in self.names
+            return value in self.names or (self.or_reference and ":" in value)
         if all(bound is None for bound in (self.least, self.most, self.above, self.below)):
             return True
         return (

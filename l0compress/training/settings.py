@@ -25,7 +25,7 @@ GATED_METHODS = ("l0", "hybrid")
 HYBRID_L2, HYBRID_L1 = 1e-4, 1e-5
 _SCORES, _SEARCHES = ("fisher", "magnitude", "layer-magnitude", "random", "taylor"), ("search", "reinforce")
 METHOD_NAMES = ("l0", *_SCORES, *TRAINED_METHODS[1:], *_SEARCHES)
-OPTIMIZERS = ("adamw", "sgd")
+OPTIMIZERS, SCHEDULERS = ("adamw", "sgd"), ("cosine",)
 LOSSES = ("auto", "cross-entropy", "bce", "mse")
 _PANEL = "Training"
 _LATENCY_PANEL = "Latency"
@@ -130,7 +130,11 @@ class FinetuneSettings:
         batch_size: samples a step; None chooses 128, or less where an epoch would have under 32 steps.
         learning_rate: the highest rate of the weights, reached at the start of the phase after hardening; None chooses
             by the network and the length of the run, see :meth:`settled`.
-        optimizer: "adamw" or "sgd".
+        optimizer: "adamw", "sgd", or a function of (param_groups, lr) that returns an optimizer, as the classes of
+            ``torch.optim`` are: ``torch.optim.NAdam``, or "torch.optim:NAdam". It is called once for each phase,
+            and again where channels are removed under way; gates have an optimizer of their own.
+        scheduler: "cosine", or a function of (optimizer, num_steps) that returns one of torch's schedulers, called once
+            for each phase. Only its rates are used. Or the name of one, "package.module:function".
         clip: largest norm of the weights' gradient; None does not clip.
         loss: "auto", "cross-entropy", "bce", "mse", or a function of (outputs, targets) that returns a scalar.
         distill: learn from the dense model's outputs beside the labels.
@@ -200,8 +204,25 @@ class FinetuneSettings:
             help="Highest learning rate.",
         ),
     )
-    optimizer: str = field(
-        default=OPTIMIZERS[0], metadata=setting(names=OPTIMIZERS, panel=_PANEL, help="For the weights.")
+    optimizer: str | Callable[..., Any] = field(
+        default=OPTIMIZERS[0],
+        metadata=setting(
+            names=OPTIMIZERS,
+            or_reference=True,
+            panel=_PANEL,
+            metavar="NAME",
+            help="For the weights: adamw, sgd, or PKG.MOD:FN of (param_groups, lr), such as torch.optim:NAdam.",
+        ),
+    )
+    scheduler: str | Callable[..., Any] = field(
+        default=SCHEDULERS[0],
+        metadata=setting(
+            names=SCHEDULERS,
+            or_reference=True,
+            panel=_PANEL,
+            metavar="NAME",
+            help="Of the rate in each phase: cosine, or PKG.MOD:FN of (optimizer, num_steps) that returns a scheduler.",
+        ),
     )
     clip: float | None = field(
         default=1.0,

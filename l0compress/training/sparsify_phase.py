@@ -9,15 +9,17 @@ import torch
 from l0compress.gates.attach import GatedNetwork
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.methods.pressure import Pressure
-from l0compress.training.optim import cosine, set_learning_rate_, update_, weight_optimizer
+from l0compress.training.optim import schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.state import Phase
 from l0compress.training.state_dicts import (
     SPARSIFY,
     StateDict,
     load_optimizer_,
+    load_own_state_,
     load_scaler_,
     optimizer_tensors,
+    own_state,
     prefixed,
     scaler_state,
     under,
@@ -43,6 +45,8 @@ class SparsifyPhase(Phase):
             learning_rate=settings.rate * settings.gates.weight_rate_share,
             weight_decay=settings.weight_decay,
         )
+        base, floor = settings.rate * settings.gates.weight_rate_share, settings.gates.weight_rate_floor
+        self._rate = schedule_for(settings, base, problem.gated_steps, floor=floor)
         learned = list(pressure.learned().values())
         rate = _TRAVELS / max(problem.gated_steps, 1)
         self._optimizers = (self._weights, *([torch.optim.Adam(learned, lr=rate, betas=_BETAS)] if learned else []))
@@ -57,7 +61,7 @@ class SparsifyPhase(Phase):
     def step_(self, progress: float) -> None:
         settings = self.problem.settings
         base = settings.rate * settings.gates.weight_rate_share
-        set_learning_rate_(self._weights, base * cosine(progress, floor=settings.gates.weight_rate_floor))
+        set_learning_rate_(self._weights, self._rate(progress), highest=base)
         self.pressure.before_step_()
         update_(self.network.weights().values(), self._optimizers, clip=settings.clip, scaler=self.scaler)
         self.pressure.step_(progress + 1 / self.problem.gated_steps)
@@ -74,6 +78,7 @@ class SparsifyPhase(Phase):
         return {
             **prefixed("network", self.network.state_dict()),
             **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.network.weights())),
+            **own_state(self._weights, self.network.weights()),
             **prefixed("optimizer.learned", optimizer_tensors(self._optimizers[-1], learned)),
             **{f"pressure.{name}": value for name, value in self.pressure.state_dict().items()},
             **scaler_state(self.scaler),
@@ -82,6 +87,7 @@ class SparsifyPhase(Phase):
     def load_state_dict(self, state_dict: StateDict) -> None:
         self.network.load_state_dict(under("network", state_dict))
         load_optimizer_(self._weights, self.network.weights(), under("optimizer.weights", state_dict))
+        load_own_state_(self._weights, self.network.weights(), state_dict)
         if learned := self.pressure.learned():
             load_optimizer_(self._optimizers[-1], learned, under("optimizer.learned", state_dict))
         self.pressure.load_state_dict(under("pressure", state_dict))

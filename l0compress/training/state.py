@@ -254,7 +254,8 @@ class TrainingState:
             steps=steps,
             loss=loss,
             seconds=now - self.started,
-            seconds_left=(now - since) / (done - before) * (epochs - done),
+            # A run that goes on after the last step of an epoch closes it without having a pace yet.
+            seconds_left=None if done == before else (now - since) / (done - before) * (epochs - done),
             **phase.report(self.progress(phase)),
         )
 

@@ -11,12 +11,14 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from l0compress.training.own_optim import HIGHEST, load_plain_state_, plain_state
+
 StateDict: TypeAlias = dict[str, Any]
 # The stages of a run that have a state: what ``state_dict["stage"]`` says.
 SEARCH, GATES, SPARSIFY, FINETUNE = "search", "gates", "sparsify", "finetune"
 # The member of a family that a state is of, by its target.
 MEMBER = "member"
-_SCALER = "scaler"
+_SCALER, _OWN = "scaler", "own_optimizer"
 
 
 class Stateful(Protocol):
@@ -68,6 +70,21 @@ def load_optimizer_(
         # The strides of a parameter decide which kernel runs, and its state has the same ones.
         loaded = value.clone().to(parameter.device) if state is None else state.detach().copy_(value)
         optimizer.state[parameter][key] = loaded.requires_grad_(False)
+
+
+def own_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> StateDict:
+    """What is no tensor of an optimizer of the user's own; nothing of those that are chosen by name."""
+    if not any(HIGHEST in group for group in optimizer.param_groups):
+        return {}
+    return {_OWN: plain_state(optimizer, parameters)}
+
+
+def load_own_state_(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state_dict: Mapping[str, Any]
+) -> None:
+    """Give a fresh optimizer what :func:`own_state` returned."""
+    if _OWN in state_dict:
+        load_plain_state_(optimizer, parameters, state_dict[_OWN])
 
 
 def scaler_state(scaler: torch.amp.GradScaler) -> StateDict:

@@ -30,6 +30,7 @@ def inspect(
     normalize: options.Normalize = None,
     no_labels: options.NoLabels = False,
     split: options.Shares = None,
+    stratify: options.Stratify = False,
     data_seed: options.DataSeed = None,
     workers: options.Workers = None,
     keep: options.Keep = None,
@@ -41,7 +42,8 @@ def inspect(
     with options.exit_codes():
         described = {
             "target_column": target_column, "tokenizer": tokenizer, "max_length": max_length, "image_size": image_size,
-            "normalize": normalize, "no_labels": no_labels, "split": split, "data_seed": data_seed, "workers": workers,
+            "normalize": normalize, "no_labels": no_labels, "split": split, "stratify": stratify,
+            "data_seed": data_seed, "workers": workers,
         }  # fmt: skip
         if data is None:
             options.check_described(described)

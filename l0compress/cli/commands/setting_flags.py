@@ -67,7 +67,7 @@ def _declared(row: Setting) -> Any:
 
 
 def _metavar(row: Setting) -> str | None:
-    return f"[{'|'.join(row.names)}]" if row.names else row.metavar
+    return f"[{'|'.join(row.names)}]" if row.names and not row.or_reference else row.metavar
 
 
 def _help(row: Setting) -> str:

@@ -16,6 +16,7 @@ from l0compress.pipeline.report.told import DENSE, SMALL, Told
 from l0compress.training.schema import Setting
 from l0compress.training.targets import told
 
+_CALL = "l0compress.compress(model, data, target=..., output='NEW')"
 # What every page names, in this order, whether it was said or left to its default.
 _ALWAYS = ("model", "data", "target", "method", "granularity", "epochs")
 # What the page says of the environment.
@@ -168,6 +169,19 @@ def environment_of(report: Told, *, here: Mapping[str, Any]) -> tuple[Fact, ...]
 
 def commands_of(report: Told) -> tuple[Command, ...]:
     """Return what to type to make the run again, and what to do with it next."""
+    commands = _again(report)
+    folder = shlex.quote(str(report.folder))
+    export = f"l0compress export {folder} --format onnx"
+    commands.append(Command("The small model as a file:", export))
+    if report.bench is None:
+        commands.append(Command("Times and int8, which this page then shows too:", f"l0compress bench {folder}"))
+    return tuple(commands)
+
+
+def _again(report: Told) -> list[Command]:
+    if runs.GIVEN in report.about:
+        what = " and ".join(report.about[runs.GIVEN])
+        return [Command(f"It was given its {what} in Python, where the same call makes it again:", _CALL)]
     config = shlex.quote(str(report.folder / runs.CONFIG))
     commands = [
         Command(
@@ -176,14 +190,7 @@ def commands_of(report: Told) -> tuple[Command, ...]:
         )
     ]
     flags = finetune_command(report.settings)
-    if flags:
-        commands.append(Command("The same by flags:", f"{flags} -o NEW"))
-    folder = shlex.quote(str(report.folder))
-    export = f"l0compress export {folder} --format onnx"
-    commands.append(Command("The small model as a file:", export))
-    if report.bench is None:
-        commands.append(Command("Times and int8, which this page then shows too:", f"l0compress bench {folder}"))
-    return tuple(commands)
+    return [*commands, *([Command("The same by flags:", f"{flags} -o NEW")] if flags else [])]
 
 
 def finetune_command(settings: Mapping[str, Any]) -> str:

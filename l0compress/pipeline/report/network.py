@@ -13,7 +13,7 @@ from l0compress.graph.groups.frozen import Frozen, by_reason
 from l0compress.measure.page.content import Kept, Layer, Whole
 from l0compress.measure.report import as_share
 from l0compress.pipeline.report.told import DENSE, Told
-from l0compress.pipeline.requests import request_of
+from l0compress.pipeline.requests import settings_in
 from l0compress.training.finetune import protected
 
 WIDTHS_NOTE = (
@@ -72,7 +72,7 @@ def frozen_of(report: Told) -> tuple[Frozen, ...]:
 
 
 def _protected(report: Told) -> CapturedGraph:
-    settings = request_of(report.settings).finetune_settings()
+    settings = settings_in(report.settings)
     return protected(captured_pt2(report.first.dense), settings)
 
 

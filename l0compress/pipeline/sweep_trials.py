@@ -1,0 +1,156 @@
+"""The trials of a sweep as processes of this same Python, several at a time, each with its share of the threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from l0compress.errors import NOTHING_WRITTEN, RunError, StoppedError
+from l0compress.measure.plot import draw_tradeoff
+from l0compress.pipeline import runs
+from l0compress.pipeline.checkpoints import NAMES, Stops, listening
+from l0compress.pipeline.sweep import Sweep, Trial, trial_config
+from l0compress.pipeline.sweep_result import PICTURE, SweepResult, result_of
+from l0compress.pipeline.sweep_study import Study, study_in
+
+_POLL = 0.1
+_LOCK = ".sweep.lock"
+OnTrial = Callable[[str], None]
+
+
+@dataclass
+class _Process:
+    """A trial under way."""
+
+    trial: Trial
+    process: subprocess.Popen[bytes]
+    began: float = field(default_factory=time.monotonic)
+
+
+def run_sweep(sweep: Sweep, *, jobs: int = 1, on_trial: OnTrial) -> SweepResult:
+    """Run every trial that is not finished, ``jobs`` at a time, and read what came out.
+
+    ``on_trial`` is told a line for people when a trial begins or ends.
+
+    Raises:
+        InputError: something that was asked for is wrong; nothing was run.
+        RunError: the folder is in use, or a trial in it had other settings.
+        StoppedError: Ctrl-C or SIGTERM came: every trial under way has kept its state.
+    """
+    sweep.check()
+    try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"Cannot write {str(sweep.folder)!r}: {error.strerror}.",
+            fix="Choose another folder with --output.",
+            assurance=NOTHING_WRITTEN,
+        ) from error
+    with ExitStack() as stack:
+        lock = FileLock(sweep.folder / _LOCK, blocking=False)
+        try:
+            stack.enter_context(lock)
+        except Timeout as error:
+            raise RunError(
+                f"Sweep {str(sweep.folder)!r} is in use by another process.",
+                fix="Wait for it to end, or choose another folder with --output.",
+            ) from error
+        failed = _Runner(sweep, jobs, on_trial).run()
+        result = result_of(sweep, failed)
+        result.write(_picture(result))
+    return result
+
+
+def _picture(result: SweepResult) -> bytes | None:
+    if not result.outcomes:
+        return None
+    return draw_tradeoff(result.tradeoff(), result.folder / PICTURE, title=str(result.folder))
+
+
+class _Runner:
+    """Keeps ``jobs`` processes going until no trial is left."""
+
+    def __init__(self, sweep: Sweep, jobs: int, on_trial: OnTrial) -> None:
+        self._sweep, self._jobs, self._tell = sweep, jobs, on_trial
+        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+        self._failed: dict[str, str] = {}
+        self._left = [trial for trial in sweep.trials if not sweep.is_finished(trial)]
+        self._under_way: list[_Process] = []
+
+    def run(self) -> dict[str, str]:
+        """Run what is left; returns the last words of what failed."""
+        study, done = study_in(self._sweep), len(self._sweep.trials) - len(self._left)
+        if done:
+            self._tell(f"{done} of {len(self._sweep.trials)} trials are finished already")
+        for trial in self._sweep.trials:
+            study.record(trial)
+        with listening() as stops:
+            try:
+                while (self._left or self._under_way) and stops.signal is None:
+                    while self._left and len(self._under_way) < self._jobs:
+                        self._begin(self._left.pop(0))
+                    time.sleep(_POLL)
+                    self._collect(study)
+            finally:
+                self._end_all(stops)
+        if stops.signal is not None:
+            raise _stopped(self._sweep.folder, stops.signal)
+        return self._failed
+
+    def _begin(self, trial: Trial) -> None:
+        folder, config = self._sweep.run_of(trial), self._sweep.folder / f".{trial.name}.toml"
+        config.write_text(trial_config(self._sweep, trial, self._threads), encoding="utf-8")
+        command = ["-m", "l0compress", "finetune", "--config", str(config), "-o", str(folder), "--resume", "--json"]
+        self._tell(f"{'resuming' if runs.is_run(folder) else 'running'} {trial.name}")
+        with _log(self._sweep, trial).open("wb") as log:
+            process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=log)
+        self._under_way.append(_Process(trial, process))
+
+    def _collect(self, study: Study) -> None:
+        for one in [one for one in self._under_way if one.process.poll() is not None]:
+            self._under_way.remove(one)
+            (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)
+            took = f"{time.monotonic() - one.began:.0f} s"
+            if one.process.returncode == 0:
+                study.record(one.trial)
+                self._tell(f"finished {one.trial.name} in {took}")
+            else:
+                self._failed[one.trial.name] = _last_words(_log(self._sweep, one.trial), one.process.returncode)
+                self._tell(f"{one.trial.name} failed after {took}: {self._failed[one.trial.name]}")
+
+    def _end_all(self, stops: Stops) -> None:
+        """Ask what is under way to keep its state and end. Ctrl-C went to all of the group; SIGTERM to this alone."""
+        for one in self._under_way:
+            if stops.signal != signal.SIGINT and one.process.poll() is None:
+                one.process.terminate()
+        for one in self._under_way:
+            one.process.wait()
+            (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)
+
+
+def _log(sweep: Sweep, trial: Trial) -> Path:
+    return sweep.folder / f"{trial.name}.log"
+
+
+def _last_words(log: Path, code: int) -> str:
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    errors: Sequence[str] = [line for line in lines if line.startswith("Error: ")] or lines[-1:]
+    return errors[-1].removeprefix("Error: ") if errors else f"exit code {code}"
+
+
+def _stopped(folder: Path, number: int) -> StoppedError:
+    name = NAMES.get(signal.Signals(number), "Stopped")
+    return StoppedError(
+        f"{name}. The sweep is kept in {str(folder)!r}, and every trial under way has kept its state. Go on with the "
+        "same command.",
+        signal=number,
+    )

@@ -1,0 +1,138 @@
+"""Sweeps: a grid of ordinary runs, gone on with where it was stopped, compared over seeds, recorded as a study."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import warnings
+from pathlib import Path
+
+import pytest
+from conftest import printed_json, run_cli
+from run_folders import Killed, dying_at, hashes
+
+from l0compress.errors import InputError, RunError, TargetError
+from l0compress.pipeline.requests import request_of
+from l0compress.pipeline.runs import open_run
+from l0compress.pipeline.sweep import Sweep, grid, parse_seeds, parse_targets_list
+from l0compress.pipeline.sweep_result import result_of
+from l0compress.pipeline.sweep_study import study_in
+from l0compress.pipeline.training_run import finetune_run
+
+SHARED = {"model": "mlp.pt2", "data": "blobs.npz", "epochs": 2, "checkpoint_every": 2}
+TRIALS = grid(["params=0.8", "params=0.5"], ["magnitude"], [0, 1])
+FLAGS = (
+    "sweep", "mlp.pt2", "--data", "blobs.npz", "--epochs", 2, "--checkpoint-every", 2, "--methods", "magnitude",
+    "-o", "S",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def swept(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sweep whose trials are all finished."""
+    folder = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in ("mlp.pt2", "blobs.npz"):
+            shutil.copy(made / name, name)
+        sweep = Sweep(Path("S"), SHARED, TRIALS)
+        for trial in TRIALS:
+            finetune_run(request_of({**sweep.values(trial), "threads": 1}, output=sweep.run_of(trial)))
+    return folder / "S"
+
+
+@pytest.fixture
+def sweep(swept: Path, folder: Path) -> Sweep:
+    shutil.copytree(swept, folder / "S")
+    return Sweep(Path("S"), SHARED, TRIALS)
+
+
+class TestGrid:
+    def test_a_number_without_a_unit_has_the_one_before(self) -> None:
+        assert parse_targets_list("macs=0.5, 0.25,params=26500") == ["macs=0.5", "macs=0.25", "params=26500"]
+
+    def test_what_is_named_twice_is_run_once(self) -> None:
+        assert len(grid(["macs=0.5", "macs=0.50"], ["l0"], [0, 0])) == 1
+
+    @pytest.mark.parametrize(
+        ("make", "error", "message"),
+        [
+            (lambda: parse_targets_list("0.5"), TargetError, "--targets '0.5' begins without a unit."),
+            (lambda: parse_targets_list("macs=0.5,,"), InputError, "--targets 'macs=0.5,,' has an empty part."),
+            (lambda: parse_seeds("0,-1"), InputError, "--seeds '0,-1': '-1' is no seed."),
+            (lambda: grid(["macs=0.5"], ["l2"], [0]), InputError, "--methods 'l2': there is no such method."),
+        ],
+    )
+    def test_what_is_malformed_is_refused(self, make, error: type[InputError], message: str) -> None:
+        with pytest.raises(error) as raised:
+            make()
+        assert str(raised.value).startswith(message)
+
+
+class TestResult:
+    def test_mean_and_spread_are_those_of_the_runs(self, sweep: Sweep) -> None:
+        scores = [open_run(sweep.run_of(trial)).result["test"]["small"]["metric"] for trial in TRIALS[::2]]
+        table = result_of(sweep, {}).table()
+        assert [row[0] for row in table.rows] == ["dense", "params=0.8 magnitude", "params=0.5 magnitude"]
+        assert table.rows[1][1:3] == ("2", f"{statistics.mean(scores):.4f} ± {statistics.stdev(scores):.4f}")
+
+    def test_the_front_is_that_of_means(self, sweep: Sweep) -> None:
+        result = result_of(sweep, {})
+        points = result.tradeoff().points
+        for one in points:
+            beaten = any(
+                other.score >= one.score
+                and other.counts["params"] <= one.counts["params"]
+                and (other.score, other.counts["params"]) != (one.score, one.counts["params"])
+                for other in points
+            )
+            assert ("params" in result.tradeoff().unbeaten(one)) == (not beaten)
+
+    def test_a_finished_sweep_runs_nothing_and_leaves_a_page(self, sweep: Sweep) -> None:
+        before = {trial.name: hashes(sweep.run_of(trial)) for trial in TRIALS}
+        found = printed_json(*FLAGS, "--targets", "params=0.8,0.5", "--seeds", "0,1")
+        assert {trial.name: hashes(sweep.run_of(trial)) for trial in TRIALS} == before
+        assert [trial["run"] for trial in found["trials"]] == [trial.name for trial in TRIALS]
+        page = Path("S/sweep.html").read_text()
+        assert "params=0.5 magnitude" in page and "<svg" in page
+        assert not re.findall(r"""(?:src|href)=["']https?:|<script|<link|<img""", page)
+        assert json.loads(Path("S/sweep.json").read_text()) == found
+        assert Path("S/pareto.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_other_settings_are_refused_before_anything_runs(self, sweep: Sweep) -> None:
+        with pytest.raises(RunError, match=r"^Trial 'S/params=0\.8-magnitude-seed0' has \[training\] epochs = 2"):
+            Sweep(sweep.folder, {**SHARED, "epochs": 3}, TRIALS).check()
+
+
+class TestStudy:
+    def test_every_finished_trial_is_recorded_once(self, sweep: Sweep) -> None:
+        optuna = pytest.importorskip("optuna")
+        for _ in range(2):
+            study = study_in(sweep)
+            for trial in TRIALS:
+                study.record(trial)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("S/optuna.log"))
+            trials = optuna.load_study(study_name="sweep", storage=storage).trials
+        assert [trial.user_attrs["run"] for trial in trials] == [trial.name for trial in TRIALS]
+        assert trials[0].params == {"method": "magnitude", "seed": 0, "params": 0.8}
+        scores = [open_run(sweep.run_of(trial)).result["test"]["small"]["metric"] for trial in TRIALS]
+        assert [trial.values[0] for trial in trials] == scores
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_trial_that_was_killed_goes_on_and_one_that_fails_stops_no_other() -> None:
+    sweep = Sweep(Path("S"), SHARED, grid(["params=0.8", "params=0.01"], ["magnitude"], [0]))
+    killed, hopeless = sweep.trials
+    asked = request_of({**sweep.values(killed), "threads": 1}, output=sweep.run_of(killed))
+    with pytest.raises(Killed):
+        finetune_run(asked, on_event=dying_at(1))
+    outcome = run_cli(*FLAGS, "--targets", "params=0.8,0.01", "--seeds", "0", "--jobs", 2)
+    assert outcome.exit_code == 1
+    assert f"resuming {killed.name}" in outcome.stderr and f"running {hopeless.name}" in outcome.stderr
+    assert sweep.is_finished(killed) and not sweep.run_of(hopeless).exists()
+    assert "params=0.8 magnitude" in outcome.stdout and "params=0.01-magnitude-seed0 failed: Target" in outcome.stdout
+    assert "Error: 1 of 2 trials failed; the others are kept. The same command runs them again" in outcome.stderr
