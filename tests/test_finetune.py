@@ -23,7 +23,7 @@ from l0compress.graph.groups.resource import Counted
 from l0compress.training.faults import diverged
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.methods.magnitude import magnitude_scores
-from l0compress.training.settings import FinetuneSettings, GateSettings
+from l0compress.training.settings import METHOD_NAMES, FinetuneSettings, GateSettings
 from l0compress.verification.calls import Call
 from l0compress.verification.equality import verify
 
@@ -268,7 +268,7 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
         ({"epochs": -1}, "epochs=-1: expected at least 0. Nothing was changed."),
         (
             {"method": "lottery"},
-            "method='lottery': expected one of l0, fisher, magnitude, layer-magnitude. Nothing was changed.",
+            f"method='lottery': expected one of {', '.join(METHOD_NAMES)}. Nothing was changed.",
         ),
         ({"batch_size": 0}, "batch_size=0: expected at least 1. Nothing was changed."),
         ({"learning_rate": math.nan}, "learning_rate=nan: expected a finite number above 0. Nothing was changed."),
