@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from l0compress.errors import TargetMissedError
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
@@ -89,7 +90,20 @@ def descend(limits: Limits, score: Score, repair: Refine, *, on_step: OnStep = _
     Raises:
         TargetMissedError: no choice of what to remove keeps to the limits.
     """
-    before = Narrowed.whole(limits.groups)
+    try:
+        return _descended(Narrowed.whole(limits.groups), limits, score, repair, on_step)
+    except TargetMissedError:
+        # What the steps before leave may not come as low as what the dense network does, near the least that there is.
+        return _at_once(Narrowed.whole(limits.groups), limits, score, repair)
+
+
+def _at_once(whole: Narrowed, limits: Limits, score: Score, repair: Refine) -> Descent:
+    here = whole.limits(limits)
+    scores, last = _decided(whole, here, score, limits.most, is_last=True)
+    return Descent(whole, scores, last, whole.cut(last, repair))
+
+
+def _descended(before: Narrowed, limits: Limits, score: Score, repair: Refine, on_step: OnStep) -> Descent:
     steps = steps_in_step(limits.dense(), limits.most)
     for number, most in enumerate(steps[:-1]):
         here = before.limits(limits)
@@ -101,8 +115,7 @@ def descend(limits: Limits, score: Score, repair: Refine, *, on_step: OnStep = _
         before = Narrowed.whole(limits.groups)
     here = before.limits(limits)
     on_step(len(steps) - 1, len(steps), here.dense())
-    scores, last = _decided(before, here, score, limits.most, is_last=True)
-    return Descent(before, scores, last, before.cut(last, repair))
+    return _at_once(before, limits, score, repair)
 
 
 def _decided(
