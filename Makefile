@@ -136,7 +136,7 @@ lock: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright l0compress l0compress_runtime
+	NODE_OPTIONS=--max-old-space-size=6144 $(BIN)/pyright l0compress l0compress_runtime
 	$(BIN)/lint-imports
 
 format: $(STAMP)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
@@ -17,8 +18,8 @@ def auto_classes(architecture: type) -> dict[str, str]:
     >>> found["AutoModel"], found["AutoModelForSequenceClassification"]
     ('BertModel', 'BertForSequenceClassification')
     """
-    import transformers
-
+    # By name, since a type checker takes most of a minute for what the package offers.
+    transformers: Any = importlib.import_module("transformers")
     found = {}
     for name in dir(transformers):
         # Whatever an optional library of transformers would have to bring is no Auto class of a model here.

@@ -7,6 +7,7 @@ found out by building it.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -97,8 +98,8 @@ def _layer(name: str) -> int | None:
 
 def builds(architecture: Any, settings: Mapping[str, Any], cut: CutModel) -> bool:
     """Whether a class of transformers, given the settings, has exactly the weights of ``cut``."""
-    import transformers
-
+    # By name, since a type checker takes most of a minute for what the package offers.
+    transformers: Any = importlib.import_module("transformers")
     kind = str(settings.get("model_type"))
     try:
         config = transformers.AutoConfig.for_model(kind, **{k: v for k, v in settings.items() if k != "model_type"})
