@@ -38,7 +38,9 @@ def test_units_names_kinds_of_data_and_flags(mlp_pt2: Path, flags: tuple[str, ..
 
 def test_commands_formats_and_layers(mlp_pt2: Path) -> None:
     assert "No such command 'exprot'. Did you mean 'export'?" in said("exprot")
-    assert "'onx' is not one of 'onnx', 'bundle', 'pt2'. Did you mean 'onnx'?" in said("export", "--format", "onx")
+    assert "'onx' is not one of 'onnx', 'bundle', 'pt2', 'huggingface'. Did you mean 'onnx'?" in said(
+        "export", "--format", "onx"
+    )
     assert "The nearest names are '2'" in said("inspect", mlp_pt2, "--keep", "22")
 
 

@@ -70,7 +70,7 @@ class TestCells:
         assert Selection(("l0",), (0,), quick=True).cells(replace(GRID, quick=())) == []
 
     def test_single_weights_are_left_to_the_methods_that_score_them(self):
-        cells = Selection(("l0", "fisher", "magnitude"), (0,)).cells(replace(GRID, sparse=(100,)))
+        cells = Selection(("l0", "search", "magnitude"), (0,)).cells(replace(GRID, sparse=(100,)))
         assert [(c.method, c.epochs) for c in cells if c.granularity == "weights"] == [("l0", 4), ("magnitude", 4)]
 
     def test_every_method_is_asked_for_where_it_can_decide(self):
@@ -82,7 +82,7 @@ class TestCells:
         sparse = {cell.method for cell in cells if cell.granularity == "weights"}
         assert trained | sparse == set(METHOD_NAMES)
         assert trained - untrained == {"gradual-magnitude", "group-lasso", "l1", "proximal"}
-        assert trained - sparse == {"fisher", "group-lasso", "search", "reinforce"}
+        assert trained - sparse == {"group-lasso", "search", "reinforce"}
 
     def test_all_of_them_may_be_named_at_once(self):
         assert _parser().parse_args(["--methods", "all"]).methods == METHOD_NAMES
