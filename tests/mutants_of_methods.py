@@ -44,7 +44,7 @@ METHODS = (
         (_TESTS, "Fisher"),
     ),
     Fault("l0compress.training:ordered_log_alpha", "logs - border", "logs", (_TESTS, "OrderedStart")),
-    Fault("l0compress.training:descend", "steps[:-1]", "()", (_TESTS, "told")),
+    Fault("l0compress.training.descent:_descended", "steps[:-1]", "()", (_TESTS, "told")),
     Fault("l0compress.training:held_back", "held[moves[best]] += len(scores)", "pass", (_TESTS, "leaves_half")),
     Fault("l0compress.training:Narrowed.lifted", "keep[dropped[dropped >= 0]] = False", "pass", (_TESTS, "Descent")),
     Fault("l0compress.training:Narrowed.cut", "self.moves[found.clamp(min=0)]", "found", (_TESTS, "Descent")),
