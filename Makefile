@@ -193,15 +193,12 @@ prove-cuda: $(STAMP)
 	$(BIN)/python benchmarks/prove_cuda.py --device $(DEVICE)
 
 # ultralytics depends on torchvision, which would bring another torch: the models of torchvision do without.
-example-yolo: $(ZOO_STAMP)
+example-yolo: EXAMPLE := examples/yolo.py
+example-yolo-train: EXAMPLE := examples/yolo_train.py
+example-yolo example-yolo-train: $(ZOO_STAMP)
 	$(call locked,yolo)
 	PYTHONPATH=benchmarks $(BIN)/python -c "import runpy, sys, torchvision_without_ops; torchvision_without_ops.load(); \
-	    sys.argv[0] = 'examples/yolo.py'; runpy.run_path(sys.argv[0], run_name='__main__')" $(YOLO) $(ARGUMENTS)
-
-example-yolo-train: $(ZOO_STAMP)
-	$(call locked,yolo)
-	PYTHONPATH=benchmarks $(BIN)/python -c "import runpy, sys, torchvision_without_ops; torchvision_without_ops.load(); \
-	    sys.argv[0] = 'examples/yolo_train.py'; runpy.run_path(sys.argv[0], run_name='__main__')" $(YOLO)
+	    sys.argv[0] = '$(EXAMPLE)'; runpy.run_path(sys.argv[0], run_name='__main__')" $(YOLO) $(ARGUMENTS)
 
 demo: $(STAMP)
 	rm -rf build/demo

@@ -18,7 +18,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from l0compress.errors import InputError
-from l0compress.training.events import OnEvent, ProgressEvent
+from l0compress.training.events import OnEvent, ignore
 from l0compress.training.launch import Launch, launched, says_first, says_several
 from l0compress.training.settings import FinetuneSettings
 
@@ -69,7 +69,7 @@ class Processes:
 
     def listener(self, on_event: OnEvent) -> OnEvent:
         """Who hears of events: the first process speaks for all."""
-        return on_event if self.is_first else _unheard
+        return on_event if self.is_first else ignore
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         """Numbers added up over all processes, each by itself."""
@@ -109,10 +109,6 @@ class Processes:
 
 
 ALONE = Processes()
-
-
-def _unheard(event: ProgressEvent) -> None:
-    del event
 
 
 def processes_for(device: str) -> Processes:
