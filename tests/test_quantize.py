@@ -263,7 +263,7 @@ class TestExport:
 
     def test_for_people(self, finished: Path, tmp_path: Path) -> None:
         outcome = run_cli("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")
-        first, second, third = outcome.stdout.splitlines()
+        first, second, third, fourth = outcome.stdout.splitlines()
         assert re.fullmatch(
             r"the float form equals the masked dense model; int8 dynamic differs from it by at most \d+\.\d\d% of the "
             r"largest output",
@@ -271,6 +271,7 @@ class TestExport:
         )
         assert re.fullmatch(r"test accuracy on 60 samples: \d\.\d{4} in float, \d\.\d{4} in int8", second)
         assert third.startswith(f"wrote {tmp_path / 'net.onnx'} (")
+        assert fourth.startswith("Next: l0compress ")
 
     def test_another_models_int8_file_is_found_out(self, finished: Path, tmp_path: Path) -> None:
         printed_json("export", finished / "run", "--quantize", "int8", "-o", tmp_path / "net.onnx")

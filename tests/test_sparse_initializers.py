@@ -77,11 +77,13 @@ class TestExport:
         for name in ("small.pt2", "masked.pt2"):
             save_pt2(sparse, (torch.zeros(2, 8),), tmp_path / "run" / name)
         sign_again_(tmp_path / "run")
-        first, second, third, fourth = run_cli("export", tmp_path / "run", "--sparse-weights").stdout.splitlines()
+        outcome = run_cli("export", tmp_path / "run", "--sparse-weights")
+        first, second, third, fourth, fifth = outcome.stdout.splitlines()
         assert first.startswith("equal to the masked dense model")
         assert second.startswith("1 weights are stored sparsely: ")
         assert third == "ONNX Runtime makes them dense again when it loads the file: it is smaller, not faster"
         assert fourth.startswith(f"wrote {tmp_path / 'run/model.onnx'}")
+        assert fifth.startswith("Next: l0compress ")
         assert printed_json("verify", tmp_path / "run/model.onnx", "--against", tmp_path / "run")["equal"] is True
 
     def test_a_dense_model_gains_nothing_and_is_told_so(self, tmp_path: Path, finished: Path) -> None:
