@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -163,6 +165,24 @@ class TestProviders:
         session = OnnxSession(export_onnx(mlp(), tmp_path / "model.onnx").path, provider="openvino")
         with pytest.raises(InputError, match=r"^.* cannot run on these inputs: .* It takes input float32 \(any, 6\)"):
             session(torch.zeros(2, 7))
+
+    @pytest.mark.slow
+    def test_signals_are_handled_after_openvino(self, tmp_path: Path) -> None:
+        """In a process of its own, which a signal would end."""
+        pytest.importorskip("openvino")
+        path = export_onnx(mlp(), tmp_path / "model.onnx").path
+        program = (
+            "import os, signal, sys\n"
+            "from pathlib import Path\n"
+            "from l0compress.export.providers import opened\n"
+            "signal.signal(signal.SIGUSR1, lambda *_: print('handled'))\n"
+            "first, second = (opened(Path(sys.argv[1]), 'openvino', threads=1, disabled=()) for _ in range(2))\n"
+            "del first\n"
+            "del second\n"
+            "os.kill(os.getpid(), signal.SIGUSR1)\n"
+        )
+        ran = subprocess.run([sys.executable, "-W", "ignore", "-c", program, path], capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout) == (0, "handled\n")
 
     def test_they_are_timed_in_turns(self, tmp_path: Path) -> None:
         path = export_onnx(mlp(), tmp_path / "model.onnx").path

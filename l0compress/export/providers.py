@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -144,16 +145,26 @@ class _OnnxRuntime:
         return self._session.run(None, dict(feeds))
 
 
+@cache
+def _core() -> Any:
+    """OpenVINO, once for each process.
+
+    Each core replaces the stack that signals are handled on, and puts back what it found when it goes. Of two that
+    overlap the second puts back a stack that is gone, and the next signal, such as Ctrl-C, ends the process.
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class _OpenVino:
     """On the CPU, in float32: by default it takes less where the processor has it, and would not be equal."""
 
     def __init__(self, path: Path, threads: int | None) -> None:
-        import openvino
-
         settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}
         if threads is not None:
             settings["INFERENCE_NUM_THREADS"] = threads
-        self._compiled = openvino.Core().compile_model(path, "CPU", settings)
+        self._compiled = _core().compile_model(path, "CPU", settings)
         model = onnx.load(path, load_external_data=False)
         stored = {tensor.name for tensor in model.graph.initializer}
         self.inputs = tuple(_port(value) for value in model.graph.input if value.name not in stored)
