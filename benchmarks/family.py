@@ -28,7 +28,7 @@ from torch import nn
 import l0compress as l0
 from l0compress.data import Data, Split
 from l0compress.measure.table import Table
-from l0compress.pipeline.compress import CompressResult
+from l0compress.pipeline.compress_result import CompressResult
 from l0compress.training.family_targets import family_of, legs_of
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))

@@ -263,6 +263,14 @@ def test_processes_with_different_data_are_refused(tmp_path: Path) -> None:
     assert [(tmp_path / f"error.{rank}").read_text().startswith(message) for rank in range(2)] == [True] * 2
 
 
+def test_a_process_by_itself_has_nobody_to_hear() -> None:
+    alone = Processes()
+    assert alone.say("a word") == alone.from_first(lambda: "a word") == "a word"
+    alone.await_first()
+    with pytest.raises(l0.errors.ProcessesError, match=r"^There is no other process that could say something\."):
+        alone.hear()
+
+
 def test_processes_share_statistics_and_notice_that_they_differ(tmp_path: Path) -> None:
     ended = told(2, norm_and_differ, str(tmp_path / "error"), folder=tmp_path)
     assert ended == [Ended(0, "", "")] * 2

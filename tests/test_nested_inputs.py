@@ -23,7 +23,8 @@ from l0compress.errors import DataError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.session import OnnxSession
 from l0compress.loading.parts import as_split
-from l0compress.pipeline.compress import CompressResult, compress
+from l0compress.pipeline.compress import compress
+from l0compress.pipeline.compress_result import CompressResult
 from l0compress.pipeline.fingerprints import data_fingerprint
 from l0compress.pipeline.sources import prepare
 from l0compress.training.finetune import finetune

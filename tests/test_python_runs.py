@@ -18,7 +18,7 @@ import l0compress as l0
 from l0compress.errors import DataError, InputError, RunError
 from l0compress.export.quantize import Int8
 from l0compress.pipeline.benching import bench_artifact
-from l0compress.pipeline.compress import CompressResult
+from l0compress.pipeline.compress_result import CompressResult
 from l0compress.pipeline.exporting import ExportOptions, export_run
 from l0compress.training.events import ProgressEvent
 

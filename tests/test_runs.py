@@ -17,7 +17,8 @@ from l0compress.errors import DivergedError, InputError, RunError
 from l0compress.pipeline.durable import sha256_of
 from l0compress.pipeline.holding import check_new
 from l0compress.pipeline.run_manifest import read_manifest
-from l0compress.pipeline.runs import measured, newest_run, newest_unfinished, open_run
+from l0compress.pipeline.run_result import measured
+from l0compress.pipeline.runs import newest_run, newest_unfinished, open_run
 from l0compress.pipeline.training_run import finetune_run, resume_run
 from l0compress.training.events import ProgressEvent
 

@@ -28,7 +28,8 @@ from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
 from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import not_named, origin_of, quantized_file, score_files
-from l0compress.pipeline.runs import FinishedRun, is_run, made_from, measured, metric_name, open_run, reading_of
+from l0compress.pipeline.run_result import measured, metric_name
+from l0compress.pipeline.runs import FinishedRun, is_run, made_from, open_run, reading_of
 from l0compress.progress import Stages
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading

@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from l0compress.graph.capture.dynamic import Dynamic
-from l0compress.graph.nodes.describe import headed
 from l0compress.loading import Model
-from l0compress.pipeline.compress import CompressResult, checked, settings_for, tell_lost
-from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.pipeline.compress_result import FamilyResult
+from l0compress.pipeline.compressing import members_of, settings_for
+from l0compress.pipeline.given import Given
+from l0compress.pipeline.kept import Keeping, kept_family
+from l0compress.pipeline.sources import prepare
 from l0compress.pipeline.watching import watched
 from l0compress.training.events import OnEvent, ignore
-from l0compress.training.family import finetune_family
 from l0compress.training.family_targets import family_of
-from l0compress.training.latency_targets import Measure, measured_time
-from l0compress.training.processes import processes_for
 from l0compress.training.randomness import in_turn
-from l0compress.training.reporting import Checkpoints
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import Target
-
-
-@dataclass(frozen=True, eq=False)
-class FamilyResult:
-    """What :func:`compress_family` returns.
-
-    Attributes:
-        members: what :func:`~l0compress.compress` would return for each target, from the largest to the smallest.
-        folder: where the family is kept; None where it is not.
-    """
-
-    members: tuple[CompressResult, ...]
-    folder: Path | None = None
-
-    def __repr__(self) -> str:
-        score = self.members[0].val.dense.metric_name
-        lines = [f"{one.budgets[0]}, val {score} {one.val.small.metric:.4g}" for one in self.members]
-        return headed(f"FamilyResult(val {score} of dense: {self.members[0].val.dense.metric:.4g})", lines)
 
 
 def compress_family(
@@ -82,9 +61,6 @@ def compress_family(
         >>> [(str(one.target), one.limit, one.reached <= one.limit) for one in family.members]
         [('params=0.6', 68, True), ('params=0.3', 34, True)]
     """
-    from l0compress.pipeline.given import Given
-    from l0compress.pipeline.kept import Keeping, kept_family
-
     targets = family_of(target)
     settings = settings_for(model, settings, epochs)
     with in_turn(), watched(on_event, progress=progress) as listener:
@@ -94,32 +70,3 @@ def compress_family(
             return FamilyResult(tuple(members_of(prepared, targets, settings, on_event=listener)))
         given = Given(prepared, settings, model, data, dynamic)
         return kept_family(given, tuple(targets), keeping, on_event=listener)
-
-
-def members_of(
-    prepared: Prepared,
-    targets: Sequence[Target],
-    settings: FinetuneSettings,
-    *,
-    on_event: OnEvent = ignore,
-    checkpoints: Checkpoints | None = None,
-    measure: Measure = measured_time,
-) -> Iterator[CompressResult]:
-    """As :func:`compress_family`, from a captured model and data that fit together, each member as soon as it is there.
-
-    A family that goes on from a state yields from the member that was being made.
-    """
-    processes = processes_for(settings.device)
-    settings, on_event = processes.placed(settings), processes.listener(on_event)
-    tell_lost(prepared, settings, on_event)
-    members = finetune_family(
-        prepared.graph,
-        prepared.data,
-        targets,
-        settings=settings,
-        on_event=on_event,
-        checkpoints=checkpoints,
-        measure=measure,
-    )
-    for member in members:
-        yield checked(member.result, prepared, (member.goal,), settings)

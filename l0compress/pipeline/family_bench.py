@@ -21,7 +21,8 @@ from l0compress.measure.table import Table
 from l0compress.pipeline.benching import BUNDLE, DENSE, INT8, add_int8_, tradeoff_of
 from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import origin_of, score_files
-from l0compress.pipeline.runs import FinishedFamily, FinishedRun, measured, metric_name, open_family
+from l0compress.pipeline.run_result import measured, metric_name
+from l0compress.pipeline.runs import FinishedFamily, FinishedRun, open_family
 from l0compress.progress import Stages
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.reading import Reading

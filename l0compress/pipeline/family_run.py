@@ -15,15 +15,17 @@ from typing import Any
 from l0compress.measure.forms import form_tables
 from l0compress.measure.table import Table
 from l0compress.pipeline import runs
-from l0compress.pipeline.compress import CompressResult
+from l0compress.pipeline.compress_result import CompressResult
+from l0compress.pipeline.compressing import members_of
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
-from l0compress.pipeline.family import members_of
 from l0compress.pipeline.living_run import LivingRun, line, remove
 from l0compress.pipeline.requests import RunRequest
 from l0compress.pipeline.run_manifest import FINISHED, MANIFEST, RunManifest
+from l0compress.pipeline.run_result import measured, metric_name
 from l0compress.pipeline.sources import Prepared
 from l0compress.pipeline.training_run import RunSummary, export_models, results_of
-from l0compress.pipeline.under_way import Work, begun, gone_on_with, warnings_of
+from l0compress.pipeline.under_way import begun, gone_on_with
+from l0compress.pipeline.work import Work, warnings_of
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.family_targets import legs_of
 from l0compress.training.state_dicts import MEMBER
@@ -46,9 +48,9 @@ class FamilySummary:
         """Dense against every member."""
         first = self.members[0]
         reading = runs.reading_of(first.folder)
-        small = [runs.measured(member.result, "small", called=member.folder.name) for member in self.members]
-        name = runs.metric_name(first.result, reading)
-        models = [runs.measured(first.result, "dense"), *small]
+        small = [measured(member.result, "small", called=member.folder.name) for member in self.members]
+        name = metric_name(first.result, reading)
+        models = [measured(first.result, "dense"), *small]
         (table,) = form_tables(models, metric_name=name, title="Dense against the family")
         meaning = () if reading is None or reading.meaning is None else (reading.meaning,)
         return replace(table, notes=(*table.notes, *meaning))

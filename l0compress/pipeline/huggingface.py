@@ -13,9 +13,10 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import Cost
-from l0compress.pipeline.compress import CompressResult
+from l0compress.pipeline.compress_result import CompressResult
 from l0compress.pipeline.config import read_config
-from l0compress.pipeline.runs import CONFIG, PLAN, FinishedRun, metric_name, reading_of, targets_in
+from l0compress.pipeline.run_result import metric_name, targets_in
+from l0compress.pipeline.runs import CONFIG, PLAN, FinishedRun, reading_of
 from l0compress.training.results import FinetuneResult
 from l0compress.verification.calls import Call
 

@@ -20,11 +20,11 @@ from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import Cost
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.pipeline import runs
-from l0compress.pipeline.compress import CompressResult, Penalized, Reached, Scores
-from l0compress.pipeline.family import FamilyResult
+from l0compress.pipeline.compress_result import CompressResult, FamilyResult, Penalized, Reached, Scores
 from l0compress.pipeline.family_run import finetune_family_run, resume_family_run
 from l0compress.pipeline.given import Given
 from l0compress.pipeline.holding import check_new
+from l0compress.pipeline.run_result import targets_in
 from l0compress.pipeline.training_run import finetune_run, resume_run
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import OnEvent, ProgressEvent
@@ -84,7 +84,7 @@ def kept(
             resume_run(keeping.folder, given=request, on_event=on_event)
         else:
             finetune_run(request, on_event=on_event)
-    joined().from_first(lambda: None)
+    joined().await_first()
     return restored(keeping.folder, given, () if isinstance(wanted, Criterion) else wanted)
 
 
@@ -96,7 +96,7 @@ def kept_family(given: Given, targets: tuple[Target, ...], keeping: Keeping, *, 
             resume_family_run(keeping.folder, given=request, on_event=on_event)
         else:
             finetune_family_run(request, on_event=on_event)
-    joined().from_first(lambda: None)
+    joined().await_first()
     by_name = {str(target): target for target in targets}
     members = runs.open_family(keeping.folder).members
     return FamilyResult(
@@ -125,7 +125,7 @@ def restored(folder: Path, given: Given, targets: tuple[Target, ...]) -> Compres
         plan=_plan(folder, dense, masked, sparse=found["nonzero"] is not None),
         budgets=tuple(
             Reached(target, entry["limit"], entry["reached"])
-            for target, entry in zip(targets, runs.targets_in(found), strict=True)
+            for target, entry in zip(targets, targets_in(found), strict=True)
         ),
         dense_cost=Cost(**found["dense"]),
         small_cost=Cost(**found["small"]),

@@ -16,7 +16,7 @@ from l0compress.measure.bench import BenchReport, Timing
 from l0compress.measure.pareto import Point, Tradeoff
 from l0compress.pipeline.durable import write_durably
 from l0compress.pipeline.machine import machine
-from l0compress.pipeline.runs import json_bytes
+from l0compress.pipeline.run_result import json_bytes
 
 BENCH = "bench.json"
 

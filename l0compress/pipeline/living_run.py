@@ -26,6 +26,7 @@ from l0compress.pipeline import runs
 from l0compress.pipeline.durable import sha256_of, sync, write_durably
 from l0compress.pipeline.machine import machine
 from l0compress.pipeline.run_manifest import FINISHED, RunManifest
+from l0compress.pipeline.run_result import json_bytes
 from l0compress.training.events import ProgressEvent
 from l0compress.training.state_dicts import MEMBER, StateDict
 
@@ -72,7 +73,7 @@ class LivingRun:
         values = {**{key: value for key, value in state.items() if key not in tensors}, "metrics": self.rows}
         content = {
             f"{name}.safetensors": save_tensors(_apart(tensors)),
-            f"{name}.json": runs.json_bytes(values),
+            f"{name}.json": json_bytes(values),
         }
         with self.writing():
             (self.folder / runs.STATE).mkdir(exist_ok=True)

@@ -18,17 +18,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from l0compress.errors import NOTHING_WRITTEN, InputError, RunError
-from l0compress.graph.groups.cost import Cost
-from l0compress.measure.report import Measured
 from l0compress.pipeline.run_manifest import MANIFEST, RunManifest, read_manifest
+from l0compress.pipeline.run_result import read_result
 from l0compress.training.family_targets import parse_targets
 from l0compress.training.reading import Reading
 
@@ -41,7 +39,6 @@ READING = "reading"
 # What a run was given in Python that no file names; the manifest tells of it.
 GIVEN = "given"
 MEMBERS, MEMBER_OF = "members", "member_of"
-_COSTS, _OLD_BYTES = ("dense", "small", "nonzero"), "size_bytes"
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ def open_run(folder: Path | None = None, *, root: Path = RUNS) -> FinishedRun:
             fix=f"Name one of its members: {', '.join(str(folder / name) for name in members)}.",
         )
     manifest.check_files(folder)
-    return FinishedRun(folder, _result_of(folder))
+    return FinishedRun(folder, read_result(folder / RESULT))
 
 
 def open_family(folder: Path) -> FinishedFamily:
@@ -233,37 +230,6 @@ def default_folder(stem: str, *, root: Path = RUNS) -> Path:
     return root / f"{datetime.now().strftime('%Y%m%d-%H%M%S')}-{stem}"
 
 
-def measured(result: Mapping[str, Any], name: str, *, called: str = "") -> Measured:
-    """What a run's result says of its ``dense`` or ``small`` model: cost, and the metric on the test part.
-
-    The validation part stands in where there is no test part. The model is ``called`` something else where that is
-    given.
-    """
-    nonzero = result.get("nonzero") if name == "small" else None
-    return Measured(
-        called or name,
-        Cost(**result[name]),
-        _scores(result)[name]["metric"],
-        nonzero=None if nonzero is None else Cost(**nonzero),
-    )
-
-
-def targets_in(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The targets in a run's result, which has one as it is and several as a list.
-
-    >>> targets_in({"target": {"unit": "macs", "limit": 50, "reached": 48}})
-    [{'unit': 'macs', 'limit': 50, 'reached': 48}]
-    """
-    found = result["target"]
-    return found if isinstance(found, list) else [found]
-
-
-def metric_name(result: Mapping[str, Any], reading: Reading | None = None) -> str:
-    """The name of the metric, and the part of the data that it was taken on."""
-    name = _scores(result)["dense"]["metric_name"] if reading is None else reading.score_name
-    return f"{'test' if result['test'] else 'validation'} {name}"
-
-
 def reading_of(folder: Path) -> Reading | None:
     """How a finished run read outputs and targets; None where nothing had to be measured for it, or the run is old.
 
@@ -271,32 +237,3 @@ def reading_of(folder: Path) -> Reading | None:
         RunError: the manifest is damaged.
     """
     return Reading.from_json(read_manifest(folder).about.get(READING))
-
-
-def _result_of(folder: Path) -> dict[str, Any]:
-    """The result as it is written now: the bytes of a cost had a longer name before."""
-    result = _read_json(folder / RESULT)
-    for name in _COSTS:
-        cost = result.get(name)
-        if cost is not None and _OLD_BYTES in cost:
-            result[name] = {"bytes" if key == _OLD_BYTES else key: value for key, value in cost.items()}
-    return result
-
-
-def _scores(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    return result["test"] or result["val"]
-
-
-def json_bytes(value: Any) -> bytes:
-    """A value as indented JSON."""
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(f"Cannot read {str(path)!r}: {error}.") from error
-    if not isinstance(value, dict):
-        raise RunError(f"Cannot read {str(path)!r}: a JSON object is expected.")
-    return value

@@ -15,6 +15,7 @@ from l0compress.measure.pareto import Point, Tradeoff
 from l0compress.measure.table import Table
 from l0compress.pipeline import runs
 from l0compress.pipeline.durable import write_durably
+from l0compress.pipeline.run_result import json_bytes, metric_name
 from l0compress.pipeline.sweep import Sweep, Trial
 
 RESULTS, PAGE, PICTURE = "sweep.json", "sweep.html", "pareto.png"
@@ -114,7 +115,7 @@ class SweepResult:
 
     def write(self, picture: bytes | None = None) -> None:
         """Write the results and their page; a picture of SVG goes into the page."""
-        write_durably(self.folder / RESULTS, runs.json_bytes(self.to_json()))
+        write_durably(self.folder / RESULTS, json_bytes(self.to_json()))
         write_durably(self.folder / PAGE, _page(self.table(), picture).encode())
 
 
@@ -130,7 +131,7 @@ def result_of(sweep: Sweep, failed: Mapping[str, str]) -> SweepResult:
             continue
         run = runs.open_run(sweep.run_of(trial))
         reading = runs.reading_of(run.folder)
-        name, higher = runs.metric_name(run.result, reading), reading is None or reading.counts_hits
+        name, higher = metric_name(run.result, reading), reading is None or reading.counts_hits
         found.append(_outcome(trial, run.result))
     return SweepResult(sweep.folder, tuple(found), name, higher, failed)
 

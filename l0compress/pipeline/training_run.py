@@ -12,10 +12,13 @@ from l0compress.export.pt2 import export_pt2
 from l0compress.measure.report import comparison_table
 from l0compress.measure.table import Table
 from l0compress.pipeline import runs
-from l0compress.pipeline.compress import CompressResult, compress_prepared
+from l0compress.pipeline.compress_result import CompressResult
+from l0compress.pipeline.compressing import compress_prepared
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.requests import RunRequest
-from l0compress.pipeline.under_way import Work, begun, gone_on_with, warnings_of
+from l0compress.pipeline.run_result import json_bytes, measured, metric_name, targets_in
+from l0compress.pipeline.under_way import begun, gone_on_with
+from l0compress.pipeline.work import Work, warnings_of
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.targets import told
 
@@ -36,16 +39,16 @@ class RunSummary:
         """Dense against small."""
         result, reading = self.result, runs.reading_of(self.folder)
         table = comparison_table(
-            runs.measured(result, "dense"),
-            runs.measured(result, "small"),
-            metric_name=runs.metric_name(result, reading),
+            measured(result, "dense"),
+            measured(result, "small"),
+            metric_name=metric_name(result, reading),
             title="Dense against small",
         )
         notes = [
             f"Budget: at most {told(target['unit'], target['limit'])}; "
             f"{told(target['unit'], target['reached'], named=False)} were used "
             f"({target['reached'] / target['limit']:.1%})."
-            for target in runs.targets_in(result)
+            for target in targets_in(result)
         ]
         if "penalty" in result:
             name, strength = result["penalty"]["name"], result["penalty"]["multiplier"]
@@ -112,11 +115,11 @@ def _go_on(work: Work) -> RunSummary:
 def results_of(result: CompressResult, preprocessing: Mapping[str, Any] | None) -> dict[str, bytes]:
     """What a finished run holds beside its models, by file name."""
     results = {
-        runs.PLAN: runs.json_bytes({"kept": result.plan.kept()}),
-        runs.RESULT: runs.json_bytes(result_of(result)),
+        runs.PLAN: json_bytes({"kept": result.plan.kept()}),
+        runs.RESULT: json_bytes(result_of(result)),
     }
     if preprocessing is not None:
-        results[runs.PREPROCESSING] = runs.json_bytes(dict(preprocessing))
+        results[runs.PREPROCESSING] = json_bytes(dict(preprocessing))
     return results
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from signal import SIGINT
@@ -19,12 +18,10 @@ import torch
 
 from l0compress.errors import DivergedError, InputError, ProcessesError, RunError
 from l0compress.export.pt2 import export_pt2
-from l0compress.graph.capture import CapturedGraph
-from l0compress.latency import MeasuredTime
 from l0compress.pipeline import runs
 from l0compress.pipeline.asked_again import asked_in_python, stored_request, with_threads
-from l0compress.pipeline.checkpoints import RunCheckpoints, Stops, listening, stopped
-from l0compress.pipeline.compress import check_device
+from l0compress.pipeline.checkpoints import Stops, listening, stopped
+from l0compress.pipeline.compressing import check_device
 from l0compress.pipeline.config import config_text
 from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
 from l0compress.pipeline.following import FollowedRun, Opened
@@ -33,66 +30,12 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.machine import machine
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.pipeline.work import Work
 from l0compress.progress import tell
-from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent, ignore
-from l0compress.training.latency_targets import known_time, measured_time
+from l0compress.training.events import OnEvent, ignore
 from l0compress.training.processes import Processes, joined, processes_for
-from l0compress.training.settings import FinetuneSettings
 
-_WARNINGS, _LATENCY = "warnings", "latency"
 Outcome = TypeVar("Outcome")
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """What is there once a run may compute.
-
-    Attributes:
-        run: its folder, held.
-        request: what it was asked to do.
-        prepared: model and data.
-        stops: says whether a signal came.
-        on_event: whoever listens.
-        processes: those that do the work together.
-    """
-
-    run: LivingRun
-    request: RunRequest
-    prepared: Prepared
-    stops: Stops
-    on_event: OnEvent
-    processes: Processes
-
-    def tell(self, event: ProgressEvent) -> None:
-        """Write an event down as far as it is worth keeping, and hand it on."""
-        run = self.run
-        if event.epoch_done:
-            run.tell_(event)
-        if event.stage == WARNING and event.message not in warnings_of(run):
-            run.log_(WARNING, message=event.message)
-            run.note_(**{_WARNINGS: [*warnings_of(run), event.message]})
-        if event.stage == DECIDED:
-            run.log_(DECIDED, message=event.message)
-        self.on_event(event)
-
-    def measure(self, graph: CapturedGraph, settings: FinetuneSettings) -> MeasuredTime:
-        """Measure a time, once in a run: it goes on with what was measured when it began."""
-        stored = self.run.manifest.about.get(_LATENCY)
-        if stored is not None:
-            return known_time(stored, graph)
-
-        def tell(what: str, number: int, total: int) -> None:
-            event = ProgressEvent(MEASURE, 0, settings.epochs, epoch_done=False, step=number, steps=total, message=what)
-            self.on_event(event)
-
-        found = measured_time(graph, settings, tell)
-        self.run.note_(**{_LATENCY: found.to_json()})
-        return found
-
-    def checkpoints(self) -> RunCheckpoints:
-        """Where states are saved, and the one to go on from."""
-        every = self.request.checkpoint_every
-        return RunCheckpoints(self.run, self.stops, every=every, processes=self.processes)
 
 
 Do = Callable[[Work], Outcome]
@@ -129,7 +72,7 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
     with begin_run(folder, began_with) as run, _kept(run) as stops:
         try:
             run.begin_({runs.CONFIG: config_text(request.values()).encode()}, _dense_of(prepared))
-            processes.from_first(lambda: Opened(folder, run.manifest, request.values()))
+            processes.say(Opened(folder, run.manifest, request.values()))
             return do(Work(run, request, prepared, stops, on_event, processes))
         except InputError as error:
             # What is wrong with the input is found before the first step; a full disk is nothing of that kind.
@@ -168,9 +111,9 @@ def gone_on_with(
             if isinstance(asked, RunRequest):
                 _check_finished(run, asked)
             outcome = finished(run)
-            return processes.from_first(lambda: Opened(folder, run.manifest, {}, outcome)).outcome
+            return processes.say(Opened(folder, run.manifest, {}, outcome)).outcome
         request = _asked_again(run, asked)
-        processes.from_first(lambda: Opened(folder, run.manifest, request.values()))
+        processes.say(Opened(folder, run.manifest, request.values()))
         processes_for(request.finetune_settings().device)
         prepared = _prepared(request)
         check_same(run.manifest.about, _fingerprints(prepared), str(folder))
@@ -215,11 +158,8 @@ def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes,
         about(request, prepared)
         return prepared
 
-    def never() -> Opened:
-        raise NotImplementedError
-
     prepared = None if request is None else prepared_for(request)
-    opened = processes.from_first(never)
+    opened: Opened = processes.hear()
     if opened.manifest.finished:
         return opened.outcome
     given = None if request is None else request.given
@@ -239,11 +179,6 @@ def _prepared(request: RunRequest) -> Prepared:
     dynamic = "batch" if request.fixed else "auto"
     tell("loading the model")
     return prepare(request.source.load(), request.data, loss=settings.loss, dynamic=dynamic)
-
-
-def warnings_of(run: LivingRun) -> tuple[str, ...]:
-    """What was odd about model and data."""
-    return tuple(run.manifest.about.get(_WARNINGS, ()))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -74,8 +74,13 @@ class AcceleratedProcesses(Processes):
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def from_first(self, make: Callable[[], Value]) -> Value:
-        held: list[Any] = [make() if self.is_first else None]
+    def say(self, value: Value) -> Value:
+        with _together():
+            broadcast_object_list([value])
+        return value
+
+    def hear(self) -> Any:
+        held: list[Any] = [None]
         with _together():
             return broadcast_object_list(held)[0]
 

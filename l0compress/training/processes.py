@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from l0compress.errors import InputError
+from l0compress.errors import InputError, ProcessesError
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.launch import Launch, launched, says_first, says_several
 from l0compress.training.settings import FinetuneSettings
@@ -82,9 +82,25 @@ class Processes:
     def average_(self, gradients: Iterable[Tensor]) -> None:
         """Put the mean over all processes in the place of every tensor."""
 
+    def say(self, value: Value) -> Value:
+        """Hand a value that can be pickled to the others, who :meth:`hear` it; for the first process alone."""
+        return value
+
+    def hear(self) -> Any:
+        """What the first process says, for the others.
+
+        Raises:
+            ProcessesError: there is no other process.
+        """
+        raise ProcessesError("There is no other process that could say something.")
+
     def from_first(self, make: Callable[[], Value]) -> Value:
         """What ``make`` returns in the first process, where alone it is called; it can be pickled."""
-        return make()
+        return self.say(make()) if self.is_first else self.hear()
+
+    def await_first(self) -> None:
+        """Wait until the first process has come here too; it waits for nobody."""
+        self.from_first(lambda: None)
 
     def check_same(self, checksum: str, what: str) -> None:
         """Check that all processes have the same; ``what`` says in a message what that is.

@@ -13,6 +13,7 @@ from l0compress.pipeline import runs
 from l0compress.pipeline.config import complete
 from l0compress.pipeline.options import OPTIONS
 from l0compress.pipeline.report.told import DENSE, SMALL, Told
+from l0compress.pipeline.run_result import targets_in
 from l0compress.training.schema import Setting
 from l0compress.training.targets import told
 
@@ -39,7 +40,7 @@ def tiles_of(report: Told) -> tuple[Tile, ...]:
         )
     ]
     left = result.get("nonzero") or result[SMALL]
-    wanted = [target["unit"] for target in runs.targets_in(result)]
+    wanted = [target["unit"] for target in targets_in(result)]
     units = [unit for unit in _COSTS if unit in wanted] + [unit for unit in _COSTS if unit not in wanted]
     for unit in units:
         name = _COSTS[unit] + (" without zeros" if result.get("nonzero") else "")
@@ -93,7 +94,7 @@ def outcome_of(report: Told) -> tuple[Fact, ...]:
 
 
 def _budgets(result: Mapping[str, Any]) -> Iterator[str]:
-    for target in runs.targets_in(result):
+    for target in targets_in(result):
         unit, limit, reached = target["unit"], target["limit"], target["reached"]
         yield f"{told(unit, reached, named=False)} of at most {told(unit, limit)} ({as_share(reached, limit)})"
 

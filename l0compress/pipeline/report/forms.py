@@ -10,10 +10,10 @@ from l0compress.measure.page.content import Cell, Form
 from l0compress.measure.page.scatter import Mark, Scatter, scatter
 from l0compress.measure.pareto import FILE, Point, Tradeoff
 from l0compress.measure.report import ABSENT, as_count, as_share, in_ms
-from l0compress.pipeline import runs
 from l0compress.pipeline.benching import INT8
 from l0compress.pipeline.report.asked import clock
 from l0compress.pipeline.report.told import DENSE, Told
+from l0compress.pipeline.run_result import measured, targets_in
 
 _UNITS = {"params": "parameters", "macs": "MACs"}
 
@@ -58,8 +58,8 @@ def forms_note(report: Told) -> str:
 
 
 def _rows(report: Told) -> Iterator[_Row]:
-    known = {DENSE: runs.measured(report.first.result, DENSE)}
-    known |= {name: runs.measured(run.result, "small", called=name) for name, run in report.members.items()}
+    known = {DENSE: measured(report.first.result, DENSE)}
+    known |= {name: measured(run.result, "small", called=name) for name, run in report.members.items()}
     if report.tradeoff is None:
         for name, one in known.items():
             cost = one.without_zeros
@@ -116,10 +116,10 @@ def scatters_of(report: Told) -> tuple[Scatter, ...]:
 
 
 def _over_cost(report: Told) -> Scatter:
-    unit = str(runs.targets_in(report.first.result)[0]["unit"])
+    unit = str(targets_in(report.first.result)[0]["unit"])
     unit = unit if unit in _UNITS else "macs"
-    models = [runs.measured(report.first.result, DENSE)]
-    models += [runs.measured(run.result, "small", called=name) for name, run in report.members.items()]
+    models = [measured(report.first.result, DENSE)]
+    models += [measured(run.result, "small", called=name) for name, run in report.members.items()]
     points = tuple(
         Point(one.name, one.metric, getattr(one.without_zeros, unit))
         for one in models

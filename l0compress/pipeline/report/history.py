@@ -7,8 +7,8 @@ from itertools import groupby
 from typing import Any
 
 from l0compress.measure.page.curves import Curves, Series, Span, curves
-from l0compress.pipeline import runs
 from l0compress.pipeline.report.told import DENSE, Told
+from l0compress.pipeline.run_result import targets_in
 from l0compress.training.state_dicts import MEMBER
 
 _STAGES = {"gates": "gates", "finetune": "fine-tuning", "cut": "cutting", "harden": "deciding", DENSE: ""}
@@ -74,7 +74,7 @@ def _limits(report: Told, spans: Sequence[Span]) -> list[Series]:
     steps: dict[str, list[tuple[float, float]]] = {}
     for name, run in report.members.items():
         start, end = within.get(name, (0.0, last))
-        for target in runs.targets_in(run.result):
+        for target in targets_in(run.result):
             whole = run.result[DENSE].get(target["unit"])
             if whole:
                 share = target["limit"] / whole

@@ -13,6 +13,7 @@ from l0compress.pipeline import runs
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.kept_bench import KeptBench, kept_bench
 from l0compress.pipeline.run_manifest import read_manifest
+from l0compress.pipeline.run_result import metric_name
 from l0compress.training.reading import Reading
 
 DENSE, SMALL = "dense", "small"
@@ -53,7 +54,7 @@ class Told:
     @property
     def score_name(self) -> str:
         """What the scores are, and the part of the data that they were taken on."""
-        return runs.metric_name(self.first.result, self.reading)
+        return metric_name(self.first.result, self.reading)
 
     @property
     def higher_is_better(self) -> bool:
