@@ -18,19 +18,8 @@ from l0compress.training.fake_quantization import fake_quantized
 from l0compress.training.optim import schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.sparsity import NO_MASKS, keep_zeros_
-from l0compress.training.state import Phase
-from l0compress.training.state_dicts import (
-    FINETUNE,
-    StateDict,
-    load_optimizer_,
-    load_own_state_,
-    load_scaler_,
-    optimizer_tensors,
-    own_state,
-    prefixed,
-    scaler_state,
-    under,
-)
+from l0compress.training.stage import Optimizers, Phase
+from l0compress.training.state_dicts import FINETUNE, StateDict, prefixed, under
 from l0compress.training.teacher import outgrown
 from l0compress.training.ternary import ternarised, ternary_network_, ternary_weights
 
@@ -83,6 +72,9 @@ class FinalPhase(Phase):
     def network(self) -> GraphNetwork:
         return self._network
 
+    def optimizers(self) -> Optimizers:
+        return {"weights": (self._optimizer, self._parameters)}
+
     @property
     def best_graph(self) -> CapturedGraph:
         """The small graph with the best state."""
@@ -126,18 +118,14 @@ class FinalPhase(Phase):
             "best": self.best.to_json(),
             "last": self.last.to_json(),
             "best_epoch": self.best_epoch,
-            **scaler_state(self.scaler),
             **prefixed("network", self._network.state_dict()),
             **prefixed("best", self._best_state),
-            **prefixed("optimizer.weights", optimizer_tensors(self._optimizer, self._parameters)),
-            **own_state(self._optimizer, self._parameters),
+            **self.optimizers_state(),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self._network.load_state_dict(under("network", state_dict))
-        load_optimizer_(self._optimizer, self._parameters, under("optimizer.weights", state_dict))
-        load_own_state_(self._optimizer, self._parameters, state_dict)
-        load_scaler_(self.scaler, state_dict)
+        self.load_optimizers_state_(state_dict)
         self.best, self.last = (Evaluation.from_json(state_dict[name]) for name in ("best", "last"))
         self._best_state, self.best_epoch = under("best", state_dict), state_dict["best_epoch"]
 

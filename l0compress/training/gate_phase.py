@@ -16,19 +16,8 @@ from l0compress.training.evaluation import Evaluation
 from l0compress.training.expected_norms import ExpectedNorms
 from l0compress.training.optim import carry_state_, schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
-from l0compress.training.state import Phase
-from l0compress.training.state_dicts import (
-    GATES,
-    StateDict,
-    load_optimizer_,
-    load_own_state_,
-    load_scaler_,
-    optimizer_tensors,
-    own_state,
-    prefixed,
-    scaler_state,
-    under,
-)
+from l0compress.training.stage import Optimizers, Phase
+from l0compress.training.state_dicts import GATES, StateDict, prefixed, under
 
 
 class GatePhase(Phase):
@@ -59,6 +48,10 @@ class GatePhase(Phase):
     @property
     def network(self) -> GatedNetwork:
         return self.gated
+
+    def optimizers(self) -> Optimizers:
+        weights, gates = self.gated.weights(), self.gated.gate_parameters()
+        return {"weights": (self._weights, weights), "gates": (self._gates, gates)}
 
     def regularized(self, loss: Tensor) -> Tensor:
         loss = loss + self.budget.penalty()
@@ -108,12 +101,9 @@ class GatePhase(Phase):
             "budget": self.budget.state_dict(),
             "cuts": len(self.cuts),
             "refused": self.refused,
-            **scaler_state(self.scaler),
             **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
             **prefixed("network", self.gated.state_dict()),
-            **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.gated.weights())),
-            **own_state(self._weights, self.gated.weights()),
-            **prefixed("optimizer.gates", optimizer_tensors(self._gates, self.gated.gate_parameters())),
+            **self.optimizers_state(),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -122,11 +112,8 @@ class GatePhase(Phase):
             self._replace_network_(compact_again(self.gated, state_dict[f"cuts.{position}"]))
         self.gated.load_state_dict(under("network", state_dict))
         self._create_optimizers_()
-        load_optimizer_(self._weights, self.gated.weights(), under("optimizer.weights", state_dict))
-        load_own_state_(self._weights, self.gated.weights(), state_dict)
-        load_optimizer_(self._gates, self.gated.gate_parameters(), under("optimizer.gates", state_dict))
+        self.load_optimizers_state_(state_dict)
         self.budget.load_state_dict(state_dict["budget"])
-        load_scaler_(self.scaler, state_dict)
         self.refused = bool(state_dict.get("refused"))
 
     def _replace_network_(self, compacted: Compacted) -> None:

@@ -11,19 +11,8 @@ from l0compress.training.evaluation import Evaluation
 from l0compress.training.methods.pressure import Pressure
 from l0compress.training.optim import schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
-from l0compress.training.state import Phase
-from l0compress.training.state_dicts import (
-    SPARSIFY,
-    StateDict,
-    load_optimizer_,
-    load_own_state_,
-    load_scaler_,
-    optimizer_tensors,
-    own_state,
-    prefixed,
-    scaler_state,
-    under,
-)
+from l0compress.training.stage import Optimizers, Phase
+from l0compress.training.state_dicts import SPARSIFY, StateDict, prefixed, under
 
 # What a pressure learns may travel so many times from 1 to 0 in the whole phase; with a longer memory it would go on
 # long after a norm has met its target.
@@ -55,6 +44,13 @@ class SparsifyPhase(Phase):
     def network(self) -> GatedNetwork:
         return self.pressure.network
 
+    def optimizers(self) -> Optimizers:
+        learned = self.pressure.learned()
+        return {
+            "weights": (self._weights, self.network.weights()),
+            **({"learned": (self._optimizers[-1], learned)} if learned else {}),
+        }
+
     def regularized(self, loss: torch.Tensor) -> torch.Tensor:
         return self.pressure.regularized(loss)
 
@@ -74,21 +70,13 @@ class SparsifyPhase(Phase):
         return self.pressure.report(progress)
 
     def state_dict(self) -> StateDict:
-        learned = self.pressure.learned()
         return {
             **prefixed("network", self.network.state_dict()),
-            **prefixed("optimizer.weights", optimizer_tensors(self._weights, self.network.weights())),
-            **own_state(self._weights, self.network.weights()),
-            **prefixed("optimizer.learned", optimizer_tensors(self._optimizers[-1], learned)),
+            **self.optimizers_state(),
             **{f"pressure.{name}": value for name, value in self.pressure.state_dict().items()},
-            **scaler_state(self.scaler),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self.network.load_state_dict(under("network", state_dict))
-        load_optimizer_(self._weights, self.network.weights(), under("optimizer.weights", state_dict))
-        load_own_state_(self._weights, self.network.weights(), state_dict)
-        if learned := self.pressure.learned():
-            load_optimizer_(self._optimizers[-1], learned, under("optimizer.learned", state_dict))
+        self.load_optimizers_state_(state_dict)
         self.pressure.load_state_dict(under("pressure", state_dict))
-        load_scaler_(self.scaler, state_dict)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from l0compress.data import Batch
 from l0compress.errors import DataError
@@ -26,68 +24,8 @@ from l0compress.training.randomness import (
     torch_states,
 )
 from l0compress.training.reporting import Reporter
+from l0compress.training.stage import Phase, Stage
 from l0compress.training.state_dicts import StateDict, prefixed, under
-
-
-class Stage(ABC):
-    """A part of a run that has a state of its own.
-
-    Attributes:
-        name: what events and state dicts call it.
-        epochs: those of the run that the stage has, counted from 0; maybe none.
-    """
-
-    name: ClassVar[str]
-    epochs: range
-
-    @property
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """What is worked on: nobody should go on from a state in which a weight of it is not finite."""
-
-    def begin_(self) -> None:
-        """Called at the beginning, unless a state is loaded; some stages have nothing to do then."""
-        return
-
-    @abstractmethod
-    def state_dict(self) -> StateDict:
-        """What the stage has changed so far."""
-
-    @abstractmethod
-    def load_state_dict(self, state_dict: StateDict) -> None:
-        """Go on from what :meth:`state_dict` returned; called once, on a stage that has not begun."""
-
-
-class Phase(Stage):
-    """What one phase of a run trains: a network with its optimizers.
-
-    Attributes:
-        problem: the run's, with what the phase does differently.
-        scaler: what the loss is scaled by before it is differentiated, if anything.
-    """
-
-    problem: Problem
-    scaler: torch.amp.GradScaler
-
-    def epoch_problem(self) -> Problem:
-        """The problem of the next epoch."""
-        return self.problem
-
-    def regularized(self, loss: Tensor) -> Tensor:
-        """The loss of a batch with what is minimised beside it."""
-        return loss
-
-    @abstractmethod
-    def step_(self, progress: float) -> None:
-        """Update what is trained by its gradients, and clear them; ``progress`` is the share of the phase done."""
-
-    @abstractmethod
-    def end_epoch_(self, epoch: int) -> Evaluation:
-        """What is done between epochs, and the validation result of the network that the next one begins with."""
-
-    @abstractmethod
-    def report(self, progress: float) -> dict[str, Any]:
-        """The fields of a progress event that are the phase's own."""
 
 
 @dataclass(eq=False)

@@ -74,17 +74,19 @@ def load_optimizer_(
 
 def own_state(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> StateDict:
     """What is no tensor of an optimizer of the user's own; nothing of those that are chosen by name."""
-    if not any(HIGHEST in group for group in optimizer.param_groups):
-        return {}
-    return {_OWN: plain_state(optimizer, parameters)}
+    return {_OWN: plain_state(optimizer, parameters)} if _is_own(optimizer) else {}
 
 
 def load_own_state_(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], state_dict: Mapping[str, Any]
 ) -> None:
     """Give a fresh optimizer what :func:`own_state` returned."""
-    if _OWN in state_dict:
+    if _OWN in state_dict and _is_own(optimizer):
         load_plain_state_(optimizer, parameters, state_dict[_OWN])
+
+
+def _is_own(optimizer: torch.optim.Optimizer) -> bool:
+    return any(HIGHEST in group for group in optimizer.param_groups)
 
 
 def scaler_state(scaler: torch.amp.GradScaler) -> StateDict:

@@ -33,7 +33,8 @@ from l0compress.training.narrowing import Refine
 from l0compress.training.problem import Problem
 from l0compress.training.reachable import check_reachable
 from l0compress.training.samples import num_samples_for, repair_on_samples, take_samples
-from l0compress.training.state import Stage, TrainingState
+from l0compress.training.stage import Stage
+from l0compress.training.state import TrainingState
 from l0compress.training.state_dicts import SEARCH, StateDict
 
 # Densities are looked for above this; what counts is how they stand to each other.
