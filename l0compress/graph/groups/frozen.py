@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from l0compress.errors import NothingToPruneError
 from l0compress.graph.groups.components import Components
 from l0compress.graph.groups.moves import Found
 from l0compress.graph.groups.roots import root_of
@@ -172,3 +173,21 @@ def _reason(labelled: Labelled, fact: FrozenFact) -> str:
         kind = "input" if root.op == "placeholder" else "constant"
         return f"{fact.reason}: it comes from the {kind} {root.target!s}"
     return fact.reason
+
+
+def nothing_to_prune(frozen: Iterable[Frozen], most: int = 5) -> NothingToPruneError:
+    """The error of a graph whose channels are all frozen; it lists ``most`` of the reasons."""
+    rows = by_reason(frozen)
+    reasons = [
+        f"{row.sentence} ({row.source + '; ' if row.source else ''}{row.dims} dimension{'s' if row.dims > 1 else ''}, "
+        f"{row.params:,} parameters)"
+        for row in rows[:most]
+    ]
+    more = [f"and {len(rows) - most} more"] if len(rows) > most else []
+    return NothingToPruneError(
+        "no channel of this model can be removed.",
+        fix=(
+            f"What stays whole, and why: {'; '.join(reasons + more) or 'it has no parameters'}. "
+            "A model needs at least one layer between its input and its output whose width only other layers see."
+        ),
+    )

@@ -11,19 +11,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from l0compress.devices import constant_on, widest_float
-from l0compress.errors import NothingToPruneError, PlanError
+from l0compress.errors import PlanError
 from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.groups.closure import Closure
 from l0compress.graph.groups.components import Components, solve
 from l0compress.graph.groups.cost import UNITS, Cost
 from l0compress.graph.groups.cost_model import CostModel, cost_model
-from l0compress.graph.groups.frozen import Frozen, by_reason, frozen_places
-from l0compress.graph.groups.moves import Lines, Removal, find_lines, find_moves
+from l0compress.graph.groups.frozen import Frozen, frozen_places, nothing_to_prune
+from l0compress.graph.groups.moves import Lines, Removal, find_lines, find_moves, moves_of_component
 from l0compress.graph.groups.naming import Group, Move, named_groups
 from l0compress.graph.groups.protecting import Floors, floors_of, kept_nodes, protected
 from l0compress.graph.groups.reads import Read, find_reads, ungateable
@@ -232,7 +231,7 @@ def find_groups(graph: CapturedGraph) -> Groups:
     removals = tuple(removal for index, removal in enumerate(found.removals) if index not in refused)
     frozen = frozen_places(labelled, components, found, refused)
     if not removals:
-        raise _nothing(frozen)
+        raise nothing_to_prune(frozen)
     costs = cost_model(labelled, components)
     groups, removals = named_groups(labelled, components, removals, costs)
     groups = tuple(
@@ -284,32 +283,3 @@ def _can_vanish(
 ) -> bool:
     dead, obstacle = components.close({c for move in group.moves for c in removals[move].components})
     return obstacle is None and vanishing.of(lines.emptied(dead)).obstacle is None
-
-
-def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:
-    """int64 (count, K): the moves that remove each component, padded with ``len(removals)``."""
-    sizes = [len(removal.components) for removal in removals]
-    members = np.fromiter((c for removal in removals for c in removal.components), dtype=np.int64, count=sum(sizes))
-    order = np.argsort(members, kind="stable")
-    members, moves = members[order], np.repeat(np.arange(len(removals)), sizes)[order]
-    column = np.arange(len(members)) - np.searchsorted(members, members)
-    table = torch.full((count, int(column.max(initial=0)) + 1), len(removals), dtype=torch.long)
-    table[torch.from_numpy(members), torch.from_numpy(column)] = torch.from_numpy(moves)
-    return table
-
-
-def _nothing(frozen: tuple[Frozen, ...], most: int = 5) -> NothingToPruneError:
-    rows = by_reason(frozen)
-    reasons = [
-        f"{row.sentence} ({row.source + '; ' if row.source else ''}{row.dims} dimension{'s' if row.dims > 1 else ''}, "
-        f"{row.params:,} parameters)"
-        for row in rows[:most]
-    ]
-    more = [f"and {len(rows) - most} more"] if len(rows) > most else []
-    return NothingToPruneError(
-        "no channel of this model can be removed.",
-        fix=(
-            f"What stays whole, and why: {'; '.join(reasons + more) or 'it has no parameters'}. "
-            "A model needs at least one layer between its input and its output whose width only other layers see."
-        ),
-    )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from l0compress.graph.groups.components import Components
@@ -136,3 +137,15 @@ def _seeds(components: Components, eligible: np.ndarray) -> Iterator[tuple[tuple
     for component in np.flatnonzero(eligible).tolist():
         if component not in components.grids_of:
             yield (component,), "channels"
+
+
+def moves_of_component(removals: tuple[Removal, ...], count: int) -> Tensor:
+    """int64 (count, K): the moves that remove each component, padded with ``len(removals)``."""
+    sizes = [len(removal.components) for removal in removals]
+    members = np.fromiter((c for removal in removals for c in removal.components), dtype=np.int64, count=sum(sizes))
+    order = np.argsort(members, kind="stable")
+    members, moves = members[order], np.repeat(np.arange(len(removals)), sizes)[order]
+    column = np.arange(len(members)) - np.searchsorted(members, members)
+    table = torch.full((count, int(column.max(initial=0)) + 1), len(removals), dtype=torch.long)
+    table[torch.from_numpy(members), torch.from_numpy(column)] = torch.from_numpy(moves)
+    return table
