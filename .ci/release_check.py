@@ -21,6 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+from page_runner import first_program
+
 PROJECTS = {"l0compress": ROOT, "l0compress_runtime": ROOT / "l0compress_runtime"}
 # What can be imported once the extra is installed; the others add nothing that is imported.
 BRINGS = {
@@ -100,7 +103,7 @@ def environment(folder: Path, requirements: Sequence[str]) -> str:
 
 def run_readme(python: str, place: Path) -> None:
     """The README's first program, word for word, and a bundle of what it leaves."""
-    program = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n", 1)[1].split("```", 1)[0]
+    program = first_program((ROOT / "README.md").read_text(encoding="utf-8"))
     more = 'l0.export_bundle(result.small, "small.l0c", reference=result.masked)\n'
     run([python, "-c", program + more], place)
 

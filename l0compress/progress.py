@@ -13,10 +13,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Listener = Callable[[str, float], None]
+# What is being done ("operators" or "files"), its number, and how many there are.
+OnCount = Callable[[str, int, int], None]
 
 
 def _nobody(what: str, share: float) -> None:
     del what, share
+
+
+def uncounted(what: str, number: int, total: int) -> None:
+    """Where nobody asks how far it has come."""
+    del what, number, total
 
 
 _LISTENER: ContextVar[Listener] = ContextVar("listener", default=_nobody)

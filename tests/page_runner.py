@@ -44,6 +44,15 @@ def blocks_of(text: str) -> Iterator[Block]:
         yield Block(match["language"], match["title"], match["code"], line)
 
 
+def first_program(text: str) -> str:
+    """The first block of Python of a page.
+
+    >>> first_program('Install\\n```bash\\npip\\n```\\n```python\\nx = 1\\n```\\n')
+    'x = 1\\n'
+    """
+    return next(block.code for block in blocks_of(text) if block.language == "python")
+
+
 def run(page: Path) -> None:
     """Run all blocks of a page.
 

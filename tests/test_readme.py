@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from page_runner import first_program as program_of
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -25,7 +26,8 @@ def test_the_fifteen_lines_work(tmp_path: Path) -> None:
 def first_program() -> tuple[str, str]:
     """The first program of the README, and what it is said to print."""
     text = README.read_text(encoding="utf-8")
-    program, after = text.split("```python\n", 1)[1].split("```", 1)
+    program = program_of(text)
+    after = text.split(program, 1)[1]
     lines = [line[4:] for line in after.splitlines() if line.startswith("    ")]
     return program, "\n".join(lines[: lines.index(next(line for line in lines if "agree" in line)) + 1]) + "\n"
 

@@ -6,7 +6,7 @@ ensures:  the time of the whole network, and a resource that predicts it for any
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,13 +21,7 @@ from l0compress.latency.profiling import Stopwatch
 from l0compress.latency.resource import Latency, TimeModel
 from l0compress.latency.tables import Table
 from l0compress.latency.whole import SECONDS, Beside, Files, Timer, times_in_turns
-
-# What is being measured ("operators" or "files"), its number, and how many there are.
-OnProgress = Callable[[str, int, int], None]
-
-
-def _unheard(what: str, number: int, total: int) -> None:
-    del what, number, total
+from l0compress.progress import OnCount, uncounted
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +74,7 @@ class MeasuredTime:
 
 
 def measure_time(
-    groups: Groups, deployment: Deployment, on_progress: OnProgress = _unheard, *, seconds: float = SECONDS
+    groups: Groups, deployment: Deployment, on_progress: OnCount = uncounted, *, seconds: float = SECONDS
 ) -> MeasuredTime:
     """Measure the dense network of ``groups``: operators over their widths, then a few whole files.
 
@@ -112,7 +106,7 @@ def measure_time(
     return MeasuredTime(deployment, round(measured[0]), named, fitted(rows, measured), beside)
 
 
-def _tables(work: Work, deployment: Deployment, on_progress: OnProgress) -> tuple[Table, ...]:
+def _tables(work: Work, deployment: Deployment, on_progress: OnCount) -> tuple[Table, ...]:
     """Tables of the operators; equal ones are measured once."""
     kinds = list(dict.fromkeys(placed.operator for placed in work.operators))
     watch = Stopwatch.opened(deployment)

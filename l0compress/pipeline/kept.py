@@ -79,24 +79,22 @@ def kept(
     Raises what ``finetune_run`` and ``resume_run`` raise.
     """
     request = given.request(wanted, keeping.folder)
-    with _threads_as_before():
+    with _in_its_folder():
         if keeping.resume:
             resume_run(keeping.folder, given=request, on_event=on_event)
         else:
             finetune_run(request, on_event=on_event)
-    joined().await_first()
     return restored(keeping.folder, given, () if isinstance(wanted, Criterion) else wanted)
 
 
 def kept_family(given: Given, targets: tuple[Target, ...], keeping: Keeping, *, on_event: OnEvent) -> FamilyResult:
     """As :func:`kept`, for a family."""
     request = given.request((targets[-1],), keeping.folder, family=targets)
-    with _threads_as_before():
+    with _in_its_folder():
         if keeping.resume:
             resume_family_run(keeping.folder, given=request, on_event=on_event)
         else:
             finetune_family_run(request, on_event=on_event)
-    joined().await_first()
     by_name = {str(target): target for target in targets}
     members = runs.open_family(keeping.folder).members
     return FamilyResult(
@@ -105,12 +103,14 @@ def kept_family(given: Given, targets: tuple[Target, ...], keeping: Keeping, *, 
 
 
 @contextmanager
-def _threads_as_before() -> Iterator[None]:
+def _in_its_folder() -> Iterator[None]:
+    """A run that is whole at the end, for every process, and leaves the threads of the caller as they were."""
     before = torch.get_num_threads()
     try:
         yield
     finally:
         torch.set_num_threads(before)
+    joined().await_first()
 
 
 def restored(folder: Path, given: Given, targets: tuple[Target, ...]) -> CompressResult:

@@ -13,6 +13,7 @@ from l0compress.errors import TargetError
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import cost
+from l0compress.progress import OnCount, uncounted
 from l0compress.training.processes import joined, processes_for
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.targets import LATENCY, AbsoluteTarget, Target
@@ -21,13 +22,8 @@ if TYPE_CHECKING:
     from l0compress.latency import MeasuredTime
     from l0compress.latency.whole import Timer
 
-OnProgress = Callable[[str, int, int], None]
 Allowances = Callable[[Target], AbsoluteTarget]
 Measure = Callable[[CapturedGraph, FinetuneSettings], "MeasuredTime"]
-
-
-def _unheard(what: str, number: int, total: int) -> None:
-    del what, number, total
 
 
 def latency_target(
@@ -58,7 +54,7 @@ def latency_target(
     return wanted.on(known.dense, known)
 
 
-def measured_time(graph: CapturedGraph, settings: FinetuneSettings, on_progress: OnProgress = _unheard) -> MeasuredTime:
+def measured_time(graph: CapturedGraph, settings: FinetuneSettings, on_progress: OnCount = uncounted) -> MeasuredTime:
     """Measure ``graph`` as the settings say that it will run; as :func:`~l0compress.latency.measure_time`.
 
     Of several processes the first one measures for all.

@@ -73,6 +73,11 @@ class Limits:
         return Limits(groups, tuple(Bound(b.resource.after(groups, keep, moves), b.most) for b in self.bounds))
 
     @property
+    def resources(self) -> tuple[Resource, ...]:
+        """What is bounded."""
+        return tuple(bound.resource for bound in self.bounds)
+
+    @property
     def most(self) -> tuple[int, ...]:
         """The bounds as numbers."""
         return tuple(bound.most for bound in self.bounds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from l0compress.errors import InputError
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.resource import Resource
 from l0compress.training.decision import Decision
@@ -34,3 +35,16 @@ class Method(ABC):
     @abstractmethod
     def decide(self, state: TrainingState) -> Decision:
         """The decision within the budget, on :attr:`groups`."""
+
+
+def check_structured(name: str, problem: Problem) -> None:
+    """Refuse single weights for a method that cannot decide on them.
+
+    Raises:
+        InputError: that is what the problem asks for.
+    """
+    if problem.settings.granularity != "structured":
+        raise InputError(
+            f"Method {name!r} decides on channels, heads and units, not on single weights.",
+            fix="Pass --granularity structured, or --method l0 or magnitude for single weights.",
+        )

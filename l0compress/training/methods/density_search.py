@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from l0compress.errors import InputError
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups, find_groups
@@ -26,7 +25,7 @@ from l0compress.training.events import ProgressEvent, densities_told
 from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.harden import decide
 from l0compress.training.limits import Limits
-from l0compress.training.methods.base import Method
+from l0compress.training.methods.base import Method, check_structured
 from l0compress.training.methods.fisher import fisher_information, joint_marginal_cost
 from l0compress.training.methods.one_shot import PROBE
 from l0compress.training.narrowing import Refine
@@ -113,16 +112,12 @@ class DensitySearch(Method):
     name: ClassVar[str]
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
-        if problem.settings.granularity != "structured":
-            raise InputError(
-                f"Method {self.name!r} decides on channels, heads and units, not on single weights.",
-                fix="Pass --granularity structured, or --method l0 or magnitude for single weights.",
-            )
+        check_structured(self.name, problem)
         targets = budgets_of(goal)
         self.groups, self.proposer = find_groups(problem.graph), self.make_proposer()
         check_reachable(targets, self.groups)
         self.limits = Limits.of(self.groups, targets)
-        self.resources = tuple(bound.resource for bound in self.limits.bounds)
+        self.resources = self.limits.resources
 
     @abstractmethod
     def make_proposer(self) -> Proposer:

@@ -40,9 +40,8 @@ class ClosingWeights(Pressure):
 
     def step_(self, progress: float) -> None:
         if self.pressed.is_due(progress):
-            bounds = zip(self.pressed.limits.bounds, self.pressed.most_at(progress), strict=True)
-            most = {bound.resource.unit: now for bound, now in bounds}
-            kept = round_weights(self.network.groups.graph, self.scores(), most)
+            limits = self.pressed.limits.at(self.pressed.most_at(progress))
+            kept = round_weights(self.network.groups.graph, self.scores(), limits.by_unit)
             for name, mask in masks_of(self.network).items():
                 mask.keep.copy_(kept[name])
 

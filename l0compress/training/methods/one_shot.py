@@ -9,14 +9,14 @@ from typing import ClassVar, Self
 from torch import Tensor
 
 from l0compress.data.batches import Batch
-from l0compress.errors import NOTHING_CHANGED, DivergedError, InputError
+from l0compress.errors import NOTHING_CHANGED, DivergedError
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.training.decision import Decision
 from l0compress.training.descent import Descent, descend
 from l0compress.training.events import CUT, ProgressEvent, densities_told
 from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.limits import Limits
-from l0compress.training.methods.base import Method
+from l0compress.training.methods.base import Method, check_structured
 from l0compress.training.problem import Problem
 from l0compress.training.reachable import check_reachable
 from l0compress.training.samples import num_samples_for, repair_on_samples, take_samples
@@ -33,11 +33,7 @@ class OneShot(Method):
     name: ClassVar[str]
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
-        if problem.settings.granularity != "structured":
-            raise InputError(
-                f"Method {self.name!r} decides on channels, heads and units, not on single weights.",
-                fix="Pass --granularity structured, or --method l0 or magnitude for single weights.",
-            )
+        check_structured(self.name, problem)
         self._begin_(find_groups(problem.graph), budgets_of(goal))
         check_reachable(self.targets, self.groups)
 
@@ -50,7 +46,7 @@ class OneShot(Method):
 
     def _begin_(self, groups: Groups, targets: tuple[AbsoluteTarget, ...]) -> None:
         self.groups, self.targets, self.limits = groups, targets, Limits.of(groups, targets)
-        self.resources = tuple(bound.resource for bound in self.limits.bounds)
+        self.resources = self.limits.resources
 
     @abstractmethod
     def score(self, limits: Limits, problem: Problem, samples: tuple[Batch, ...]) -> Tensor:

@@ -39,7 +39,7 @@ class OneShotWeights(Method):
             )
         self.groups = groups_without_moves(problem.graph)
         self.limits = weight_limits(problem, goal)
-        self.resources = tuple(bound.resource for bound in self.limits.bounds)
+        self.resources = self.limits.resources
 
     @abstractmethod
     def score(self, problem: Problem) -> dict[str, Tensor]:

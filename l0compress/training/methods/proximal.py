@@ -133,8 +133,7 @@ class HardThresholdWeights(HardThreshold):
         return {name: weights[name] for name in masks_of(self.network)}
 
     def rounded(self, scores: dict[str, Tensor], most: tuple[int, ...]) -> dict[str, Tensor]:
-        by_unit = {bound.resource.unit: now for bound, now in zip(self.pressed.limits.bounds, most, strict=True)}
-        return round_weights(self.network.groups.graph, scores, by_unit)
+        return round_weights(self.network.groups.graph, scores, self.pressed.limits.at(most).by_unit)
 
 
 class Proximal(TrainedMoves):

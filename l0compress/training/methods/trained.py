@@ -54,7 +54,7 @@ class Trained(Method):
             )
         self.limits = self._limits(problem, goal)
         self.groups = self.limits.groups
-        self.resources = tuple(bound.resource for bound in self.limits.bounds)
+        self.resources = self.limits.resources
 
     def decide(self, state: TrainingState) -> Decision:
         network = self._network(state.problem).train().to(state.problem.device)
