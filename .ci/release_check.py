@@ -20,10 +20,10 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from page_runner import first_program
 
+ROOT = Path(__file__).resolve().parents[1]
 PROJECTS = {"l0compress": ROOT, "l0compress_runtime": ROOT / "l0compress_runtime"}
 # What can be imported once the extra is installed; the others add nothing that is imported.
 BRINGS = {
