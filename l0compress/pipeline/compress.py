@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from l0compress.pipeline.compressing import compress_prepared, settings_for
 from l0compress.pipeline.given import Given
 from l0compress.pipeline.kept import Keeping, kept
 from l0compress.pipeline.sources import prepare
+from l0compress.pipeline.tracking import trackers_of, tracking_call
+from l0compress.pipeline.training_run import result_of
 from l0compress.pipeline.watching import watched
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.goals import AnyGoal, wanted_of
@@ -32,6 +35,7 @@ def compress(
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    track: str | Sequence[str] = (),
 ) -> CompressResult:
     """Compress a trained model to a budget. The model that is given stays as it is.
 
@@ -59,6 +63,9 @@ def compress(
         resume: go on with the run in ``output`` where it was stopped, or begin it where there is none. It ends in the
             same bits as a run that was never stopped. A finished one gives its result without training.
         progress: show on standard error what the command line shows.
+        track: log loss, score, density and rates to "tensorboard", "mlflow" or "wandb", or to what a function
+            "package.module:function" of (name of the run, folder) returns; or several of these. What a tracker writes
+            is in ``output``, or where there is none in a new folder under ``runs``.
 
     Warns:
         DataWarning, LostInCaptureWarning: the same, where there is neither ``on_event`` nor ``progress``.
@@ -85,12 +92,15 @@ def compress(
             f"Target {target!r} names several members of a family, and compress returns one model.",
             fix="Call compress_family with the same arguments.",
         )
-    wanted = wanted_of(target)
+    wanted, trackers = wanted_of(target), trackers_of(track)
     settings = settings_for(model, settings, epochs)
     with in_turn(), watched(on_event, progress=progress) as listener:
         keeping = Keeping.of(output, resume=resume)
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
         if keeping is None:
-            return compress_prepared(prepared, wanted, settings, on_event=listener)
-        given = Given(prepared, settings, model, data, dynamic)
+            with tracking_call(trackers, target, settings, listener) as tracked:
+                result = compress_prepared(prepared, wanted, settings, on_event=tracked.hear)
+                tracked.conclude(result_of(result))
+            return result
+        given = Given(prepared, settings, model, data, dynamic, trackers)
         return kept(given, wanted, keeping, on_event=listener)

@@ -73,7 +73,8 @@ def checked(option: str, value: Any, name: str, *, line: str = "") -> Any:
     row = OPTIONS[option].written
     expected = row.wrong(value)
     if expected is not None:
-        meant = did_you_mean(value, row.names) if isinstance(value, str) else ""
+        texts = [each for each in (value if isinstance(value, list | tuple) else [value]) if isinstance(each, str)]
+        meant = next((hint for each in texts if row.wrong(each) and (hint := did_you_mean(each, row.names))), "")
         raise InputError(f"{line}{name} = {value!r}: expected {expected}.", fix=meant or "Change the value.")
     values: list[Any] = list(value) if row.many and isinstance(value, list | tuple) else [value]
     try:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from l0compress.graph.capture.dynamic import Dynamic
 from l0compress.loading import Model
-from l0compress.pipeline.compress_result import FamilyResult
+from l0compress.pipeline.compress_result import CompressResult, FamilyResult
 from l0compress.pipeline.compressing import members_of, settings_for
 from l0compress.pipeline.given import Given
 from l0compress.pipeline.kept import Keeping, kept_family
 from l0compress.pipeline.sources import prepare
+from l0compress.pipeline.tracking import trackers_of, tracking_call
+from l0compress.pipeline.training_run import result_of
 from l0compress.pipeline.watching import watched
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.family_targets import family_of
@@ -33,6 +35,7 @@ def compress_family(
     output: str | Path | None = None,
     resume: bool = False,
     progress: bool = False,
+    track: str | Sequence[str] = (),
 ) -> FamilyResult:
     """Compress a trained model to several budgets in one run. The model that is given stays as it is.
 
@@ -41,7 +44,7 @@ def compress_family(
     a masked dense model, as the result of :func:`~l0compress.compress` does.
 
     Args:
-        model, data, dynamic, on_event, output, resume, progress: as for :func:`~l0compress.compress`.
+        model, data, dynamic, on_event, output, resume, progress, track: as for :func:`~l0compress.compress`.
         target: one unit and several numbers, ``"macs=0.8,0.6,0.4"``; or a list of targets in one unit, such as
             ``[{"macs": 0.8}, {"macs": 0.4}]``. Their order does not matter.
         epochs: those of one run; 0 decides and repairs without training. None leaves it to ``settings``.
@@ -61,12 +64,17 @@ def compress_family(
         >>> [(str(one.target), one.limit, one.reached <= one.limit) for one in family.members]
         [('params=0.6', 68, True), ('params=0.3', 34, True)]
     """
-    targets = family_of(target)
+    targets, trackers = family_of(target), trackers_of(track)
     settings = settings_for(model, settings, epochs)
     with in_turn(), watched(on_event, progress=progress) as listener:
         keeping = Keeping.of(output, resume=resume)
         prepared = prepare(model, data, loss=settings.loss, dynamic=dynamic)
         if keeping is None:
-            return FamilyResult(tuple(members_of(prepared, targets, settings, on_event=listener)))
-        given = Given(prepared, settings, model, data, dynamic)
+            members: list[CompressResult] = []
+            with tracking_call(trackers, target, settings, listener) as tracked:
+                for member in members_of(prepared, targets, settings, on_event=tracked.hear):
+                    members.append(member)
+                    tracked.conclude(result_of(member), member=str(member.target))
+            return FamilyResult(tuple(members))
+        given = Given(prepared, settings, model, data, dynamic, trackers)
         return kept_family(given, tuple(targets), keeping, on_event=listener)

@@ -23,7 +23,7 @@ from l0compress.pipeline.requests import RunRequest
 from l0compress.pipeline.run_manifest import FINISHED, MANIFEST, RunManifest
 from l0compress.pipeline.run_result import measured, metric_name
 from l0compress.pipeline.sources import Prepared
-from l0compress.pipeline.training_run import RunSummary, export_models, results_of
+from l0compress.pipeline.training_run import RunSummary, export_models, result_of, results_of
 from l0compress.pipeline.under_way import begun, gone_on_with
 from l0compress.pipeline.work import Work, warnings_of
 from l0compress.training.events import OnEvent, ignore
@@ -92,6 +92,7 @@ def _make_members(work: Work) -> FamilySummary:
             with run.writing():
                 _write_member(work, name, result)
         run.keep_(f"{name}/{MANIFEST}")
+        work.trackers.conclude(result_of(result), member=name)
         checkpoints.check_stop()
     run.finish_({}, _no_models)
     return work.processes.from_first(lambda: _summary(run))

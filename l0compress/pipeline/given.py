@@ -33,6 +33,7 @@ class Given:
     settings: how to train, with functions as they are.
     model, data: what the caller called them with.
     dynamic: which sizes of the inputs are free.
+    track: the trackers that the run is logged to.
     """
 
     prepared: Prepared
@@ -40,6 +41,7 @@ class Given:
     model: Model
     data: Any
     dynamic: Dynamic = "auto"
+    track: tuple[str, ...] = ()
 
     @property
     def source(self) -> DataSource | None:
@@ -83,6 +85,7 @@ class Given:
             family=family,
             penalty=penalty,
             given=self,
+            track=self.track,
         )
 
 

@@ -13,8 +13,9 @@ from l0compress.training.schema import Setting, settings_of
 from l0compress.training.settings import FinetuneSettings, GateSettings
 
 TRAINING, GATES, READING = "training", "gates", "reading"
-# What a run may be resumed with another value of, since training may have broken down over it.
-CHANGEABLE = ("lr", "clip", "checkpoint_every")
+# What a run may be resumed with another value of: training may have broken down over it, or computes the same.
+CHANGEABLE = ("lr", "clip", "checkpoint_every", "track")
+TRACKERS = ("tensorboard", "mlflow", "wandb")
 _DATA_PANEL, _RUN_PANEL = "Data", "Run"
 
 _MODEL = (
@@ -98,6 +99,18 @@ _RUNNING = (
         metavar="STEPS",
         panel=_RUN_PANEL,
         help="Steps between two checkpoints to resume from.",
+    ),
+    Setting(
+        str,
+        key="track",
+        absent="none",
+        names=TRACKERS,
+        or_reference=True,
+        many=True,
+        metavar="NAME",
+        panel=_RUN_PANEL,
+        help="Log loss, score, density and rates to tensorboard, mlflow or wandb, or to what PKG.MOD:FN of (run, "
+        "folder) returns. May be given several times.",
     ),
 )
 _READING = (

@@ -45,6 +45,7 @@ class RunRequest:
         penalty: the fixed penalty in place of a budget, as it was given.
         family: the budgets of a family's members, as they were given; empty where there is one.
         given: model, data and functions in memory, which take the place of what is named.
+        track: the trackers that the run is logged to.
     """
 
     source: ModelSource
@@ -59,6 +60,7 @@ class RunRequest:
     family: tuple[Target, ...] = ()
     penalty: str | float | None = None
     given: Given | None = field(default=None, compare=False)
+    track: tuple[str, ...] = ()
 
     @property
     def wanted(self) -> tuple[Target, ...] | Criterion:
@@ -107,6 +109,7 @@ class RunRequest:
             "penalty": self.penalty,
             "loss": self.loss,
             "fixed": self.fixed,
+            "track": (list(self.track) if len(self.track) > 1 else next(iter(self.track), None)),
         }
         return complete({**named, **about, **more, "threads": self.threads, "checkpoint_every": self.checkpoint_every})
 
@@ -150,6 +153,7 @@ def request_of(values: Mapping[str, Any], *, output: Path | None = None, given: 
         family=family,
         penalty=values["penalty"],
         given=given,
+        track=tuple([values["track"]] if isinstance(values["track"], str) else values["track"] or ()),
     )
 
 

@@ -32,7 +32,7 @@ from l0compress.training.targets import Target
 
 VARIED = ("target", "method", "seed")
 # These may differ from one call to the next: a trial computes the same with any of them, or keeps its own.
-_FREE = ("threads", "checkpoint_every")
+_FREE = ("threads", "checkpoint_every", "track")
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,7 @@ def _go_on(work: Work) -> RunSummary:
     if result.reading.is_measured or work.request.given is not None:
         run.note_(**{runs.READING: result.reading.to_json()})
     run.finish_(results_of(result, prepared.data.preprocessing), lambda folder: export_models(folder, result))
+    work.trackers.conclude(summary)
     return RunSummary(run.folder, summary, warnings_of(run))
 
 

@@ -30,6 +30,7 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.machine import machine
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.pipeline.tracking import Log, Trackers, check_trackers, tracking
 from l0compress.pipeline.work import Work
 from l0compress.progress import tell
 from l0compress.training.events import OnEvent, ignore
@@ -64,6 +65,7 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
         return _followed(request, do, processes, about=about)
     folder = runs.default_folder(request.source.path.stem) if request.output is None else Path(request.output)
     check_new(folder)
+    check_trackers(request.track)
     request = with_threads(request)
     prepared = _prepared(request)
     told = {} if request.given is None else {runs.GIVEN: request.given.told()}
@@ -73,7 +75,8 @@ def begun(request: RunRequest, do: Do[Outcome], *, on_event: OnEvent, about: Abo
         try:
             run.begin_({runs.CONFIG: config_text(request.values()).encode()}, _dense_of(prepared))
             processes.say(Opened(folder, run.manifest, request.values()))
-            return do(Work(run, request, prepared, stops, on_event, processes))
+            with tracking(request.track, Log.of(run, request.values()), on_event) as trackers:
+                return do(Work(run, request, prepared, stops, trackers, processes))
         except InputError as error:
             # What is wrong with the input is found before the first step; a full disk is nothing of that kind.
             untouched = run.manifest.state is None and run.manifest.files.keys() <= {runs.CONFIG, runs.DENSE}
@@ -113,13 +116,15 @@ def gone_on_with(
             outcome = finished(run)
             return processes.say(Opened(folder, run.manifest, {}, outcome)).outcome
         request = _asked_again(run, asked)
+        check_trackers(request.track)
         processes.say(Opened(folder, run.manifest, request.values()))
         processes_for(request.finetune_settings().device)
         prepared = _prepared(request)
         check_same(run.manifest.about, _fingerprints(prepared), str(folder))
         with _kept(run) as stops:
             run.log_("resumed", position=run.manifest.position, machine=machine())
-            return do(Work(run, request, prepared, stops, on_event, processes))
+            with tracking(request.track, Log.of(run, request.values()), on_event) as trackers:
+                return do(Work(run, request, prepared, stops, trackers, processes))
 
 
 def _check_finished(run: LivingRun, request: RunRequest) -> None:
@@ -167,8 +172,9 @@ def _followed(request: RunRequest | None, do: Do[Outcome], processes: Processes,
     prepared = prepared_for(request) if prepared is None else prepared
     run = FollowedRun(opened.folder, opened.manifest)
     check_same(run.manifest.about, _fingerprints(prepared), str(opened.folder))
+    trackers = Trackers((), Log.of(run, {}), processes.listener(ignore))  # the first process logs for all
     with _kept(run) as stops:
-        return do(Work(run, request, prepared, stops, processes.listener(ignore), processes))
+        return do(Work(run, request, prepared, stops, trackers, processes))
 
 
 def _prepared(request: RunRequest) -> Prepared:

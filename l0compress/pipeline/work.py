@@ -10,7 +10,8 @@ from l0compress.pipeline.checkpoints import RunCheckpoints, Stops
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.requests import RunRequest
 from l0compress.pipeline.sources import Prepared
-from l0compress.training.events import DECIDED, MEASURE, WARNING, OnEvent, ProgressEvent
+from l0compress.pipeline.tracking import Trackers
+from l0compress.training.events import DECIDED, MEASURE, WARNING, ProgressEvent
 from l0compress.training.latency_targets import known_time, measured_time
 from l0compress.training.processes import Processes
 from l0compress.training.settings import FinetuneSettings
@@ -27,7 +28,7 @@ class Work:
         request: what it was asked to do.
         prepared: model and data.
         stops: says whether a signal came.
-        on_event: whoever listens.
+        trackers: whoever listens, and where the run is logged to.
         processes: those that do the work together.
     """
 
@@ -35,7 +36,7 @@ class Work:
     request: RunRequest
     prepared: Prepared
     stops: Stops
-    on_event: OnEvent
+    trackers: Trackers
     processes: Processes
 
     def tell(self, event: ProgressEvent) -> None:
@@ -48,7 +49,7 @@ class Work:
             run.note_(**{_WARNINGS: [*warnings_of(run), event.message]})
         if event.stage == DECIDED:
             run.log_(DECIDED, message=event.message)
-        self.on_event(event)
+        self.trackers.hear(event)
 
     def measure(self, graph: CapturedGraph, settings: FinetuneSettings) -> MeasuredTime:
         """Measure a time, once in a run: it goes on with what was measured when it began."""
@@ -58,7 +59,7 @@ class Work:
 
         def tell(what: str, number: int, total: int) -> None:
             event = ProgressEvent(MEASURE, 0, settings.epochs, epoch_done=False, step=number, steps=total, message=what)
-            self.on_event(event)
+            self.trackers.hear(event)
 
         found = measured_time(graph, settings, tell)
         self.run.note_(**{_LATENCY: found.to_json()})

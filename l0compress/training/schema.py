@@ -118,12 +118,11 @@ class Setting:
         bounds = {"minimum": self.least, "maximum": self.most, "exclusiveMinimum": self.above}
         bounds["exclusiveMaximum"] = self.below
         told = {"description": self.help or None, "default": self.default, "enum": list(self.names) or None}
-        if self.or_reference:
-            named, function = {"type": "string", "enum": told.pop("enum")}, {"type": "string", "pattern": ":"}
-            return {"anyOf": [named, function], **{name: value for name, value in told.items() if value is not None}}
         finite = {name: bound for name, bound in bounds.items() if bound is not None and math.isfinite(bound)}
         kind = _JSON_KINDS[self.kind]
         own: dict[str, Any] = {"type": [kind, "number"] if self.or_number else kind}
+        if self.or_reference:
+            own = {"anyOf": [{"type": "string", "enum": told.pop("enum")}, {"type": "string", "pattern": ":"}]}
         return {
             **({"anyOf": [own, {"type": "array", "items": own, "minItems": 1}]} if self.many else own),
             **{name: value for name, value in told.items() if value is not None},
