@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -12,6 +13,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from conftest import printed_json, run_cli, save_blobs, save_pt2, tiny_mlp, without_data
@@ -319,7 +323,14 @@ def _restore_interrupt() -> None:
 class TestProcess:
     def test_help_and_version(self, tmp_path: Path) -> None:
         process = l0compress("--version", cwd=tmp_path)
-        assert process.communicate() == ("l0compress 0.1.0\n", "") and process.returncode == 0
+        out, err = process.communicate()
+        assert err == "" and process.returncode == 0
+        lines = out.splitlines()
+        assert lines[:2] == ["l0compress 0.1.0", f"python {platform.python_version()}"]
+        told = dict(line.split(" ", 1) for line in lines)
+        imported = {"torch": torch, "numpy": np, "onnx": onnx, "onnxruntime": onnxruntime}
+        assert {name: told[name] for name in imported} == {name: each.__version__ for name, each in imported.items()}
+        assert re.search(rf", \d+ cores?, {platform.system()} {platform.machine()}$", told["machine"])
         helped = run_cli("--help").stdout
         assert all(command in helped for command in COMMANDS)
         for command in COMMANDS:

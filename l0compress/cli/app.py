@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from l0compress import __version__
 from l0compress.cli import commands
 from l0compress.cli.commands.options import say_last
 
@@ -28,16 +27,19 @@ for command in commands.ALL:
 
 
 def print_version(asked: bool) -> None:
-    """Print the version and leave, before a missing command is complained about."""
+    """Print the versions and leave, before a missing command is complained about."""
     if asked:
-        sys.stdout.write(f"l0compress {__version__}\n")
+        from l0compress.cli.versions import versions  # what has to read files, no other command needs
+
+        sys.stdout.writelines(f"{name} {version}\n" for name, version in versions())
         raise typer.Exit
 
 
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+        bool,
+        typer.Option("--version", help="Print versions and machine, and exit.", callback=print_version, is_eager=True),
     ] = False,
 ) -> None:
     """Compress a trained PyTorch model to a budget by constrained L0 fine-tuning, and prove what came out."""

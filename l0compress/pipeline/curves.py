@@ -13,7 +13,18 @@ from l0compress.training.state_dicts import FINETUNE, GATES, SPARSIFY
 
 # The stages whose events say something of a network that is trained, of the dense one, or where a run goes on.
 RESUMED, LEARNING = "resumed", (GATES, SPARSIFY, FINETUNE)
-LOGGED = ("dense", RESUMED, *LEARNING)
+_LOGGED = ("dense", *LEARNING)
+
+
+def is_logged(event: ProgressEvent) -> bool:
+    """Whether an event says something to log; what the last step of an epoch leaves is said at the epoch's close.
+
+    >>> is_logged(ProgressEvent("gates", 1, 4, epoch_done=False, step=9, steps=10))
+    True
+    >>> is_logged(ProgressEvent("gates", 1, 4, epoch_done=False, step=10, steps=10))
+    False
+    """
+    return event.stage == RESUMED or (event.stage in _LOGGED and (event.epoch_done or event.step < event.steps))
 
 
 def step_of(event: ProgressEvent) -> int:
@@ -28,14 +39,14 @@ def step_of(event: ProgressEvent) -> int:
 def scalars(event: ProgressEvent) -> dict[str, float]:
     """What is logged of an event, by tag.
 
-    >>> scalars(ProgressEvent("finetune", 3, 4, step=2, steps=10, loss=0.5, density=0.25, learning_rate=0.01))
-    {'epoch': 3, 'density': 0.25, 'train/loss': 0.5, 'learning_rate': 0.01}
+    >>> scalars(ProgressEvent("finetune", 3, 4, loss=0.5, metric=0.75, density=0.25, learning_rate=0.01))
+    {'epoch': 3, 'val/accuracy': 0.75, 'density': 0.25, 'train/epoch_loss': 0.5, 'learning_rate': 0.01}
     """
     values: dict[str, float | None] = {"epoch": event.epoch}
     if event.metric is not None:
         values[f"val/{event.metric_name}"] = event.metric
     if event.stage in LEARNING:
-        values |= {"density": event.density, "train/loss": event.loss}
+        values |= {"density": event.density, "train/epoch_loss" if event.epoch_done else "train/loss": event.loss}
     if event.stage == GATES:
         values |= {"moves": event.num_moves, **_told(asdict(event))}
     if event.stage == FINETUNE:

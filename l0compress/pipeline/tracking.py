@@ -17,7 +17,7 @@ from uuid import uuid4
 from l0compress.errors import InputError, did_you_mean
 from l0compress.graph.capture import USER_CODE_ERRORS
 from l0compress.loading.references import import_extra, import_reference
-from l0compress.pipeline.curves import LOGGED, named_for, outcome, plain, scalars, step_of
+from l0compress.pipeline.curves import is_logged, named_for, outcome, plain, scalars, step_of
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import OPTIONS, TRACKERS
 from l0compress.pipeline.runs import default_folder
@@ -70,7 +70,7 @@ class Trackers:
     def hear(self, event: ProgressEvent) -> None:
         """Hand an event on, to the listener and as numbers to the trackers."""
         self._on_event(event)
-        if event.stage in LOGGED:
+        if is_logged(event):
             self._step = step_of(event)
             # The members of a family count their steps anew, and no step of another is to go.
             self._log_all(scalars(event), again_from=None if event.member else self._step)
