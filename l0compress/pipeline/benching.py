@@ -9,25 +9,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from l0compress.data import AnySplit
-from l0compress.errors import NotEqualError, SurgeryError
 from l0compress.export.bundle import BundleSettings, export_bundle
 from l0compress.export.bundle_session import SUFFIX, is_bundle
 from l0compress.export.onnx import export_onnx
 from l0compress.export.providers import CPU, check_provider, on_provider
 from l0compress.export.pt2 import captured_pt2
-from l0compress.export.quantize import Int8
 from l0compress.export.whys import ternary_words
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import BATCH_SIZES, BenchReport, bench
 from l0compress.measure.footprint import footprint
 from l0compress.measure.forms import form_tables
-from l0compress.measure.pareto import Point, Tradeoff
+from l0compress.measure.pareto import Tradeoff
 from l0compress.measure.report import Measured, bench_table, bundle_table
 from l0compress.measure.table import Table
 from l0compress.pipeline.artifacts import Verification, existing_artifact, verify_against
+from l0compress.pipeline.bench_forms import BUNDLE, DENSE, INT8, ROUNDED, SMALL, add_int8_, tradeoff_of
 from l0compress.pipeline.kept_bench import keep_bench
-from l0compress.pipeline.quantizing import not_named, origin_of, quantized_file, score_files
+from l0compress.pipeline.quantizing import not_named, origin_of, score_files
 from l0compress.pipeline.run_result import measured, metric_name
 from l0compress.pipeline.runs import FinishedRun, is_run, made_from, open_run, reading_of
 from l0compress.progress import Stages
@@ -36,9 +34,6 @@ from l0compress.training.reading import Reading
 from l0compress_runtime.bundle import read_manifest
 from l0compress_runtime.manifest import Manifest
 
-DENSE, SMALL = "dense", "small"
-INT8, BUNDLE = " int8", " bundle"
-ROUNDED = (INT8, " float16", " bfloat16")
 # Seconds that parts of a job take, roughly: only how they compare matters.
 _FILE, _BATCH, _FOOTPRINT, _SCORE = 1.5, 6.0, 4.0, 0.5
 _NO_INT8 = "Only ONNX files have an int8 form; give an .onnx artifact to compare with it."
@@ -248,26 +243,6 @@ def _every_form(run: FinishedRun, how: Conditions) -> ArtifactBench:
     )
 
 
-def tradeoff_of(
-    report: BenchReport,
-    scores: Mapping[str, Evaluation],
-    score_name: str,
-    higher_is_better: bool,
-    references: tuple[str, ...],
-) -> Tradeoff:
-    """Score against latency and size of files that were timed and scored."""
-    points = (
-        Point(
-            name,
-            score.metric,
-            report.file_bytes[name] or 0,
-            {size: report.timing(name, size).median_ms for size in report.batch_sizes},
-        )
-        for name, score in scores.items()
-    )
-    return Tradeoff(tuple(points), score_name, higher_is_better, report.threads, references)
-
-
 def _timed(forms: Mapping[str, Path], inputs: CapturedGraph | None, how: Conditions) -> BenchReport:
     """Latency and memory of files, which get the example inputs of ``inputs``, or of the first that says some."""
     placed = {name: on_provider(path, how.provider) for name, path in forms.items()}
@@ -283,17 +258,6 @@ def _timed(forms: Mapping[str, Path], inputs: CapturedGraph | None, how: Conditi
 
 def _timing(batch_sizes: Sequence[int], forms: int) -> float:
     return len(batch_sizes) * _BATCH + forms * _FOOTPRINT
-
-
-def add_int8_(forms: dict[str, Path], name: str, train: AnySplit) -> tuple[str, ...]:
-    """Add the int8 form of one of the forms; returns what to say where there is none."""
-    target = forms[name].with_name(f"{name}.int8.onnx")
-    try:
-        quantized_file(forms[name], target, train, Int8())
-    except (SurgeryError, NotEqualError) as reason:
-        return (f"No int8 form of {name}: {reason}",)
-    forms[name + INT8] = target
-    return ()
 
 
 def _manifest_of(artifact: Path) -> Manifest | None:

@@ -18,7 +18,7 @@ from l0compress.measure.forms import form_tables
 from l0compress.measure.pareto import Tradeoff, unbeaten_notes
 from l0compress.measure.report import Measured
 from l0compress.measure.table import Table
-from l0compress.pipeline.benching import BUNDLE, DENSE, INT8, add_int8_, tradeoff_of
+from l0compress.pipeline.bench_forms import BUNDLE, DENSE, INT8, add_int8_, tradeoff_of
 from l0compress.pipeline.kept_bench import keep_bench
 from l0compress.pipeline.quantizing import origin_of, score_files
 from l0compress.pipeline.run_result import measured, metric_name

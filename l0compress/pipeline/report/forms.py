@@ -10,7 +10,7 @@ from l0compress.measure.page.content import Cell, Form
 from l0compress.measure.page.scatter import Mark, Scatter, scatter
 from l0compress.measure.pareto import FILE, Point, Tradeoff
 from l0compress.measure.report import ABSENT, as_count, as_share, in_ms
-from l0compress.pipeline.benching import INT8
+from l0compress.pipeline.bench_forms import INT8
 from l0compress.pipeline.report.asked import clock
 from l0compress.pipeline.report.told import DENSE, Told
 from l0compress.pipeline.run_result import measured, targets_in
