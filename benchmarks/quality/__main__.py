@@ -2,6 +2,7 @@
 
     make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 JOBS=2 QUICK=1 OUTPUT=
     make bench-quality METHODS=all    # all that there are, docs/methods.md, each where it can decide
+    make bench-quality RIVALS=1       # beside them Torch-Pruning and onnxsim, which this installs (benchmarks/rivals)
 
 Finished cells are kept in ``OUTPUT/cells.jsonl`` and not run again while code, torch and dense model are the same; a
 cell that was stopped starts over. Dense models are trained once and kept in ``OUTPUT/dense``. A full run writes
@@ -19,12 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from l0compress.training.settings import METHOD_NAMES
-from quality.cells import METHODS, Selection
+from quality.cells import METHODS, RIVALS, Selection
 from quality.harness import Options, dense_of, fingerprints, run
 from quality.page import write_page
 from quality.problem import Task
 from quality.records import Row
 from quality.tasks import TASKS
+from rivals import missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -35,7 +37,13 @@ def main(arguments: Sequence[str]) -> int:
     seeds = given.seeds or ((0,) if given.quick or given.smoke else (0, 1, 2))
     options = Options(
         output=given.output.resolve(),
-        selection=Selection(given.methods, seeds, given.budgets, given.epochs, quick=given.quick),
+        selection=Selection(
+            (*given.methods, *_present(RIVALS if given.rivals else ())),
+            seeds,
+            given.budgets,
+            given.epochs,
+            quick=given.quick,
+        ),
         dense={name: Path(path).resolve() for name, _, path in (text.partition("=") for text in given.dense)},
         smoke=given.smoke,
         jobs=given.jobs,
@@ -51,7 +59,8 @@ def main(arguments: Sequence[str]) -> int:
     failures = [] if given.page_only else run(chosen, options)
     kept_apart = given.quick or given.smoke
     # The page of the whole benchmark has all that is finished, whatever part of it was run now.
-    shown = options if kept_apart else replace(options, selection=Selection(seeds=sorted({0, 1, 2, *seeds})))
+    every = Selection((*METHOD_NAMES, *_present(RIVALS)), sorted({0, 1, 2, *seeds}))
+    shown = options if kept_apart else replace(options, selection=every)
     rows = finished([task for task in possible if shown.has_dense(task)], shown)
     text = write_page(TASKS, rows, options.output if kept_apart else REPOSITORY / "docs")
     print(text if kept_apart else "docs/quality.md and docs/quality.svg are written")
@@ -70,6 +79,14 @@ def _possible(tasks: Sequence[Task]) -> list[Task]:
     return possible
 
 
+def _present(methods: Sequence[str]) -> tuple[str, ...]:
+    """Those of other projects that are installed."""
+    absent = {method: reason for method in methods if (reason := missing(method)) is not None}
+    for method, reason in absent.items():
+        print(f"{method} is left out: {reason}", flush=True)
+    return tuple(method for method in methods if method not in absent)
+
+
 def finished(tasks: Sequence[Task], options: Options) -> list[Row]:
     """The rows of all cells that are asked for, of all tasks."""
     rows: list[Row] = []
@@ -86,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods", type=_names(METHOD_NAMES), default=METHODS, help=f"all, or of {', '.join(METHOD_NAMES)}"
     )
+    parser.add_argument("--rivals", action="store_true", help=f"also what other projects make: {', '.join(RIVALS)}")
     parser.add_argument("--seeds", type=_numbers(int), help="default 0,1,2; with --quick 0")
     parser.add_argument("--budgets", type=_numbers(float), default=(), help="of those of the tasks; default all")
     parser.add_argument("--epochs", type=_numbers(int), default=(), help="of those of the tasks; default all")

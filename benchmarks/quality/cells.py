@@ -15,6 +15,10 @@ STRUCTURED_METHODS = tuple(name for name in METHOD_NAMES if name != "layer-magni
 SPARSE_METHODS = tuple(name for name in METHOD_NAMES if name in {*GATED_METHODS, "layer-magnitude", *OF_WEIGHTS})
 # Without epochs these decide nothing; learned gates leave it to a score.
 NEED_EPOCHS = tuple(name for name in TRAINED_METHODS if name not in GATED_METHODS)
+# Of other projects, ``benchmarks/rivals``: Torch-Pruning leaves all repair to training, and onnxsim trains nothing.
+TORCH_PRUNING = ("torch-pruning-magnitude", "torch-pruning-taylor", "torch-pruning-hessian")
+ONNXSIM = "onnxsim"
+RIVALS = (*TORCH_PRUNING, ONNXSIM)
 
 
 @dataclass(frozen=True, order=True)
@@ -58,6 +62,7 @@ class Grid:
         extra: further pairs of budget and epochs.
         sparse: budgets for single weights, with the most epochs; by every method asked for that can.
         quick: the pairs of budget and epochs that ``--quick`` runs, with the time for the dense model in mind.
+        rivals: the methods of other projects that can be given this task.
     """
 
     task: str
@@ -67,6 +72,7 @@ class Grid:
     extra: tuple[tuple[float, int], ...] = ()
     sparse: tuple[float, ...] = ()
     quick: tuple[tuple[float, int], ...] = ()
+    rivals: tuple[str, ...] = ()
 
     def pairs(self, *, quick: bool) -> list[tuple[float, int]]:
         """Budgets and epochs, the shortest runs first."""
@@ -99,9 +105,8 @@ class Selection:
                 yield Cell(grid.task, grid.unit, 1.0, epochs, DENSE, seed)
             for budget, epochs in pairs:
                 for method in self.methods:
-                    if method not in STRUCTURED_METHODS or (epochs == 0 and method in NEED_EPOCHS):
-                        continue
-                    yield Cell(grid.task, grid.unit, budget, epochs, method, seed)
+                    if _decides(method, epochs, grid):
+                        yield Cell(grid.task, grid.unit, budget, epochs, method, seed)
             for budget in sparse:
                 for method in SPARSE_METHODS:
                     if method in self.methods:
@@ -112,3 +117,10 @@ class Selection:
 
     def _short(self, epochs: int) -> int:
         return epochs if self.most_epochs is None else min(epochs, self.most_epochs)
+
+
+def _decides(method: str, epochs: int, grid: Grid) -> bool:
+    """Whether a method can decide on channels in so many epochs."""
+    if method in RIVALS:
+        return method in grid.rivals and (epochs == 0) == (method == ONNXSIM)
+    return method in STRUCTURED_METHODS and (epochs > 0 or method not in NEED_EPOCHS)

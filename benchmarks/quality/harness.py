@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 
 from l0compress.errors import L0Error
-from quality.cells import Cell, Selection
+from quality.cells import RIVALS, Cell, Selection
 from quality.problem import CALIBRATION_SAMPLES, Problem, Task, fewer
-from quality.records import Records, Row, files_fingerprint, fingerprint, sources_fingerprint
+from quality.records import RIVAL_SOURCES, Records, Row, files_fingerprint, fingerprint, sources_fingerprint
 from quality.running import run_cell
+from rivals import versions
+from rivals.made import NotCut
 
 SMOKE_EPOCHS = 2
 
@@ -86,7 +88,12 @@ def fingerprints(task: Task, cells: Sequence[Cell], options: Options) -> dict[Ce
     """What the numbers of each cell depend on: code, with the defaults in it, torch, and the dense model."""
     settled = torch.__version__, str(CALIBRATION_SAMPLES), str(options.smoke)
     shared = sources_fingerprint(), files_fingerprint(dense_of(task, options)), *settled
-    return {cell: fingerprint(cell.key, *shared) for cell in cells}
+    theirs = sources_fingerprint(names=RIVAL_SOURCES)
+
+    def own(cell: Cell) -> tuple[str, ...]:
+        return (theirs, versions(cell.method)) if cell.method in RIVALS else ()
+
+    return {cell: fingerprint(cell.key, *shared, *own(cell)) for cell in cells}
 
 
 def run(tasks: Sequence[Task], options: Options) -> list[str]:
@@ -133,11 +140,11 @@ def _outcomes(
 
 
 def measured(task: Task, cell: Cell, dense: Path, mark: str, options: Options) -> Row | str:
-    """The row of one cell, or what the package said against it."""
+    """The row of one cell, or what the package, or another project, said against it."""
     try:
         problem = _problem(task, dense, options.smoke)
         return run_cell(cell, problem, task.score, fingerprint=mark, jobs=options.jobs)
-    except L0Error as reason:
+    except (L0Error, NotCut) as reason:
         return f"{type(reason).__name__}: {reason}"
 
 

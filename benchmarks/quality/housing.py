@@ -14,7 +14,7 @@ from l0compress.data import Data, Split
 from l0compress.loading import DataSource, load_data
 from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings
-from quality.cells import Grid
+from quality.cells import RIVALS, Grid
 from quality.problem import Problem, Score, Task, fewer, squared_errors
 
 TABLE = FOLDER / "housing" / "housing.csv"
@@ -63,7 +63,7 @@ def load(path: Path, *, data: Data | None = None) -> Problem:
     model = regressor(_features(data))
     model.load_state_dict(torch.load(path, weights_only=True))
     prepared = prepare(model.eval(), data)
-    return Problem(prepared.graph, prepared.data)
+    return Problem(prepared.graph, prepared.data, module=model)
 
 
 def _features(data: Data) -> int:
@@ -72,7 +72,14 @@ def _features(data: Data) -> int:
 
 HOUSING = Task(
     title="A regressor on California housing",
-    grid=Grid("housing", "macs", (0.5, 0.25), (0, 10), quick=((0.5, 0), (0.25, 0), (0.5, 10), (0.25, 10))),
+    grid=Grid(
+        "housing",
+        "macs",
+        (0.5, 0.25),
+        (0, 10),
+        quick=((0.5, 0), (0.25, 0), (0.5, 10), (0.25, 10)),
+        rivals=RIVALS,
+    ),
     score=Score("squared error in % of the variance", squared_errors, scale=100),
     about=f"Hidden layers of {WIDTHS[0]} and {WIDTHS[1]} units, trained for {DENSE_EPOCHS} epochs on 60 % of the rows.",
     missing=lambda: None if TABLE.exists() else f"{TABLE} does not exist",

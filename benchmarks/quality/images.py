@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from l0compress.data import Batch, Data, Split
 from l0compress.pipeline.sources import prepare
 from l0compress.training.settings import FinetuneSettings
-from quality.cells import Grid
+from quality.cells import RIVALS, TORCH_PRUNING, Grid
 from quality.problem import Problem, Score, Task, fewer, hits, misses
 from quality.published import LENET_5, LENET_300_100, SPARSE_LENET_5, SPARSE_LENET_300_100, Published
 
@@ -87,13 +88,55 @@ def _dense_resnet(path: Path, taste: bool) -> None:
 
 
 def _resnet(path: Path) -> Problem:
-    return _problem(resnet20.model(), torch.load(path, weights_only=True), resnet20.data())
+    problem = _problem(resnet20.model(), torch.load(path, weights_only=True), resnet20.data())
+    return replace(problem, module=with_convolutions(problem.module))
+
+
+class PaddingConvolution(nn.Conv2d):
+    """A shortcut of ResNet-20 as a 1x1 convolution, whose weights begin as the padding: every second pixel, zeros around.
+
+    >>> x = torch.arange(32.0).view(1, 2, 4, 4)
+    >>> expected = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
+    >>> torch.equal(PaddingConvolution(2, 4)(x), expected)
+    True
+    """
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__(width_in, width, 1, stride=2, bias=False)
+        nn.init.zeros_(self.weight)
+        with torch.no_grad():
+            self.weight[(width - width_in) // 2 :, :, 0, 0].fill_diagonal_(1.0)
+
+
+class ConvolutionBlock(nn.Module):
+    """A residual block of ResNet-20 with a convolution for the padded shortcut, and the same layers otherwise."""
+
+    def __init__(self, block: resnet20.PaddedBlock) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.conv2, self.bn2 = block.conv1, block.bn1, block.conv2, block.bn2
+        self.shortcut = PaddingConvolution(block.conv1.in_channels, block.conv1.out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x) + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+def with_convolutions(model: nn.Module) -> nn.Module:
+    """ResNet-20 in layers that Torch-Pruning can cut: it computes the same, with 2,560 more weights, which can learn."""
+    model = copy.deepcopy(model)
+    padded = [
+        (name, block)
+        for name, block in model.named_modules()
+        if isinstance(block, resnet20.PaddedBlock) and block.padding
+    ]
+    for name, block in padded:
+        model.set_submodule(name, ConvolutionBlock(block))
+    return model.eval()
 
 
 def _problem(model: nn.Module, state: dict[str, Tensor], data: Data) -> Problem:
     model.load_state_dict(state)
     prepared = prepare(model.eval(), data)
-    return Problem(prepared.graph, prepared.data)
+    return Problem(prepared.graph, prepared.data, module=model)
 
 
 def _absent(*paths: Path) -> str | None:
@@ -102,11 +145,12 @@ def _absent(*paths: Path) -> str | None:
 
 RESNET20 = Task(
     title="ResNet-20 on CIFAR-10 (JPEG)",
-    grid=Grid("resnet20", "macs", (0.74, 0.5, 0.35), (0, 3, 10)),
+    grid=Grid("resnet20", "macs", (0.74, 0.5, 0.35), (0, 3, 10), rivals=RIVALS),
     score=Score("accuracy in %", hits, scale=100, higher_is_better=True),
     about=(
         f"The published weights, fine-tuned on these lossy images for {RESNET_EPOCHS} epochs, are the dense model and "
-        "the teacher. Images are shifted and mirrored throughout."
+        "the teacher. Images are shifted and mirrored throughout. Torch-Pruning cannot cut the padded shortcuts: it gets "
+        "1x1 convolutions in their place, which begin as the padding and learn like all other weights, and counts them."
     ),
     missing=partial(_absent, resnet20.WEIGHTS, resnet20.IMAGES),
     make_dense=_dense_resnet,
@@ -128,7 +172,7 @@ def _lenet_task(
     options: dict[str, Any] = {"network": network, "flat": network is mnist.LeNet}
     return Task(
         title=f"{title} on MNIST",
-        grid=Grid(name, "params", units, (48,), sparse=weights, **more),
+        grid=Grid(name, "params", units, (48,), sparse=weights, rivals=TORCH_PRUNING, **more),
         score=ERROR,
         about=_MNIST,
         missing=partial(_absent, MNIST_FILE),

@@ -82,11 +82,15 @@ def surprise(outputs: object, targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A dense model and its data, all parts labelled; ``excluded`` parameters are not what a budget is a share of."""
+    """A dense model and its data, all parts labelled; ``excluded`` parameters are not what a budget is a share of.
+
+    ``module`` computes what the graph does, in layers that Torch-Pruning can cut; None where there is no such module.
+    """
 
     graph: CapturedGraph
     data: Data
     excluded: int = 0
+    module: nn.Module | None = None
 
     def target(self, unit: str, budget: float) -> dict[str, float]:
         """What ``finetune`` is asked for."""
@@ -96,16 +100,27 @@ class Problem:
 
     def calibration(self, seed: int) -> Data:
         """What a run without training gets: few samples, chosen by the seed, without labels, and no test part."""
-        chosen = _some(self.data.train, CALIBRATION_SAMPLES, seed=seed)
+        chosen = self._chosen(seed)
         held_out = len(chosen) // 8
         train, val = (_unlabelled(self.data.train, part) for part in (chosen[held_out:], chosen[:held_out]))
         return replace(self.data, train=train, val=val, test=None, augment=None)
 
+    def scoring(self, seed: int) -> Split:
+        """The same few samples with their labels, for scores that need gradients of the loss."""
+        return Split.of(_in_memory(self.data.train).take(self._chosen(seed)))
+
+    def _chosen(self, seed: int) -> Tensor:
+        return _some(self.data.train, CALIBRATION_SAMPLES, seed=seed)
+
 
 def _unlabelled(split: AnySplit, index: Tensor) -> Split:
+    return Split.of(replace(_in_memory(split).take(index), targets=None))
+
+
+def _in_memory(split: AnySplit) -> Split:
     if not isinstance(split, Split):
         raise TypeError("samples are chosen from data in memory alone")
-    return Split.of(replace(split.take(index), targets=None))
+    return split
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 # What a trained model and its score depend on; commands, files, the runtime and pages may change without it.
 _PACKAGE = ("data", "loading", "graph", "gates", "training")
 _HARNESS = ("plain_training.py", "quality/running.py", "quality/llama.py")
+# What a row of another project depends on beside it.
+RIVAL_SOURCES = ("benchmarks/rivals",)
 SOURCES = (*(f"l0compress/{name}" for name in _PACKAGE), *(f"benchmarks/{name}" for name in _HARNESS))
 
 

@@ -16,15 +16,16 @@ from l0compress.graph.groups.cost import Cost, cost
 from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.training.finetune import finetune
 from l0compress.training.settings import FinetuneSettings
-from quality.cells import DENSE, Cell
+from quality.cells import DENSE, RIVALS, Cell
 from quality.problem import Problem, Score
 from quality.records import Row
+from rivals import made_by
 
 
 def run_cell(cell: Cell, problem: Problem, score: Score, *, fingerprint: str, jobs: int = 1) -> Row:
     """Make one model and measure it; the test part is read here, once."""
     started, worked = time.perf_counter(), time.process_time()
-    make = _dense if cell.method == DENSE else _compressed
+    make = _dense if cell.method == DENSE else made_by(cell.method) if cell.method in RIVALS else _compressed
     last, best, found = make(cell, problem)
     val, test = score(last, problem.data.val), score(last, _test_part(problem.data))
     return Row(

@@ -15,7 +15,7 @@ from pretrained import INSTALL, PACKAGE, minilm_folder
 from sst2 import DENSE_EPOCHS, SENTENCES, make_dense, sentences
 
 from l0compress.pipeline.sources import prepare
-from quality.cells import Grid
+from quality.cells import ONNXSIM, Grid
 from quality.problem import Problem, Score, Task, hits
 
 BUDGETS, EPOCHS = (0.7, 0.5, 0.35, 0.25), (0, 4, 12)
@@ -125,6 +125,7 @@ SST2 = Task(
         EPOCHS,
         extra=((0.67, 0),),
         quick=((0.5, 0), (0.25, 0)),
+        rivals=(ONNXSIM,),
     ),
     score=ACCURACY,
     about="all-MiniLM-L6-v2 with a head for SST-2, fine-tuned for two epochs; 6,920 sentences of at most 32 tokens.",
@@ -135,7 +136,7 @@ SST2 = Task(
 
 DOCSTRINGS = Task(
     title="MiniLM on docstrings",
-    grid=Grid("text2", "macs", BUDGETS, EPOCHS),
+    grid=Grid("text2", "macs", BUDGETS, EPOCHS, rivals=(ONNXSIM,)),
     score=ACCURACY,
     about=(
         f"The first paragraphs of docstrings by the package that they come from: {', '.join(PACKAGES)}, at most "
