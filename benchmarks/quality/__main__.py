@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from rivals import missing
+
 from l0compress.training.settings import METHOD_NAMES
 from quality.cells import METHODS, RIVALS, Selection
 from quality.harness import Options, dense_of, fingerprints, run
@@ -26,7 +28,6 @@ from quality.page import write_page
 from quality.problem import Task
 from quality.records import Row
 from quality.tasks import TASKS
-from rivals import missing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -14,14 +14,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from rivals import versions
+from rivals.made import NotCut
 
 from l0compress.errors import L0Error
 from quality.cells import RIVALS, Cell, Selection
 from quality.problem import CALIBRATION_SAMPLES, Problem, Task, fewer
 from quality.records import RIVAL_SOURCES, Records, Row, files_fingerprint, fingerprint, sources_fingerprint
 from quality.running import run_cell
-from rivals import versions
-from rivals.made import NotCut
 
 SMOKE_EPOCHS = 2
 

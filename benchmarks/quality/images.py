@@ -93,7 +93,7 @@ def _resnet(path: Path) -> Problem:
 
 
 class PaddingConvolution(nn.Conv2d):
-    """A shortcut of ResNet-20 as a 1x1 convolution, whose weights begin as the padding: every second pixel, zeros around.
+    """A shortcut of ResNet-20 as a 1x1 convolution that begins as the padding: every second pixel, zeros around.
 
     >>> x = torch.arange(32.0).view(1, 2, 4, 4)
     >>> expected = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1))
@@ -121,7 +121,7 @@ class ConvolutionBlock(nn.Module):
 
 
 def with_convolutions(model: nn.Module) -> nn.Module:
-    """ResNet-20 in layers that Torch-Pruning can cut: it computes the same, with 2,560 more weights, which can learn."""
+    """ResNet-20 in layers that Torch-Pruning can cut: the same function, with 2,560 more weights, which can learn."""
     model = copy.deepcopy(model)
     padded = [
         (name, block)
@@ -149,8 +149,8 @@ RESNET20 = Task(
     score=Score("accuracy in %", hits, scale=100, higher_is_better=True),
     about=(
         f"The published weights, fine-tuned on these lossy images for {RESNET_EPOCHS} epochs, are the dense model and "
-        "the teacher. Images are shifted and mirrored throughout. Torch-Pruning cannot cut the padded shortcuts: it gets "
-        "1x1 convolutions in their place, which begin as the padding and learn like all other weights, and counts them."
+        "the teacher. Images are shifted and mirrored throughout. Torch-Pruning cannot cut the padded shortcuts: it "
+        "gets 1x1 convolutions in their place, which begin as the padding, learn like all other weights, and count."
     ),
     missing=partial(_absent, resnet20.WEIGHTS, resnet20.IMAGES),
     make_dense=_dense_resnet,

@@ -20,7 +20,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _PACKAGE = ("data", "loading", "graph", "gates", "training")
 _HARNESS = ("plain_training.py", "quality/running.py", "quality/llama.py")
 # What a row of another project depends on beside it.
-RIVAL_SOURCES = ("benchmarks/rivals",)
+RIVAL_SOURCES = tuple(
+    f"benchmarks/rivals/{name}.py" for name in ("made", "training", "with_onnxsim", "with_torch_pruning")
+)
 SOURCES = (*(f"l0compress/{name}" for name in _PACKAGE), *(f"benchmarks/{name}" for name in _HARNESS))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 from plain_training import train_
+from rivals import made_by
 from torch import nn
 
 from l0compress.data import Data, Split
@@ -19,7 +20,6 @@ from l0compress.training.settings import FinetuneSettings
 from quality.cells import DENSE, RIVALS, Cell
 from quality.problem import Problem, Score
 from quality.records import Row
-from rivals import made_by
 
 
 def run_cell(cell: Cell, problem: Problem, score: Score, *, fingerprint: str, jobs: int = 1) -> Row:

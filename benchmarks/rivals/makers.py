@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from quality.cells import ONNXSIM, TORCH_PRUNING, Cell
 from quality.problem import Problem
+
 from rivals import with_onnxsim, with_torch_pruning
 from rivals.made import Made
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
+from quality.cells import Cell
+from quality.problem import Problem
+
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.cost import cost
 from l0compress.training.final_phase import FinalPhase
@@ -14,8 +17,6 @@ from l0compress.training.recalibrate import recalibrate
 from l0compress.training.reporting import Reporter
 from l0compress.training.settings import FinetuneSettings
 from l0compress.training.state import TrainingState, train_
-from quality.cells import Cell
-from quality.problem import Problem
 from rivals.made import Made
 
 # As many as ``finetune`` takes.

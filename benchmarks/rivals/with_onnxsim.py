@@ -1,7 +1,7 @@
 """onnxsim: calibrated structured pruning of the ONNX file, and its fine-tuning of what is left by ridge regression.
 
-Nothing is trained. It gets the file that we export of the dense model, and the samples that ours get, without labels. Its
-sparsity is turned until the budget is met; everything else is its default.
+Nothing is trained. It gets the file that we export of the dense model, and the samples that ours get, without labels.
+Its sparsity is turned until the budget is met; everything else is its default.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from quality.cells import Cell
+from quality.problem import Problem
 from torch import Tensor
 
 from l0compress.data import Batch, Data, Split
@@ -20,8 +22,6 @@ from l0compress.graph.groups.cost import cost
 from l0compress.loading import load_model
 from l0compress.pipeline.sources import prepare
 from l0compress.training.targets import Target
-from quality.cells import Cell
-from quality.problem import Problem
 from rivals.made import Made, NotCut, fitted, refusals_of
 
 Feeds = list[dict[str, NDArray[np.generic]]]

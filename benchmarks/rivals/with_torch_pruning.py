@@ -12,14 +12,14 @@ from functools import partial
 
 import torch
 from plain_training import task_loss
+from quality.cells import Cell
+from quality.problem import Problem
 from torch import Tensor, nn
 
 from l0compress.data import Batch, Split
 from l0compress.graph.capture import CapturedGraph, capture
 from l0compress.graph.groups.cost import cost
 from l0compress.training.targets import Target
-from quality.cells import Cell
-from quality.problem import Problem
 from rivals.made import Made, NotCut, fitted, refusals_of
 from rivals.training import trained
 
@@ -48,8 +48,9 @@ def make(cell: Cell, problem: Problem) -> Made:
 def gradients_for(score: str, module: nn.Module, samples: Split) -> Gradients:
     """What a score wants beside the weights, by parameter: nothing, the gradient of the loss, or its mean square.
 
-    Torch-Pruning 1.6.1 means to collect the squares itself (``GroupHessianImportance.accumulate_grad``), but keeps those
-    of the last sample alone: it looks parameters up by name that it keeps by themselves. So they are collected here.
+    Torch-Pruning 1.6.1 means to collect the squares itself (``GroupHessianImportance.accumulate_grad``), but keeps
+    those of the last sample alone: it looks parameters up by name that it keeps by themselves. So they are collected
+    here.
     """
     if score == MAGNITUDE:
         return {}
