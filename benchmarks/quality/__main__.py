@@ -2,7 +2,7 @@
 
     make bench-quality    # TASKS=sst2,housing METHODS=l0,fisher SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 JOBS=2 QUICK=1 OUTPUT=
     make bench-quality METHODS=all    # all that there are, docs/methods.md, each where it can decide
-    make bench-quality RIVALS=1       # beside them Torch-Pruning and onnxsim, which this installs (benchmarks/rivals)
+    make bench-quality RIVALS=all     # beside them Torch-Pruning and onnxsim, which this installs (benchmarks/rivals)
 
 Finished cells are kept in ``OUTPUT/cells.jsonl`` and not run again while code, torch and dense model are the same; a
 cell that was stopped starts over. Dense models are trained once and kept in ``OUTPUT/dense``. A full run writes
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     options = Options(
         output=given.output.resolve(),
         selection=Selection(
-            (*given.methods, *_present(RIVALS if given.rivals else ())),
+            (*given.methods, *_present(given.rivals)),
             seeds,
             given.budgets,
             given.epochs,
@@ -104,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--methods", type=_names(METHOD_NAMES), default=METHODS, help=f"all, or of {', '.join(METHOD_NAMES)}"
     )
-    parser.add_argument("--rivals", action="store_true", help=f"also what other projects make: {', '.join(RIVALS)}")
+    parser.add_argument(
+        "--rivals", type=_names(RIVALS), default=(), help=f"of other projects: all, or of {', '.join(RIVALS)}"
+    )
     parser.add_argument("--seeds", type=_numbers(int), help="default 0,1,2; with --quick 0")
     parser.add_argument("--budgets", type=_numbers(float), default=(), help="of those of the tasks; default all")
     parser.add_argument("--epochs", type=_numbers(int), default=(), help="of those of the tasks; default all")

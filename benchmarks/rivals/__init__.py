@@ -1,6 +1,6 @@
 """Other projects in the benchmark of quality: the same data, budget, number of epochs and trainer as ours.
 
-Nothing of l0compress depends on them; ``make bench-quality RIVALS=1`` installs what the lock file has of them.
+Nothing of l0compress depends on them; ``make bench-quality RIVALS=all`` installs what the lock file has of them.
 """
 
 from __future__ import annotations

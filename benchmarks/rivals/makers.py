@@ -34,5 +34,5 @@ def missing(method: str) -> str | None:
     try:
         versions(method)
     except PackageNotFoundError:
-        return f"{_DISTRIBUTIONS[method]} is not installed: make bench-quality RIVALS=1"
+        return f"{_DISTRIBUTIONS[method]} is not installed: make bench-quality RIVALS=all"
     return None
