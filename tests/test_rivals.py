@@ -14,10 +14,15 @@ from quality import housing
 from quality.__main__ import _parser
 from quality.cells import DENSE, ONNXSIM, RIVALS, TORCH_PRUNING, Cell, Grid, Selection
 from quality.images import with_convolutions
+from quality.page import write_page
 from quality.problem import Problem
+from quality.records import Row
 from quality.running import run_cell
+from quality.summary import duels, summaries
 from rivals import missing
 from rivals.made import NotCut, fitted, refusals_of
+from rivals.probe import by_l0compress, outcome
+from rivals.probe_networks import NETWORKS, Network
 from rivals.training import trained
 from rivals.with_onnxsim import feeds_of
 from rivals.with_torch_pruning import HESSIAN, TAYLOR, gradients_for, last_linear
@@ -146,6 +151,58 @@ class TestScores:
         feeds = feeds_of(["x"], Data(train=parts[0], val=parts[1]))
         values = [float(value) for feed in feeds for value in feed["x"].flatten()]
         assert values == [*map(float, range(100)), *map(float, range(1000, 1100))]
+
+
+class TestPage:
+    def rows(self) -> list[Row]:
+        tests = {DENSE: 10.0, "l0": 11.0, "magnitude": 12.0, "torch-pruning-taylor": 10.5, "onnxsim": 13.0}
+        epochs = {"onnxsim": 0}
+        cells = [Cell("housing", "macs", 0.5, epochs.get(name, 4), name, 0) for name in tests]
+        cells.append(Cell("housing", "macs", 0.5, 0, "l0", 0))
+        return [Row(one, "now", 10, 20, 0.5, 9.0, tests[one.method], 9.0, 1.0, 1.0, 1, 1) for one in cells]
+
+    def test_other_projects_are_fought_apart_from_our_own_methods(self):
+        found = summaries(self.rows())
+        (own,) = duels(found, housing.HOUSING.score, "housing")
+        assert (own.rival.setting.method, own.lead) == ("magnitude", 1.0)
+        theirs = duels(found, housing.HOUSING.score, "housing", of_other_projects=True)
+        assert {(duel.rival.setting.method, duel.lead) for duel in theirs} == {
+            ("torch-pruning-taylor", -0.5),
+            ("onnxsim", 2.0),
+        }
+
+    def test_the_page_says_where_another_project_is_ahead(self, tmp_path: Path):
+        page = write_page({"housing": housing.HOUSING}, self.rows(), tmp_path)
+        _, _, section = page.partition("## Learned gates against other projects")
+        score = housing.HOUSING.score.name
+        assert "At or ahead of the best of the others in 1 of 2 cells" in section
+        assert (
+            f"- housing, 0.5 macs, 4 epochs: {score} 11.00 against 10.50 of torch-pruning-taylor, with one seed"
+            in section
+        )
+
+    def test_without_them_it_does_not_speak_of_them(self, tmp_path: Path):
+        own = [row for row in self.rows() if row.cell.method not in RIVALS]
+        assert "other projects" not in write_page({"housing": housing.HOUSING}, own, tmp_path)
+
+
+class TestProbe:
+    @pytest.mark.parametrize("network", NETWORKS, ids=lambda network: network.name)
+    def test_the_dead_half_of_every_network_is_found_and_nothing_else_changes(self, network: Network):
+        assert outcome(network, by_l0compress) == "cut"
+
+    def test_what_goes_wrong_is_told_as_what_it_is(self):
+        network = NETWORKS[0]
+        dense = network.half_dead()
+        half = sum(parameter.numel() for parameter in dense.parameters()) - network.left
+
+        def fails(_: Network):
+            raise IndexError
+
+        assert outcome(network, fails) == "fails: IndexError"
+        assert outcome(network, lambda _: (dense, 0)) == "left whole"
+        assert outcome(network, lambda _: (dense, 1)) == "cut in part"
+        assert outcome(network, lambda _: (lambda x: dense(x) + 1, half)) == "cut, another function"
 
 
 def test_convolutions_in_place_of_padded_shortcuts_compute_the_same():

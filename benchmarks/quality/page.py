@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 
 from l0compress.measure.table import Table
-from quality.cells import DENSE
+from quality.cells import DENSE, RIVALS
 from quality.plot import write_plot
 from quality.problem import CALIBRATION_SAMPLES, Score, Task
 from quality.published import PUBLISHED
@@ -26,6 +26,16 @@ and rate). Runs of 0 epochs get {samples} samples without labels, chosen by the 
 are means over seeds, on {processor}; *threads x jobs* is what a run had and how many ran beside each other.
 
 ![score over budget](quality.svg)
+"""
+RIVALS_HEAD = """## Learned gates against other projects
+
+`make bench-quality RIVALS=all` gives other projects the same. Torch-Pruning cuts the module by one of its group scores,
+with gradients on {samples} labelled samples where the score wants them. Its ratio is turned until the budget is met; of
+its uniform and its global ranking the one that is better in validation is trained, by the trainer, teacher and settings
+of `--method magnitude`. It leaves a model's inputs whole, which ours may cut. onnxsim gets the ONNX file and the
+{samples} samples, without labels, cuts by its calibrated structured pruning, and solves the layers that are left by its
+ridge regression, which leaves out those that lost inputs and outputs alike. What is left is captured and counted as
+ours is.
 """
 COLUMNS = (
     "budget",
@@ -46,7 +56,7 @@ def write_page(tasks: Mapping[str, Task], rows: Sequence[Row], folder: Path) -> 
     found = summaries(rows)
     measured = [task for name, task in tasks.items() if any(one.setting.task == name for one in found)]
     parts = [HEAD.format(samples=CALIBRATION_SAMPLES, processor=processor())]
-    parts += [_wanted(tasks, found), _against(measured, found)]
+    parts += [_wanted(tasks, found), _against(measured, found), _against_projects(measured, found)]
     parts += [_section(task, [one for one in found if one.setting.task == task.name]) for task in measured]
     text = "\n".join(part for part in parts if part)
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,13 +84,25 @@ def _wanted(tasks: Mapping[str, Task], found: Sequence[Summary]) -> str:
 
 def _against(tasks: Sequence[Task], found: Sequence[Summary]) -> str:
     fought = [(duel, task.score) for task in tasks for duel in duels(found, task.score, task.name)]
-    if not fought:
+    return "" if not fought else f"## Learned gates against the other methods\n\n{_outcome(fought)}"
+
+
+def _against_projects(tasks: Sequence[Task], found: Sequence[Summary]) -> str:
+    if not any(one.setting.method in RIVALS for one in found):
         return ""
+    fought = [
+        (duel, task.score) for task in tasks for duel in duels(found, task.score, task.name, of_other_projects=True)
+    ]
+    head = RIVALS_HEAD.format(samples=CALIBRATION_SAMPLES)
+    return head if not fought else f"{head}\n{_outcome(fought)}"
+
+
+def _outcome(fought: Sequence[tuple[Duel, Score]]) -> str:
     ahead = [duel for duel, _ in fought if duel.lead >= 0]
     clear = [duel for duel in ahead if duel.clear]
     counts = f"in {len(ahead)} of {len(fought)} cells, in {len(clear)} of them by more than the seeds differ"
     behind = [_behind(duel, score) for duel, score in fought if duel.lead < 0]
-    lines = ["## Learned gates against the other methods", "", f"At or ahead of the best of the others {counts}."]
+    lines = [f"At or ahead of the best of the others {counts}."]
     return "\n".join([*lines, *(["", "Behind in:", "", *behind] if behind else []), ""])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from quality.cells import DENSE, Cell
+from quality.cells import DENSE, RIVALS, Cell
 from quality.problem import Score
 from quality.records import Row
 
@@ -87,12 +87,13 @@ class Duel:
         return "by more than the seeds differ" if self.clear else "within what the seeds differ by"
 
 
-def duels(found: Sequence[Summary], score: Score, task: str) -> list[Duel]:
-    """One for each budget and number of epochs that both were measured at."""
+def duels(found: Sequence[Summary], score: Score, task: str, *, of_other_projects: bool = False) -> list[Duel]:
+    """One for each budget and number of epochs that both were measured at: against our other methods, or theirs."""
     mine = [one for one in found if one.setting.task == task and one.setting.method == OURS]
     fought = []
     for ours in mine:
-        rivals = [one for one in found if _same(one.setting, ours.setting) and one.setting.method not in (OURS, DENSE)]
+        others = [one for one in found if _same(one.setting, ours.setting) and one.setting.method not in (OURS, DENSE)]
+        rivals = [one for one in others if (one.setting.method in RIVALS) == of_other_projects]
         if rivals:
             rival = min(rivals, key=lambda one: score.better(ours.test, one.test))
             lead = score.better(ours.test, rival.test)
