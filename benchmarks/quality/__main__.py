@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     failures = [] if given.page_only else run(chosen, options)
     kept_apart = given.quick or given.smoke
     # The page of the whole benchmark has all that is finished, whatever part of it was run now.
-    every = Selection((*METHOD_NAMES, *_present(RIVALS)), sorted({0, 1, 2, *seeds}))
+    every = Selection((*METHOD_NAMES, *(name for name in RIVALS if missing(name) is None)), sorted({0, 1, 2, *seeds}))
     shown = options if kept_apart else replace(options, selection=every)
     rows = finished([task for task in possible if shown.has_dense(task)], shown)
     text = write_page(TASKS, rows, options.output if kept_apart else REPOSITORY / "docs")

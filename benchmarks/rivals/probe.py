@@ -1,6 +1,6 @@
 """Who finds the dead half of a network's channels, and what is left then? Prints a table, each cell from a run.
 
-    PYTHONPATH=.:benchmarks python -W ignore -m rivals.probe
+    make bench-rivals    # PYTHONPATH=.:benchmarks python -W ignore -m rivals.probe
 
 Projects that are not installed are left out. Each gets networks in the form that it asks for: modules, for attention
 with the number of heads, or the ONNX file of :func:`l0compress.export_onnx`.
