@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from quality import housing
 from quality.__main__ import _parser
 from quality.cells import DENSE, ONNXSIM, RIVALS, TORCH_PRUNING, Cell, Grid, Selection
+from quality.harness import Options, fingerprints
 from quality.images import with_convolutions
 from quality.page import write_page
 from quality.problem import Problem
@@ -26,7 +28,7 @@ from rivals.probe_networks import NETWORKS, Network
 from rivals.training import trained
 from rivals.with_onnxsim import feeds_of
 from rivals.with_torch_pruning import HESSIAN, TAYLOR, gradients_for, last_linear
-from test_quality import numbers
+from test_quality import numbers, table
 from torch import nn
 
 from l0compress.data import Data, Split
@@ -78,15 +80,23 @@ class TestCells:
             name = INSTALLED[method].replace("_", "-")
             assert said == f"{name} is not installed: make bench-quality RIVALS=all"
 
+    def test_another_version_of_a_project_makes_its_rows_again_and_no_others(self, tmp_path: Path, monkeypatch):
+        options = Options(tmp_path, Selection(), smoke=True)
+        cells, marks = [cell("l0", epochs=0), cell(ONNXSIM, epochs=0)], []
+        for version in ("onnxsim 1", "onnxsim 2"):
+            monkeypatch.setattr("quality.harness.versions", {ONNXSIM: version}.__getitem__)
+            marks.append(fingerprints(table(), cells, options))
+        assert [marks[0][one] == marks[1][one] for one in cells] == [True, False]
+
 
 class TestBudget:
     def test_the_largest_network_within_the_budget_is_found(self):
         def narrow(share: float):
             return capture(nn.Linear(8, max(1, round(100 * (1 - share))), bias=False), (torch.zeros(2, 8),))
 
-        for width in (1, 25, 99):
-            share, graph = fitted(narrow, "params", 8 * width + 7)
-            assert cost(graph).params == 8 * width and round(100 * (1 - share)) in (width, 0)
+        for width, more in product((1, 25, 99), (0, 7)):
+            share, graph = fitted(narrow, "params", 8 * width + more)
+            assert cost(graph).params == 8 * width and max(1, round(100 * (1 - share))) == width
 
     def test_a_budget_out_of_reach_is_said(self):
         graph = capture(nn.Linear(8, 4, bias=False), (torch.zeros(2, 8),))
