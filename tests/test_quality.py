@@ -234,7 +234,7 @@ class TestHarness:
         ]
         dense = row(Cell("housing", "macs", 1.0, 4, DENSE, 0), 10.5)
         page = write_page({"housing": table(self.GRID)}, [dense, *rows], tmp_path)
-        assert "| 0.5 | 4 | l0 | 2 | 0.500 | 9.00 | 11.00 (10.00-12.00) | +0.50 | 1 | 1 x 1 |" in page
+        assert "| 0.5 | 4 | l0 | 2 | 0.500 | 9.00 | 11.00 (10.00-12.00) | +0.50 | 1 (1) | 1 x 1 |" in page
         assert "At or ahead of the best of the others in 1 of 1 cells, in 1 of them" in page
         assert (tmp_path / "quality.md").read_text() == page
         assert "<svg" in (tmp_path / "quality.svg").read_text()

@@ -23,7 +23,8 @@ otherwise the defaults. Every choice is made on the validation part; what is quo
 the test part is read once for it. Mean over seeds, with the least and the most in brackets. *dense* is the model that
 goes in, as it is and trained on for as many epochs as the compressed ones get (labels alone, same optimizer, schedule
 and rate). Runs of 0 epochs get {samples} samples without labels, chosen by the seed, for everything they do. Seconds
-are means over seeds, on {processor}; *threads x jobs* is what a run had and how many ran beside each other.
+are means over seeds, on {processor}, with those of the processor in brackets, since other work may have run
+beside; *threads x jobs* is what a run had and how many of the benchmark ran beside each other.
 
 ![score over budget](quality.svg)
 """
@@ -46,7 +47,7 @@ COLUMNS = (
     "validation",
     "test",
     "against dense",
-    "s",
+    "s (CPU)",
     "threads x jobs",
 )
 
@@ -156,7 +157,7 @@ def _row(one: Summary, dense: Summary | None, score: Score) -> tuple[str, ...]:
         f"{mean(row.val for row in one.rows):.{digits}f}",
         one.spread(digits),
         "" if dense is None else f"{one.test - dense.test:+.{digits}f}",
-        f"{mean(row.seconds for row in one.rows):.0f}",
+        f"{mean(row.seconds for row in one.rows):.0f} ({mean(row.cpu_seconds for row in one.rows):.0f})",
         ", ".join(sorted(used)),
     )
 
