@@ -17,6 +17,7 @@ from quality.cells import DENSE, ONNXSIM, RIVALS, TORCH_PRUNING, Cell, Grid, Sel
 from quality.harness import Options, fingerprints
 from quality.images import with_convolutions
 from quality.page import write_page
+from quality.plot import COLOURS
 from quality.problem import Problem
 from quality.records import Row
 from quality.running import run_cell
@@ -189,6 +190,14 @@ class TestPage:
         assert (
             f"- housing, 0.5 macs, 4 epochs: {score} 11.00 against 10.50 of torch-pruning-taylor, with one seed"
             in section
+        )
+
+    def test_every_line_has_a_colour_of_its_own(self, tmp_path: Path):
+        assert len(set(COLOURS.values())) == len(COLOURS)
+        write_page({"housing": housing.HOUSING}, self.rows(), tmp_path)
+        picture = (tmp_path / "quality.svg").read_text()
+        assert all(
+            f"{name}, {epochs} epochs" in picture for name, epochs in (("onnxsim", 0), ("torch-pruning-taylor", 4))
         )
 
     def test_without_them_it_does_not_speak_of_them(self, tmp_path: Path):

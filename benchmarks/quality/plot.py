@@ -8,7 +8,7 @@ from typing import Any
 
 import matplotlib
 
-from quality.cells import DENSE, METHODS, STRUCTURED_METHODS
+from quality.cells import DENSE, METHODS, RIVALS, STRUCTURED_METHODS
 from quality.problem import Task
 from quality.published import PUBLISHED
 from quality.summary import Summary
@@ -16,9 +16,10 @@ from quality.summary import Summary
 ACROSS = 3
 OTHERS = tuple(name for name in STRUCTURED_METHODS if name not in METHODS)
 # Learned gates and the scores in strong colours, everything else in those that are left.
+_MORE = ("black", "gold", "navy", "teal", "magenta", "sienna", "yellowgreen", "crimson", "deepskyblue", "indigo")
 COLOURS = {
-    name: f"C{number}" if number < 10 else ("black", "gold", "navy", "teal")[number - 10]
-    for number, name in enumerate((*METHODS, *OTHERS))
+    name: f"C{number}" if number < 10 else _MORE[number - 10]
+    for number, name in enumerate((*METHODS, *OTHERS, *RIVALS))
 }
 MARKERS = ("o", "s", "^", "v")
 
