@@ -23,7 +23,7 @@ METHODS = (
     Fault("l0compress.training:_is_hidden", "node.op != 'placeholder'", "True", (_DROPOUT, "Places")),
     Fault(
         "l0compress.training:GatePhase._replace_network_",
-        "drop_(self.gated.network, self.gated.groups.graph, self.problem.settings)",
+        "regularise_(self.gated.network, self.gated.groups.graph, self.problem.settings)",
         "pass",
         (_DROPOUT, "removal"),
     ),
