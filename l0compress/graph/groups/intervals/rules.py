@@ -34,12 +34,17 @@ Rule = Callable[[Operands, fx.Node], Interval]
 _NORM_EPS = 1e-5
 
 
+# What they return is one of the numbers that float32 and float64 share, or what they were given.
+_EXACT = frozenset({"relu", "relu6"})
+
+
 def rising(operands: Operands, node: fx.Node) -> Interval:
     """An elementwise operator that never falls takes bounds to bounds."""
     if len(node.all_input_nodes) > 1:
         return ANYTHING
     x, run = operands.of(node.args[0]), _runner(node)
-    return widened(run(x.low), run(x.high))
+    low, high = run(x.low), run(x.high)
+    return Interval(low, high) if op_name(node) in _EXACT else widened(low, high)
 
 
 def _runner(node: fx.Node) -> Callable[[Tensor], Tensor]:
