@@ -92,7 +92,7 @@ TASKS: dict[str, Callable[[], Table]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Try:
     """One way to compress: a target and the settings beside it, as text."""
 

@@ -129,7 +129,7 @@ class TestPenalty:
         norms = []
         for shape in ((2, 1, 4, 4), (9, 1, 4, 4), (3, 1, 8, 6)):
             network(torch.ones(shape))
-            norms.append(float(charged(torch.zeros(()), network, 1.0)))
+            norms.append(charged(torch.zeros(()), network, 1.0).item())
         assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
 
     def test_of_batches_in_parts_it_is_that_of_the_whole(self, graph, data):
@@ -143,7 +143,7 @@ class TestPenalty:
         plain = graph.module()
         network = observe_(graph.module(), graph, PENALISED)
         assert torch.equal(network.eval()(x), plain(x))
-        assert float(charged(torch.zeros(()), network, 1.0)) == 0
+        assert charged(torch.zeros(()), network, 1.0).item() == 0
         assert torch.equal(network.train()(x), plain(x))
         assert network.state_dict().keys() == plain.state_dict().keys()
         untouched = observe_(graph.module(), graph, FinetuneSettings())
@@ -232,7 +232,9 @@ class TestWhatIsRead:
         graph = captured(Between(torch.relu), 3)
         x = torch.randn(10, 3)
         x[:, 1] = 0
-        assert not seen(graph, x).any()
+        silent = seen(graph, x)
+        (inputs,) = (group for group in find_groups(graph).groups if group.kind == "inputs")
+        assert not silent[list(inputs.moves)].any()
 
     def test_a_plan_that_silences_what_fires_is_not_exact(self):
         graph = over_shares([[1.0, 1.0], [-1.0, -2.0]], [0.5, 0.0])
@@ -242,7 +244,23 @@ class TestWhatIsRead:
         assert not is_exact(KeepPlan.without(groups, [0]), firing)
 
     def test_widths_of_convolutions_stay_whole_blocks(self):
-        assert [removable(width, 9) for width in (16, 24, 20, 9)] == [0, 8, 4, 9]
+        assert [removable(width, 9) for width in (16, 24, 20, 9)] == [8, 8, 4, 9]
+
+
+@pytest.fixture(scope="module")
+def apart() -> Data:
+    """Three clouds that are further apart, so that fewer units than there are tell them from one another."""
+
+    def part(seed: int) -> Split:
+        split = blobs(seed=seed)
+        return Split((split.inputs[0] + 5 * F.one_hot(split.targets, 8),), split.targets)
+
+    return Data(part(0), part(1), part(2))
+
+
+@pytest.fixture(scope="module")
+def knowing(apart: Data) -> CapturedGraph:
+    return capture(trained_mlp(apart.train), (apart.train.inputs[0][:2],))
 
 
 def told(graph: CapturedGraph, data: Data, settings: FinetuneSettings, target=None) -> tuple:
@@ -263,44 +281,46 @@ def width(result) -> int:
 
 class TestRuns:
     @pytest.mark.parametrize("method", ["l0", "magnitude", "gradual-magnitude"])
-    def test_units_fall_silent_and_leave(self, graph, data, method):
+    def test_units_fall_silent_and_leave(self, knowing, apart, method):
         settings = replace(QUICK, method=method, epochs=12, learning_rate=0.02)
-        plain, _ = told(graph, data, settings)
-        result, messages = told(graph, data, replace(settings, activation_l1=0.3))
+        plain, _ = told(knowing, apart, settings)
+        result, messages = told(knowing, apart, replace(settings, activation_l1=0.3))
         assert width(result) < width(plain)
         assert messages[-1].startswith(
             f"Removed {width(plain) - width(result)} units that never fired on the 256 samples"
         )
-        call = Call(data.test.take(slice(0, 50)).args)
+        call = Call(apart.test.take(slice(0, 50)).args)
         assert verify(result.small, masked(result.folded, result.plan), inputs=[call]).max_relative < 1e-6
         assert result.last.state()["0.weight"].shape == result.small.state()["0.weight"].shape
-        assert result.best_evaluation.metric > 0.8
+        assert result.best_evaluation.metric > 0.95
 
-    def test_with_gates_on_single_weights_too(self, graph, data):
+    def test_with_gates_on_single_weights_too(self, knowing, apart):
         settings = replace(QUICK, granularity="both", epochs=12, activation_l1=0.3, learning_rate=0.02)
-        result, _ = told(graph, data, settings)
-        call = Call(data.test.take(slice(0, 50)).args)
+        result, messages = told(knowing, apart, settings)
+        assert messages[-1].startswith("Removed ")
+        call = Call(apart.test.take(slice(0, 50)).args)
         assert verify(result.small, masked(result.folded, result.plan), inputs=[call]).max_relative < 1e-6
 
     def test_where_single_weights_go_alone_no_unit_leaves(self, graph, data):
         result, _ = told(graph, data, replace(QUICK, granularity="weights", activation_l1=0.3))
         assert width(result) == 16
 
-    def test_units_that_have_to_stay_do(self, graph, data):
-        settings = replace(QUICK, epochs=12, activation_l1=3.0, learning_rate=0.02, min_density=0.5)
-        result, _ = told(graph, data, settings)
-        assert width(result) >= 8
+    def test_units_that_have_to_stay_do(self, knowing, apart):
+        settings = replace(QUICK, method="magnitude", epochs=12, activation_l1=0.3, learning_rate=0.02)
+        free, _ = told(knowing, apart, settings)
+        held, _ = told(knowing, apart, replace(settings, min_density=0.5))
+        assert width(free) < 8 <= width(held)
 
     def test_a_unit_that_the_validation_part_needs_stays_though_it_never_fired_in_training(self):
         """Two clouds in training; in validation a third one, which the last unit alone knows."""
         train, other = blobs(), blobs(seed=1)
         known = train.targets != 2
-        model = trained_mlp(blobs())
         two = Split((train.inputs[0][known],), train.targets[known])
+        two.inputs[0][:, 2].clamp_(max=1.5)
+        model = trained_mlp(two)
         with torch.no_grad():
-            model[0].weight[15], model[0].bias[15] = torch.eye(8)[2] * 10, -30.0
+            model[0].weight[15], model[0].bias[15] = torch.eye(8)[2] * 10, -20.0
             model[2].weight[:, 15] = torch.tensor([-5.0, -5.0, 5.0])
-            two.inputs[0][:, 2].clamp_(max=2.5)
         graph = capture(model, (two.inputs[0][:2],))
         settings = replace(QUICK, epochs=2, learning_rate=1e-6, activation_l1=1e-6, method="magnitude")
         result, messages = told(graph, Data(two, other, other), settings, {"params": 0.999})
