@@ -110,8 +110,9 @@ def _beside(name: str, *strengths: float) -> tuple[Try, ...]:
 RECIPES: dict[str, tuple[Try, ...]] = {
     "l0": (Try("params=0.5", {}), Try("params=0.25", {}), Try("params=0.1", {})),
     "l0, --l2": _beside("l2", 1e-4, 1e-3),
+    "l0, --penalty": (Try("penalty=1e-5", {}), Try("penalty=1e-4", {})),
     "l0, --penalty aic or bic": (Try("aic=1", {}), Try("bic=1", {})),
-    "l0, --activation-l1": _beside("activation_l1", 1e-3, 1e-2),
+    "l0, --activation-l1": _beside("activation_l1", 1e-3, 1e-2, 1e-1),
     "l0, --dropout": _beside("dropout", 0.1, 0.3),
 }
 

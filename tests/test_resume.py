@@ -272,7 +272,7 @@ CASES = {
         mlp, in_memory(vectors), replace(QUICK, dropout=0.2, drop_connect=0.1, granularity="weights"), every=5
     ),
     "a penalty on activations, and units that leave in the end": Case(
-        conv_net, in_memory(images), replace(QUICK, activation_l1=0.3, learning_rate=0.02), every=5
+        mlp, in_memory(vectors), replace(QUICK, activation_l1=0.1, learning_rate=0.05), every=5
     ),
     "several targets": Case(mlp, in_memory(vectors), VIOLATED, target={"params": 0.5, "macs": 0.4}, every=3),
     "a layer that is kept, and floors": Case(

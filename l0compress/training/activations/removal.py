@@ -158,9 +158,10 @@ def _went(trained: SmallModel, chosen: SmallModel, certain: KeepPlan, num_sample
 def _stay(trained: SmallModel, likely: KeepPlan, certain: KeepPlan, without: SmallModel) -> str:
     count = _num_dropped(certain, likely)
     before, after = trained.best_evaluation, without.best_evaluation
+    stay = "stays: without it" if count == 1 else "stay: without them"
     return (
-        f"{counted(count, 'unit')} that never fired on the training part may fire elsewhere, and "
-        f"{'stays: without it' if count == 1 else 'stay: without them'} validation {after.metric_name} would be {after.metric:.4f}, not {before.metric:.4f}."
+        f"{counted(count, 'unit')} that never fired on the training part may fire elsewhere, and {stay} validation "
+        f"{after.metric_name} would be {after.metric:.4f}, not {before.metric:.4f}."
     )
 
 

@@ -19,13 +19,13 @@ def argument(node: fx.Node, position: int, name: str, default: Any = None) -> An
 
 def _highest(weight: Tensor, x: Interval, bias: Tensor | None) -> Tensor:
     """The most that ``weight @ x + bias`` can be, for a weight ``(..., outputs, inputs, taps)``."""
-    above = times(weight.clamp(min=0).sum(-1), x.high) + times(weight.clamp(max=0).sum(-1), x.low)
-    size = times(weight.clamp(min=0).sum(-1), x.high.abs()) + times(-weight.clamp(max=0).sum(-1), x.low.abs())
-    shift = torch.zeros_like(above[..., 0]) if bias is None else bias.view(above.shape[:-1])
-    rounding = (weight.shape[-1] * weight.shape[-2] + 2) * EPS * (size.sum(-1) + shift.abs())
-    high = above.sum(-1) + shift + rounding
+    upward = times(weight.clamp(min=0).sum(-1), x.high)
+    downward = times(weight.clamp(max=0).sum(-1), x.low)
+    shift = torch.zeros_like(upward[..., 0]) if bias is None else bias.view(upward.shape[:-1])
+    rounding = (weight.shape[-1] * weight.shape[-2] + 2) * EPS * ((upward.abs() + downward.abs()).sum(-1) + shift.abs())
+    high = (upward + downward).sum(-1) + shift + rounding
     # A sum of terms none of which is above zero is not either, however it is rounded.
-    none_above = (above <= 0).all(-1) & (shift <= 0)
+    none_above = ((upward <= 0) & (downward <= 0)).all(-1) & (shift <= 0)
     return torch.where(none_above, high.clamp(max=0), high).flatten()
 
 

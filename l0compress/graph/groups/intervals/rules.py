@@ -163,7 +163,7 @@ def layer_norm(operands: Operands, node: fx.Node) -> Interval:
     return shifted(given[0], Interval.of(-most, most), given[1])
 
 
-def embedding(operands: Operands, node: fx.Node) -> Interval:
+def looked_up(operands: Operands, node: fx.Node) -> Interval:
     """Each column of a table between its least and its largest element."""
     table = operands.weight(node.args[0])
     return ANYTHING if table is None else Interval(table.amin(0), table.amax(0))
@@ -211,5 +211,5 @@ RULES: dict[str, Rule] = {
     "div": divided,
     "batch_norm": batch_norm,
     "layer_norm": layer_norm,
-    "embedding": embedding,
+    "embedding": looked_up,
 }
