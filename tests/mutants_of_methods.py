@@ -28,15 +28,8 @@ METHODS = (
         "pass",
         (_DROPOUT, "removal"),
     ),
-    Fault("l0compress.training:silent_moves", "behind & read & ~fires", "read & ~fires", (_SILENT, "always_zero")),
-    Fault("l0compress.training:silent_moves", "behind & read & ~fires", "behind & read", (_SILENT, "Proofs")),
+    Fault("l0compress.training:silent_moves", "read & ~fires", "read", (_SILENT, "Proofs")),
     Fault("l0compress.training:firing_on", "watch.fired", "None", (_SILENT, "reads_the_input")),
-    Fault(
-        "l0compress.training:_watch_",
-        "network.graph.inserting_before(reader)",
-        "network.graph.inserting_after(nodes[operand.name])",
-        (_SILENT, "written_in_place"),
-    ),
     Fault(
         "l0compress.training:_is_worse",
         "sign * (now.metric - before.metric) < -_ROUNDING * abs(before.metric)",

@@ -104,28 +104,15 @@ def find_rectifiers(graph: CapturedGraph) -> tuple[Rectifier, ...]:
     groups = groups_of(graph)
     if groups is None:
         return ()
-    removable = rectified_moves(groups)
     return tuple(
-        Rectifier(node.name, units_of(groups.labelled.values[node.name]), _is_signed(node))
+        Rectifier(node.name, prod(flattened(plane).numel() for plane in value.planes), _is_signed(node))
         for node in graph.nodes()
-        if node.name in removable
+        if is_rectifier(node) and isinstance(value := groups.labelled.values.get(node.name), Value)
+        if _has_moves(groups, value)
     )
 
 
-def rectified_moves(groups: Groups) -> dict[str, torch.Tensor]:
-    """By the name of each rectifier, int64: the moves that remove units of it; those without any are left out."""
-    found = {}
-    for node in groups.graph.nodes():
-        value = groups.labelled.values.get(node.name)
-        if node.op == "call_function" and isinstance(value, Value) and is_rectifier(node):
-            members = [groups.components.of(flattened(plane)) for plane in value.planes]
-            moves = [groups.moves_of_component[torch.from_numpy(each).long()].flatten() for each in members]
-            listed = torch.cat([*moves, torch.zeros(0, dtype=torch.long)]).unique()
-            if bool((listed < groups.num_moves).any()):
-                found[node.name] = listed[listed < groups.num_moves]
-    return found
-
-
-def units_of(value: object) -> int:
-    """How many units have an activation of their own in a value."""
-    return prod(flattened(plane).numel() for plane in value.planes) if isinstance(value, Value) else 1
+def _has_moves(groups: Groups, value: Value) -> bool:
+    """Whether something of a value can be removed."""
+    members = (torch.from_numpy(groups.components.of(flattened(plane)).astype("int64")) for plane in value.planes)
+    return any(bool((groups.moves_of_component[each] < groups.num_moves).any()) for each in members)

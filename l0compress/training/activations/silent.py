@@ -1,7 +1,7 @@
 """Units that never fire: whatever reads them reads zeros, so that the network without them computes the same.
 
 requires: the groups of a graph, and for each value that is read where it may be other than zero.
-ensures:  moves behind rectifiers whose removal silences nothing but zeros: the masked network is the dense one.
+ensures:  moves whose removal silences nothing but zeros: the masked network is the dense one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from l0compress.graph.groups.vanish import carries_tensor
 from l0compress.graph.labels.values import Value, core, varying
 from l0compress.graph.nodes.network import GraphNetwork, argument_at
 from l0compress.graph.nodes.recurrence import is_recurrent
-from l0compress.training.activations.rectifiers import rectified_moves
 
 # By the number of a read, bool (components,): of which components it may read something else than zero.
 Firing = Mapping[int, Tensor]
@@ -62,15 +61,12 @@ def firing_on(groups: Groups, batches: Iterable[Batch], *, device: str = "cpu") 
 
 
 def silent_moves(groups: Groups, firing: Firing) -> Tensor:
-    """bool (num_moves,): the moves that remove units of a rectifier of which nothing that is read fires."""
-    behind = torch.zeros(groups.num_moves + 1, dtype=torch.bool)
-    for moves in rectified_moves(groups).values():
-        behind[moves] = True
-    read, fires = torch.zeros_like(behind), torch.zeros_like(behind)
+    """bool (num_moves,): the moves that remove units of which nothing that is read fires."""
+    read, fires = torch.zeros(2, groups.num_moves + 1, dtype=torch.bool)
     for number, one in enumerate(groups.reads):
         read[one.moves.flatten()] = True
         fires[one.moves[_fires(firing, number, one)].flatten()] = True
-    return (behind & read & ~fires)[:-1]
+    return (read & ~fires)[:-1]
 
 
 def is_exact(plan: KeepPlan, firing: Firing) -> bool:
