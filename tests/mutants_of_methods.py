@@ -54,7 +54,7 @@ METHODS = (
         "l0compress.graph.groups.intervals.products:_highest",
         "(upward + downward).sum(-1) + shift + rounding",
         "(upward + downward).sum(-1) + shift",
-        (_INTERVALS, "rounding"),
+        (_INTERVALS, "cancels"),
     ),
     Fault("l0compress.training:weight_information", "count += len(batch)", "count += 2", (_OF_WEIGHTS, "gauss")),
     Fault(

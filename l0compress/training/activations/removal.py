@@ -55,7 +55,9 @@ class SmallModel:
     last_evaluation: Evaluation
 
     def under(self, plan: KeepPlan, problem: Problem) -> SmallModel:
-        """What a plan that drops more leaves of it, measured anew."""
+        """What a plan leaves of it, measured anew where it drops more."""
+        if bool((plan.keep == self.plan.keep).all()):
+            return self
         best, last = (self._cut(small, plan) for small in (self.best, self.last))
         measured = (problem.evaluate(as_measured(small, problem.settings).to(problem.device)) for small in (best, last))
         return SmallModel(plan, best, last, *measured)
