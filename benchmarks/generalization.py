@@ -70,7 +70,9 @@ class Table:
 
 
 def _standardised(values: Tensor, rows: Tensor) -> Tensor:
-    return (values - values[rows].mean(0)) / values[rows].std(0).clamp(min=1e-6)
+    centre, deviation = values[rows].mean(0), values[rows].std(0)
+    # What is the same in all rows that are trained on says nothing, and would be endless elsewhere.
+    return torch.where(deviation > 0, (values - centre) / deviation, 0.0)
 
 
 def _of_scikit(load: Callable[..., tuple], train: int, val: int) -> Table:
