@@ -9,6 +9,7 @@ _SCORES, _SPARSIFY = "../test_method_scores.py", "../test_sparsifying.py"
 _DENSITIES, _PENALTIES = "../test_density_search.py", "../test_penalties.py"
 _LIMITS, _KEEP = "../test_limits.py", "../test_protection.py"
 
+_SILENT, _INTERVALS = "../test_activations.py", "test_intervals.py"
 _TERNARY, _DROPOUT, _OF_WEIGHTS = "../test_ternary.py", "../test_dropout.py", "../test_fisher_weights.py"
 
 METHODS = (
@@ -23,9 +24,37 @@ METHODS = (
     Fault("l0compress.training:_is_hidden", "node.op != 'placeholder'", "True", (_DROPOUT, "Places")),
     Fault(
         "l0compress.training:GatePhase._replace_network_",
-        "drop_(self.gated.network, self.gated.groups.graph, self.problem.settings)",
+        "regularise_(self.gated.network, self.gated.groups.graph, self.problem.settings)",
         "pass",
         (_DROPOUT, "removal"),
+    ),
+    Fault("l0compress.training:silent_moves", "read & ~fires", "read", (_SILENT, "Proofs")),
+    Fault("l0compress.training:firing_on", "watch.fired", "None", (_SILENT, "reads_the_input")),
+    Fault(
+        "l0compress.training:_is_worse",
+        "sign * (now.metric - before.metric) < -_ROUNDING * abs(before.metric)",
+        "False",
+        (_SILENT, "validation_part_needs"),
+    ),
+    Fault(
+        "l0compress.training:Activations.forward",
+        "units * size.mean(dtype=torch.promote_types(x.dtype, torch.float32))",
+        "size.mean()",
+        (_SILENT, "Penalty"),
+    ),
+    Fault(
+        "l0compress.training:_differentiate_",
+        "problem.settings.activation_l1 * share",
+        "problem.settings.activation_l1",
+        (_SILENT, "in_parts"),
+    ),
+    Fault("l0compress.graph.groups.intervals.products:convolution", "x.hull(ZERO)", "x", (_INTERVALS, "padded")),
+    Fault("l0compress.graph.groups.intervals.rules:layer_norm", "math.prod(sizes) - 1", "1", (_INTERVALS, "root")),
+    Fault(
+        "l0compress.graph.groups.intervals.products:_highest",
+        "(upward + downward).sum(-1) + shift + rounding",
+        "(upward + downward).sum(-1) + shift",
+        (_INTERVALS, "cancels"),
     ),
     Fault("l0compress.training:weight_information", "count += len(batch)", "count += 2", (_OF_WEIGHTS, "gauss")),
     Fault(

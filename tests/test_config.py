@@ -29,6 +29,7 @@ OTHER = {
     "factory": "nets:lenet", "trust_pickle": True, "seed": 9, "device": "cuda", "threads": 3, "checkpoint_every": 17,
     "epochs": 5, "batch_size": 12, "lr": 0.25, "optimizer": "sgd", "clip": 2.5, "loss": "mse", "bf16": True,
     "quantization_aware": True, "ternary": True, "dropout": 0.125, "drop_connect": 0.375,
+    "activation_l1": 0.0625,
     "weight_decay": 0.5, "distill": False, "distill_temperature": 3.0, "final_temperature": 4.0, "task_share": 0.75,
     "input_dropout": 0.25,
 }  # fmt: skip
@@ -130,6 +131,7 @@ def test_every_value_arrives_where_it_belongs() -> None:
         "ternary",
         "dropout",
         "drop_connect",
+        "activation_l1",
     ):
         named[name] = OTHER[name]
     assert {name: getattr(settings, name) for name in named} == named

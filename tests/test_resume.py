@@ -271,6 +271,9 @@ CASES = {
     "dropout and DropConnect, single weights": Case(
         mlp, in_memory(vectors), replace(QUICK, dropout=0.2, drop_connect=0.1, granularity="weights"), every=5
     ),
+    "a penalty on activations, and units that leave in the end": Case(
+        mlp, in_memory(vectors), replace(QUICK, activation_l1=0.1, learning_rate=0.05), every=5
+    ),
     "several targets": Case(mlp, in_memory(vectors), VIOLATED, target={"params": 0.5, "macs": 0.4}, every=3),
     "a layer that is kept, and floors": Case(
         conv_net, in_memory(images), replace(QUICK, min_density=0.3), target={"params": 0.7}, every=3

@@ -37,7 +37,7 @@ def align(plan: KeepPlan, scores: Tensor, limits: Limits) -> Tensor:
         bool (num_moves,), closed, within ``limits``; that of ``plan`` itself where alignment would use less than 97 %.
     """
     groups, keep = limits.groups, plan.keep
-    blocks = [group for group in groups.groups if _is_aligned_kind(groups, group)]
+    blocks = [group for group in groups.groups if is_aligned_kind(groups, group)]
     if not blocks:
         return keep
     trial = keep.clone()
@@ -56,7 +56,7 @@ def align(plan: KeepPlan, scores: Tensor, limits: Limits) -> Tensor:
     return chosen if limits.is_used(chosen) or limits.share(chosen) >= limits.share(keep) else keep
 
 
-def _is_aligned_kind(groups: Groups, group: Group) -> bool:
+def is_aligned_kind(groups: Groups, group: Group) -> bool:
     """Plain channels of a convolution, at least two blocks of them."""
     names = [place.rpartition(":")[0] for place in group.where]
     kernels = any(len(groups.labelled.parameters[name].shape) > 2 for name in names)

@@ -30,7 +30,7 @@ class ProgressEvent:
 
     Before all others come those of the stage "warning", if there are any: what is odd about data or model, in
     ``message``; ``category`` is the class of Python's warning that says the same. One of the stage "decided" says, in
-    ``message`` too, which of several decisions the run goes on with.
+    ``message`` too, which of several decisions the run goes on with, or which units leave for never firing.
 
     ``member`` is the member of a family that is being made, by its target; epochs are counted anew for each.
     """

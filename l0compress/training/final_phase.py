@@ -11,12 +11,13 @@ from torch import Tensor
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
-from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import densities_told
 from l0compress.training.fake_quantization import fake_quantized
 from l0compress.training.optim import schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
+from l0compress.training.regularisers import regularise_
+from l0compress.training.settings import FinetuneSettings
 from l0compress.training.sparsity import NO_MASKS, keep_zeros_
 from l0compress.training.stage import Optimizers, Phase
 from l0compress.training.state_dicts import FINETUNE, StateDict, prefixed, under
@@ -53,11 +54,11 @@ class FinalPhase(Phase):
         self.problem = replace(problem, objective=replace(problem.objective, temperature=settings.final_temperature))
         self.epochs = range(settings.gated_epochs, settings.epochs)
         self._small, self._teacher, self._densities = small, teacher, densities
-        network = fake_quantized(small) if settings.quantization_aware else small.module()
+        network = as_measured(small, settings)
         self._ternary = ternary_weights(small, settings.keep_float) if settings.ternary else ()
         if self._ternary:
             ternary_network_(network, self._ternary)
-        drop_(network, small, settings)
+        regularise_(network, small, settings)
         self._network = keep_zeros_(network.to(settings.device), masks)
         self._parameters = dict(self._network.named_parameters())
         self._optimizer = weight_optimizer(
@@ -128,6 +129,11 @@ class FinalPhase(Phase):
         self.load_optimizers_state_(state_dict)
         self.best, self.last = (Evaluation.from_json(state_dict[name]) for name in ("best", "last"))
         self._best_state, self.best_epoch = under("best", state_dict), state_dict["best_epoch"]
+
+
+def as_measured(small: CapturedGraph, settings: FinetuneSettings) -> GraphNetwork:
+    """The network of a small graph by which the best state is chosen: rounded as it will be, where it will be."""
+    return fake_quantized(small) if settings.quantization_aware else small.module()
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

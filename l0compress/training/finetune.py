@@ -16,6 +16,8 @@ from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups.resource import Resource
 from l0compress.graph.nodes.checksum import weights_checksum
+from l0compress.training.activations.penalty import check_activations
+from l0compress.training.activations.removal import SmallModel, without_silent_units
 from l0compress.training.decision import Decision
 from l0compress.training.dropout import check_dropout
 from l0compress.training.evaluation import Evaluation
@@ -98,9 +100,10 @@ def protected(graph: CapturedGraph, settings: FinetuneSettings) -> CapturedGraph
 
 def check_rewritable(graph: CapturedGraph, settings: FinetuneSettings) -> None:
     """Raises:
-    InputError: the settings round or drop something in training, but the model has nothing of the kind.
+    InputError: the settings round, drop or penalise something in training, but the model has nothing of the kind.
     """
     check_dropout(graph, settings)
+    check_activations(graph, settings)
     if settings.quantization_aware:
         check_quantizable(graph)
     if settings.ternary:
@@ -139,9 +142,13 @@ def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, 
     state.decided = prefixed(_PLAN, plan.tensors())
     phase = FinalPhase(problem, small, teacher=state.dense, densities=densities, masks=masks)
     train_(state, phase)
-    best, last = phase.best_graph, phase.last_graph
+    trained = SmallModel(plan, phase.best_graph, phase.last_graph, phase.best, phase.last)
+    if problem.settings.activation_l1:
+        trained = without_silent_units(state, trained)
+        _check_surgery(problem, Decision(trained.plan, trained.best))
+    plan, best, last = trained.plan, trained.best, trained.last
     problem.processes.check_same(weights_checksum(best.state()), "The small model")
-    check_zeros(last.state(), masks)
+    check_zeros(last.state(), plan.small_masks())
     before = {weights_checksum(problem.graph.state()): "the weights from before it"}
     return FinetuneResult(
         dense=problem.graph,
@@ -150,9 +157,9 @@ def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, 
         small=best,
         last=last,
         dense_evaluation=state.dense,
-        best_evaluation=phase.best,
+        best_evaluation=trained.best_evaluation,
         best_epoch=phase.best_epoch,
-        last_evaluation=phase.last,
+        last_evaluation=trained.last_evaluation,
         history=tuple(state.history),
         reading=problem.objective.reading,
     )

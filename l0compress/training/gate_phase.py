@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from l0compress.gates.attach import Compacted, GatedNetwork, compact, compact_again
 from l0compress.training.budget import Penalty
 from l0compress.training.compaction import removal_macs, saved_macs
-from l0compress.training.dropout import drop_
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.expected_norms import ExpectedNorms
 from l0compress.training.optim import carry_state_, schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
+from l0compress.training.regularisers import regularise_
 from l0compress.training.stage import Optimizers, Phase
 from l0compress.training.state_dicts import GATES, StateDict, prefixed, under
 
@@ -34,7 +34,7 @@ class GatePhase(Phase):
 
     def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty) -> None:
         self.problem, self.gated, self.budget, self.scaler = problem, gated, budget, problem.scaler()
-        drop_(gated.network, gated.groups.graph, problem.settings)
+        regularise_(gated.network, gated.groups.graph, problem.settings)
         self.epochs = range(problem.settings.gated_epochs)
         self.moves = torch.arange(gated.groups.num_moves)
         self.cuts: list[Tensor] = []
@@ -119,7 +119,7 @@ class GatePhase(Phase):
     def _replace_network_(self, compacted: Compacted) -> None:
         self.cuts.append(compacted.kept_moves)
         self.gated, self.moves = compacted.gated, self.moves[compacted.kept_moves]
-        drop_(self.gated.network, self.gated.groups.graph, self.problem.settings)
+        regularise_(self.gated.network, self.gated.groups.graph, self.problem.settings)
         self.budget.follow_(self.gated, compacted.kept_moves)
 
     def _create_optimizers_(self) -> None:

@@ -119,8 +119,8 @@ class Problem:
         cached = self.teacher_cache.batches(self.batch_size, seed=self._seed(epoch.number))
         return islice(cached, epoch.step, None)
 
-    def losses(self, network: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Iterator[Tensor]:
-        """The training loss of one batch, as :meth:`loss` has it.
+    def losses(self, network: nn.Module, batch: Batch, teacher_outputs: Any = None) -> Iterator[tuple[Tensor, float]]:
+        """The training loss of one batch, as :meth:`loss` has it, and the share of the samples that it is of.
 
         Where batches are divided, these are the losses of the parts that this process computes. Those of all processes
         add up to the batch's, and each is to be differentiated before the next is asked for.
@@ -130,7 +130,7 @@ class Problem:
         """
         division = self.division
         if division.is_whole:
-            yield self.loss(network, batch, teacher_outputs)
+            yield self.loss(network, batch, teacher_outputs), WHOLE.samples
             return
         dropped = self.with_dropout(batch)
         noise = PartNoise(self.device)
@@ -138,7 +138,8 @@ class Problem:
             taught = rows_of(teacher_outputs, part.rows, len(batch))
             with noise.of(network, part.number), self.processes.statistics():
                 own = batch.rows(part.rows)
-                yield self.loss(network, own, taught, dropped=dropped.rows(part.rows), share=part.share)
+                loss = self.loss(network, own, taught, dropped=dropped.rows(part.rows), share=part.share)
+                yield loss, part.share.samples
         noise.end_()
 
     def loss(

@@ -12,6 +12,7 @@ from torch import Tensor
 from l0compress.data import Batch
 from l0compress.errors import DataError
 from l0compress.graph.nodes.checksum import weights_checksum
+from l0compress.training.activations.penalty import charged
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import WARNING, ProgressEvent
 from l0compress.training.faults import EXPLODED, check_parameters, diverged
@@ -234,8 +235,9 @@ def _differentiate_(phase: Phase, problem: Problem, batch: Batch, teacher_output
     """Leave the gradients of a batch's regularised loss with the network's parameters; returns the loss without."""
     processes, network = problem.processes, phase.network
     value = 0.0
-    for number, loss in enumerate(problem.losses(network, batch, teacher_outputs)):
+    for number, (loss, share) in enumerate(problem.losses(network, batch, teacher_outputs)):
         value += float(loss.detach())
+        loss = charged(loss, network, problem.settings.activation_l1 * share)
         # The mean over processes is taken of all of it, and what regularises is the same in each of them.
         scaled = loss if processes.is_alone else loss * processes.size
         phase.scaler.scale(scaled if number else phase.regularized(scaled)).backward()

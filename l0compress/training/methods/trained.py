@@ -22,7 +22,6 @@ from l0compress.graph.nodes.network import attribute
 from l0compress.training.closing import closed
 from l0compress.training.decision import Decision
 from l0compress.training.descent import GROUP_STEP, held_back
-from l0compress.training.dropout import drop_
 from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.harden import decide
 from l0compress.training.limits import Limits
@@ -33,6 +32,7 @@ from l0compress.training.methods.one_shot_weights import weight_limits
 from l0compress.training.methods.pressure import MOVES, Pressed, Pressure
 from l0compress.training.problem import Problem
 from l0compress.training.reachable import check_reachable
+from l0compress.training.regularisers import regularise_
 from l0compress.training.rounding import round_weights
 from l0compress.training.samples import repair_on_samples
 from l0compress.training.sparsify_phase import SparsifyPhase
@@ -58,7 +58,7 @@ class Trained(Method):
 
     def decide(self, state: TrainingState) -> Decision:
         network = self._network(state.problem).train().to(state.problem.device)
-        drop_(network.network, network.groups.graph, state.problem.settings)
+        regularise_(network.network, network.groups.graph, state.problem.settings)
         pressure = self.pressure(Pressed(network, self.limits, state.problem))
         train_(state, SparsifyPhase(state.problem, pressure))
         return self._rounded(pressure, state)

@@ -51,6 +51,8 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
         dropout: share of the elements of hidden activations that layers do not see in training, see
             :mod:`~l0compress.training.dropout`.
         drop_connect: the same of the elements of weights.
+        activation_l1: strength of a penalty on activations behind rectifiers, in training; units that never fire are
+            removed after it. See :mod:`~l0compress.training.activations.penalty`.
         latency_batch, latency_threads, latency_dtype: how the model will run, where a target is a latency.
         l2, l1: strengths of the weights' norms in expectation over their gates, while gates are learned; with either,
             they take the place of weight decay there. See :mod:`~l0compress.training.expected_norms`.
@@ -112,6 +114,12 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
                 f"{'l2' if self.l2 else 'l1'}={self.l2 or self.l1} with method={self.method!r}: the norm is weighted "
                 "by how far gates are open, but no gates are learned.",
                 fix="Pass --method l0 or hybrid, or omit it; for plain weight decay set weight_decay.",
+            )
+        if self.activation_l1 and self.epochs == 0:
+            raise InputError(
+                f"activation_l1={self.activation_l1} with epochs=0: activations are penalised in training, but there "
+                "is none.",
+                fix="Pass --epochs 2 or more, or omit --activation-l1.",
             )
         if self.bf16 and self.precision == "float16":
             raise InputError("bf16 and precision='float16' contradict each other.", fix="Omit one of them.")

@@ -88,3 +88,13 @@ class RegularizationSettings:
             help="Share of the elements of weights dropped in training (DropConnect).",
         ),
     )
+    activation_l1: float = field(
+        default=0.0,
+        metadata=setting(
+            least=0,
+            metavar="STRENGTH",
+            panel=PANEL,
+            help="Beside the loss, the mean activation of each unit behind a ReLU, added up over units, times this; "
+            "units that then never fire are removed after training.",
+        ),
+    )

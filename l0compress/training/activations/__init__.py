@@ -1,0 +1,1 @@
+"""Sparse activations: a penalty on what leaves rectifiers, and the removal of units that never fire."""
