@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -133,7 +134,7 @@ def _pieces(length: int) -> Iterator[tuple[int, int]]:
     """
     single = max(math.ceil(2 * length / 3), length - _SINGLE)
     marks = sorted({0, math.ceil(length / 3), *range(single, length), length})
-    yield from zip(marks, marks[1:], strict=False)
+    yield from pairwise(marks)
 
 
 def logits_alone(model: Callable[..., Any]) -> Callable[..., dict[str, Any]]:

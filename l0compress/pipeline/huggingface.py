@@ -13,10 +13,12 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import find_groups
 from l0compress.graph.groups.cost import Cost
+from l0compress.loading.huggingface import load_folder
 from l0compress.pipeline.compress_result import CompressResult
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.run_result import metric_name, targets_in
 from l0compress.pipeline.runs import CONFIG, PLAN, FinishedRun, reading_of
+from l0compress.pipeline.sources import captured_like
 from l0compress.training.results import FinetuneResult
 from l0compress.verification.calls import Call
 
@@ -149,7 +151,7 @@ def export_run_folder(run: FinishedRun, destination: Path, *, inputs: Sequence[C
     from l0compress.export.huggingface.export import export_folder
 
     source = _source_of(run)
-    return export_folder(_cut_of(run), source, destination, facts=_facts_of(run), inputs=inputs)
+    return export_folder(_cut_of(run, source), source, destination, facts=_facts_of(run), inputs=inputs)
 
 
 def export_run_with_past(run: FinishedRun, path: Path, *, settings: OnnxSettings | None = None) -> ExportedWithPast:
@@ -162,15 +164,21 @@ def export_run_with_past(run: FinishedRun, path: Path, *, settings: OnnxSettings
     from l0compress.export.huggingface.with_past import export_with_past
 
     source = _source_of(run)
-    return export_with_past(_cut_of(run), source, path, settings=settings)
+    return export_with_past(_cut_of(run, source), source, path, settings=settings)
 
 
-def _cut_of(run: FinishedRun) -> Cut:
+def _cut_of(run: FinishedRun, source: Path) -> Cut:
+    """The cut of a run, whose plan is read as it was written: by the groups of the model as the folder has it.
+
+    A group is named after the first layer that it cuts, and the order of layers is not the same in ``dense.pt2``.
+    """
     from l0compress.export.huggingface.export import Cut
 
-    groups = find_groups(captured_pt2(run.dense))
+    fixed = read_config(run.folder / CONFIG).get("fixed")
+    dense = captured_like(captured_pt2(run.dense), load_folder(source), dynamic="batch" if fixed else "auto")
     kept = json.loads((run.folder / PLAN).read_text(encoding="utf-8"))["kept"]
-    return Cut(captured_pt2(run.small), KeepPlan.from_kept(groups, kept))
+    plan = KeepPlan.from_kept(find_groups(dense), kept)
+    return Cut(captured_pt2(run.small), plan, captured_pt2(run.masked))
 
 
 def _source_of(run: FinishedRun) -> Path:
