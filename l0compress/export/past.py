@@ -56,9 +56,7 @@ def past_of(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     >>> past_of({"logits": torch.zeros(1), "present.0.key": torch.ones(1)})
     {'past_key_values.0.key': tensor([1.])}
     """
-    return {
-        _PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if name.startswith(_PRESENT)
-    }
+    return {_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if name.startswith(_PRESENT)}
 
 
 def completed(given: Mapping[str, Tensor], inputs: Sequence[TensorSpec]) -> dict[str, Tensor]:
