@@ -56,6 +56,18 @@ def bloom() -> nn.Module:
     return transformers.BloomForCausalLM(config)
 
 
+def phi() -> nn.Module:
+    """With rotary embeddings of half of each head's width."""
+    return transformers.PhiForCausalLM(transformers.PhiConfig(**{**NARROW, **NO_ENDS, "hidden_size": 32}))
+
+
+def gpt_neox() -> nn.Module:
+    """As Phi, and with queries, keys and values of each head side by side in one product."""
+    rotary = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    config = transformers.GPTNeoXConfig(**{**NARROW, **NO_ENDS, "hidden_size": 32}, rope_parameters=rotary)
+    return transformers.GPTNeoXForCausalLM(config)
+
+
 DECODERS = {"Llama": llama, "Qwen3": qwen3, "GPT-2": gpt2}
 Kept = dict[str, list[int]]
 

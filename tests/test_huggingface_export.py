@@ -20,8 +20,10 @@ from cut_folders import (
     gemma3,
     generated,
     gpt2,
+    gpt_neox,
     llama,
     masked_greedy,
+    phi,
     phi3,
     tokens,
 )
@@ -134,14 +136,17 @@ class TestStockClasses:
 
 
 class TestOtherForwards:
-    def test_tables_by_kind_of_layer_and_norms_that_add_one(self, case_of: Callable[..., Case]) -> None:
-        case = case_of(gemma3)
+    @pytest.mark.parametrize("build", [gemma3, phi])
+    def test_tables_by_kind_of_layer_or_for_a_part_of_each_head(
+        self, build: Callable[[], nn.Module], case_of: Callable[..., Case]
+    ) -> None:
+        case = case_of(build)
         cut = case.cut(case.random(1))
         assert "literals" not in case.exported(cut).how
         prompt = tokens(2, 5)
         assert torch.equal(generated(case.loaded(), prompt, 12), masked_greedy(cut, prompt, 12))
 
-    @pytest.mark.parametrize("build", [phi3, bloom])
+    @pytest.mark.parametrize("build", [phi3, bloom, gpt_neox])
     def test_widths_as_literals_in_forward_leave_activations_as_wide_as_they_were(
         self, build: Callable[[], nn.Module], case_of: Callable[..., Case]
     ) -> None:
