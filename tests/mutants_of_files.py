@@ -49,7 +49,7 @@ FILES = (
         ("../test_with_past.py", "wrong_cache"),
     ),
     Fault(
-        "l0compress.export.attention_layout:_reshapes_before",
+        "l0compress.export.flat_network:_reshapes_before",
         "_VIEWS if op_name(node) == 'view' else frozenset()",
         "frozenset()",
         ("../test_export_kernels.py", "width_one"),
