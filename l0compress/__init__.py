@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from l0compress.pipeline.artifacts import load
     from l0compress.pipeline.compress import compress
     from l0compress.pipeline.family import compress_family
-    from l0compress.pipeline.huggingface import export_huggingface
+    from l0compress.pipeline.huggingface import export_huggingface, export_onnx_with_past
     from l0compress.training.budget import Budget
     from l0compress.training.finetune import finetune
     from l0compress.training.harden import harden
@@ -96,6 +96,7 @@ _HOMES = {
     "export_bundle": "l0compress.export.bundle",
     "export_huggingface": "l0compress.pipeline.huggingface",
     "export_onnx": "l0compress.export.onnx",
+    "export_onnx_with_past": "l0compress.pipeline.huggingface",
     "export_pt2": "l0compress.export.pt2",
     "find_groups": "l0compress.graph",
     "finetune": "l0compress.training.finetune",
@@ -138,6 +139,7 @@ __all__ = [
     "export_bundle",
     "export_huggingface",
     "export_onnx",
+    "export_onnx_with_past",
     "export_pt2",
     "find_groups",
     "finetune",

@@ -1,4 +1,4 @@
-"""Faults to plant in what vets files of strangers, and in the comparison of outputs."""
+"""Faults to plant in what vets files of strangers, in files that are written, and in the comparison of outputs."""
 
 from __future__ import annotations
 
@@ -41,5 +41,23 @@ FILES = (
         "found = vars(instance)[self._KEPT] = found()",
         "found = found()",
         (COST, "once"),
+    ),
+    Fault(
+        "l0compress.export.past:TokenByToken.__call__",
+        "past = past_of(outputs)",
+        "past = past or past_of(outputs)",
+        ("../test_with_past.py", "wrong_cache"),
+    ),
+    Fault(
+        "l0compress.export.flat_network:_reshapes_before",
+        "_VIEWS if op_name(node) == 'view' else frozenset()",
+        "frozenset()",
+        ("../test_export_kernels.py", "width_one"),
+    ),
+    Fault(
+        "l0compress.graph.groups.roots:_carries",
+        "flattened(plane)",
+        "plane",
+        ("test_roots.py", "part_of_each_head"),
     ),
 )

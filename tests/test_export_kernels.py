@@ -97,6 +97,26 @@ def test_attention_computes_the_same_at_every_batch_and_length(model, tmp_path):
         torch.testing.assert_close(found, model(tokens).detach(), atol=1e-5, rtol=1e-4)
 
 
+class HeadsOfWidthOne(nn.Module):
+    """A head is put beside the next without a copy, so that what views both has the layout that attention left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.ModuleList([nn.Linear(4, 3) for _ in range(3)])
+        self.weight = nn.Parameter(torch.randn(3, 2, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, length, _ = tokens.shape
+        heads = [layer(tokens).view(batch, length, 3, 1).transpose(1, 2) for layer in self.qkv]
+        mixed = scaled_dot_product_attention(*heads).reshape(batch, -1, length, 1).transpose(1, 2)
+        return (mixed.reshape(batch, length, -1).view(-1, 3) @ self.weight).view(batch, length, 2)
+
+
+def test_heads_of_width_one_are_viewed_side_by_side(tmp_path):
+    graph = capture(HeadsOfWidthOne(), (torch.randn(2, 5, 4),))
+    assert export_onnx(graph, tmp_path / "model.onnx").equality.max_relative < 1e-5
+
+
 def test_attention_takes_no_kernels_for_shapes(tmp_path):
     path = export_onnx(capture(Heads().eval(), (torch.randn(2, 5, 8),)), tmp_path / "model.onnx").path
     kernels = operators(path)

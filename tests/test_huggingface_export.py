@@ -8,103 +8,34 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from cut_folders import (
+    DECODERS,
+    GROUPED,
+    Case,
+    bert,
+    bloom,
+    gemma3,
+    generated,
+    gpt2,
+    gpt_neox,
+    llama,
+    masked_greedy,
+    phi,
+    phi3,
+    tokens,
+)
+from torch import nn
 
 import l0compress as l0
 from l0compress.errors import InputError, ModelError, NotEqualError, RunError
-from l0compress.export.huggingface.export import Cut
 from l0compress.export.huggingface.layouts import narrow_layouts
 from l0compress.export.huggingface.record import Small, cut_model
 from l0compress.export.huggingface.stock import stock_settings
-from l0compress.graph.capture import CapturedGraph
 
 transformers = pytest.importorskip("transformers")
-
-SIZES = {"vocab_size": 31, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 300}
-NARROW = {**SIZES, "hidden_size": 16, "intermediate_size": 24}
-GROUPED = {**NARROW, "num_key_value_heads": 2}
-NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-
-
-def tokens(*shape: int) -> Tensor:
-    return torch.randint(1, 31, shape, generator=torch.Generator().manual_seed(1))
-
-
-def llama(**more: Any) -> nn.Module:
-    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED, **NO_ENDS, **more))
-
-
-def qwen3() -> nn.Module:
-    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**GROUPED, **NO_ENDS, head_dim=8))
-
-
-def gpt2() -> nn.Module:
-    config = transformers.GPT2Config(vocab_size=31, n_embd=16, n_layer=2, n_head=4, n_positions=300, **NO_ENDS)
-    return transformers.GPT2LMHeadModel(config)
-
-
-def bert() -> nn.Module:
-    return transformers.BertModel(transformers.BertConfig(**NARROW))
-
-
-def gemma3() -> nn.Module:
-    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**GROUPED, **NO_ENDS, head_dim=4))
-
-
-def phi3() -> nn.Module:
-    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**{**GROUPED, **NO_ENDS, "pad_token_id": 0}))
-
-
-def bloom() -> nn.Module:
-    config = transformers.BloomConfig(vocab_size=31, hidden_size=16, n_layer=2, n_head=4, **NO_ENDS)
-    return transformers.BloomForCausalLM(config)
-
-
-DECODERS = {"Llama": llama, "Qwen3": qwen3, "GPT-2": gpt2}
-Kept = dict[str, list[int]]
-
-
-class Case:
-    """A folder with a dense model of random weights, its graph and its groups."""
-
-    def __init__(self, model: nn.Module, home: Path, **inputs: Tensor) -> None:
-        torch.manual_seed(0)
-        for parameter in model.parameters():
-            # Norms and biases, too, or a mistake in them would not be seen.
-            nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.3)
-        self.model, self.home = model.eval(), home
-        self.source, self.folder = home / "dense", home / "small"
-        self.model.save_pretrained(self.source)
-        self.graph: CapturedGraph = l0.capture(self.model, (), inputs or {"input_ids": tokens(2, 6)})
-        self.groups = l0.find_groups(self.graph)
-
-    def whole(self) -> Kept:
-        return l0.KeepPlan.everything(self.groups).kept()
-
-    def random(self, seed: int) -> Kept:
-        """Widths that differ from layer to layer."""
-        generator = torch.Generator().manual_seed(seed)
-        draw = {
-            key: [i for i in kept if torch.rand((), generator=generator) < 0.5] for key, kept in self.whole().items()
-        }
-        return {key: kept or self.whole()[key][:1] for key, kept in draw.items()}
-
-    def without(self, *patterns: str) -> Kept:
-        return {key: [] if any(re.search(p, key) for p in patterns) else kept for key, kept in self.whole().items()}
-
-    def cut(self, kept: Kept) -> Cut:
-        plan = l0.KeepPlan.from_kept(self.groups, kept)
-        return Cut(l0.shrink(self.graph, plan), plan)
-
-    def exported(self, cut: Cut) -> Any:
-        return l0.export_huggingface(cut.graph, self.source, self.folder, plan=cut.plan)
-
-    def loaded(self, auto: str = "AutoModelForCausalLM") -> Any:
-        return getattr(transformers, auto).from_pretrained(self.folder, trust_remote_code=True).eval()
 
 
 @pytest.fixture
@@ -115,19 +46,6 @@ def case_of(
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
     monkeypatch.setattr(sys, "path", [*sys.path])
     return lambda build, **inputs: Case(build(), tmp_path, **inputs)
-
-
-def masked_greedy(cut: Cut, prompt: Tensor, count: int) -> Tensor:
-    """What the dense model, blind to what was cut, says token by token, without a cache."""
-    dense, said = cut.reference(), prompt
-    with torch.no_grad():
-        for _ in range(count):
-            said = torch.cat([said, dense(input_ids=said)["logits"][:, -1:].argmax(-1)], 1)
-    return said
-
-
-def generated(model: Any, prompt: Tensor, count: int) -> Tensor:
-    return model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count, do_sample=False)
 
 
 class TestGenerate:
@@ -218,14 +136,17 @@ class TestStockClasses:
 
 
 class TestOtherForwards:
-    def test_tables_by_kind_of_layer_and_norms_that_add_one(self, case_of: Callable[..., Case]) -> None:
-        case = case_of(gemma3)
+    @pytest.mark.parametrize("build", [gemma3, phi])
+    def test_tables_by_kind_of_layer_or_for_a_part_of_each_head(
+        self, build: Callable[[], nn.Module], case_of: Callable[..., Case]
+    ) -> None:
+        case = case_of(build)
         cut = case.cut(case.random(1))
         assert "literals" not in case.exported(cut).how
         prompt = tokens(2, 5)
         assert torch.equal(generated(case.loaded(), prompt, 12), masked_greedy(cut, prompt, 12))
 
-    @pytest.mark.parametrize("build", [phi3, bloom])
+    @pytest.mark.parametrize("build", [phi3, bloom, gpt_neox])
     def test_widths_as_literals_in_forward_leave_activations_as_wide_as_they_were(
         self, build: Callable[[], nn.Module], case_of: Callable[..., Case]
     ) -> None:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from l0compress.export.huggingface.session import FolderSession
 from l0compress.export.session import OnnxSession, TensorSpec, example_of, named_feeds
 from l0compress.verification.calls import Call
 from l0compress_runtime import Bundle, load
@@ -92,5 +93,5 @@ class BundleSession:
         return example_of(self.inputs, batch_size, seed=seed)
 
 
-# Artifacts that ONNX Runtime and sparse kernels run; a .pt2 file is a graph instead.
-Session: TypeAlias = OnnxSession | BundleSession
+# Artifacts that ONNX Runtime, sparse kernels and transformers run; a .pt2 file is a graph instead.
+Session: TypeAlias = OnnxSession | BundleSession | FolderSession

@@ -15,6 +15,10 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork, op_name
 from l0compress.verification.calls import named_leaves
 
+# What only moves data, and what also folds dimensions.
+_MOVES = frozenset(("transpose", "permute", "contiguous", "clone", "to", "unflatten"))
+_VIEWS = frozenset(("view", "reshape", "_unsafe_view"))
+
 
 class FlatNetwork(nn.Module):
     """The network of a graph with its tensor inputs and outputs as flat tuples, as ONNX knows them.
@@ -46,13 +50,18 @@ def _lay_out_attention_(network: GraphNetwork) -> None:
     for node in list(network.graph.nodes):
         if op_name(node) == "scaled_dot_product_attention" and len(node.args) == 3 and "attn_mask" not in node.kwargs:
             _fold_windows_(network.graph, node)
-        elif op_name(node) in ("view", "reshape", "_unsafe_view") and _follows_attention(node.args[0]):
+        elif op_name(node) in _VIEWS and _follows_attention(node.args[0], _MOVES | _reshapes_before(node)):
             with network.graph.inserting_before(node):
                 copy = network.graph.call_function(
                     torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format}
                 )
             node.replace_input_with(node.args[0], copy)
     network.recompile()
+
+
+def _reshapes_before(node: fx.Node) -> frozenset[str]:
+    """Views that may lie between attention and ``node``: a reshape copies by itself if it must, a view does not."""
+    return _VIEWS if op_name(node) == "view" else frozenset()
 
 
 def _fold_windows_(graph: fx.Graph, attention: fx.Node) -> None:
@@ -71,15 +80,8 @@ def _fold_windows_(graph: fx.Graph, attention: fx.Node) -> None:
     attention.args = folded
 
 
-def _follows_attention(node: Any) -> bool:
-    while isinstance(node, fx.Node) and op_name(node) in (
-        "transpose",
-        "permute",
-        "contiguous",
-        "clone",
-        "to",
-        "unflatten",
-    ):
+def _follows_attention(node: Any, through: frozenset[str]) -> bool:
+    while isinstance(node, fx.Node) and op_name(node) in through:
         node = node.args[0]
     return isinstance(node, fx.Node) and op_name(node) == "scaled_dot_product_attention"
 

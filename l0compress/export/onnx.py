@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -91,20 +90,24 @@ def export_onnx(
         with stages.stage("converting"):
             write_onnx(graph, staging, settings=settings)
         with stages.stage("checking"):
-            equality = verify(_checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
+            equality = verify(checked_session(staging), reference or graph, inputs=calls, tolerance=tolerance)
         size_bytes = size_on_disk(staging)
     return Exported(destination, size_bytes, equality)
 
 
-def write_onnx(graph: CapturedGraph, path: Path, *, settings: OnnxSettings | None = None) -> None:
+def write_onnx(
+    graph: CapturedGraph, path: Path, *, settings: OnnxSettings | None = None, names: Mapping[str, str] | None = None
+) -> None:
     """Write ``graph`` as an ONNX file without checking what it computes: for a file that is only timed.
+
+    ``names`` are other names for inputs, outputs and free sizes, by those that they would have.
 
     Raises:
         SurgeryError: the graph cannot be converted to ONNX.
     """
     settings = OnnxSettings() if settings is None else settings
     program = _converted(graph, settings.opset)
-    _annotate_(program, graph)
+    _annotate_(program, graph, names or {})
     large = _weight_bytes(program.model) > settings.largest_file_bytes
     ir.save(program.model, path, external_data=path.name + ".data" if large else None)
 
@@ -138,7 +141,12 @@ def _converted(graph: CapturedGraph, opset: int | None) -> ONNXProgram:
     return converted
 
 
-def _checked_session(path: Path) -> Callable[..., Any]:
+def checked_session(path: Path) -> OnnxSession:
+    """Open a file that was just written.
+
+    Raises:
+        SurgeryError: it is not valid, or ONNX Runtime cannot run it.
+    """
     try:
         onnx.checker.check_model(path, full_check=True)
         return OnnxSession(path)
@@ -176,18 +184,19 @@ def _weight_bytes(model: ir.Model) -> int:
     return sum(value.nbytes for value in values if value is not None)
 
 
-def _annotate_(program: ONNXProgram, graph: CapturedGraph) -> None:
+def _annotate_(program: ONNXProgram, graph: CapturedGraph, names: Mapping[str, str]) -> None:
     """Set the model's names and properties, and drop what the converter recorded about this machine."""
     model = program.model
     with torch.no_grad():
         example = named_leaves(graph.module()(*graph.example_args, **graph.example_kwargs))
     placeholders = [node for node in graph.nodes() if node.op == "placeholder"]
-    input_names = [str(node.target) for node in placeholders if isinstance(node.meta.get("val"), Tensor)]
-    output_names = [name for name, value in example.items() if isinstance(value, Tensor)]
+    inputs = [str(node.target) for node in placeholders if isinstance(node.meta.get("val"), Tensor)]
+    input_names = [names.get(name, name) for name in inputs]
+    output_names = [names.get(name, name) for name, value in example.items() if isinstance(value, Tensor)]
     leaves = leaves_of(graph.example_args, graph.example_kwargs)
     places = [place for leaf, place in zip(leaves, graph.batch_dims, strict=True) if isinstance(leaf, Tensor)]
     _strip_(model)
-    program.rename_axes(_axis_names(model, places))
+    program.rename_axes({symbol: names.get(name, name) for symbol, name in _axis_names(model, places).items()})
     _rename_(model, input_names, output_names)
     note_origins_(model, graph)
     total = cost(graph)

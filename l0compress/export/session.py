@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from l0compress.errors import InputError, RunError
+from l0compress.export.past import completed
 from l0compress.export.providers import CPU, ERRORS, opened, runtime_name
 from l0compress.verification.calls import Call, named_leaves
 from l0compress_runtime.sessions import first_line
@@ -60,7 +61,7 @@ class OnnxSession:
 
     Positional arguments fill the inputs in order; keyword arguments fill those of their name. Both are flattened as in
     the export (``batch={"image": x}`` fills ``batch_image``); non-tensors were fixed by the export and are
-    ignored. The result maps output names to tensors.
+    ignored. Past key values that a call leaves out are empty. The result maps output names to tensors.
 
     Args:
         path: the ``.onnx`` file.
@@ -137,7 +138,9 @@ class OnnxSession:
         Raises:
             InputError: an input is missing, or is not one of the model's.
         """
-        tensors = named_feeds([spec.name for spec in self.inputs], call.args, call.kwargs, source=self.path)
+        names = [spec.name for spec in self.inputs]
+        given = completed(given_tensors(names, call.args, call.kwargs), self.inputs)
+        tensors = named_feeds(names, (), given, source=self.path)
         return {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
 
     def example_call(self, batch_size: int = 2, *, seed: int = 0) -> Call:
@@ -148,6 +151,21 @@ class OnnxSession:
         return example_of(self.inputs, batch_size, seed=seed)
 
 
+def given_tensors(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a call by the names of an artifact's inputs, whether or not these are all of them.
+
+    Example:
+        >>> given_tensors(["x", "y"], (torch.zeros(1),), {"x": torch.ones(1)})
+        {'x': tensor([1.]), 'y': tensor([0.])}
+    """
+    feeds = dict(named_leaves(kwargs))
+    free = (name for name in names if name not in feeds)
+    for leaf in pytree.tree_leaves(args):
+        if isinstance(leaf, Tensor):
+            feeds[next(free, f"positional input {len(feeds)}")] = leaf
+    return {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
+
+
 def named_feeds(
     names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], *, source: Path
 ) -> dict[str, Tensor]:
@@ -156,12 +174,7 @@ def named_feeds(
     Raises:
         InputError: an input is missing, or is not one of the artifact's.
     """
-    feeds = dict(named_leaves(kwargs))
-    free = (name for name in names if name not in feeds)
-    for leaf in pytree.tree_leaves(args):
-        if isinstance(leaf, Tensor):
-            feeds[next(free, f"positional input {len(feeds)}")] = leaf
-    feeds = {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
+    feeds = given_tensors(names, args, kwargs)
     missing, extra = sorted(set(names) - set(feeds)), sorted(set(feeds) - set(names))
     if missing or extra:
         raise InputError(

@@ -21,6 +21,7 @@ from l0compress.devices import device_of, synchronize
 from l0compress.errors import NOTHING_RUN, InputError, RunError
 from l0compress.export.bundle_session import BundleSession, Session, is_bundle
 from l0compress.export.files import size_on_disk
+from l0compress.export.huggingface.session import FolderSession, is_model_folder
 from l0compress.export.providers import OnProvider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
@@ -119,8 +120,8 @@ def bench(
     to round.
 
     Args:
-        candidates: by name: an ``.onnx`` or ``.pt2`` file, an ``.onnx`` file with what is to run it, a captured graph,
-            a module in eval mode, or any callable.
+        candidates: by name: an ``.onnx`` or ``.pt2`` file, an ``.onnx`` file with what is to run it, a folder of
+            transformers, a captured graph, a module in eval mode, or any callable.
         inputs: a call whose rows are drawn from, or the graph whose example inputs serve; by default the example inputs
             of the first graph or ``.pt2`` file, or else noise of the shapes that the first ``.onnx`` file names.
         batch_sizes: samples a call.
@@ -184,6 +185,8 @@ def open_candidate(candidate: Candidate, threads: int | None) -> Session | Captu
     path = Path(candidate)
     if is_bundle(path):
         return BundleSession(path, threads=threads)
+    if is_model_folder(path):
+        return FolderSession(path)
     if path.suffix == ".onnx":
         return OnnxSession(path, threads=threads)
     if path.suffix == ".pt2":

@@ -9,6 +9,8 @@ from typing import Any
 
 from l0compress.errors import RunError, did_you_mean_path
 from l0compress.export.bundle_session import SUFFIX, Session, is_bundle
+from l0compress.export.huggingface.session import is_model_folder
+from l0compress.export.past import TokenByToken, logits_alone, takes_past
 from l0compress.export.providers import CPU, on_provider
 from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
@@ -16,6 +18,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import open_candidate
 from l0compress.pipeline.runs import FinishedRun, made_from
 from l0compress.progress import Stages
+from l0compress.verification.calls import example_calls
 from l0compress.verification.equality import Equality, verify
 
 SUFFIXES = (".onnx", ".pt2", SUFFIX)
@@ -25,7 +28,7 @@ def load(path: Path | str, *, threads: int | None = None, provider: str = CPU) -
     """Load an exported artifact as something that is called like the model.
 
     Args:
-        path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, or the folder of a bundle.
+        path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, or the folder of a bundle or of transformers.
         threads: threads that ONNX Runtime and sparse layers use; None leaves the choice to them.
         provider: what runs an ``.onnx`` file: ``cpu``, or what else ONNX Runtime has here, such as ``cuda``, or
             ``openvino``.
@@ -45,7 +48,7 @@ def existing_artifact(path: Path | str) -> Path:
         RunError: the file is missing, or of another kind.
     """
     path = Path(path)
-    if is_bundle(path) and path.exists():
+    if is_model_folder(path) or (is_bundle(path) and path.exists()):
         return path
     if not path.exists():
         way_on = did_you_mean_path(path) or "Make one with l0compress export."
@@ -96,5 +99,8 @@ def verify_against(artifact: Path, run: FinishedRun, *, provider: str = CPU) -> 
     quantization = loaded.quantization if isinstance(loaded, OnnxSession) else ""
     tolerance = loaded.tolerance if isinstance(loaded, Session) else None
     with stages.stage("verifying"):
-        equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
+        if isinstance(loaded, OnnxSession) and takes_past(loaded.inputs):
+            equality = verify(TokenByToken(loaded), logits_alone(masked.module()), inputs=example_calls(masked))
+        else:
+            equality = verify(loaded, masked, tolerance=tolerance, rounded=tolerance is not None)
     return Verification(Path(artifact), run.folder, equality, quantization)

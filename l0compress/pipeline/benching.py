@@ -11,6 +11,7 @@ from typing import Any
 
 from l0compress.export.bundle import BundleSettings, export_bundle
 from l0compress.export.bundle_session import SUFFIX, is_bundle
+from l0compress.export.huggingface.session import is_model_folder
 from l0compress.export.onnx import export_onnx
 from l0compress.export.providers import CPU, check_provider, on_provider
 from l0compress.export.pt2 import captured_pt2
@@ -166,7 +167,7 @@ def bench_artifact(
 def _against_run(artifact: Path, run: FinishedRun, how: Conditions) -> ArtifactBench:
     """Dense against an artifact, and against int8, which is what a user would pick instead."""
     checked = verify_against(artifact, run, provider=how.provider)
-    if artifact.suffix == ".pt2":
+    if artifact.suffix == ".pt2" or is_model_folder(artifact):
         report = _timed({DENSE: run.dense, SMALL: artifact}, None, how)
         return ArtifactBench(report, run, checked, reading=reading_of(run.folder), notes=(_NO_INT8,))
     if not_named(run):

@@ -22,7 +22,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.old_names import FORMATS
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.huggingface import FORMAT as HUGGINGFACE
-from l0compress.pipeline.huggingface import export_run_folder
+from l0compress.pipeline.huggingface import export_run_folder, export_run_with_past
 from l0compress.pipeline.quantizing import export_rounded
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import CONFIG, FinishedRun, check_not_of, open_family, open_run
@@ -45,6 +45,7 @@ class ExportOptions:
         batch_sizes: what a bundle is to be fast at; the usual ones where it is None.
         bundle: storage, threads and engines of a bundle; the usual ones where it is None.
         onnx: how an ONNX file is written; as usual where it is None.
+        with_past: give an ONNX file past key values, to generate with.
     """
 
     rounding: Int8 | Half | None = None
@@ -52,10 +53,13 @@ class ExportOptions:
     batch_sizes: Sequence[int] | None = None
     bundle: BundleSettings | None = None
     onnx: OnnxSettings | None = None
+    with_past: bool = False
 
     @property
     def file_name(self) -> str:
         """What an ONNX file is called in its run's folder."""
+        if self.with_past:
+            return "model.with_past.onnx"
         form = "int8" if isinstance(self.rounding, Int8) else None if self.rounding is None else self.rounding.dtype
         return "model.onnx" if form is None else f"model.{form}.onnx"
 
@@ -99,7 +103,7 @@ def export_run(
         run: the run's folder; the newest run under ``./runs`` where it is not given.
         format: ``onnx``, ``bundle``, ``pt2``, or ``huggingface`` for a folder that ``from_pretrained`` reads.
         path: where to write; ``RUN/model`` with the suffix of the format where it is not given, ``RUN/model.int8.onnx``
-            for int8 and the like for 16 bits, ``RUN/huggingface``.
+            for int8 and the like for 16 bits, ``RUN/model.with_past.onnx``, ``RUN/huggingface``.
         options: how it is made.
 
     Raises:
@@ -159,6 +163,8 @@ def _exported(finished: FinishedRun, format: str, path: Path | None, options: Ex
         return export_rounded(finished, destination, rounding=options.rounding, settings=options.onnx)
     if options.sparse_weights:
         return _sparsely_stored(finished, destination, options.onnx)
+    if options.with_past:
+        return export_run_with_past(finished, destination, settings=options.onnx)
     small, masked = captured_pt2(finished.small), captured_pt2(finished.masked)
     if format == HUGGINGFACE:
         return export_run_folder(finished, destination, inputs=_of_the_run(finished, small))
@@ -184,7 +190,8 @@ def _check(format: str, options: ExportOptions) -> None:
         raise InputError(
             f"Unknown format {format!r}: expected one of {', '.join(SUFFIXES)}.", fix="", assurance=NOTHING_WRITTEN
         )
-    if format != "onnx" and (rounding is not None or sparse_weights or options.onnx is not None):
+    of_onnx = rounding is not None or sparse_weights or options.with_past or options.onnx is not None
+    if format != "onnx" and of_onnx:
         raise InputError(
             f"Only ONNX files are {_what_is_done(options)}, but the format is {format!r}.",
             fix="Choose --format onnx, or leave the option out.",
@@ -203,6 +210,12 @@ def _check(format: str, options: ExportOptions) -> None:
             fix="Pass --format bundle, or omit --batch and --threads.",
             assurance=NOTHING_WRITTEN,
         )
+    if options.with_past and (rounding is not None or sparse_weights):
+        raise InputError(
+            f"A file with past key values is not {_what_is_done(options)}.",
+            fix="Leave out one of the two.",
+            assurance=NOTHING_WRITTEN,
+        )
     if rounding is not None and sparse_weights:
         raise InputError(
             "A file is either quantized or stored sparsely.", fix="Leave out one of the two.", assurance=NOTHING_WRITTEN
@@ -214,7 +227,9 @@ def _what_is_done(options: ExportOptions) -> str:
         return "quantized"
     if options.rounding is not None:
         return f"computed in {options.rounding.dtype}"
-    return "stored sparsely" if options.sparse_weights else "written for an opset"
+    if options.sparse_weights:
+        return "stored sparsely"
+    return "given past key values" if options.with_past else "written for an opset"
 
 
 def _sparsely_stored(run: FinishedRun, path: Path, settings: OnnxSettings | None) -> SparselyStored:

@@ -114,6 +114,16 @@ def capture_with(model: Model, data: Data, *, dynamic: Dynamic = "auto") -> Capt
         return capture(model, args, kwargs, dynamic=dynamic)
 
 
+def captured_like(graph: CapturedGraph, model: nn.Module, *, dynamic: Dynamic = "auto") -> CapturedGraph:
+    """Capture a model with the example inputs of a graph.
+
+    Raises:
+        CaptureError: the model cannot be captured.
+    """
+    with _silence():
+        return capture(model, graph.example_args, graph.example_kwargs, dynamic=dynamic)
+
+
 def _captured_script(model: torch.jit.ScriptModule, batch: Batch, dynamic: Dynamic) -> CapturedGraph:
     try:
         return capture(model, batch.args, batch.kwargs, dynamic=dynamic)

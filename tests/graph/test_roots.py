@@ -50,3 +50,21 @@ def test_the_positions_of_a_kernel_are_no_reason_for_what_comes_after_it() -> No
     assert (
         found["head.weight:1"] == "the tensor that it is combined with here stays whole: it comes from the input skip"
     )
+
+
+class HalfOfEachHead(nn.Module):
+    """Rotary embeddings of half of a head's width: what meets the table is a part of a plane, with gaps in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.head = nn.Linear(8, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        heads = self.queries(x).unflatten(-1, (4, 4))
+        turned = torch.cat([heads[..., :2] * table, heads[..., 2:]], -1)
+        return self.head(turned.flatten(-2))
+
+
+def test_what_meets_a_part_of_each_head_is_found() -> None:
+    found = reasons(HalfOfEachHead(), torch.randn(3, 8), torch.randn(3, 4, 2))
+    assert found["queries.weight:0"].endswith("it comes from the input table")

@@ -17,8 +17,8 @@ def bench(
         Path,
         typer.Argument(
             metavar="ARTIFACT",
-            help="An .onnx or .pt2 file, or a bundle; or a run folder, every form of which is made and timed, or every "
-            "member, if it is a family.",
+            help="An .onnx or .pt2 file, a bundle, or a folder of transformers; or a run folder, every form of which "
+            "is made and timed, or every member, if it is a family.",
         ),
     ],
     against: Annotated[

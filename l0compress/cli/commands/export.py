@@ -23,6 +23,7 @@ def export(
     quantize: flags.Quantize = None,
     calibrate: flags.Calibrate = None,
     sparse_weights: flags.SparseWeights = False,
+    with_past: flags.WithPast = False,
     opset: flags.Opset = None,
     dtype: flags.Storage = None,
     batch: flags.Batch = None,
@@ -43,6 +44,7 @@ def export(
             flags.Rounded(format, quantize, calibrate, dtype),
             flags.Timed(None if batch is None else options.batch_sizes(batch), threads, engines),
             sparse_weights=sparse_weights,
+            with_past=with_past,
             opset=opset,
         )
         folder = newest_run() if run is None else run
@@ -72,7 +74,9 @@ def export(
         print_next(f"l0compress verify {shlex.quote(str(exported.path))} --against {shlex.quote(str(folder))}")
 
 
-def _options(rounded: flags.Rounded, timed: flags.Timed, *, sparse_weights: bool, opset: int | None) -> ExportOptions:
+def _options(
+    rounded: flags.Rounded, timed: flags.Timed, *, sparse_weights: bool, with_past: bool, opset: int | None
+) -> ExportOptions:
     """What the flags say, as the pipeline takes it."""
     from l0compress.export.bundle import BundleSettings
     from l0compress.export.onnx_settings import OnnxSettings
@@ -87,6 +91,7 @@ def _options(rounded: flags.Rounded, timed: flags.Timed, *, sparse_weights: bool
         batch_sizes=timed.batch_sizes,
         bundle=BundleSettings(**given) if given else None,
         onnx=None if opset is None else OnnxSettings(opset=opset),
+        with_past=with_past,
     )
 
 

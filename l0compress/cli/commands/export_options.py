@@ -77,6 +77,14 @@ SparseWeights = Annotated[
         rich_help_panel=ONNX,
     ),
 ]
+WithPast = Annotated[
+    bool,
+    typer.Option(
+        "--with-past",
+        help="Of a causal language model from a Hugging Face folder: past key values go in and out, to generate with.",
+        rich_help_panel=ONNX,
+    ),
+]
 Opset = Annotated[
     int | None,
     typer.Option(

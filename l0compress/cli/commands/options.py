@@ -28,7 +28,12 @@ ModelPath = Annotated[
         "file, or a folder of Hugging Face transformers.",
     ),
 ]
-Artifact = Annotated[Path, typer.Argument(metavar="ARTIFACT", help="An .onnx, .pt2 or .l0c file of l0compress export.")]
+Artifact = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ARTIFACT", help="An .onnx, .pt2 or .l0c file of l0compress export, or a folder of transformers."
+    ),
+]
 DATA_HELP = OPTIONS["data"].help
 Factory = Annotated[str | None, setting_flag("factory")]
 FactoryArgs = Annotated[str | None, setting_flag("factory_args")]

@@ -123,13 +123,16 @@ def export_folder(
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A small graph and the plan that made it of a dense one."""
+    """A small graph and the plan that made it of a dense one, and the reference where there is one already."""
 
     graph: CapturedGraph
     plan: KeepPlan
+    masked: CapturedGraph | None = None
 
     def reference(self) -> nn.Module:
         """The dense-shaped model with the small one's weights, blind to what was removed."""
+        if self.masked is not None:
+            return self.masked.module()
         plan = self.plan.decision()
         return masked(plan.groups.graph.with_state(unshrink_state(plan, self.graph.state())), plan)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from l0compress.graph.labels.space import MEETS, FrozenFact
-from l0compress.graph.labels.values import Value, core
+from l0compress.graph.labels.values import Value, flattened
 from l0compress.graph.labels.walk import Labelled
 
 
@@ -59,7 +59,7 @@ def _stops(labelled: Labelled, fact: FrozenFact, flowing: set[fx.Node]) -> bool:
 
 
 def _carries(labelled: Labelled, node: fx.Node, labels: Tensor) -> bool:
-    return any(bool(torch.isin(labels, core(plane)).any()) for plane in _planes(labelled, node))
+    return any(bool(torch.isin(labels, flattened(plane)).any()) for plane in _planes(labelled, node))
 
 
 def _planes(labelled: Labelled, node: fx.Node) -> list[Tensor]:
