@@ -22,6 +22,7 @@ SEED ?= 0
 TESTS ?=
 TASKS ?=
 METHODS ?=
+RIVALS ?=
 SEEDS ?=
 BUDGETS ?=
 EPOCHS ?=
@@ -41,7 +42,7 @@ tested = $(1)/bin/python -m pip freeze --exclude-editable && $(1)/bin/python -VV
     $(1)/bin/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 .PHONY: help install lock wheels docs release-check test test-all test-newest test-lowest check format demo errors
-.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware bench-latency bench-family bench-step bench-compaction bench-leaner bench-engine-loops bench-ternary
+.PHONY: bench-equality bench-mnist bench-weights bench-int8 bench-resnet20 bench-sst2 bench-capture bench-zoo bench-growth bench-bundle bench-sparse bench-quality bench-quantization-aware bench-latency bench-family bench-step bench-compaction bench-leaner bench-engine-loops bench-ternary bench-rivals bench-generalization
 .PHONY: fuzz fuzz-bundles fuzz-files mutants prove-resume prove-formats prove-cuda example-yolo example-yolo-train clean
 
 help:
@@ -83,7 +84,9 @@ help:
 	@echo "make bench-compaction   a run with and without removals while it trains"
 	@echo "make bench-leaner    ONNX files with and without the export's passes (ten minutes)"
 	@echo "make bench-engine-loops   which inner loops of the numba engine are worth vector code (two minutes)"
-	@echo "make bench-quality   every method on every task, over seeds; writes docs/quality.md (QUICK=1: 20 minutes; or days; resumes)"
+	@echo "make bench-quality   every method on every task, over seeds; writes docs/quality.md (QUICK=1: 20 minutes; or days; resumes; RIVALS=all adds other projects)"
+	@echo "make bench-rivals    what other projects can cut of fourteen small networks (a minute)"
+	@echo "make bench-generalization   few samples: dense and compressed, training and test error (minutes; resumes; ARGUMENTS=)"
 	@echo "make bench-ternary   LeNet-300-100 on MNIST with ternary weights: error and files (minutes; ARGUMENTS=)"
 	@echo "make bench-sparse    sparse layers against dense and int8 ones; writes docs/sparse.md (QUICK=1: two minutes)"
 
@@ -104,8 +107,8 @@ $(ZOO_STAMP): $(STAMP)
 	$(call locked,models)
 	touch $(ZOO_STAMP)
 
-# Wanted by bench-zoo alone, to compare with.
-$(RIVAL_STAMP): $(ZOO_STAMP)
+# Wanted by bench-zoo, bench-rivals and bench-quality RIVALS=, to compare with.
+$(RIVAL_STAMP): $(LOCK) | $(ZOO_STAMP)
 	$(call locked,rivals)
 	touch $(RIVAL_STAMP)
 
@@ -272,14 +275,20 @@ bench-engine-loops: $(STAMP)
 bench-sparse: $(STAMP)
 	PYTHONPATH=.:benchmarks $(BIN)/python benchmarks/sparse.py $(if $(QUICK),--quick)
 
-# TASKS=sst2,housing METHODS=l0,fisher|all SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 choose; what is finished in OUTPUT is not run again.
-bench-quality: $(ZOO_STAMP) $(FORMATS_STAMP)
+# TASKS=sst2,housing METHODS=l0,fisher|all RIVALS=all SEEDS=0,1 BUDGETS=0.5 EPOCHS=0,4 choose; what is finished in OUTPUT is not run again.
+bench-quality: $(ZOO_STAMP) $(FORMATS_STAMP) $(if $(RIVALS),$(RIVAL_STAMP))
 	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=$(THREADS) $(BIN)/python -W ignore -m quality --output $(OUTPUT) --jobs $(JOBS) \
-	    --threads $(THREADS) $(if $(TASKS),--tasks $(TASKS)) $(if $(METHODS),--methods $(METHODS)) \
+	    --threads $(THREADS) $(if $(TASKS),--tasks $(TASKS)) $(if $(METHODS),--methods $(METHODS)) $(if $(RIVALS),--rivals $(RIVALS)) \
 	    $(if $(SEEDS),--seeds $(SEEDS)) $(if $(BUDGETS),--budgets $(BUDGETS)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(QUICK),--quick) $(ARGUMENTS)
+
+bench-rivals: $(RIVAL_STAMP)
+	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m rivals.probe
 
 bench-ternary: $(STAMP)
 	PYTHONPATH=benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/ternary.py $(ARGUMENTS)
+
+bench-generalization: $(STAMP)
+	PYTHONPATH=.:benchmarks OMP_NUM_THREADS=1 $(BIN)/python -W ignore benchmarks/generalization.py $(ARGUMENTS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
