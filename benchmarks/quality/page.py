@@ -35,8 +35,8 @@ with gradients on {samples} labelled samples where the score wants them. Its rat
 its uniform and its global ranking the one that is better in validation is trained, by the trainer, teacher and settings
 of `--method magnitude`. It leaves a model's inputs whole, which ours may cut. onnxsim gets the ONNX file and the
 {samples} samples, without labels, cuts by its calibrated structured pruning, and solves the layers that are left by its
-ridge regression, which leaves out those that lost inputs and outputs alike. What is left is captured and counted as
-ours is.
+ridge regression, which leaves out convolutions, and layers that lost inputs and outputs alike. What is left is captured
+and counted as ours is.
 """
 COLUMNS = (
     "budget",
