@@ -1,9 +1,10 @@
-"""Faults to plant in what vets files of strangers, in files that are written, and in the comparison of outputs."""
+"""Faults in what vets strangers' files, in files that are written, in comparing outputs, and in what a run logs."""
 
 from __future__ import annotations
 
 from mutant import COST, Fault
 
+TRACKING = "../test_tracking.py"
 TRUST, VERIFY = ("../test_loading_trust.py", "Needed"), "../test_verify.py"
 
 FILES = (
@@ -60,4 +61,11 @@ FILES = (
         "plane",
         ("test_roots.py", "part_of_each_head"),
     ),
+    Fault(
+        "l0compress.pipeline.tracking:Trackers._start", "name not in self._known", "True", (TRACKING, "goes_on_adds")
+    ),
+    Fault(
+        "l0compress.pipeline.tracking:Trackers._each", "self._leave_out(name, error)", "pass", (TRACKING, "left_out")
+    ),
+    Fault("l0compress.pipeline.curves:named_for", "member.replace('=', '-')", "member", (TRACKING, "member")),
 )
