@@ -170,14 +170,15 @@ class TestTheCheck:
 
 class TestRefused:
     def test_what_is_no_causal_language_model(self, tmp_path: Path) -> None:
-        case = Case(bert(), tmp_path)
-        cut = case.cut(case.random(1))
+        bert().save_pretrained(tmp_path / "dense")
+        graph = l0.capture(nn.Linear(4, 2), (torch.zeros(2, 4),))
+        plan = l0.KeepPlan.everything(l0.find_groups(graph))
         message = (
             rf"^'{tmp_path}/dense' holds a BertModel, which is no causal language model: it has no past key values\. "
             r"Nothing was written\. Omit --with-past \(in Python call export_onnx\)\.$"
         )
         with pytest.raises(InputError, match=message):
-            l0.export_onnx_with_past(cut.graph, case.source, tmp_path / "small.onnx", plan=cut.plan)
+            l0.export_onnx_with_past(graph, tmp_path / "dense", tmp_path / "small.onnx", plan=plan)
         assert not (tmp_path / "small.onnx").exists()
 
     def test_what_keeps_another_state_than_keys_and_values(self) -> None:
