@@ -242,8 +242,8 @@ def cell(name: str, seed: int, folder: Path) -> list[Row]:
 
 
 def spread(values: list[float]) -> str:
-    """Mean and standard deviation over seeds."""
-    return f"{mean(values):.2f} ± {stdev(values) if len(values) > 1 else 0.0:.2f}"
+    """Mean and standard deviation over seeds; of one seed there is no deviation."""
+    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def table_of(cells: list[list[Row]]) -> str:
