@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import l0compress as l0
 from l0compress.graph.capture import CapturedGraph
+from l0compress.training.units import in_units
 
 _FLOAT32 = 4
 # The example that is captured; gating takes memory in proportion to it.
@@ -45,28 +46,31 @@ def main() -> None:
     captured = time.perf_counter() - began
     gated = l0.gate(graph)
     seconds = time.perf_counter() - began
-    weights = {name: weight.numel() for name, weight in gated.weights().items()}
-    number, gates = sum(weights.values()), gated.groups.num_moves
+    number, gates = sum(weight.numel() for weight in gated.weights().values()), gated.groups.num_moves
     devices = sorted({weight.device.type for weight in gated.weights().values()})
     print(f"{number:,} parameters on {', '.join(devices)}; {gates:,} gates in {len(gated.groups.groups):,} groups")
     print(f"captured in {captured:.0f} s, gated after {seconds:.0f} s\n")
     budget = l0.Budget(gated, {"macs": 0.5})
     print(f"{budget}\n")
-    _table(weights, gates, _activations(graph) * arguments.tokens, arguments.ranks)
+    units = in_units(gated.network).units
+    sizes = sorted((sum(weight.numel() for weight in unit.parameters()) for unit in units), reverse=True)
+    print(f"{len(sizes)} units of {sizes[-1]:,} to {sizes[0]:,} parameters; {number - sum(sizes):,} are of several\n")
+    _table(number, sizes, gates, _activations(graph) * arguments.tokens, arguments.ranks)
 
 
-def _table(weights: dict[str, int], gates: int, activations: int, ranks: int) -> None:
-    number, units = sum(weights.values()), sorted(_units(weights).values(), reverse=True)
+def _table(number: int, units: list[int], gates: int, activations: int, ranks: int) -> None:
     divided = [
         ("weights", number * _FLOAT32),
         ("gradients", number * _FLOAT32),
         ("moments of AdamW", number * _FLOAT32 * _MOMENTS),
         ("the dense teacher", number * _FLOAT32),
     ]
-    # While one unit is computed the next is fetched; the gradient of one is whole until it is added up.
+    # While one unit is computed the next is fetched; the gradient of one is whole until it is added up. What several
+    # units read is whole from the first of them to the last.
     gathered = [
-        ("the two largest units whole", sum(units[:2]) * _FLOAT32),
-        ("gradient of the largest whole", units[0] * _FLOAT32),
+        ("two units whole", sum(units[:2]) * _FLOAT32),
+        ("the gradient of one", units[0] * _FLOAT32),
+        ("what several units read, and its gradient", (number - sum(units)) * _FLOAT32 * 2),
     ]
     everywhere = [
         ("gates, with gradients and moments", gates * _FLOAT32 * (2 + _MOMENTS)),
@@ -80,16 +84,6 @@ def _table(weights: dict[str, int], gates: int, activations: int, ranks: int) ->
     print(f"| GiB, all in float32 | whole | divided over {ranks} |\n|---|---:|---:|")
     for what, whole, part in (*rows, ("**together**", sum(row[1] for row in rows), sum(row[2] for row in rows))):
         print(f"| {what} | {whole / 2**30:.2f} | {part / 2**30:.2f} |")
-
-
-def _units(weights: dict[str, int]) -> dict[str, int]:
-    """Elements of what FSDP would gather at once: each decoder layer by itself, and the rest."""
-    units: dict[str, int] = {}
-    for name, count in weights.items():
-        parts = name.split(".")
-        unit = ".".join(parts[:3]) if "layers" in parts else "embedding and head"
-        units[unit] = units.get(unit, 0) + count
-    return units
 
 
 def _activations(graph: CapturedGraph) -> int:

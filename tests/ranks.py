@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 120
-_LOADED = ["torch", "accelerate", "l0compress.cli.commands.finetune", "l0compress.pipeline.family_run", "ranks"]
+_LOADED = [
+    *("torch", "accelerate", "torch.distributed.fsdp"),
+    *("l0compress.cli.commands.finetune", "l0compress.pipeline.family_run", "ranks"),
+]
 
 
 @dataclass(frozen=True)

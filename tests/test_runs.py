@@ -146,7 +146,7 @@ class TestResume:
         assert outcome.exit_code == 2
         assert outcome.stderr == (
             "Error: Run 'run' has seed = 0, but 4 was requested. Nothing was changed. Resume it without that, or "
-            "start a new run; lr, clip, checkpoint_every, track may change.\n"
+            "start a new run; lr, clip, checkpoint_every, track, shard may change.\n"
         )
         assert hashes_of_all(unfinished) == before
 

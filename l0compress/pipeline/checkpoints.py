@@ -71,11 +71,21 @@ class RunCheckpoints:
         stops: is asked after every step.
         every: steps between two states; None goes by time, with at most a twentieth of it for writing.
         processes: those that train together, of which the first saves for all; they stop after the same step.
+        gathers: each has a part of the state, so that all of them are asked for it.
     """
 
-    def __init__(self, run: LivingRun, stops: Stops, *, every: int | None = None, processes: Processes = ALONE) -> None:
+    def __init__(
+        self,
+        run: LivingRun,
+        stops: Stops,
+        *,
+        every: int | None = None,
+        processes: Processes = ALONE,
+        gathers: bool = False,
+    ) -> None:
         self.start = processes.from_first(run.start)
         self._run, self._stops, self._every, self._processes = run, stops, every, processes
+        self._gathers = gathers
         self._steps = 0
         self._last, self._took = time.monotonic(), 0.0
 
@@ -88,12 +98,18 @@ class RunCheckpoints:
         """
         self._steps += 1
         self._agree_()
-        if self._processes.is_first and (must or self._stops.signal is not None or self._due()):
+        if self._saves(must=must):
             began = time.monotonic()
             self._run.save_(state.state_dict())
             self._steps, self._last = 0, time.monotonic()
             self._took = self._last - began
         self._stop_if_asked()
+
+    def _saves(self, *, must: bool) -> bool:
+        now = must or self._stops.signal is not None
+        if self._gathers:
+            return now or self._processes.from_first(self._due)
+        return self._processes.is_first and (now or self._due())
 
     def check_stop(self) -> None:
         """Raises:

@@ -14,7 +14,7 @@ from l0compress.training.settings import FinetuneSettings, GateSettings
 
 TRAINING, GATES, READING = "training", "gates", "reading"
 # What a run may be resumed with another value of: training may have broken down over it, or computes the same.
-CHANGEABLE = ("lr", "clip", "checkpoint_every", "track")
+CHANGEABLE = ("lr", "clip", "checkpoint_every", "track", "shard")
 TRACKERS = ("tensorboard", "mlflow", "wandb")
 _DATA_PANEL, _RUN_PANEL = "Data", "Run"
 

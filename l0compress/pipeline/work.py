@@ -68,7 +68,8 @@ class Work:
     def checkpoints(self) -> RunCheckpoints:
         """Where states are saved, and the one to go on from."""
         every = self.request.checkpoint_every
-        return RunCheckpoints(self.run, self.stops, every=every, processes=self.processes)
+        gathers = self.request.finetune_settings().shard
+        return RunCheckpoints(self.run, self.stops, every=every, processes=self.processes, gathers=gathers)
 
 
 def warnings_of(run: LivingRun) -> tuple[str, ...]:

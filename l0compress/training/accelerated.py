@@ -18,7 +18,10 @@ from accelerate.utils import broadcast_object_list, gather_object, reduce
 from torch import Tensor
 
 from l0compress.errors import InputError, ProcessesError
+from l0compress.gates.network import GatedNetwork
 from l0compress.graph.nodes.batch_norm import statistics_over
+from l0compress.graph.nodes.network import GraphNetwork
+from l0compress.training.held import Held
 from l0compress.training.launch import Launch
 from l0compress.training.processes import Processes, on_own_device
 from l0compress.training.settings import FinetuneSettings
@@ -95,6 +98,21 @@ class AcceleratedProcesses(Processes):
                 fix="Give all processes the same model, data, settings, versions and kind of device.",
             )
 
+    def divided(self, network: GraphNetwork | GatedNetwork) -> Held:
+        from l0compress.training.shards import Shards
+
+        with _together():
+            return Shards(network, size=self.size)
+
+    @contextmanager
+    def noticing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_of_transport(error):
+                raise
+            raise _lost(error) from error
+
     def statistics(self) -> AbstractContextManager[None]:
         return statistics_over(_total)
 
@@ -156,10 +174,19 @@ def _together() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ConnectionError) as error:
-        reason = str(error).strip().splitlines()
-        raise ProcessesError(
-            f"Another process of this run has ended, or cannot be reached ({reason[0] if reason else 'no reason'}).",
-        ) from error
+        raise _lost(error) from error
+
+
+def _lost(error: Exception) -> ProcessesError:
+    reason = str(error).strip().splitlines()
+    return ProcessesError(
+        f"Another process of this run has ended, or cannot be reached ({reason[0] if reason else 'no reason'})."
+    )
+
+
+def _is_of_transport(error: RuntimeError) -> bool:
+    """Whether an error comes from gloo, NCCL or the store, and not from what they were called with."""
+    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo/transport", "ProcessGroup"))
 
 
 def _plain(reduced: Any) -> Tensor:

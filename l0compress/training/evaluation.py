@@ -18,10 +18,15 @@ from l0compress.training.processes import ALONE, Processes
 
 @dataclass(frozen=True)
 class On:
-    """Where something is computed: on which device, and together with which processes."""
+    """Where something is computed: on which device, and together with which processes.
+
+    Attributes:
+        in_step: all processes have to run the network equally often, since each has a part of it.
+    """
 
     device: str = "cpu"
     processes: Processes = ALONE
+    in_step: bool = False
 
 
 _HERE = On()
@@ -73,6 +78,11 @@ def evaluate(
             num_samples += len(whole)
             rows = on.processes.rows(len(whole))
             if rows.start == rows.stop:
+                if on.in_step:
+                    first = whole.rows(slice(0, 1)).to(on.device)
+                    first.run(network)
+                    if teacher is not None and whole.targets is None:
+                        first.run(teacher)
                 continue
             share = objective.share_of(whole.targets, rows, len(whole))
             batch = (whole if on.processes.is_alone else whole.rows(rows)).to(on.device)

@@ -119,7 +119,7 @@ def finetune_family(
     problem: Problem | None = None
     for leg in legs[first:]:
         own = _LegCheckpoints(checkpoints, start, _told(leg, before))
-        with seeded(leg.settings.seed, settings.device):
+        with seeded(leg.settings.seed, settings.device), processes.noticing():
             alike_(processes, settings.device)
             if problem is None:
                 reading = None if start is None else Reading.from_json(start.get("reading"))

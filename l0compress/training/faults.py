@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from l0compress.data import Batch
 from l0compress.errors import DivergedError
+from l0compress.training.held import whole
 from l0compress.training.repair.lockstep import inputs_of
 
 EXPLODED = 1e4
@@ -27,7 +28,7 @@ def is_finite(value: Any) -> bool:
     (True, False)
     """
     tensors = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    return all(bool(whole(torch.isfinite(tensor).all())) for tensor in tensors)
 
 
 def broken_parameter(network: nn.Module) -> str | None:

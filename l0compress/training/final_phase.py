@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import densities_told
 from l0compress.training.fake_quantization import fake_quantized
+from l0compress.training.held import whole
 from l0compress.training.optim import schedule_for, set_learning_rate_, update_, weight_optimizer
 from l0compress.training.problem import Problem
 from l0compress.training.regularisers import regularise_
@@ -59,8 +59,9 @@ class FinalPhase(Phase):
         if self._ternary:
             ternary_network_(network, self._ternary)
         regularise_(network, small, settings)
-        self._network = keep_zeros_(network.to(settings.device), masks)
-        self._parameters = dict(self._network.named_parameters())
+        network = keep_zeros_(network.to(settings.device), masks)
+        self._given, self._held = network, problem.held(network)
+        self._parameters = self._held.parameters_of(dict(network.named_parameters()))
         self._optimizer = weight_optimizer(
             self._parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
         )
@@ -70,8 +71,12 @@ class FinalPhase(Phase):
         self.best_epoch = 0
 
     @property
-    def network(self) -> GraphNetwork:
-        return self._network
+    def network(self) -> nn.Module:
+        return self._held.network
+
+    def whole_network(self) -> nn.Module:
+        self._held.gather_()
+        return self._given
 
     def optimizers(self) -> Optimizers:
         return {"weights": (self._optimizer, self._parameters)}
@@ -84,14 +89,14 @@ class FinalPhase(Phase):
     @property
     def last_graph(self) -> CapturedGraph:
         """The small graph with the state that there is now."""
-        return self._graph_with(self._network.state_dict())
+        return self._graph_with(self._held.tensors())
 
     def _graph_with(self, state: Mapping[str, Tensor]) -> CapturedGraph:
         return ternarised(self._small.with_state(_on_cpu(state)), self._ternary)
 
     def begin_(self) -> None:
-        self.best = self.last = self.problem.evaluate(self._network)
-        self._best_state = copy.deepcopy(self._network.state_dict())
+        self.best = self.last = self.problem.evaluate(self.network)
+        self._best_state = self._copied()
 
     def epoch_problem(self) -> Problem:
         if outgrown(self.problem.objective.reading, self.last, self._teacher):
@@ -104,12 +109,15 @@ class FinalPhase(Phase):
         update_(self._parameters.values(), (self._optimizer,), clip=settings.clip, scaler=self.scaler)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
-        last, best = self.problem.evaluate(self._network), self.best
+        last, best = self.problem.evaluate(self.network), self.best
         if last.metric == best.metric or (last.metric > best.metric) == self.problem.objective.higher_is_better:
             self.best, self.best_epoch = last, epoch - self.epochs.start + 1
-            self._best_state = copy.deepcopy(self._network.state_dict())
+            self._best_state = self._copied()
         self.last = last
         return last
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self._held.tensors().items()}
 
     def report(self, progress: float) -> dict[str, Any]:
         return {**densities_told(self._densities), "learning_rate": self._rate(progress)}
@@ -119,16 +127,16 @@ class FinalPhase(Phase):
             "best": self.best.to_json(),
             "last": self.last.to_json(),
             "best_epoch": self.best_epoch,
-            **prefixed("network", self._network.state_dict()),
+            **prefixed("network", self._held.tensors()),
             **prefixed("best", self._best_state),
             **self.optimizers_state(),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
-        self._network.load_state_dict(under("network", state_dict))
+        self._held.load_(under("network", state_dict))
         self.load_optimizers_state_(state_dict)
         self.best, self.last = (Evaluation.from_json(state_dict[name]) for name in ("best", "last"))
-        self._best_state, self.best_epoch = under("best", state_dict), state_dict["best_epoch"]
+        self._best_state, self.best_epoch = self._held.divided(under("best", state_dict)), state_dict["best_epoch"]
 
 
 def as_measured(small: CapturedGraph, settings: FinetuneSettings) -> GraphNetwork:
@@ -137,4 +145,4 @@ def as_measured(small: CapturedGraph, settings: FinetuneSettings) -> GraphNetwor
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu() for name, tensor in state.items()}
+    return {name: whole(tensor).detach().cpu() for name, tensor in state.items()}

@@ -83,7 +83,7 @@ def finetune(
     check_rewritable(graph, settings)
     goal = goal_for(graph, target, settings)
     reporter = Reporter(processes.listener(on_event), NoCheckpoints() if checkpoints is None else checkpoints)
-    with seeded(settings.seed, settings.device):
+    with seeded(settings.seed, settings.device), processes.noticing():
         alike_(processes, settings.device)
         resumed = reporter.checkpoints.start
         reading = None if resumed is None else Reading.from_json(resumed.get("reading"))

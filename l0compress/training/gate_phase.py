@@ -35,6 +35,7 @@ class GatePhase(Phase):
     def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty) -> None:
         self.problem, self.gated, self.budget, self.scaler = problem, gated, budget, problem.scaler()
         regularise_(gated.network, gated.groups.graph, problem.settings)
+        self._held = problem.held(gated)
         self.epochs = range(problem.settings.gated_epochs)
         self.moves = torch.arange(gated.groups.num_moves)
         self.cuts: list[Tensor] = []
@@ -46,12 +47,16 @@ class GatePhase(Phase):
         self._create_optimizers_()
 
     @property
-    def network(self) -> GatedNetwork:
+    def network(self) -> nn.Module:
+        return self._held.network
+
+    def whole_network(self) -> GatedNetwork:
+        self._held.gather_()
         return self.gated
 
     def optimizers(self) -> Optimizers:
-        weights, gates = self.gated.weights(), self.gated.gate_parameters()
-        return {"weights": (self._weights, weights), "gates": (self._gates, gates)}
+        gates = self.gated.gate_parameters()
+        return {"weights": (self._weights, self._parameters), "gates": (self._gates, gates)}
 
     def regularized(self, loss: Tensor) -> Tensor:
         loss = loss + self.budget.penalty()
@@ -61,7 +66,7 @@ class GatePhase(Phase):
         settings = self.problem.settings
         base = settings.rate * settings.gates.weight_rate_share
         set_learning_rate_(self._weights, self._rate(progress), highest=base)
-        update_(self.gated.weights().values(), (self._weights, self._gates), clip=settings.clip, scaler=self.scaler)
+        update_(self._parameters.values(), (self._weights, self._gates), clip=settings.clip, scaler=self.scaler)
         self.budget.step()
         done = round(progress * self.problem.gated_steps) + 1
         if done % settings.gates.compact_every == 0:
@@ -69,7 +74,7 @@ class GatePhase(Phase):
 
     def end_epoch_(self, epoch: int) -> Evaluation:
         self._compact_(steps_left=(self.epochs.stop - 1 - epoch) * self.problem.steps_per_epoch)
-        return self.problem.evaluate(self.gated)
+        return self.problem.evaluate(self.network)
 
     def _compact_(self, *, steps_left: int) -> None:
         """Remove what is surely shut, if that saves enough in the steps that are left."""
@@ -80,14 +85,15 @@ class GatePhase(Phase):
         saved = saved_macs(self.gated, threshold=threshold, samples=samples)
         if saved == 0 or saved < settings.compact_gain * removal_macs(self.gated.groups.graph):
             return
-        compacted = compact(self.gated, threshold=threshold)
+        compacted = compact(self.whole_network(), threshold=threshold)
         self.refused = compacted.gated is self.gated
+        self._held.part_()
         if self.refused:
             return
-        old, weights, gates = self.gated, self._weights, self._gates
+        old, parameters, weights, gates = self.gated, self._parameters, self._weights, self._gates
         self._replace_network_(compacted)
         self._create_optimizers_()
-        pairs = _pairs(old.weights(), self.gated.weights())
+        pairs = _pairs(parameters, self._parameters)
         carry_state_(self._weights, weights, pairs, compacted.parameter_keeps)
         pairs = _pairs(old.gate_parameters(), self.gated.gate_parameters())
         carry_state_(self._gates, gates, pairs, compacted.gate_keeps)
@@ -102,15 +108,15 @@ class GatePhase(Phase):
             "cuts": len(self.cuts),
             "refused": self.refused,
             **{f"cuts.{position}": kept for position, kept in enumerate(self.cuts)},
-            **prefixed("network", self.gated.state_dict()),
+            **prefixed("network", self._held.tensors()),
             **self.optimizers_state(),
         }
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Cut the dense network as it was cut then, and load what was learned since."""
         for position in range(state_dict["cuts"]):
-            self._replace_network_(compact_again(self.gated, state_dict[f"cuts.{position}"]))
-        self.gated.load_state_dict(under("network", state_dict))
+            self._replace_network_(compact_again(self.whole_network(), state_dict[f"cuts.{position}"]))
+        self._held.load_(under("network", state_dict))
         self._create_optimizers_()
         self.load_optimizers_state_(state_dict)
         self.budget.load_state_dict(state_dict["budget"])
@@ -120,12 +126,14 @@ class GatePhase(Phase):
         self.cuts.append(compacted.kept_moves)
         self.gated, self.moves = compacted.gated, self.moves[compacted.kept_moves]
         regularise_(self.gated.network, self.gated.groups.graph, self.problem.settings)
+        self._held = self.problem.held(self.gated)
         self.budget.follow_(self.gated, compacted.kept_moves)
 
     def _create_optimizers_(self) -> None:
         settings = self.problem.settings
+        self._parameters = self._held.parameters_of(self.gated.weights())
         self._weights = weight_optimizer(
-            self.gated.weights(),
+            self._parameters,
             settings.optimizer,
             learning_rate=settings.rate * settings.gates.weight_rate_share,
             # The expected norms decay weights as far as they are there, in place of this.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from l0compress.gates.decay import weight_groups
 from l0compress.graph.cut.plan import Keeps, cut
+from l0compress.training.held import divided_like, is_divided, whole
 from l0compress.training.own_optim import HIGHEST, Factory, own_optimizer, own_rates, rate_at
 from l0compress.training.settings import SCHEDULERS, FinetuneSettings
 
@@ -86,11 +87,23 @@ def update_(
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
     if clip is not None:
-        nn.utils.clip_grad_norm_(parameters, clip)
+        clip_(list(parameters), clip)
     for optimizer in optimizers:
         scaler.step(optimizer)
         optimizer.zero_grad()
     scaler.update()
+
+
+def clip_(parameters: Sequence[nn.Parameter], largest: float) -> None:
+    """Scale gradients down to a norm of ``largest`` over all of them, wherever they are divided or not."""
+    kinds = [[p for p in parameters if is_divided(p) == divided] for divided in (False, True)]
+    if not all(kinds):
+        nn.utils.clip_grad_norm_(parameters, largest)
+        return
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, largest, norm)
 
 
 def carry_state_(
@@ -113,7 +126,7 @@ def carry_state_(
         if not state or (before.shape != after.shape and any(_is_factored(value, before) for value in state.values())):
             continue
         optimizer.state[after] = {
-            key: cut(value, keeps.get(name, ())).clone()
+            key: divided_like(cut(whole(value), keeps.get(name, ())).clone(), after)
             if isinstance(value, Tensor) and value.shape == before.shape
             else value
             for key, value in state.items()

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from l0compress.data import Batch, Data
 from l0compress.devices import widest_float
 from l0compress.errors import DataError, InputError
+from l0compress.gates.network import GatedNetwork
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.checksum import weights_checksum
+from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.loading.classes import class_warnings
 from l0compress.training.evaluation import Evaluation, On, evaluate
+from l0compress.training.held import Held
 from l0compress.training.input_dropout import drop_inputs
 from l0compress.training.losses import WHOLE, Objective, Share, check_loss, objective_of
 from l0compress.training.outputs import outputs_of
@@ -92,6 +95,15 @@ class Problem:
     def gated_steps(self) -> int:
         """Steps in which gates are learned."""
         return self.settings.gated_epochs * self.steps_per_epoch
+
+    @property
+    def shards(self) -> bool:
+        """Whether networks are divided over processes."""
+        return shards(self.settings, self.processes)
+
+    def held(self, network: GraphNetwork | GatedNetwork) -> Held:
+        """A network on the problem's device as it is trained: whole, or divided over the processes."""
+        return self.processes.divided(network) if self.shards else Held(network)
 
     def epoch(self, number: int) -> Epoch:
         """An epoch from its beginning."""
@@ -175,7 +187,11 @@ class Problem:
     def evaluate(self, network: nn.Module) -> Evaluation:
         """The validation result that choices are made by."""
         return evaluate(
-            network, self.data.val, self.objective, teacher=self.teacher, on=On(self.device, self.processes)
+            network,
+            self.data.val,
+            self.objective,
+            teacher=self.teacher,
+            on=On(self.device, self.processes, in_step=self.shards),
         )
 
     def warnings(self) -> tuple[str, ...]:
@@ -216,7 +232,8 @@ def problem_of(
     """
     check_precision(graph, settings.device)
     processes = processes_for(settings.device)
-    dense = graph.module().to(settings.device)
+    module = graph.module().to(settings.device)
+    dense = processes.divided(module).network if shards(settings, processes) else module
     # Drawn once: a data loader's random state moves whenever it is asked.
     first = first_batch(data, settings)
     objective = objective_on(dense, data, settings, first=first, reading=reading)
@@ -231,6 +248,11 @@ def problem_of(
     if teacher is None or data.augment is not None:
         return problem
     return replace(problem, teacher_cache=TeacherCache(teacher, data.train, settings.device, problem.autocast))
+
+
+def shards(settings: FinetuneSettings, processes: Processes) -> bool:
+    """Whether networks are divided: one process by itself has all of them."""
+    return settings.shard and not processes.is_alone
 
 
 def _check_division(problem: Problem, dense: nn.Module, first: Batch) -> None:

@@ -18,7 +18,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from l0compress.errors import InputError, ProcessesError
+from l0compress.gates.network import GatedNetwork
+from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.training.events import OnEvent, ignore
+from l0compress.training.held import Held
 from l0compress.training.launch import Launch, launched, says_first, says_several
 from l0compress.training.settings import FinetuneSettings
 
@@ -108,6 +111,17 @@ class Processes:
         Raises:
             ProcessesError: names those that differ from the first.
         """
+
+    def divided(self, network: GraphNetwork | GatedNetwork) -> Held:
+        """A network whose weights are divided over the processes; one process has all of them.
+
+        What several processes are given loses its weights until they are gathered.
+        """
+        return Held(network)
+
+    def noticing(self) -> AbstractContextManager[None]:
+        """While it lasts, an error of what exchanges weights says that another process is gone."""
+        return nullcontext()
 
     def statistics(self) -> AbstractContextManager[None]:
         """While it lasts, batch norms in training mode count the samples of all processes."""

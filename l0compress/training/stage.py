@@ -94,6 +94,10 @@ class Phase(Stage):
         """The loss of a batch with what is minimised beside it."""
         return loss
 
+    def whole_network(self) -> nn.Module:
+        """The network with all of its weights, where each process has a part of them."""
+        return self.network
+
     @abstractmethod
     def step_(self, progress: float) -> None:
         """Update what is trained by its gradients, and clear them; ``progress`` is the share of the phase done."""

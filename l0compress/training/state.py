@@ -16,6 +16,7 @@ from l0compress.training.activations.penalty import charged
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import WARNING, ProgressEvent
 from l0compress.training.faults import EXPLODED, check_parameters, diverged
+from l0compress.training.held import is_divided, stored
 from l0compress.training.problem import Epoch, Problem
 from l0compress.training.randomness import (
     random_states,
@@ -73,7 +74,7 @@ class TrainingState:
         for message in problem.warnings():
             reporter.on_event(ProgressEvent(WARNING, 0, epochs, epoch_done=False, message=message))
         if resumed is None:
-            dense = problem.evaluate(problem.graph.module().to(problem.device))
+            dense = problem.evaluate(problem.held(problem.graph.module().to(problem.device)).network)
             event = ProgressEvent("dense", 0, epochs, loss=dense.loss, metric=dense.metric)
             reporter.on_event(replace(event, metric_name=dense.metric_name))
             return cls(problem, reporter, dense, problem.epoch(0))
@@ -100,6 +101,8 @@ class TrainingState:
     def state_dict(self) -> StateDict:
         """The state of the run, weights, optimizers, position and random states.
 
+        Of what is divided over processes, all have to ask for it, and the first alone gets the values.
+
         Raises:
             DivergedError: a weight is not finite, so that nobody should go on from here.
         """
@@ -122,7 +125,10 @@ class TrainingState:
         if phase is None:
             return found
         check_parameters(phase.network, f"step {max(epoch.step, 1)} of epoch {epoch.number + 1}")
-        return {**found, "stage": phase.name, **phase.state_dict()}
+        own = phase.state_dict().items()
+        keep = self.problem.processes.is_first
+        tensors = {name: stored(value, keep=keep) if isinstance(value, Tensor) else value for name, value in own}
+        return {**found, "stage": phase.name, **tensors}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Go on from what :meth:`state_dict` returned in the same phase; what was decided by then is not read."""
@@ -174,7 +180,8 @@ class TrainingState:
         processes = self.problem.processes
         if processes.is_alone:
             return
-        state = phase.state_dict()
+        # Of what is divided, each has another part.
+        state = {name: value for name, value in phase.state_dict().items() if not is_divided(value)}
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         plain = {name: value for name, value in state.items() if name not in tensors}
         checksum = weights_checksum({**tensors, **torch_states("cpu")})
@@ -218,12 +225,12 @@ def _train_epoch_(state: TrainingState, phase: Phase) -> float:
     phase.network.train()
     # The teacher's outputs may be endless, and what comes first ends the loop.
     for batch, teacher_outputs in zip(problem.batches(epoch), problem.teacher_outputs(epoch), strict=False):
-        random, network = torch_states(problem.device), phase.network  # a step may put a smaller one in its place
+        random = torch_states(problem.device)
         value = _differentiate_(phase, problem, batch, teacher_outputs)
         if not value <= highest or not math.isfinite(value):
             # What went wrong may go right with other gates and other dropped units.
             set_torch_states_(random, problem.device)
-            raise diverged(value, epoch.where, network, problem.with_dropout(batch))
+            raise diverged(value, epoch.where, phase.whole_network(), problem.with_dropout(batch))
         phase.step_(state.progress(phase))
         state.step_done_(phase, value)
     if epoch.step == 0:
@@ -243,5 +250,7 @@ def _differentiate_(phase: Phase, problem: Problem, batch: Batch, teacher_output
         phase.scaler.scale(scaled if number else phase.regularized(scaled)).backward()
     if not processes.is_alone:
         (value,) = processes.sums([value])
-        processes.average_(p.grad for p in network.parameters() if p.grad is not None)
+        # FSDP averages the gradients of what is divided.
+        gradients = (parameter.grad for parameter in network.parameters() if not is_divided(parameter))
+        processes.average_(gradient for gradient in gradients if gradient is not None)
     return value

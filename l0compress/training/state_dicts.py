@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from l0compress.training.held import divided_like, is_divided
 from l0compress.training.own_optim import HIGHEST, load_plain_state_, plain_state
 
 StateDict: TypeAlias = dict[str, Any]
@@ -28,8 +29,11 @@ class Stateful(Protocol):
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under a path, on the CPU."""
-    return {f"{prefix}.{name}": tensor.detach().cpu() for name, tensor in tensors.items()}
+    """The same tensors under a path, on the CPU; those that are divided over processes stay where they are."""
+    return {
+        f"{prefix}.{name}": tensor.detach() if is_divided(tensor) else tensor.detach().cpu()
+        for name, tensor in tensors.items()
+    }
 
 
 def under(prefix: str, state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -68,7 +72,9 @@ def load_optimizer_(
         parameter = parameters[name]
         state = torch.empty_like(parameter, dtype=value.dtype) if value.shape == parameter.shape else None
         # The strides of a parameter decide which kernel runs, and its state has the same ones.
-        loaded = value.clone().to(parameter.device) if state is None else state.detach().copy_(value)
+        loaded = (
+            value.clone().to(parameter.device) if state is None else state.detach().copy_(divided_like(value, state))
+        )
         optimizer.state[parameter][key] = loaded.requires_grad_(False)
 
 

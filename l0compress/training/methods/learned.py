@@ -82,6 +82,7 @@ class LearnedGates(Method):
         }
         gated, budget = self.gated, self.budget
         if not problem.settings.gates.are_many(problem.gated_steps):
+            problem.held(self.gated)  # has no more use for its weights, and gives them up where they are divided
             gated = _gated(begun, problem)
             limits = begun.start.limits(fisher.limits)
             budget = Budget.at(gated, fisher.targets, limits, ascent=ascent_of(problem))
@@ -93,7 +94,7 @@ class LearnedGates(Method):
     def _learn(self, state: TrainingState, start: Narrowed, gated: GatedNetwork, budget: Penalty) -> Decision:
         phase = GatePhase(state.problem, gated, budget)
         train_(state, phase)
-        return lifted(start, phase.moves, decide_by_gates(phase.gated, budget))
+        return lifted(start, phase.moves, decide_by_gates(phase.whole_network(), budget))
 
     def _begun(self, fisher: Fisher, state: TrainingState) -> _Begun:
         problem, descent = state.problem, fisher.descent(state)

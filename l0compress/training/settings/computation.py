@@ -46,6 +46,14 @@ class ComputationSettings:
             help="Parts in which a batch is computed, one after another, where all of it takes too much memory.",
         ),
     )
+    shard: bool = field(
+        default=False,
+        metadata=setting(
+            panel=PANEL,
+            help="Divide weights, gradients and moments among the processes of torchrun or accelerate launch (FSDP2), "
+            "for what does not fit.",
+        ),
+    )
     quantization_aware: bool = field(
         default=False,
         metadata=setting(

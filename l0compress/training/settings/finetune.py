@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from l0compress.errors import InputError
+from l0compress.gates.defaults import GRANULARITIES
 from l0compress.training.schema import check_settings, setting
-from l0compress.training.settings.choices import GATED_METHODS, TRAINED_METHODS
+from l0compress.training.settings.choices import GATED_METHODS, OPTIMIZERS, TRAINED_METHODS
 from l0compress.training.settings.computation import ComputationSettings
 from l0compress.training.settings.gates import GateSettings
 from l0compress.training.settings.regularization import RegularizationSettings
@@ -60,6 +61,8 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
         bf16: an older spelling of ``precision="bfloat16"``.
         precision: what forward passes compute in: "float32", or under autocast "bfloat16" or "float16", the latter with
             losses scaled so that small gradients do not vanish. Weights, gates and optimizers stay in float32.
+        shard: where a launcher started several processes, divide weights, gradients and what optimizers keep among them
+            while training, see :mod:`~l0compress.training.shards`. The result is the same to rounding.
         accumulate: parts of a batch that are computed one after another, for less memory; a step still takes the whole
             batch, and its gates are drawn once.
         quantization_aware: round in the final phase what the int8 file will round, see
@@ -123,6 +126,8 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
             )
         if self.bf16 and self.precision == "float16":
             raise InputError("bf16 and precision='float16' contradict each other.", fix="Omit one of them.")
+        if self.shard:
+            self._check_shard()
         if self.epochs == 1 and self.method in TRAINED_METHODS:
             gates = self.method in GATED_METHODS
             raise InputError(
@@ -132,6 +137,23 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
                 if gates
                 else "Pass --epochs 2 or more.",
             )
+
+    def _check_shard(self) -> None:
+        """Refuse what reads or writes whole weights in the midst of training."""
+        if self.granularity != GRANULARITIES[0]:
+            what, way = f"granularity={self.granularity!r}", f"Pass --granularity {GRANULARITIES[0]}"
+        elif self.method in TRAINED_METHODS and self.method not in GATED_METHODS:
+            what, way = f"method={self.method!r}", "Pass --method l0, or one that decides before training"
+        elif any(self.norm_strengths):
+            what, way = "a norm of the weights", "Pass --method l0 without --l2 and --l1"
+        elif self.optimizer not in OPTIMIZERS:
+            what, way = "an optimizer of your own", f"Pass --optimizer {' or '.join(OPTIMIZERS)}"
+        else:
+            return
+        raise InputError(
+            f"shard with {what}: it reads whole weights in every step, but each process has a part of them.",
+            fix=f"{way}, or omit --shard.",
+        )
 
     def _check_rounding(self) -> None:
         for name in ("quantization_aware", "ternary"):
