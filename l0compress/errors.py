@@ -19,8 +19,8 @@
     │   └── SurgeryError        a graph could not be rewritten exactly; nothing was written
     └── StoppedError            a signal stopped a run, which is kept; exits 130 (Ctrl-C) or 143 (SIGTERM)
 
-Beside it stand two warnings: DataWarning, for data that are odd but can be used, and LostInCaptureWarning, for what a
-model does in training mode alone.
+Beside it stand three warnings: DataWarning, for data that are odd but can be used, LostInCaptureWarning, for what a
+model does in training mode alone, and PenaltyWarning, for a fixed penalty that removes nothing or all that may go.
 
 What a bundle raises (L0Error, InputError, RunError) is defined by the runtime, a distribution of its own. Here are the
 same classes.
@@ -65,6 +65,7 @@ __all__ = [
     "ModelError",
     "NotEqualError",
     "NothingToPruneError",
+    "PenaltyWarning",
     "PlanError",
     "ProcessesError",
     "RunError",
@@ -149,6 +150,10 @@ class DataWarning(UserWarning):
 
 class LostInCaptureWarning(UserWarning):
     """A model does something in training mode that its graph cannot do, such as stochastic depth."""
+
+
+class PenaltyWarning(UserWarning):
+    """A fixed penalty removes nothing, or all that may go."""
 
 
 class TargetError(InputError):

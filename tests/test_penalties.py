@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import l0compress as l0
 from l0compress.data import Data
-from l0compress.errors import InputError, TargetError
+from l0compress.errors import InputError, PenaltyWarning, TargetError
 from l0compress.gates.attach import GatedNetwork, gate
 from l0compress.graph.capture import capture
 from l0compress.pipeline.requests import request_of
@@ -144,6 +144,7 @@ class TestRun:
         assert (config["penalty"], "target" in config, config["training"]["l2"]) == ("bic", False, 0.001)
         assert "of loss for each parameter (bic)." in " ".join(outcome.stdout.split())
 
+    @pytest.mark.filterwarnings("ignore:The penalty 0.003")
     def test_a_run_under_a_penalty_that_was_killed_ends_in_the_same_bits(self):
         asked = {
             "model": "mlp.pt2",
@@ -200,8 +201,26 @@ class TestRun:
 
 def test_compress_takes_a_criterion_and_has_no_target_then():
     part = blobs(64)
-    result = l0.compress(trained_mlp(part), Data(part, part), target="bic=1", settings=replace(QUICK, epochs=3))
+    message = (
+        r"^The penalty bic \(0\.0325 of loss for each parameter\) removes nothing: no gate is shut after 2 steps\. "
+        r"Give more epochs, or a larger penalty\.$"
+    )
+    with pytest.warns(PenaltyWarning, match=message):
+        result = l0.compress(trained_mlp(part), Data(part, part), target="bic=1", settings=replace(QUICK, epochs=3))
     assert str(result.penalty) == f"bic: {math.log(64) / 128:.4g} for each parameter"
     assert repr(result).startswith("CompressResult(bic: ")
     with pytest.raises(TargetError, match=r"^this result has no target: it was made under a fixed penalty \(bic: "):
         _ = result.reached
+
+
+@pytest.mark.parametrize("granularity", ["structured", "weights"])
+def test_a_penalty_that_outweighs_every_loss_says_so(granularity: str):
+    part = blobs(64)
+    message = (
+        r"^The penalty 100 \(100 of loss for each parameter\) removes all that may go\. Give a smaller penalty, or "
+        r"more samples, by which aic and bic are smaller\.$"
+    )
+    gates = replace(QUICK.gates, learning_rate=1.0)
+    settings = replace(QUICK, epochs=30, granularity=granularity, gates=gates)
+    with pytest.warns(PenaltyWarning, match=message):
+        l0.compress(trained_mlp(part), Data(part, part), target={"penalty": 100.0}, settings=settings)

@@ -95,7 +95,7 @@ def ignore(event: ProgressEvent) -> None:
     """The callback of those who do not listen: what is odd becomes a warning of Python's.
 
     Warns:
-        DataWarning, LostInCaptureWarning: for every event of the stage "warning", by its category.
+        DataWarning, LostInCaptureWarning, PenaltyWarning: for every event of the stage "warning", by its category.
     """
     if event.stage == WARNING:
         warnings.warn(event.message, event.category, stacklevel=2)

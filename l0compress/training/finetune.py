@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 
 from l0compress.data import Data
-from l0compress.errors import NotEqualError
+from l0compress.errors import NotEqualError, PenaltyWarning
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.masked import masked
 from l0compress.graph.cut.plan import KeepPlan
@@ -21,10 +21,11 @@ from l0compress.training.activations.removal import SmallModel, without_silent_u
 from l0compress.training.decision import Decision
 from l0compress.training.dropout import check_dropout
 from l0compress.training.evaluation import Evaluation
-from l0compress.training.events import OnEvent, ignore
+from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.extremes import extreme_of
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.final_phase import FinalPhase
-from l0compress.training.goals import AnyGoal, Goal, goal_for
+from l0compress.training.goals import AnyGoal, Criterion, Goal, goal_for
 from l0compress.training.methods import method_of
 from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.processes import processes_for
@@ -120,10 +121,21 @@ def solved(problem: Problem, goal: Goal, reporter: Reporter, *, dense: Evaluatio
     resumed = state.resumed_in(FINETUNE)
     if resumed is None:
         decision = method.decide(state)
+        _warn_of_extremes(state, goal, decision)
     else:
         # With the dense model's weights, until those of the state are loaded.
         decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
     return finish(state, decision, method.resources)
+
+
+def _warn_of_extremes(state: TrainingState, goal: Goal, decision: Decision) -> None:
+    """Warns:
+    PenaltyWarning: a fixed penalty removes nothing, or all that may go.
+    """
+    message = extreme_of(goal, decision.plan, state.problem) if isinstance(goal, Criterion) else None
+    if message is not None:
+        event = ProgressEvent(WARNING, 0, state.problem.settings.epochs, epoch_done=False, message=message)
+        state.reporter.on_event(replace(event, category=PenaltyWarning))
 
 
 def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, ...]) -> FinetuneResult:
