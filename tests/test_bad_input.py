@@ -65,6 +65,7 @@ def test_bad_input(folder: Path, name: str) -> None:
     assert contents(folder) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_the_same_in_a_process_of_its_own(folder: Path, name: str) -> None:
     case, before = CASES[name], contents(folder)

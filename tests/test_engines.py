@@ -206,6 +206,7 @@ def test_arrays_of_every_kind(engine, rng, kind, batch):
         assert_same(engine.compile(conv, threads=1)(kind(images)), reference(conv, kind(images)))
 
 
+@pytest.mark.slow
 @by_engine
 def test_what_is_let_go_is_gone_without_a_collector(engine, rng):
     """A weight may take gigabytes, and a server may have switched the collector of cycles off."""

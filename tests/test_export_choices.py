@@ -60,6 +60,7 @@ NETWORKS = (mlp, convolutions, transformer, recurrent)
 
 
 class TestOpset:
+    @pytest.mark.slow
     @pytest.mark.parametrize("opset", [18, 23])
     @pytest.mark.parametrize("network", NETWORKS)
     def test_the_file_has_the_version_and_is_equal(
@@ -193,6 +194,7 @@ class TestProviders:
 
 
 class TestCommands:
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_a_file_in_16_bits_is_scored_verified_and_timed(self, finished: Path, tmp_path: Path, dtype: str) -> None:
         shutil.copytree(finished / "run", tmp_path / "run")
@@ -210,6 +212,7 @@ class TestCommands:
         run_cli("export", finished / "run", "--opset", "21", "-o", path)
         assert [one.version for one in onnx.load(path).opset_import if one.domain == ""] == [21]
 
+    @pytest.mark.slow
     def test_openvino(self, finished: Path, tmp_path: Path) -> None:
         pytest.importorskip("openvino")
         path, against = tmp_path / "model.onnx", ("--against", finished / "run", "--provider", "openvino")

@@ -104,6 +104,7 @@ class TestFolder:
 @pytest.mark.usefixtures("place")
 class TestKilled:
     # Of 2, 2 and 3 epochs, after the dense model was measured: in the second member, and in the third.
+    @pytest.mark.slow
     @pytest.mark.parametrize("epochs", [3, 6])
     def test_it_goes_on_to_the_same_bytes(self, epochs: int) -> None:
         with pytest.raises(Killed):
@@ -114,6 +115,7 @@ class TestKilled:
         assert kept("run") == kept("whole")
         assert [member.folder.name for member in summary.members] == MEMBERS
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("moment", ["before", "after"])
     def test_it_is_killed_while_a_member_is_written(self, moment: str) -> None:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):

@@ -65,6 +65,7 @@ class TestGenerate:
         prompt = tokens(1, 5)
         assert torch.equal(generated(model, prompt, count), masked_greedy(cut, prompt, count))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("name", DECODERS)
     @pytest.mark.parametrize(
         "gone",
@@ -136,6 +137,7 @@ class TestStockClasses:
 
 
 class TestOtherForwards:
+    @pytest.mark.slow
     @pytest.mark.parametrize("build", [gemma3, phi])
     def test_tables_by_kind_of_layer_or_for_a_part_of_each_head(
         self, build: Callable[[], nn.Module], case_of: Callable[..., Case]
@@ -146,6 +148,7 @@ class TestOtherForwards:
         prompt = tokens(2, 5)
         assert torch.equal(generated(case.loaded(), prompt, 12), masked_greedy(cut, prompt, 12))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("build", [phi3, bloom, gpt_neox])
     def test_widths_as_literals_in_forward_leave_activations_as_wide_as_they_were(
         self, build: Callable[[], nn.Module], case_of: Callable[..., Case]
@@ -180,6 +183,7 @@ class TestTheFolder:
     def case(self, case_of: Callable[..., Case]) -> Case:
         return case_of(llama)
 
+    @pytest.mark.slow
     def test_needs_no_l0compress(self, case: Case) -> None:
         cut = case.cut(case.random(3))
         case.exported(cut)

@@ -69,6 +69,7 @@ def sentences(tmp_path: Path) -> Path:
 
 
 class TestSentenceTransformers:
+    @pytest.mark.slow
     def test_a_folder_goes_in_and_comes_out(
         self,
         encoder: Path,

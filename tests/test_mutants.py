@@ -39,6 +39,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(MUTANTS)))
 def test_every_fault_has_one_place(number: int) -> None:
     file, faulty = MUTANTS[number].planted(ROOT)

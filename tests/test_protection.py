@@ -117,6 +117,7 @@ KEEP = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("model", MODELS)
 def test_no_plan_violates_what_is_to_be_kept(model: str, seed: int) -> None:

@@ -123,6 +123,7 @@ class TestStudy:
         assert [trial.values[0] for trial in trials] == scores
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("folder")
 def test_a_trial_that_was_killed_goes_on_and_one_that_fails_stops_no_other() -> None:
     sweep = Sweep(Path("S"), SHARED, grid(["params=0.8", "params=0.01"], ["magnitude"], [0]))
