@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, TensorDataset
 
 from l0compress.data import Batch, Data, Split, StreamSplit, as_batch, example_batch
-from l0compress.errors import DataError, InputError
+from l0compress.errors import DataError, InputError, PenaltyWarning
 from l0compress.graph.capture import capture
 from l0compress.loading.datasets import as_data
 from l0compress.pipeline.compress import compress
@@ -264,7 +264,9 @@ class TestBeforeAnythingIsTrained:
             finetune(graph, Data(part, part), target, settings=few) for target in ("macs=0.8", {"macs": 0.8})
         )
         assert text.plan.kept() == mapping.plan.kept() and text.last_evaluation == mapping.last_evaluation
-        assert finetune(graph, Data(part, part), "penalty=1e-6", settings=few).small is not None
+        with pytest.warns(PenaltyWarning, match=r"^The penalty 1e-06 "):
+            whole = finetune(graph, Data(part, part), "penalty=1e-6", settings=few)
+        assert bool(whole.plan.keep.all())
 
     def test_parts_may_be_a_dict(self):
         data = prepare(self.model, {"train": (X, Y), "val": (X, Y)}).data
