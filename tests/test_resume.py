@@ -289,6 +289,7 @@ CASES = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The penalty 0.001 ")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_from_every_state_the_end_is_the_same(case: Case) -> None:
     shelf = Shelf()
