@@ -24,6 +24,7 @@ import l0compress as l0
 from l0compress.errors import DataError, InputError
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.nodes.batch_norm import batch_norm
+from l0compress.training.events import WARNING, ProgressEvent
 from l0compress.training.finetune import finetune
 from l0compress.training.latency_targets import measured_time
 from l0compress.training.launch import Launch, launched
@@ -113,6 +114,14 @@ def test_several_processes_reach_what_one_reaches(size: int, place: Path, alone:
 def test_the_same_processes_repeat_their_bits(changes: dict[str, Any], place: Path) -> None:
     first, again = (outcomes(2, place, f"{number} {sorted(changes)}", **changes)[1] for number in range(2))
     assert_same(first, again, 0.0)
+
+
+def test_the_first_alone_hears_of_what_is_odd() -> None:
+    """A warning of Python's, in the place of a callback, would be said once by each process."""
+    event, heard = ProgressEvent(WARNING, 0, 4, epoch_done=False, message="sorted by class"), []
+    for rank in range(2):
+        Processes(Launch(rank, 2)).listener(heard.append)(event)
+    assert heard == [event]
 
 
 # ---- a batch in parts -----------------------------------------------------------------------------------------------

@@ -91,6 +91,11 @@ def told(constraints: Mapping[str, Mapping[str, float]], *, key: str) -> dict[st
 OnEvent = Callable[[ProgressEvent], None]
 
 
+def unheard(event: ProgressEvent) -> None:
+    """The callback of a process for which another one speaks: nothing is said twice."""
+    del event
+
+
 def ignore(event: ProgressEvent) -> None:
     """The callback of those who do not listen: what is odd becomes a warning of Python's.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from l0compress.errors import InputError, ProcessesError
 from l0compress.gates.network import GatedNetwork
 from l0compress.graph.nodes.network import GraphNetwork
-from l0compress.training.events import OnEvent, ignore
+from l0compress.training.events import OnEvent, unheard
 from l0compress.training.held import Held
 from l0compress.training.launch import Launch, launched, says_first, says_several
 from l0compress.training.settings import FinetuneSettings
@@ -72,7 +72,7 @@ class Processes:
 
     def listener(self, on_event: OnEvent) -> OnEvent:
         """Who hears of events: the first process speaks for all."""
-        return on_event if self.is_first else ignore
+        return on_event if self.is_first else unheard
 
     def sums(self, numbers: Sequence[float]) -> list[float]:
         """Numbers added up over all processes, each by itself."""
