@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from l0compress.errors import NothingToPruneError, TargetError
+from l0compress.errors import TargetError
 from l0compress.gates.reach import smallest_cost
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups import Groups, find_groups, groups_without_moves
+from l0compress.graph.groups import Groups, groups_if_any
 from l0compress.graph.groups.resource import Resource
 from l0compress.graph.nodes.protection import Protection
 from l0compress.training.targets import LATENCY, AbsoluteTarget
@@ -52,19 +52,12 @@ def in_the_way(graph: CapturedGraph, targets: Sequence[AbsoluteTarget]) -> tuple
     limits = graph.protection.limits()
 
     def least(protection: Protection) -> list[int]:
-        groups = _all_groups(replace(graph, protection=protection))
+        groups = groups_if_any(replace(graph, protection=protection))
         return [smallest_cost(target.resource(groups)) for target in targets]
 
     now = least(graph.protection) if limits else []
     found = tuple(limit for limit in limits if least(graph.protection.without(limit)) != now)
     return found or limits
-
-
-def _all_groups(graph: CapturedGraph) -> Groups:
-    try:
-        return find_groups(graph)
-    except NothingToPruneError:
-        return groups_without_moves(graph)
 
 
 def check_countable(targets: Iterable[AbsoluteTarget], *, single_weights: bool) -> None:

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from l0compress.errors import NOTHING_RUN, InputError
+from l0compress.export.past import IDS
 from l0compress.export.session import TensorSpec, example_of
 from l0compress.loading.huggingface import CONFIG, load_folder, transformer_folder
 from l0compress.verification.calls import Call
 
-TOKENS, PIXELS = "input_ids", "pixel_values"
+PIXELS = "pixel_values"
 
 
 def is_model_folder(path: Path) -> bool:
@@ -62,8 +63,8 @@ class FolderSession:
         """
         config: Any = getattr(self.model, "config", None)
         main = getattr(self.model, "main_input_name", None)
-        if main == TOKENS:
-            return example_of([TensorSpec(TOKENS, (None, None), torch.long)], batch_size, seed=seed)
+        if main == IDS:
+            return example_of([TensorSpec(IDS, (None, None), torch.long)], batch_size, seed=seed)
         side, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
         if main == PIXELS and isinstance(side, int):
             return example_of([TensorSpec(PIXELS, (None, channels, side, side), torch.float32)], batch_size, seed=seed)

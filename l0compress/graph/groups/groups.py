@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l0compress.devices import constant_on, widest_float
-from l0compress.errors import PlanError
+from l0compress.errors import NothingToPruneError, PlanError
 from l0compress.graph.capture import CapturedGraph, check_captured
 from l0compress.graph.groups.closure import Closure
 from l0compress.graph.groups.components import Components, solve
@@ -249,6 +249,14 @@ def find_groups(graph: CapturedGraph) -> Groups:
         graph, moves, groups, frozen, reads, labelled, components, lines, removals, costs, table, vanishing, floors
     )
     return whole.with_floors(floors)
+
+
+def groups_if_any(graph: CapturedGraph) -> Groups:
+    """As :func:`find_groups`; without moves where nothing can be removed."""
+    try:
+        return find_groups(graph)
+    except NothingToPruneError:
+        return groups_without_moves(graph)
 
 
 def groups_without_moves(graph: CapturedGraph) -> Groups:

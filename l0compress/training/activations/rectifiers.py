@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from l0compress.errors import NothingToPruneError
 from l0compress.graph.capture import CapturedGraph
-from l0compress.graph.groups import Groups, find_groups
+from l0compress.graph.groups import Groups, groups_if_any
 from l0compress.graph.labels.values import Value, flattened
 from l0compress.graph.nodes.network import op_name
 
 # Zero below something, and nowhere negative.
 _ALWAYS = frozenset({"relu", "relu6", "hardsigmoid"})
+_BETWEEN = frozenset({"clamp", "clip", "hardtanh", "clamp_min", "clamp_max"})
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def is_rectifier(node: fx.Node) -> bool:
     name = op_name(node)
     if name in _ALWAYS or name == "hardswish":
         return True
-    if name in ("clamp", "clip", "hardtanh", "clamp_min", "clamp_max"):
+    if name in _BETWEEN:
         low, high = _bounds(node)
         return _is_zero(low) != _is_zero(high)
     if name == "threshold":
@@ -76,21 +76,13 @@ def _is_zero(value: Any) -> bool:
 
 def _is_signed(node: fx.Node) -> bool:
     name = op_name(node)
-    if name in ("clamp", "clip", "hardtanh", "clamp_min", "clamp_max"):
+    if name in _BETWEEN:
         return not _is_zero(_bounds(node)[0])
     return name == "hardswish" or (name == "threshold" and not _reaches_zero(node.args[1]))
 
 
 def _reaches_zero(least: Any) -> bool:
     return isinstance(least, int | float) and least >= 0
-
-
-def groups_of(graph: CapturedGraph) -> Groups | None:
-    """What can be cut from a graph, None where nothing can."""
-    try:
-        return find_groups(graph)
-    except NothingToPruneError:
-        return None
 
 
 def find_rectifiers(graph: CapturedGraph) -> tuple[Rectifier, ...]:
@@ -101,9 +93,7 @@ def find_rectifiers(graph: CapturedGraph) -> tuple[Rectifier, ...]:
     >>> find_rectifiers(capture(net, (torch.zeros(2, 4),)))
     (Rectifier(node='relu', units=8, signed=False),)
     """
-    groups = groups_of(graph)
-    if groups is None:
-        return ()
+    groups = groups_if_any(graph)
     return tuple(
         Rectifier(node.name, prod(flattened(plane).numel() for plane in value.planes), _is_signed(node))
         for node in graph.nodes()
