@@ -18,7 +18,7 @@ from l0compress.loading import Model
 from l0compress.pipeline.compress_result import CompressResult, Penalized, Reached, Scores
 from l0compress.pipeline.sources import Prepared
 from l0compress.training.evaluation import On, evaluate
-from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.events import OnEvent, ignore, warning
 from l0compress.training.family import finetune_family
 from l0compress.training.finetune import FinetuneResult, finetune, protected
 from l0compress.training.goals import Criterion
@@ -123,8 +123,7 @@ def tell_lost(prepared: Prepared, settings: FinetuneSettings, on_event: OnEvent)
     """Say what the model does in training mode alone, which its graph does not."""
     for part in prepared.graph.training_only:
         message = f"No run does what the model does only in training mode: {part.sentence}."
-        event = ProgressEvent(WARNING, 0, settings.epochs, epoch_done=False, message=message)
-        on_event(replace(event, category=LostInCaptureWarning))
+        on_event(warning(message, LostInCaptureWarning, epochs=settings.epochs))
 
 
 def check_device(device: str) -> None:

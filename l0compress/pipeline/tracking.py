@@ -21,7 +21,7 @@ from l0compress.pipeline.curves import is_logged, named_for, outcome, plain, sca
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.options import OPTIONS, TRACKERS
 from l0compress.pipeline.runs import default_folder
-from l0compress.training.events import WARNING, OnEvent, ProgressEvent
+from l0compress.training.events import OnEvent, ProgressEvent, warning
 from l0compress.training.processes import joined
 from l0compress.training.settings import FinetuneSettings
 
@@ -115,8 +115,7 @@ class Trackers:
     def _leave_out(self, name: str, error: BaseException) -> None:
         reason = (str(error).strip().splitlines() or ["no reason"])[0]
         message = f"Tracker {name!r} failed ({type(error).__name__}: {reason}). The run goes on without it."
-        event = ProgressEvent(WARNING, 0, 0, epoch_done=False, message=message, category=RuntimeWarning)
-        self._on_event(event)
+        self._on_event(warning(message, RuntimeWarning))
 
 
 @contextmanager

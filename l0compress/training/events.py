@@ -73,6 +73,15 @@ class ProgressEvent:
         }
 
 
+def warning(message: str, category: type[Warning] = DataWarning, *, epochs: int = 0) -> ProgressEvent:
+    """The event that says something odd, in a run of so many epochs.
+
+    >>> warning("sorted by class", epochs=4).row()["message"]
+    'sorted by class'
+    """
+    return ProgressEvent(WARNING, 0, epochs, epoch_done=False, message=message, category=category)
+
+
 def densities_told(densities: Mapping[str, float]) -> dict[str, Any]:
     """The fields of an event that say how much is left, by unit, of what may be used; the largest is the density.
 

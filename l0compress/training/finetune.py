@@ -21,7 +21,7 @@ from l0compress.training.activations.removal import SmallModel, without_silent_u
 from l0compress.training.decision import Decision
 from l0compress.training.dropout import check_dropout
 from l0compress.training.evaluation import Evaluation
-from l0compress.training.events import WARNING, OnEvent, ProgressEvent, ignore
+from l0compress.training.events import OnEvent, ignore, warning
 from l0compress.training.extremes import extreme_of
 from l0compress.training.fake_quantization import check_quantizable
 from l0compress.training.final_phase import FinalPhase
@@ -134,8 +134,7 @@ def _warn_of_extremes(state: TrainingState, goal: Goal, decision: Decision) -> N
     """
     message = extreme_of(goal, decision.plan, state.problem) if isinstance(goal, Criterion) else None
     if message is not None:
-        event = ProgressEvent(WARNING, 0, state.problem.settings.epochs, epoch_done=False, message=message)
-        state.reporter.on_event(replace(event, category=PenaltyWarning))
+        state.reporter.on_event(warning(message, PenaltyWarning, epochs=state.problem.settings.epochs))
 
 
 def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, ...]) -> FinetuneResult:

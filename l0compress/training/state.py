@@ -14,7 +14,7 @@ from l0compress.errors import DataError
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.activations.penalty import charged
 from l0compress.training.evaluation import Evaluation
-from l0compress.training.events import WARNING, ProgressEvent
+from l0compress.training.events import ProgressEvent, warning
 from l0compress.training.faults import EXPLODED, check_parameters, diverged
 from l0compress.training.held import is_divided, stored
 from l0compress.training.problem import Epoch, Problem
@@ -72,7 +72,7 @@ class TrainingState:
         if resumed is None and dense is not None:
             return cls(problem, reporter, dense, problem.epoch(0))
         for message in problem.warnings():
-            reporter.on_event(ProgressEvent(WARNING, 0, epochs, epoch_done=False, message=message))
+            reporter.on_event(warning(message, epochs=epochs))
         if resumed is None:
             dense = problem.evaluate(problem.held(problem.graph.module().to(problem.device)).network)
             event = ProgressEvent("dense", 0, epochs, loss=dense.loss, metric=dense.metric)
