@@ -13,6 +13,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+from torch import Tensor
+
 PATIENCE = 120
 _LOADED = [
     *("torch", "accelerate", "torch.distributed.fsdp"),
@@ -84,6 +88,25 @@ def command(*words: Any) -> None:
     main()
 
 
+def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    """Two runs came to the same, in numbers within a tolerance."""
+    assert one["kept"] == other["kept"]
+    assert one["code"] == other["code"]
+    for before, after in zip(one["rows"], other["rows"], strict=True):
+        for name, value in before.items():
+            expected = pytest.approx(value, abs=tolerance) if isinstance(value, float) else value
+            assert after[name] == expected, name
+    assert_close(one["state"], other["state"], tolerance)
+
+
+def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    """Two states have the same tensors within a tolerance, but for random states."""
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        if isinstance(tensor, Tensor) and not name.startswith("random."):
+            torch.testing.assert_close(other[name], tensor, rtol=tolerance, atol=tolerance)
+
+
 def _run(rank: int, size: int, port: int, folder: Path, job: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(folder / f"{name}{rank}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
@@ -91,7 +114,5 @@ def _run(rank: int, size: int, port: int, folder: Path, job: Callable[..., Any],
     if size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    import torch
-
     torch.set_num_threads(1)
     job(*arguments)

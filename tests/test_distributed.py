@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import PATIENCE, Ended, command, ranks, told
+from ranks import PATIENCE, Ended, assert_same, command, ranks, told
 from torch import Tensor, nn
 
 import l0compress as l0
@@ -78,17 +78,6 @@ def outcomes(size: int, folder: Path, name: str, **changes: Any) -> list[dict[st
 
 def _tune(folder: str, changes: dict[str, Any]) -> None:
     tune(folder, **changes)
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
-    assert one["kept"] == other["kept"]
-    assert one["code"] == other["code"]
-    for before, after in zip(one["rows"], other["rows"], strict=True):
-        for name, value in before.items():
-            expected = pytest.approx(value, abs=tolerance) if isinstance(value, float) else value
-            assert after[name] == expected, name
-    for name, tensor in one["state"].items():
-        torch.testing.assert_close(other["state"][name], tensor, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(scope="module")

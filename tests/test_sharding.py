@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ranks import Ended, command, ranks, told
+from ranks import Ended, assert_close, assert_same, command, ranks, told
 from torch import Tensor, nn
 
 import l0compress as l0
@@ -121,23 +121,6 @@ def outcomes(size: int, folder: Path, **several: dict[str, Any]) -> list[dict[st
     ended = told(size, tune, str(folder / "found"), several, folder=folder)
     assert [(each.code, each.err) for each in ended] == [(0, "")] * size
     return [torch.load(folder / f"found.{rank}", weights_only=False) for rank in range(size)]
-
-
-def assert_same(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
-    assert one["kept"] == other["kept"]
-    assert one["code"] == other["code"]
-    for before, after in zip(one["rows"], other["rows"], strict=True):
-        for name, value in before.items():
-            expected = pytest.approx(value, abs=tolerance) if isinstance(value, float) else value
-            assert after[name] == expected, name
-    assert_close(one["state"], other["state"], tolerance)
-
-
-def assert_close(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        if isinstance(tensor, Tensor) and not name.startswith("random."):
-            torch.testing.assert_close(other[name], tensor, rtol=tolerance, atol=tolerance)
 
 
 @pytest.fixture(scope="module")
