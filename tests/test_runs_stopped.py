@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -12,15 +13,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import run_cli
 from run_folders import Killed, files, hashes, hashes_of_all, request
 
 from l0compress.errors import RunError, StoppedError
 from l0compress.pipeline import runs
-from l0compress.pipeline.checkpoints import Stops
 from l0compress.pipeline.durable import write_durably
 from l0compress.pipeline.run_manifest import read_manifest
+from l0compress.pipeline.stops import Stops
 from l0compress.pipeline.training_run import RunSummary, finetune_run, resume_run
 from l0compress.training.events import ProgressEvent
 
@@ -244,18 +246,52 @@ class TestProcesses:
         resume_run(Path("run"))
         assert hashes("run") == whole
 
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("number", "status", "first"),
+        [(signal.SIGINT, 130, "all"), (signal.SIGTERM, 143, "all"), (signal.SIGTERM, 143, "workers")],
+    )
     @pytest.mark.usefixtures("folder")
     def test_a_signal_to_the_workers_of_a_data_loader_too(
-        self, number: int, status: int, monkeypatch: pytest.MonkeyPatch
+        self, number: int, status: int, first: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """What Ctrl-C at a terminal does: every process of the group gets it."""
+        """What Ctrl-C at a terminal does: every process of the group gets it, in any order."""
+        command, process = self.with_workers()
+        if first == "workers":
+            for worker in psutil.Process(process.pid).children():
+                worker.send_signal(number)
+            time.sleep(0.1)
+        os.killpg(process.pid, number)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == status and "The run is kept in 'run' at " in errors, errors
+        monkeypatch.syspath_prepend(Path.cwd())
+        for run in ("run", "other"):
+            assert run_cli(*command, run).exit_code == 0
+        assert hashes("run") == hashes("other")
+
+    @pytest.mark.usefixtures("folder")
+    def test_a_worker_of_a_data_loader_that_is_killed(self) -> None:
+        """As where memory runs out."""
+        _, process = self.with_workers(delay=0.05)
+        psutil.Process(process.pid).children()[0].kill()
+        _, errors = process.communicate(timeout=300)
+        said = re.sub(r"\s+", " ", errors)
+        assert process.returncode == 2, errors
+        how = r"\(pid(\(s\))? \d+\) (is killed by signal: Killed|exited unexpectedly)"
+        assert re.search(rf"Error: DataLoader worker {how}\. The last state is kept: step \d+ of ", said), errors
+        assert "Resume with: l0compress finetune --resume run" in said, errors
+
+    def with_workers(self, *, delay: float = 0.0) -> tuple[list[str], subprocess.Popen[str]]:
+        """A command that trains on what two workers load, each sample in ``delay`` seconds; its process has a state."""
         Path("loaded.py").write_text(
-            "import numpy as np, torch\n"
+            "import time, numpy as np, torch\n"
             "from torch.utils.data import DataLoader, TensorDataset\n"
+            "class Slow(TensorDataset):\n"
+            "    def __getitem__(self, index):\n"
+            f"        time.sleep({delay})\n"
+            "        return super().__getitem__(index)\n"
             "def parts():\n"
             "    arrays = {name: torch.from_numpy(array) for name, array in np.load('blobs.npz').items()}\n"
-            "    train = TensorDataset(arrays['x_train'], arrays['y_train'])\n"
+            "    train = Slow(arrays['x_train'], arrays['y_train'])\n"
             "    loader = DataLoader(train, batch_size=16, shuffle=True, num_workers=2)\n"
             "    return {'train': loader, 'val': (arrays['x_test'], arrays['y_test'])}\n"
         )
@@ -268,13 +304,7 @@ class TestProcesses:
         while process.poll() is None and '"state": "state/' not in state_of("run"):
             time.sleep(0.002)
         assert process.poll() is None, process.communicate()
-        os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == status and "The run is kept in 'run' at " in errors, errors
-        monkeypatch.syspath_prepend(Path.cwd())
-        for run in ("run", "other"):
-            assert run_cli(*command, run).exit_code == 0
-        assert hashes("run") == hashes("other")
+        return command, process
 
 
 def state_of(run: str) -> str:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from l0compress.errors import NOTHING_WRITTEN, RunError, StoppedError
 from l0compress.measure.plot import draw_tradeoff
 from l0compress.pipeline import runs
-from l0compress.pipeline.checkpoints import NAMES, Stops, listening
+from l0compress.pipeline.stops import NAMES, Stops, listening
 from l0compress.pipeline.sweep import Sweep, Trial, trial_config
 from l0compress.pipeline.sweep_result import PICTURE, SweepResult, result_of
 from l0compress.pipeline.sweep_study import Study, study_in

@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from l0compress.errors import DivergedError, InputError, ProcessesError, RunError
+from l0compress.errors import DataError, DivergedError, InputError, ProcessesError, RunError
 from l0compress.export.pt2 import export_pt2
 from l0compress.pipeline import runs
 from l0compress.pipeline.asked_again import asked_in_python, stored_request, with_threads
-from l0compress.pipeline.checkpoints import Stops, listening, stopped
 from l0compress.pipeline.compressing import check_device
 from l0compress.pipeline.config import config_text
 from l0compress.pipeline.fingerprints import check_same, data_fingerprint, graph_fingerprint
@@ -30,6 +29,7 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.machine import machine
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
+from l0compress.pipeline.stops import Stops, is_lost_worker, listening, stopped
 from l0compress.pipeline.tracking import Log, Trackers, check_trackers, tracking
 from l0compress.pipeline.work import Work
 from l0compress.progress import tell
@@ -213,9 +213,17 @@ def _kept(run: LivingRun) -> Iterator[Stops]:
         except (RuntimeError, OSError, EOFError) as error:
             # The signal went to the workers of a data loader as well: the loader misses them, or what they were handing
             # over when they died.
-            if stops.signal is None:
+            number = stops.behind(error)
+            if number is not None:
+                raise stopped(run, number) from error
+            if not is_lost_worker(error):
                 raise
-            raise stopped(run, stops.signal) from error
+            run.log_("worker", message=str(error), position=run.manifest.position)
+            raise DataError(
+                f"{str(error).rstrip('. ')}. The last state is kept{_known(run)}. Workers are killed where memory runs "
+                "out, that of /dev/shm too: give the loader fewer of them, or smaller batches. Resume with: "
+                f"{runs.resume_command(run.folder)}"
+            ) from error
 
 
 def _known(run: LivingRun) -> str:

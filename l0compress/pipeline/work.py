@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from l0compress.graph.capture import CapturedGraph
 from l0compress.latency import MeasuredTime
-from l0compress.pipeline.checkpoints import RunCheckpoints, Stops
+from l0compress.pipeline.checkpoints import RunCheckpoints
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.requests import RunRequest
 from l0compress.pipeline.sources import Prepared
+from l0compress.pipeline.stops import Stops
 from l0compress.pipeline.tracking import Trackers
 from l0compress.training.events import DECIDED, MEASURE, WARNING, ProgressEvent
 from l0compress.training.latency_targets import known_time, measured_time
