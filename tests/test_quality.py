@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from quality import housing
-from quality.__main__ import _parser
+from quality.__main__ import _parser, finished
 from quality.cells import DENSE, Cell, Grid, Selection
 from quality.harness import Options, dense_of, fingerprints, run
 from quality.page import write_page
@@ -238,6 +238,21 @@ class TestHarness:
         assert "At or ahead of the best of the others in 1 of 1 cells, in 1 of them" in page
         assert (tmp_path / "quality.md").read_text() == page
         assert "<svg" in (tmp_path / "quality.svg").read_text()
+        assert "earlier version" not in page
+
+    def test_the_page_says_which_of_its_rows_another_version_of_the_code_made(self, tmp_path: Path):
+        task, options = table(self.GRID), self.options(tmp_path)
+        now = fingerprints(task, options.cells(task), options)
+        for cell, mark in now.items():
+            options.records.append(row(cell, 1.0, mark="before" if cell.method == "magnitude" else mark))
+        assert finished([task], options)[1] == 0
+        rows, earlier = finished([task], replace(options, any_version=True))
+        assert 0 < earlier < len(rows)
+        page = write_page({"housing": task}, rows, tmp_path, earlier=earlier)
+        assert (
+            f"**{earlier} of the {len(rows)} runs behind this page were made by an earlier version of the code**"
+            in page
+        )
 
 
 class TestSummaries:

@@ -62,8 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     # The page of the whole benchmark has all that is finished, whatever part of it was run now.
     every = Selection((*METHOD_NAMES, *(name for name in RIVALS if missing(name) is None)), sorted({0, 1, 2, *seeds}))
     shown = options if kept_apart else replace(options, selection=every)
-    rows = finished([task for task in possible if shown.has_dense(task)], shown)
-    text = write_page(TASKS, rows, options.output if kept_apart else REPOSITORY / "docs")
+    rows, earlier = finished([task for task in possible if shown.has_dense(task)], shown)
+    text = write_page(TASKS, rows, options.output if kept_apart else REPOSITORY / "docs", earlier=earlier)
     print(text if kept_apart else "docs/quality.md and docs/quality.svg are written")
     print(*failures, sep="\n")
     return int(bool(failures))
@@ -88,14 +88,16 @@ def _present(methods: Sequence[str]) -> tuple[str, ...]:
     return tuple(method for method in methods if method not in absent)
 
 
-def finished(tasks: Sequence[Task], options: Options) -> list[Row]:
-    """The rows of all cells that are asked for, of all tasks."""
+def finished(tasks: Sequence[Task], options: Options) -> tuple[list[Row], int]:
+    """The rows of all cells that are asked for, of all tasks, and how many of them another version of the code made."""
     rows: list[Row] = []
+    earlier = 0
     for task in tasks:
         marks = fingerprints(task, options.cells(task), options)
         done = options.records.finished(marks, any_version=options.any_version)
         rows += [done[cell] for cell in marks if cell in done]
-    return rows
+        earlier += sum(row.fingerprint != marks[cell] for cell, row in done.items())
+    return rows, earlier
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -28,6 +28,9 @@ beside; *threads x jobs* is what a run had and how many of the benchmark ran bes
 
 ![score over budget](quality.svg)
 """
+EARLIER = """**{earlier} of the {rows} runs behind this page were made by an earlier version of the code**
+(`--any-version`).
+"""
 RIVALS_HEAD = """## Learned gates against other projects
 
 `make bench-quality RIVALS=all` gives other projects the same. Torch-Pruning cuts the module by one of its group scores,
@@ -52,11 +55,16 @@ COLUMNS = (
 )
 
 
-def write_page(tasks: Mapping[str, Task], rows: Sequence[Row], folder: Path) -> str:
-    """Write ``quality.md`` and ``quality.svg``; returns the text."""
+def write_page(tasks: Mapping[str, Task], rows: Sequence[Row], folder: Path, *, earlier: int = 0) -> str:
+    """Write ``quality.md`` and ``quality.svg``; returns the text.
+
+    Args:
+        earlier: how many of the rows come from another version of what decides the numbers.
+    """
     found = summaries(rows)
     measured = [task for name, task in tasks.items() if any(one.setting.task == name for one in found)]
     parts = [HEAD.format(samples=CALIBRATION_SAMPLES, processor=processor())]
+    parts += [EARLIER.format(earlier=earlier, rows=len(rows)) if earlier else ""]
     parts += [_wanted(tasks, found), _against(measured, found), _against_projects(measured, found)]
     parts += [_section(task, [one for one in found if one.setting.task == task.name]) for task in measured]
     text = "\n".join(part for part in parts if part)
