@@ -390,6 +390,14 @@ class TestSession:
         x = torch.randn(3, 1, 8, 8)
         assert torch.equal(session(x)["output_0"], session(image=x)["output_0"])
 
+    @pytest.mark.parametrize("writeable", [True, False])
+    def test_arrays_of_numpy_are_inputs(self, session, writeable):
+        x = torch.randn(3, 1, 8, 8)
+        array = x.numpy().copy()
+        array.flags.writeable = writeable
+        assert torch.equal(session(array)["output_0"], session(x)["output_0"])
+        assert torch.equal(session(image=array)["output_0"], session(x)["output_0"])
+
     def test_nested_inputs_fill_the_names_of_the_export(self, tmp_path):
         graph = awkward_graph()
         export_onnx(graph, tmp_path / "model.onnx")

@@ -154,16 +154,24 @@ class OnnxSession:
 def given_tensors(names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the tensors of a call by the names of an artifact's inputs, whether or not these are all of them.
 
+    Arrays of NumPy are tensors too; what is neither is left out.
+
     Example:
-        >>> given_tensors(["x", "y"], (torch.zeros(1),), {"x": torch.ones(1)})
-        {'x': tensor([1.]), 'y': tensor([0.])}
+        >>> given_tensors(["x", "y"], (np.zeros(1),), {"x": torch.ones(1)})
+        {'x': tensor([1.]), 'y': tensor([0.], dtype=torch.float64)}
     """
-    feeds = dict(named_leaves(kwargs))
+    feeds = {name: _tensor_of(leaf) for name, leaf in named_leaves(kwargs).items()}
     free = (name for name in names if name not in feeds)
     for leaf in pytree.tree_leaves(args):
-        if isinstance(leaf, Tensor):
-            feeds[next(free, f"positional input {len(feeds)}")] = leaf
-    return {name: leaf for name, leaf in feeds.items() if isinstance(leaf, Tensor)}
+        if (tensor := _tensor_of(leaf)) is not None:
+            feeds[next(free, f"positional input {len(feeds)}")] = tensor
+    return {name: tensor for name, tensor in feeds.items() if tensor is not None}
+
+
+def _tensor_of(leaf: Any) -> Tensor | None:
+    if isinstance(leaf, np.ndarray):
+        return torch.from_numpy(leaf if leaf.flags.writeable else leaf.copy())
+    return leaf if isinstance(leaf, Tensor) else None
 
 
 def named_feeds(

@@ -36,7 +36,7 @@ from l0compress.loading import (
 from l0compress.loading.classes import class_warnings
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
 from l0compress.loading.torchscript import WAY_OUT
-from l0compress.loading.wrappers import unwrapped
+from l0compress.loading.wrappers import traceable
 from l0compress.progress import tell
 from l0compress.training.losses import TaskLoss, check_loss, objective_of
 from l0compress.training.outputs import class_last, logits_of, one_score_each, two_classes
@@ -69,7 +69,7 @@ def prepare(model: Model, data: Any, *, loss: str | TaskLoss = "auto", dynamic: 
         CaptureError: the model cannot be captured.
         InputError: its weights are float16 or bfloat16.
     """
-    model = unwrapped(model) if isinstance(model, nn.Module) else model
+    model = traceable(model) if isinstance(model, nn.Module) else model
     tell("reading the data")
     data = fit_data(_placed(_data_of(data), model, dynamic), model)
     check_values(data)
@@ -107,7 +107,7 @@ def capture_with(model: Model, data: Data, *, dynamic: Dynamic = "auto") -> Capt
     device = device_of(model) if isinstance(model, nn.Module) else None
     batch = example_batch(data, EXAMPLE_SAMPLES).to(device or CPU)
     with _silence():
-        model = unwrapped(model)
+        model = traceable(model)
         if isinstance(model, torch.jit.ScriptModule):
             return _captured_script(model, batch, dynamic)
         args, kwargs = batch.call()

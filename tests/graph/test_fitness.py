@@ -25,6 +25,9 @@ WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled": lambda model: torch.compile(model, backend="eager"),  # pyright: ignore[reportReturnType]
     "averaged": torch.optim.swa_utils.AveragedModel,
     "several": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),  # pyright: ignore
+    "the module of an exported program": lambda model: torch.export.export(
+        model.eval(), X, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    ).module(),
 }
 
 

@@ -45,7 +45,7 @@ from l0compress.graph.capture.training_mode import TrainingOnly, missing_in, not
 from l0compress.graph.nodes.network import delete_unused_, network_of
 from l0compress.graph.nodes.placement import apart, bring_here_
 from l0compress.loading.torchscript import traced
-from l0compress.loading.wrappers import unwrapped
+from l0compress.loading.wrappers import traceable
 
 # torch.export raises whatever the model's own code raises, so the boundary to user code catches all of it.
 USER_CODE_ERRORS = (Exception,)
@@ -99,7 +99,7 @@ def capture(
     if isinstance(args, Tensor):
         raise CaptureError("args is a tensor, but must be a tuple of inputs.", fix="Pass (x,) for x.")
     args, kwargs = tuple(args), dict(kwargs or {})
-    model = unwrapped(model)
+    model = traceable(model)
     if isinstance(model, torch.jit.ScriptModule):
         model = traced(model, args, kwargs)
     check_weights(model, args, kwargs)
