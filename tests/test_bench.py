@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,9 +154,17 @@ class TestFootprint:
         assert sizes[2048] - sizes[16] > 0.9 * weight_bytes
 
     def test_what_cannot_be_loaded_is_named(self, tmp_path: Path) -> None:
-        (tmp_path / "broken.onnx").write_bytes(b"no model")
-        with pytest.raises(RunError, match=r"Cannot measure the memory of .*broken\.onnx: .*ONNX Runtime cannot load"):
-            footprint(tmp_path / "broken.onnx")
+        for name, reason in {
+            "broken.onnx": r"ONNX Runtime cannot load .*broken\.onnx",
+            "broken.pt2": r"Cannot measure the memory of .*broken\.pt2: .*Cannot read model",
+        }.items():
+            (tmp_path / name).write_bytes(b"no model")
+            with pytest.raises(RunError, match=reason):
+                footprint(tmp_path / name)
+
+    def test_an_onnx_file_is_measured_without_torch(self) -> None:
+        program = "import sys, l0compress.measure.onnx_memory; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 class TestPlot:

@@ -6,16 +6,20 @@ ensures:  bytes of resident memory, read before loading and after the last run; 
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any, cast
 
+import numpy as np
 import psutil
 import torch
 
 from l0compress.errors import RunError
 from l0compress.export.providers import CPU, on_provider
+from l0compress.export.session import OnnxSession
+from l0compress.measure import onnx_memory
 from l0compress.measure.bench import call_of, open_candidate, runner
 from l0compress.verification.calls import resized
 
@@ -43,12 +47,32 @@ def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1, provid
         >>> footprint(exported.path) > exported.size_bytes / 2
         True
     """
-    command = [sys.executable, "-W", "ignore", "-m", __name__, str(path), str(batch_size), str(threads), provider]
+    path = Path(path)
+    if path.suffix == ".onnx" and provider == CPU:
+        return _footprint_onnx(path, batch_size, threads)
+    return _printed(path, __name__, path, batch_size, threads, provider)
+
+
+def _footprint_onnx(path: Path, batch_size: int, threads: int) -> int:
+    session = OnnxSession(path, threads=threads)
+    feeds = session.feeds(resized(call_of([session]), batch_size))
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder, "feeds.npz"), **cast("dict[str, Any]", feeds))
+        return _printed(path, onnx_memory.__name__, path, Path(folder, "feeds.npz"), threads, RUNS)
+
+
+def _printed(path: Path, module: str, *arguments: object) -> int:
+    """What a module prints that is run with these arguments in a process of its own.
+
+    Raises:
+        RunError: it fails.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module, *map(str, arguments)]
     outcome = subprocess.run(command, capture_output=True, text=True, check=False)
     if outcome.returncode != 0:
         lines = outcome.stderr.strip().splitlines()
         raise RunError(f"Cannot measure the memory of {path}: {lines[-1] if lines else 'the process died'}.")
-    return int(json.loads(outcome.stdout))
+    return int(outcome.stdout)
 
 
 def _measure(path: str, batch_size: int, threads: int, provider: str) -> int:
@@ -65,4 +89,4 @@ def _measure(path: str, batch_size: int, threads: int, provider: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
+    sys.stdout.write(str(_measure(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])))
