@@ -13,6 +13,7 @@ from conftest import run_cli, save_blobs, save_pt2, tiny_mlp
 from run_folders import EQUAL, Killed, dying_at, files, hashes, hashes_of_all, request
 from safetensors import safe_open
 
+import l0compress as l0
 from l0compress.errors import DivergedError, InputError, RunError
 from l0compress.pipeline.durable import sha256_of
 from l0compress.pipeline.holding import check_new
@@ -94,8 +95,19 @@ class TestReaders:
             written.result[name]["bytes"] for name in ("dense", "small")
         ]
 
+    @pytest.mark.usefixtures("whole")
+    def test_load_takes_a_run_for_its_small_model(self) -> None:
+        x = torch.randn(3, 8)
+        with torch.no_grad():
+            small, masked = l0.load("whole")(x), l0.load("whole/masked.pt2")(x)
+        torch.testing.assert_close(small, masked)
+        params = sum(parameter.numel() for parameter in l0.load("whole").parameters())
+        assert params == open_run(Path("whole")).result["small"]["params"]
+
     @pytest.mark.usefixtures("unfinished")
     def test_an_unfinished_run_is_refused_with_the_way_to_finish_it(self) -> None:
+        with pytest.raises(RunError, match=r"^Run 'run' is not finished: .* l0compress finetune --resume run$"):
+            l0.load("run")
         for arguments in (("export", "run"), ("verify", "mlp.pt2", "--against", "run"),
                           ("bench", "mlp.pt2", "--against", "run")):  # fmt: skip
             outcome = run_cli(*arguments)

@@ -16,7 +16,7 @@ from l0compress.export.pt2 import captured_pt2
 from l0compress.export.session import OnnxSession
 from l0compress.graph.capture import CapturedGraph
 from l0compress.measure.bench import open_candidate
-from l0compress.pipeline.runs import FinishedRun, made_from
+from l0compress.pipeline.runs import FinishedRun, is_run, made_from, open_run
 from l0compress.progress import Stages
 from l0compress.verification.calls import example_calls
 from l0compress.verification.equality import Equality, verify
@@ -25,19 +25,20 @@ SUFFIXES = (".onnx", ".pt2", SUFFIX)
 
 
 def load(path: Path | str, *, threads: int | None = None, provider: str = CPU) -> Callable[..., Any]:
-    """Load an exported artifact as something that is called like the model.
+    """Load an exported artifact, or the small model of a run, as something that is called like the model.
 
     Args:
-        path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, or the folder of a bundle or of transformers.
+        path: an ``.onnx``, a ``.pt2`` or an ``.l0c`` file, the folder of a bundle or of transformers, or a run.
         threads: threads that ONNX Runtime and sparse layers use; None leaves the choice to them.
         provider: what runs an ``.onnx`` file: ``cpu``, or what else ONNX Runtime has here, such as ``cuda``, or
             ``openvino``.
 
     Raises:
         InputError: the provider does not run files here.
-        RunError: the file is missing, unreadable or of another kind.
+        RunError: the file is missing, unreadable or of another kind, or the run is not finished.
     """
-    opened = open_candidate(on_provider(existing_artifact(path), provider), threads)
+    path = open_run(Path(path)).small if is_run(Path(path)) else existing_artifact(path)
+    opened = open_candidate(on_provider(path, provider), threads)
     return opened.module() if isinstance(opened, CapturedGraph) else opened
 
 
