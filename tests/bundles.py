@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from hostile import members, rewritten
 from torch import nn
 
 from l0compress import BundleSettings, CapturedGraph, capture, export_bundle
@@ -225,3 +227,12 @@ NETWORKS = {
     "one state as both": lambda: (randomised(SameStates(nn.LSTM)), Call((torch.randn(2, 5, 16),))),
     "unrolled cell": lambda: (randomised(Unrolled()), Call((torch.randn(2, 3, 16),))),
 }
+
+
+def with_every_layer_on(engine: str, data: bytes) -> bytes:
+    """A bundle whose layers all run sparse, on one engine."""
+    files = members(data)
+    manifest = json.loads(files["manifest.json"])
+    for step in manifest["plans"]["split"]:
+        step["engine"] = step["engine"] and engine
+    return rewritten(files, manifest)

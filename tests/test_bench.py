@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from bundles import SPARSE, with_every_layer_on
 from conftest import run_cli
 from torch import nn
 
+from l0compress import export_bundle
 from l0compress.errors import InputError, RunError
 from l0compress.export.onnx import export_onnx
 from l0compress.export.pt2 import export_pt2
@@ -162,8 +164,18 @@ class TestFootprint:
             with pytest.raises(RunError, match=reason):
                 footprint(tmp_path / name)
 
-    def test_an_onnx_file_is_measured_without_torch(self) -> None:
-        program = "import sys, l0compress.measure.onnx_memory; sys.exit('torch' in sys.modules)"
+    def test_of_a_bundle_too_and_no_package_that_runs_its_layers_is_counted(self, tmp_path: Path) -> None:
+        model = nn.Linear(1024, 1024)
+        model.weight.data *= torch.rand(1024, 1024) < 0.25
+        path = export_bundle(capture(model, (torch.randn(2, 1024),)), tmp_path / "model.l0c", settings=SPARSE).path
+        # A float32 and the number of its column for every weight that is left; torch alone would take 150 MB.
+        weight_bytes = 0.25 * 1024 * 1024 * 8
+        for engine in ("scipy", "torch"):
+            path.write_bytes(with_every_layer_on(engine, path.read_bytes()))
+            assert weight_bytes < footprint(path) < 60e6
+
+    def test_onnx_files_and_bundles_are_measured_without_torch(self) -> None:
+        program = "import sys, l0compress.measure.memory; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from bundles import NETWORKS, SPARSE, LastStates, Recurrent, randomised
+from bundles import NETWORKS, SPARSE, LastStates, Recurrent, randomised, with_every_layer_on
 from hostile import fuzz, members, rewritten
 from torch import nn
 from torch.export import Dim
@@ -148,14 +148,6 @@ def test_four_threads_run_one_bundle_at_once(tmp_path, engine):
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(same, range(8))) == [True] * 8
     assert all(np.array_equal(output, copied) for output, copied in zip(outputs, kept, strict=True))
-
-
-def with_every_layer_on(engine: str, data: bytes) -> bytes:
-    files = members(data)
-    manifest = json.loads(files["manifest.json"])
-    for step in manifest["plans"]["split"]:
-        step["engine"] = step["engine"] and engine
-    return rewritten(files, manifest)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

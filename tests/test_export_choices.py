@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import printed_json, run_cli
 from torch import nn
+from torch.onnx._internal.exporter._registration import onnxscript_apis as apis
 
 from l0compress.errors import InputError, NotEqualError, SurgeryError
 from l0compress.export.half import Half, halve_onnx
+from l0compress.export.known_operators import known_operators
 from l0compress.export.onnx import export_onnx
 from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.providers import OnProvider, available_providers
@@ -54,6 +56,16 @@ class Last(nn.Module):
 def recurrent() -> CapturedGraph:
     torch.manual_seed(0)
     return capture(Last().eval(), (torch.randn(2, 5, 4),))
+
+
+def test_operators_that_can_be_translated_are_read_once() -> None:
+    def names() -> list[tuple[str, str, bool]]:
+        return [(found.qualified_name, found.name, found.is_complex) for found in apis.get_torchlib_ops()]
+
+    with known_operators():
+        first, again, inside = apis.get_torchlib_ops(), apis.get_torchlib_ops(), names()
+    assert first is again and len(first) > 100
+    assert apis.get_torchlib_ops() is not first and names() == inside
 
 
 NETWORKS = (mlp, convolutions, transformer, recurrent)

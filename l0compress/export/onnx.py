@@ -30,6 +30,7 @@ from l0compress.export.attention_translation import ATTENTION
 from l0compress.export.experts import expert_translations
 from l0compress.export.files import Exported, size_on_disk, staged
 from l0compress.export.flat_network import FlatNetwork
+from l0compress.export.known_operators import known_operators
 from l0compress.export.onnx_settings import OnnxSettings, check_opset
 from l0compress.export.origins import note_origins_
 from l0compress.export.recurrent_translation import TRANSLATIONS, check_translatable
@@ -119,7 +120,7 @@ def _converted(graph: CapturedGraph, opset: int | None) -> ONNXProgram:
     tensors = tuple(leaf for leaf in leaves if isinstance(leaf, Tensor))
     dims = [asked for leaf, asked in zip(leaves, asked_dims(graph), strict=True) if isinstance(leaf, Tensor)]
     try:
-        with _quiet(), any_length():
+        with _quiet(), any_length(), known_operators():
             program = torch.export.export(network, tensors, dynamic_shapes=(tuple(dims),), strict=False)
             converted = torch.onnx.export(
                 program,

@@ -17,9 +17,10 @@ import psutil
 import torch
 
 from l0compress.errors import RunError
+from l0compress.export.bundle_session import BundleSession, is_bundle
 from l0compress.export.providers import CPU, on_provider
 from l0compress.export.session import OnnxSession
-from l0compress.measure import onnx_memory
+from l0compress.measure import memory
 from l0compress.measure.bench import call_of, open_candidate, runner
 from l0compress.verification.calls import resized
 
@@ -48,17 +49,19 @@ def footprint(path: str | Path, *, batch_size: int = 1, threads: int = 1, provid
         True
     """
     path = Path(path)
+    if is_bundle(path):
+        return _without_torch(BundleSession(path, threads=threads), batch_size, threads)
     if path.suffix == ".onnx" and provider == CPU:
-        return _footprint_onnx(path, batch_size, threads)
+        return _without_torch(OnnxSession(path, threads=threads), batch_size, threads)
     return _printed(path, __name__, path, batch_size, threads, provider)
 
 
-def _footprint_onnx(path: Path, batch_size: int, threads: int) -> int:
-    session = OnnxSession(path, threads=threads)
+def _without_torch(session: OnnxSession | BundleSession, batch_size: int, threads: int) -> int:
+    path = session.path
     feeds = session.feeds(resized(call_of([session]), batch_size))
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder, "feeds.npz"), **cast("dict[str, Any]", feeds))
-        return _printed(path, onnx_memory.__name__, path, Path(folder, "feeds.npz"), threads, RUNS)
+        return _printed(path, memory.__name__, path, Path(folder, "feeds.npz"), threads, RUNS)
 
 
 def _printed(path: Path, module: str, *arguments: object) -> int:
