@@ -22,7 +22,7 @@ def wide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model so wide that its weights take time to read, and data for it."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(8, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 3))
+    net = nn.Sequential(nn.Linear(8, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 3))
     save_pt2(net, (torch.zeros(2, 8),), Path("mlp.pt2"))
     save_blobs(Path("blobs.npz"))
     return tmp_path
