@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,6 +26,7 @@ from l0compress.cli.progress import ProgressDisplay
 from l0compress.cli.render import messages
 from l0compress.export.session import OnnxSession
 from l0compress.loading import load_pt2
+from l0compress.pipeline import benching
 from l0compress.pipeline.config import read_config
 from l0compress.pipeline.durable import sha256_of
 from l0compress.pipeline.run_manifest import read_manifest
@@ -243,7 +245,17 @@ class TestVerify:
 
 @pytest.mark.slow
 class TestBench:
-    def test_against_the_run(self, finished: Path) -> None:
+    def test_against_the_run(self, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        bench, asked, found = benching.bench_artifact, [], []
+
+        def measured_once(*arguments: Any, **how: Any) -> benching.ArtifactBench:
+            """What is printed as JSON and as a table is the same measurement."""
+            asked.append((arguments, how))
+            assert asked[0] == asked[-1]
+            found.extend([] if found else [bench(*arguments, **how)])
+            return found[0]
+
+        monkeypatch.setattr(benching, "bench_artifact", measured_once)
         arguments = ("bench", finished / "run/model.onnx", "--against", finished / "run", "--batch", "1,2")
         measured = printed_json(*arguments)
         assert {(timing["name"], timing["batch_size"]) for timing in measured["bench"]["timings"]} == {
@@ -251,6 +263,7 @@ class TestBench:
         }
         assert measured["bench"]["threads"] == 2
         printed = run_cli(*arguments).stdout
+        assert len(asked) == 2
         for heading in ("test accuracy", "params", "MACs", "file", "Median milliseconds", "batch 2", "memory"):
             assert heading in printed
         assert "2 threads" in printed and "Small equals the masked dense model within" in printed
