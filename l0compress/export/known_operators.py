@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-_apis: Any = getattr(importlib.import_module("torch.onnx._internal.exporter._registration"), "onnxscript_apis", None)
 # Private to torch: a version of it that has no such function is as fast as it is.
+_apis: Any = None
+with suppress(ImportError):
+    _apis = getattr(importlib.import_module("torch.onnx._internal.exporter._registration"), "onnxscript_apis", None)
 _read: Any = getattr(_apis, "get_torchlib_ops", None)
 _known = None if _read is None else cache(_read)
 
