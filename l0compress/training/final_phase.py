@@ -32,6 +32,7 @@ class FinalPhase(Phase):
         teacher: the dense model's validation result.
         densities: by unit, cost over dense cost; they are only reported.
         masks: weights that these drop are zero and stay it.
+        begins: the first of the run's steps that is the phase's; None where gates had whole epochs.
 
     Attributes:
         best, last: validation results of the best state and of the last; ``best_epoch`` is counted within the phase.
@@ -49,10 +50,12 @@ class FinalPhase(Phase):
         teacher: Evaluation,
         densities: Mapping[str, float],
         masks: Mapping[str, Tensor] = NO_MASKS,
+        begins: int | None = None,
     ) -> None:
         settings = problem.settings
         self.problem = replace(problem, objective=replace(problem.objective, temperature=settings.final_temperature))
-        self.epochs = range(settings.gated_epochs, settings.epochs)
+        begins = problem.gated_steps if begins is None else begins
+        self.steps = range(begins, settings.epochs * problem.steps_per_epoch)
         self._small, self._teacher, self._densities = small, teacher, densities
         network = as_measured(small, settings)
         self._ternary = ternary_weights(small, settings.keep_float) if settings.ternary else ()
@@ -65,7 +68,7 @@ class FinalPhase(Phase):
         self._optimizer = weight_optimizer(
             self._parameters, settings.optimizer, learning_rate=settings.rate, weight_decay=settings.weight_decay
         )
-        self._rate = schedule_for(settings, settings.rate, len(self.epochs) * problem.steps_per_epoch)
+        self._rate = schedule_for(settings, settings.rate, len(self.steps))
         self.scaler = problem.scaler()
         self._best_state: dict[str, Tensor] = {}
         self.best_epoch = 0

@@ -125,7 +125,7 @@ def solved(problem: Problem, goal: Goal, reporter: Reporter, *, dense: Evaluatio
     else:
         # With the dense model's weights, until those of the state are loaded.
         decision = Decision.of(KeepPlan.from_tensors(method.groups, under(_PLAN, resumed)))
-    return finish(state, decision, method.resources)
+    return finish(state, decision, method.resources, begins=method.num_steps)
 
 
 def _warn_of_extremes(state: TrainingState, goal: Goal, decision: Decision) -> None:
@@ -137,21 +137,22 @@ def _warn_of_extremes(state: TrainingState, goal: Goal, decision: Decision) -> N
         state.reporter.on_event(warning(message, PenaltyWarning, epochs=state.problem.settings.epochs))
 
 
-def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, ...]) -> FinetuneResult:
+def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, ...], *, begins: int) -> FinetuneResult:
     """From a decision to a result: surgery's check, BatchNorm statistics, and the epochs that are left.
 
-    ``resources`` are functions of the moves that the decision is on; how much is used of each is reported.
+    ``resources`` are functions of the moves that the decision is on; how much is used of each is reported. The epochs
+    that are left begin at step ``begins`` of the run.
     """
     problem, plan, small = state.problem, decision.plan, decision.small
     _check_surgery(problem, decision)
     masks = plan.small_masks()
     densities = {each.unit: _used(each, small, plan) / each.dense for each in resources}
     if state.resumed_in(FINETUNE) is None and not decision.repaired:
-        epoch = problem.epoch(problem.settings.gated_epochs)
+        epoch = problem.epoch(begins // problem.steps_per_epoch)
         batches = islice(problem.batches(epoch), _RECALIBRATION_BATCHES)
         small = recalibrate(small, batches, device=problem.device)
     state.decided = prefixed(_PLAN, plan.tensors())
-    phase = FinalPhase(problem, small, teacher=state.dense, densities=densities, masks=masks)
+    phase = FinalPhase(problem, small, teacher=state.dense, densities=densities, masks=masks, begins=begins)
     train_(state, phase)
     trained = SmallModel(plan, phase.best_graph, phase.last_graph, phase.best, phase.last)
     if problem.settings.activation_l1:

@@ -32,18 +32,18 @@ class GatePhase(Phase):
 
     name = GATES
 
-    def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty) -> None:
+    def __init__(self, problem: Problem, gated: GatedNetwork, budget: Penalty, *, num_steps: int | None = None) -> None:
         self.problem, self.gated, self.budget, self.scaler = problem, gated, budget, problem.scaler()
         regularise_(gated.network, gated.groups.graph, problem.settings)
         self._held = problem.held(gated)
-        self.epochs = range(problem.settings.gated_epochs)
+        self.steps = range(problem.gated_steps if num_steps is None else num_steps)
         self.moves = torch.arange(gated.groups.num_moves)
         self.cuts: list[Tensor] = []
         self.refused = False
         self._norms = ExpectedNorms(*problem.settings.norm_strengths)
         settings = problem.settings
         base, floor = settings.rate * settings.gates.weight_rate_share, settings.gates.weight_rate_floor
-        self._rate = schedule_for(settings, base, problem.gated_steps, floor=floor)
+        self._rate = schedule_for(settings, base, len(self.steps), floor=floor)
         self._create_optimizers_()
 
     @property
@@ -68,12 +68,12 @@ class GatePhase(Phase):
         set_learning_rate_(self._weights, self._rate(progress), highest=base)
         update_(self._parameters.values(), (self._weights, self._gates), clip=settings.clip, scaler=self.scaler)
         self.budget.step()
-        done = round(progress * self.problem.gated_steps) + 1
+        done = round(progress * len(self.steps)) + 1
         if done % settings.gates.compact_every == 0:
-            self._compact_(steps_left=self.problem.gated_steps - done)
+            self._compact_(steps_left=len(self.steps) - done)
 
     def end_epoch_(self, epoch: int) -> Evaluation:
-        self._compact_(steps_left=(self.epochs.stop - 1 - epoch) * self.problem.steps_per_epoch)
+        self._compact_(steps_left=max(0, self.steps.stop - (epoch + 1) * self.problem.steps_per_epoch))
         return self.problem.evaluate(self.network)
 
     def _compact_(self, *, steps_left: int) -> None:
@@ -140,7 +140,7 @@ class GatePhase(Phase):
             weight_decay=0.0 if self._norms.matter else settings.weight_decay,
         )
         # Gates move fast and are not decayed, whatever optimizer the weights have.
-        rate = settings.gates.rate_for(self.problem.gated_steps)
+        rate = settings.gates.rate_for(len(self.steps))
         self._gates = torch.optim.Adam(list(self.gated.gate_parameters().values()), lr=rate, fused=True)
 
 

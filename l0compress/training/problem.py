@@ -109,8 +109,11 @@ class Problem:
         """An epoch from its beginning."""
         return Epoch(number, torch.Generator().manual_seed(self._seed(number)), loader_states(self.data.train))
 
-    def batches(self, epoch: Epoch) -> Iterator[Batch]:
-        """The training batches of an epoch, or what is left of it, shuffled and augmented by seed and epoch."""
+    def batches(self, epoch: Epoch, *, stop: int | None = None) -> Iterator[Batch]:
+        """The training batches of an epoch, or what is left of it, shuffled and augmented by seed and epoch.
+
+        Those behind step ``stop`` are not drawn; without it all are, however many the source has.
+        """
         drawn = self.data.train.batches(self.batch_size, seed=self._seed(epoch.number), drop_last=True)
         stream = (batch for batch in drawn if len(batch) >= self.smallest_batch)
         # Only the source knows its order, so what was done is drawn again and dropped.
@@ -119,7 +122,7 @@ class Problem:
         if epoch.resume is not None:
             epoch.resume()
         augment = self.data.augment
-        for batch in stream:
+        for batch in islice(stream, None if stop is None else max(0, stop - epoch.step)):
             if augment is not None:
                 batch = augment(batch, epoch.augmentation)
             yield batch.pinned(self.device).to(self.device)

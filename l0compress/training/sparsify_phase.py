@@ -26,7 +26,7 @@ class SparsifyPhase(Phase):
 
     def __init__(self, problem: Problem, pressure: Pressure) -> None:
         self.problem, self.pressure, self.scaler = problem, pressure, problem.scaler()
-        self.epochs = range(problem.settings.gated_epochs)
+        self.steps = range(problem.gated_steps)
         settings = problem.settings
         self._weights = weight_optimizer(
             self.network.weights(),

@@ -61,11 +61,24 @@ class Phase(Stage):
 
     Attributes:
         problem: the run's, with what the phase does differently.
+        steps: those of the run that the phase has, counted from 0. An epoch may be shared by two phases.
         scaler: what the loss is scaled by before it is differentiated, if anything.
     """
 
     problem: Problem
+    steps: range
     scaler: torch.amp.GradScaler
+
+    @property
+    def epochs(self) -> range:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The epochs that the phase has a part of."""
+        size = self.problem.steps_per_epoch
+        return range(self.steps.start // size, -(-self.steps.stop // size))
+
+    def steps_in(self, epoch: int) -> range:
+        """The steps of an epoch that belong to the phase, counted within it."""
+        size = self.problem.steps_per_epoch
+        return range(max(0, self.steps.start - epoch * size), min(size, self.steps.stop - epoch * size))
 
     @abstractmethod
     def optimizers(self) -> Optimizers:

@@ -96,6 +96,7 @@ class TrainingState:
         else:
             phase.begin_()
             self.epoch = self.problem.epoch(phase.epochs.start)
+            self.epoch.step = phase.steps_in(self.epoch.number).start if isinstance(phase, Phase) else 0
         self.paced_from = time.monotonic(), self.epoch.number + self.epoch.step / self.problem.steps_per_epoch
 
     def state_dict(self) -> StateDict:
@@ -161,7 +162,7 @@ class TrainingState:
 
     def epoch_done_(self, phase: Phase, loss: float, measured: Evaluation) -> None:
         """Go on to the next epoch, and report the one that is done."""
-        self.epoch.step = self.problem.steps_per_epoch
+        self.epoch.step = phase.steps_in(self.epoch.number).stop
         event = replace(self._event(phase, loss), metric=measured.metric, metric_name=measured.metric_name)
         self.history.append(event)
         self.epoch = self.problem.epoch(self.epoch.number + 1)
@@ -170,8 +171,8 @@ class TrainingState:
 
     def progress(self, phase: Phase) -> float:
         """The share of a phase that is done."""
-        done = self.epoch.number - phase.epochs.start + self.epoch.step / self.problem.steps_per_epoch
-        return done / len(phase.epochs)
+        done = self.epoch.number * self.problem.steps_per_epoch + self.epoch.step - phase.steps.start
+        return done / len(phase.steps)
 
     def _check_processes(self, phase: Phase) -> None:
         """Raises:
@@ -223,8 +224,11 @@ def _train_epoch_(state: TrainingState, phase: Phase) -> float:
     problem, epoch = phase.epoch_problem(), state.epoch
     highest = EXPLODED * max(1.0, abs(state.dense.loss))
     phase.network.train()
+    steps = phase.steps_in(epoch.number)
+    ends_early = steps.stop < problem.steps_per_epoch
+    batches = problem.batches(epoch, stop=steps.stop if ends_early else None)
     # The teacher's outputs may be endless, and what comes first ends the loop.
-    for batch, teacher_outputs in zip(problem.batches(epoch), problem.teacher_outputs(epoch), strict=False):
+    for batch, teacher_outputs in zip(batches, problem.teacher_outputs(epoch), strict=False):
         random = torch_states(problem.device)
         value = _differentiate_(phase, problem, batch, teacher_outputs)
         if not value <= highest or not math.isfinite(value):
@@ -233,9 +237,9 @@ def _train_epoch_(state: TrainingState, phase: Phase) -> float:
             raise diverged(value, epoch.where, phase.whole_network(), problem.with_dropout(batch))
         phase.step_(state.progress(phase))
         state.step_done_(phase, value)
-    if epoch.step == 0:
+    if epoch.step == steps.start:
         raise DataError("The training data yields no batch.", fix="Check the sampler of its loader, and drop_last.")
-    return epoch.total / epoch.step
+    return epoch.total / (epoch.step - steps.start)
 
 
 def _differentiate_(phase: Phase, problem: Problem, batch: Batch, teacher_outputs: Any) -> float:

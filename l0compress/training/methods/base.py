@@ -19,10 +19,12 @@ class Method(ABC):
     Attributes:
         groups: those of the dense graph, which the decision is on.
         resources: what is used of each of them is reported; those that the goal is on.
+        num_steps: steps that it trains for, from the run's first on.
     """
 
     groups: Groups
     resources: tuple[Resource, ...]
+    num_steps: int = 0
 
     @abstractmethod
     def __init__(self, problem: Problem, goal: Goal) -> None:

@@ -57,6 +57,8 @@ class LearnedGates(Method):
                 "penalty.",
                 fix="Pass --epochs 2 or more, or --method magnitude for single weights.",
             )
+        self._in_order = scored and not problem.settings.gates.are_many(problem.gated_steps)
+        self.num_steps = _steps_in_order(problem) if self._in_order else problem.gated_steps
         self.gated = gated_for(problem)
         self.groups = self.gated.groups
         self.budget = penalty_for(self.gated, goal, problem)
@@ -81,25 +83,25 @@ class LearnedGates(Method):
             **prefixed(_STATE, scored.small.state()),
         }
         gated, budget = self.gated, self.budget
-        if not problem.settings.gates.are_many(problem.gated_steps):
+        if self._in_order:
             problem.held(self.gated)  # has no more use for its weights, and gives them up where they are divided
             gated = _gated(begun, problem)
             limits = begun.start.limits(fisher.limits)
-            budget = Budget.at(gated, fisher.targets, limits, ascent=ascent_of(problem))
+            budget = Budget.at(gated, fisher.targets, limits, ascent=ascent_of(problem, self.num_steps))
         learned = self._learn(state, begun.start, gated, budget)
         repaired = repair_on_samples(problem)(learned.plan, learned.small)
         candidates = {"gates": learned, "gates, repaired": Decision(learned.plan, repaired, True), "score": scored}
         return better(state, candidates)
 
     def _learn(self, state: TrainingState, start: Narrowed, gated: GatedNetwork, budget: Penalty) -> Decision:
-        phase = GatePhase(state.problem, gated, budget)
+        phase = GatePhase(state.problem, gated, budget, num_steps=self.num_steps)
         train_(state, phase)
         return lifted(start, phase.moves, decide_by_gates(phase.whole_network(), budget))
 
     def _begun(self, fisher: Fisher, state: TrainingState) -> _Begun:
-        problem, descent = state.problem, fisher.descent(state)
+        descent = fisher.descent(state)
         scored = fisher.decision(descent)
-        if problem.settings.gates.are_many(problem.gated_steps):
+        if not self._in_order:
             return _Begun(Narrowed.whole(self.groups), None, scored)
         return _Begun(*_in_one_cut(descent, self.groups), scored)
 
@@ -164,12 +166,17 @@ def penalty_for(gated: GatedNetwork, goal: Goal, problem: Problem) -> Penalty:
     if isinstance(goal, Criterion):
         return FixedPenalty(gated, goal.multiplier(len(problem.data.train)))
     ramp_steps = round(problem.gated_steps * problem.settings.gates.ramp_share)
-    return Budget(gated, goal, ramp_steps=ramp_steps, ascent=ascent_of(problem))
+    return Budget(gated, goal, ramp_steps=ramp_steps, ascent=ascent_of(problem, problem.gated_steps))
 
 
-def ascent_of(problem: Problem) -> AscentSettings:
+def _steps_in_order(problem: Problem) -> int:
+    run_steps = problem.settings.epochs * problem.steps_per_epoch
+    return problem.settings.gates.steps_in_order(problem.gated_steps, run_steps)
+
+
+def ascent_of(problem: Problem, num_steps: int) -> AscentSettings:
     """How fast the multiplier moves in a phase of this length."""
-    return AscentSettings(learning_rate=problem.settings.gates.multiplier_rate_for(max(problem.gated_steps, 1)))
+    return AscentSettings(learning_rate=problem.settings.gates.multiplier_rate_for(max(num_steps, 1)))
 
 
 def better(state: TrainingState, candidates: Mapping[str, Decision]) -> Decision:

@@ -52,6 +52,7 @@ class Trained(Method):
                 f"In 0 epochs method {self.name!r} trains nothing, so it has nothing to decide by.",
                 fix="Pass --epochs 2 or more, or a method that decides before training, such as --method magnitude.",
             )
+        self.num_steps = problem.gated_steps
         self.limits = self._limits(problem, goal)
         self.groups = self.limits.groups
         self.resources = self.limits.resources

@@ -32,6 +32,8 @@ class GateSettings:
             phase of ``full_steps`` steps or fewer, see :meth:`slope_for`.
         many_steps: in a phase of so many steps or more, gates of moves start open and all alike, in a shorter one near
             the budget and in the order of a score.
+        ordered_share, ordered_steps: what gates in the order of a score get instead of ``share``: that part of all
+            steps of the run, but so many steps at least.
     """
 
     share: float = field(default=1 / 3, metadata=setting(least=0, most=1))
@@ -51,6 +53,8 @@ class GateSettings:
     highest_multiplier_rate: float = field(default=0.5, metadata=setting(above=0))
     magnitude_slope: float = field(default=1.0, metadata=setting(least=0))
     many_steps: int = field(default=1000, metadata=setting(least=0))
+    ordered_share: float = field(default=1 / 16, metadata=setting(least=0, most=1))
+    ordered_steps: int = field(default=20, metadata=setting(least=1))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -62,6 +66,15 @@ class GateSettings:
         (False, True)
         """
         return num_steps >= self.many_steps
+
+    def steps_in_order(self, num_steps: int, run_steps: int) -> int:
+        """What gates in the order of a score get of a phase of ``num_steps`` steps, in a run of ``run_steps``.
+
+        >>> settings = GateSettings()
+        >>> settings.steps_in_order(128, 512), settings.steps_in_order(64, 256), settings.steps_in_order(9, 36)
+        (32, 20, 9)
+        """
+        return min(num_steps, max(self.ordered_steps, round(run_steps * self.ordered_share)))
 
     def rate_for(self, num_steps: int) -> float:
         """The gates' rate in a phase of ``num_steps`` steps: in a short one they travel as far as in a long one.
