@@ -97,11 +97,10 @@ class TestEpochs:
 
 
 def family(case: Case, targets: str, shelf: Shelf | None = None) -> list[Member]:
+    graph = case.graph
     random.seed(7)
     np.random.seed(7)
-    members = finetune_family(
-        case.graph(), case.data(), parse_targets(targets), settings=case.settings, checkpoints=shelf
-    )
+    members = finetune_family(graph, case.data(), parse_targets(targets), settings=case.settings, checkpoints=shelf)
     return list(members)
 
 
@@ -154,7 +153,7 @@ QUICKEST = ("gates that start in the order of a score", "a score", "single weigh
 )
 def test_every_member_keeps_to_its_budget_and_equals_the_masked_dense_model(name: str) -> None:
     case, targets = FAMILIES[name]
-    graph, members = case.graph(), family(case, targets)
+    graph, members = case.graph, family(case, targets)
     assert [member.goal.wanted for member in members] == list(parse_targets(targets))
     for goal, result in ((member.goal, member.result) for member in members):
         counted = nonzero_cost if result.plan.masks else cost
@@ -175,11 +174,9 @@ def test_a_member_holds_nothing_that_the_one_before_has_not(name: str) -> None:
 
 def test_the_first_member_is_the_run_of_its_own_bit_for_bit() -> None:
     case, _ = FAMILIES["gates that start in the order of a score"]
-    first = next(finetune_family(case.graph(), case.data(), THREE, settings=case.settings))
-    (leg, *_) = legs_of(case.graph(), THREE, case.settings)
-    alone = finetune(
-        case.graph(), case.data(), "params=0.8", settings=replace(case.settings, epochs=leg.settings.epochs)
-    )
+    first = next(finetune_family(case.graph, case.data(), THREE, settings=case.settings))
+    (leg, *_) = legs_of(case.graph, THREE, case.settings)
+    alone = finetune(case.graph, case.data(), "params=0.8", settings=replace(case.settings, epochs=leg.settings.epochs))
     assert_same(first.result, alone)
 
 
@@ -194,7 +191,7 @@ def test_a_leg_begins_with_the_trained_weights_of_the_member_before() -> None:
 
 def test_densities_are_those_of_the_dense_model() -> None:
     case, events = FAMILIES["gates that start in the order of a score"][0], list[ProgressEvent]()
-    members = list(finetune_family(case.graph(), case.data(), THREE, settings=case.settings, on_event=events.append))
+    members = list(finetune_family(case.graph, case.data(), THREE, settings=case.settings, on_event=events.append))
     for member in members:
         share = cost(member.result.small).params / member.goal.dense
         own = [event for event in events if event.member == str(member.goal.wanted) and event.stage == "finetune"]
@@ -254,7 +251,7 @@ def test_a_member_out_of_reach_is_refused_before_any_is_trained() -> None:
     case, events = FAMILIES["gates that start in the order of a score"][0], list[ProgressEvent]()
     targets = parse_targets("params=0.8,0.01")
     with pytest.raises(TargetError, match=r"^Target params=0\.01: at most 8 parameters cannot be reached\. "):
-        next(finetune_family(case.graph(), case.data(), targets, settings=case.settings, on_event=events.append))
+        next(finetune_family(case.graph, case.data(), targets, settings=case.settings, on_event=events.append))
     assert events == []
 
 

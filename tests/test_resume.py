@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -231,14 +232,16 @@ class Case:
     dynamic: Any = "auto"
     batch_dims: tuple[int | None, ...] = ()
 
+    @cached_property
     def graph(self) -> CapturedGraph:
         batch = next(iter(self.data().val.batches(2)))
         return capture(self.model(), replace(batch, batch_dims=self.batch_dims).call()[0], dynamic=self.dynamic)
 
     def run(self, shelf: Shelf) -> FinetuneResult:
+        graph = self.graph
         random.seed(7)
         np.random.seed(7)
-        return finetune(self.graph(), self.data(), self.target, settings=self.settings, checkpoints=shelf)
+        return finetune(graph, self.data(), self.target, settings=self.settings, checkpoints=shelf)
 
 
 CASES = {
@@ -349,7 +352,7 @@ def test_a_state_holds_no_more_than_tensors_and_json() -> None:
 
 
 def test_a_removal_that_leads_elsewhere_is_refused() -> None:
-    gated = gate(CASES["linear layers"].graph())
+    gated = gate(CASES["linear layers"].graph)
     with torch.no_grad():
         gated.gates.log_alpha[8:20] = -9.0
     kept = compact(gated).kept_moves
