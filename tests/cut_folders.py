@@ -111,13 +111,17 @@ class Case:
         return getattr(transformers, auto).from_pretrained(self.folder, trust_remote_code=True).eval()
 
 
-def masked_greedy(cut: Cut, prompt: Tensor, count: int) -> Tensor:
-    """What the dense model, blind to what was cut, says token by token, without a cache."""
-    dense, said = cut.reference(), prompt
+def is_masked_greedy(said: Tensor, cut: Cut, prompt: Tensor, count: int) -> bool:
+    """Whether the dense model, blind to what was cut, would have said this behind the prompt, without a cache.
+
+    It reads the whole at once: a causal model says at every place what it would say if it had come there by itself, so
+    what agrees with it everywhere is what it says token by token.
+    """
+    if said.shape != (prompt.shape[0], prompt.shape[1] + count) or not torch.equal(said[:, : prompt.shape[1]], prompt):
+        return False
     with torch.no_grad():
-        for _ in range(count):
-            said = torch.cat([said, dense(input_ids=said)["logits"][:, -1:].argmax(-1)], 1)
-    return said
+        expected = cut.reference()(input_ids=said)["logits"].argmax(-1)
+    return torch.equal(said[:, prompt.shape[1] :], expected[:, prompt.shape[1] - 1 : -1])
 
 
 def generated(model: Any, prompt: Tensor, count: int) -> Tensor:
