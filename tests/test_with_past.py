@@ -225,20 +225,29 @@ class TestRefused:
         assert message in " ".join(outcome.stderr.split())
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, its data, and a run, to which each test only adds files."""
+    home = tmp_path_factory.mktemp("home")
+    # A norm behind all layers is the first of the residual stream in dense.pt2, and the last in the model.
+    case = Case(llama(), home)
+    ids = tokens(48, 6).numpy()
+    np.savez(home / "data.npz", x=ids, y=np.roll(ids, -1, 1))
+    settings = ("--data", "data.npz", "--target", "macs=0.6", "--epochs", "0", "-o", "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        outcome = run_cli("finetune", case.source.name, *settings)
+    assert outcome.exit_code == 0, outcome.stderr
+    return home
+
+
 @pytest.mark.slow
 class TestARun:
     """From a folder to a run, and what is exported from it, on the command line."""
 
     @pytest.fixture
-    def run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.chdir(tmp_path)
-        # A norm behind all layers is the first of the residual stream in dense.pt2, and the last in the model.
-        case = Case(llama(), tmp_path)
-        ids = tokens(48, 6).numpy()
-        np.savez(tmp_path / "data.npz", x=ids, y=np.roll(ids, -1, 1))
-        settings = ("--data", "data.npz", "--target", "macs=0.6", "--epochs", "0", "-o", "run")
-        outcome = run_cli("finetune", case.source.name, *settings)
-        assert outcome.exit_code == 0, outcome.stderr
+    def run(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.chdir(home)
         return Path("run")
 
     def test_every_export_is_verified_timed_and_written_again(self, run: Path) -> None:
