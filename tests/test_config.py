@@ -110,7 +110,14 @@ def test_defaults_are_those_of_the_settings() -> None:
 
 def test_every_value_arrives_where_it_belongs() -> None:
     gates = {field.name: getattr(GateSettings(), field.name) / 2 for field in dataclasses.fields(GateSettings)}
-    gates |= {"full_steps": 7, "full_multiplier_steps": 8, "many_steps": 9, "compact_every": 10, "ordered_steps": 11}
+    gates |= {
+        "full_steps": 7,
+        "full_multiplier_steps": 8,
+        "many_steps": 9,
+        "compact_every": 10,
+        "few_steps": 11,
+        "fewest_steps": 12,
+    }
     request = request_of({**NEEDED, **OTHER, **gates})
     assert (request.source.factory, request.source.trust_pickle) == ("nets:lenet", True)
     assert (request.threads, request.checkpoint_every, request.loss) == (3, 17, "mse")

@@ -32,8 +32,8 @@ class GateSettings:
             phase of ``full_steps`` steps or fewer, see :meth:`slope_for`.
         many_steps: in a phase of so many steps or more, gates of moves start open and all alike, in a shorter one near
             the budget and in the order of a score.
-        ordered_share, ordered_steps: what gates in the order of a score get instead of ``share``: that part of all
-            steps of the run, but so many steps at least.
+        few_steps, few_share, fewest_steps: where the phase has fewer than ``few_steps`` steps, gates in the order of a
+            score get ``few_share`` of all steps of the run, but ``fewest_steps`` at least. The rest is trained on.
     """
 
     share: float = field(default=1 / 3, metadata=setting(least=0, most=1))
@@ -53,8 +53,9 @@ class GateSettings:
     highest_multiplier_rate: float = field(default=0.5, metadata=setting(above=0))
     magnitude_slope: float = field(default=1.0, metadata=setting(least=0))
     many_steps: int = field(default=1000, metadata=setting(least=0))
-    ordered_share: float = field(default=1 / 16, metadata=setting(least=0, most=1))
-    ordered_steps: int = field(default=20, metadata=setting(least=1))
+    few_steps: int = field(default=200, metadata=setting(least=0))
+    few_share: float = field(default=1 / 16, metadata=setting(least=0, most=1))
+    fewest_steps: int = field(default=20, metadata=setting(least=1))
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -71,10 +72,12 @@ class GateSettings:
         """What gates in the order of a score get of a phase of ``num_steps`` steps, in a run of ``run_steps``.
 
         >>> settings = GateSettings()
-        >>> settings.steps_in_order(128, 512), settings.steps_in_order(64, 256), settings.steps_in_order(9, 36)
-        (32, 20, 9)
+        >>> [settings.steps_in_order(*steps) for steps in ((300, 900), (160, 640), (54, 216), (9, 36))]
+        [300, 40, 20, 9]
         """
-        return min(num_steps, max(self.ordered_steps, round(run_steps * self.ordered_share)))
+        if num_steps >= self.few_steps:
+            return num_steps
+        return min(num_steps, max(self.fewest_steps, round(run_steps * self.few_share)))
 
     def rate_for(self, num_steps: int) -> float:
         """The gates' rate in a phase of ``num_steps`` steps: in a short one they travel as far as in a long one.
