@@ -302,6 +302,37 @@ def test_from_every_state_the_end_is_the_same(case: Case) -> None:
         assert_same(case.run(Shelf(shelf.read(position))), whole)
 
 
+SHARED = replace(QUICK, gates=replace(FAST, fewest_steps=6))
+
+
+@pytest.mark.parametrize("data", [in_memory(vectors), own_generator, loader(), loader(num_workers=2), drawn])
+def test_an_epoch_may_belong_to_two_phases(data: Callable[[], Data]) -> None:
+    case, shelf = Case(mlp, data, SHARED), Shelf()
+    whole = case.run(shelf)
+    ends = [(event.stage, event.epoch, event.step) for event in whole.history]
+    finals = [("finetune", epoch, 4) for epoch in (2, 3, 4)]
+    assert ends == [("gates", 1, 4), ("gates", 2, 2), *finals]
+    assert len(shelf.kept) == 4 * 4 + len(ends)
+    for position in (2, 5, 6, 7, 8, 9, 10, 12):
+        assert_same(case.run(Shelf(shelf.read(position))), whole)
+
+
+def test_two_phases_that_share_an_epoch_see_each_of_its_samples_once() -> None:
+    seen: list[Tensor] = []
+
+    def noted(batch: Batch, generator: torch.Generator) -> Batch:
+        del generator
+        seen.append(batch.args[0])
+        return batch
+
+    part = vectors()
+    Case(mlp, lambda: Data(part, part, augment=noted), replace(SHARED, distill=False)).run(Shelf())
+    assert len(seen) == 4 * 4
+    for epoch in range(4):
+        drawn = torch.cat(seen[4 * epoch : 4 * epoch + 4])
+        assert torch.equal(drawn.sort(0).values, part.inputs[0].sort(0).values)
+
+
 def test_the_states_of_a_resumed_run_are_those_of_the_whole_one() -> None:
     case, shelf = CASES["linear layers"], Shelf()
     case.run(shelf)
