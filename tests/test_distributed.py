@@ -338,7 +338,7 @@ def wait_for(run: Path, epochs: int) -> None:
         time.sleep(0.01)
 
 
-LONG = ("--epochs", "60", "--batch-size", "16", "--checkpoint-every", "7")
+LONG = ("--epochs", "96", "--batch-size", "16", "--checkpoint-every", "7")
 
 
 def interrupted(
