@@ -20,11 +20,14 @@ from run_folders import Killed, files, hashes, hashes_of_all, request
 
 from l0compress.errors import RunError, StoppedError
 from l0compress.pipeline import runs
+from l0compress.pipeline.checkpoints import RunCheckpoints
 from l0compress.pipeline.durable import write_durably
+from l0compress.pipeline.holding import begin_run
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.stops import Stops
 from l0compress.pipeline.training_run import RunSummary, finetune_run, resume_run
 from l0compress.training.events import ProgressEvent
+from l0compress.training.processes import Processes
 
 pytestmark = pytest.mark.slow
 
@@ -198,6 +201,24 @@ class TestSignals:
         assert stops.signal == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             stops.handle(signal.SIGINT, None)
+
+    @pytest.mark.usefixtures("folder")
+    def test_one_that_comes_while_processes_agree_that_none_came_holds_from_the_next_time_on(self) -> None:
+        stops = Stops()
+
+        class Waiting(Processes):
+            """The signal is handled while this process waits for the others, who have had none."""
+
+            def highest(self, number: int) -> int:
+                if stops.signal is None:
+                    stops.handle(signal.SIGTERM, None)
+                return number
+
+        with begin_run(Path("run"), {}) as run:
+            checkpoints = RunCheckpoints(run, stops, processes=Waiting())
+            checkpoints.check_stop()
+            with pytest.raises(StoppedError, match=r"^Terminated\."):
+                checkpoints.check_stop()
 
     @pytest.mark.parametrize(("number", "name"), [(signal.SIGINT, "Interrupted"), (signal.SIGTERM, "Terminated")])
     def test_a_signal_stops_the_run_after_a_step(self, whole: dict[str, str], number: int, name: str) -> None:

@@ -37,6 +37,7 @@ class RunCheckpoints:
         self.start = processes.from_first(run.start)
         self._run, self._stops, self._every, self._processes = run, stops, every, processes
         self._gathers = gathers
+        self._asked: int | None = None
         self._steps = 0
         self._last, self._took = time.monotonic(), 0.0
 
@@ -57,7 +58,7 @@ class RunCheckpoints:
         self._stop_if_asked()
 
     def _saves(self, *, must: bool) -> bool:
-        now = must or self._stops.signal is not None
+        now = must or self._asked is not None
         if self._gathers:
             return now or self._processes.from_first(self._due)
         return self._processes.is_first and (now or self._due())
@@ -70,12 +71,14 @@ class RunCheckpoints:
         self._stop_if_asked()
 
     def _agree_(self) -> None:
-        """A signal to one process is one to all."""
-        self._stops.signal = self._processes.highest(self._stops.signal or 0) or None
+        """A signal to one process is one to all, from the next agreement on if it comes while this one is made."""
+        self._asked = self._processes.highest(self._stops.signal or 0) or None
+        if self._asked is not None:
+            self._stops.signal = self._asked
 
     def _stop_if_asked(self) -> None:
-        if self._stops.signal is not None:
-            raise stopped(self._run, self._stops.signal)
+        if self._asked is not None:
+            raise stopped(self._run, self._asked)
 
     def _due(self) -> bool:
         if self._every is not None:
