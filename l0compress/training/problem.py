@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
@@ -19,6 +19,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.graph.nodes.network import GraphNetwork
 from l0compress.loading.classes import class_warnings
+from l0compress.training.epoch import Epoch
 from l0compress.training.evaluation import Evaluation, On, evaluate
 from l0compress.training.held import Held
 from l0compress.training.input_dropout import drop_inputs
@@ -34,32 +35,6 @@ from l0compress.training.survey import reading_of
 from l0compress.training.teacher import TeacherCache
 
 _EPOCH_STRIDE = 1_000_003
-
-
-@dataclass
-class Epoch:
-    """One epoch: how far it has come, and the random states that its batches depend on.
-
-    Attributes:
-        number: counted from 0 over both phases.
-        augmentation: what augmentation draws from.
-        loader_states: the states of the data loader's own generators when the epoch began.
-        step: batches done.
-        total: the sum of their losses.
-        resume: puts the global random state back once the batches that were done before are skipped.
-    """
-
-    number: int
-    augmentation: torch.Generator
-    loader_states: list[Tensor]
-    step: int = 0
-    total: float = 0.0
-    resume: Callable[[], None] | None = None
-
-    @property
-    def where(self) -> str:
-        """The position for messages."""
-        return f"step {self.step + 1} of epoch {self.number + 1}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,11 +32,11 @@ class Stage(ABC):
 
     Attributes:
         name: what events and state dicts call it.
-        epochs: those of the run that the stage has, counted from 0; maybe none.
+        steps: those of the run that the stage has, counted from 0; maybe none. Two stages may share an epoch.
     """
 
     name: ClassVar[str]
-    epochs: range
+    steps: range
 
     @property
     @abstractmethod
@@ -61,16 +61,14 @@ class Phase(Stage):
 
     Attributes:
         problem: the run's, with what the phase does differently.
-        steps: those of the run that the phase has, counted from 0. An epoch may be shared by two phases.
         scaler: what the loss is scaled by before it is differentiated, if anything.
     """
 
     problem: Problem
-    steps: range
     scaler: torch.amp.GradScaler
 
     @property
-    def epochs(self) -> range:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def epochs(self) -> range:
         """The epochs that the phase has a part of."""
         size = self.problem.steps_per_epoch
         return range(self.steps.start // size, -(-self.steps.stop // size))

@@ -13,11 +13,12 @@ from l0compress.data import Batch
 from l0compress.errors import DataError
 from l0compress.graph.nodes.checksum import weights_checksum
 from l0compress.training.activations.penalty import charged
+from l0compress.training.epoch import Epoch
 from l0compress.training.evaluation import Evaluation
 from l0compress.training.events import ProgressEvent, warning
 from l0compress.training.faults import EXPLODED, check_parameters, diverged
 from l0compress.training.held import is_divided, stored
-from l0compress.training.problem import Epoch, Problem
+from l0compress.training.problem import Problem
 from l0compress.training.randomness import (
     random_states,
     set_loader_states_,
@@ -95,8 +96,9 @@ class TrainingState:
             self.load_state_dict(resumed)
         else:
             phase.begin_()
-            self.epoch = self.problem.epoch(phase.epochs.start)
-            self.epoch.step = phase.steps_in(self.epoch.number).start if isinstance(phase, Phase) else 0
+            number, step = divmod(phase.steps.start, self.problem.steps_per_epoch)
+            self.epoch = self.problem.epoch(number)
+            self.epoch.step = step
         self.paced_from = time.monotonic(), self.epoch.number + self.epoch.step / self.problem.steps_per_epoch
 
     def state_dict(self) -> StateDict:

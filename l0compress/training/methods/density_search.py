@@ -153,7 +153,7 @@ class _SearchStage(Stage):
     """The trials so far; no epoch is spent on them."""
 
     name = SEARCH
-    epochs = range(0)
+    steps = range(0)
 
     def __init__(self, problem: Problem, trials: Trials) -> None:
         self._network, self.trials = problem.graph.module(), trials
