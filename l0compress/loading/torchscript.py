@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from l0compress.errors import NOTHING_LOADED, CaptureError, ModelError
 from l0compress.loading.references import FOREIGN_ERRORS, first_line
+from l0compress.loading.wrappers import traceable
 
 WAY_OUT = (
     "Take its weights instead: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pt'), with --factory "
@@ -57,14 +58,12 @@ def traced(module: torch.jit.ScriptModule, args: tuple[Any, ...], kwargs: dict[s
     from torch._export.converter import TS2EPConverter
 
     try:
-        unlifted = TS2EPConverter(module, args, kwargs).convert().module(check_guards=False)
+        converted = traceable(TS2EPConverter(module, args, kwargs).convert().module(check_guards=False))
     except FOREIGN_ERRORS as reason:
         raise CaptureError(
             f"torch cannot convert the script ({first_line(reason)}).",
             fix="Give its weights, and the Python model by --factory, instead.",
         ) from reason
-    # The module of an exported program refuses eval(); one with the same graph does not.
-    converted = fx.GraphModule(unlifted, unlifted.graph)  # pyright: ignore[reportArgumentType]
     parameters = dict(module.named_parameters())
     for name, parameter in parameters.items():
         _restore_parameter_(converted, name, parameter)
