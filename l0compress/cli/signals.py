@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +14,6 @@ INTERRUPTED, TERMINATED = 130, 143
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came; everything that is open on the way out gets to clean up."""
-
-
-def let_workers_go() -> None:
-    """Say nothing more of worker processes that end, since the command ends as well.
-
-    A signal to the whole group ends the workers of a data loader too, and PyTorch raises wherever the program then is.
-    """
-    if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 @contextmanager

@@ -1,10 +1,9 @@
-"""Signals that ask a run to stop, and what they leave of a data loader whose workers got them as well."""
+"""Signals that ask a run to stop, be they to it alone or to the workers of its data loader as well."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from l0compress.errors import StoppedError
 from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.runs import resume_command
 from l0compress.training.launch import says_several
+from l0compress.workers import is_lost_worker, let_workers_go
 
 # A launcher hands a signal on that its processes have had already: within so many seconds it is the same one.
 _ECHO = 5.0
@@ -68,15 +68,10 @@ def listening() -> Iterator[Stops]:
             signal.signal(number, handler)
 
 
-def is_lost_worker(error: Exception) -> bool:
-    """Return whether PyTorch reports with an error that a worker of a data loader ended by itself."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-
-
 def stopped(run: LivingRun, number: int) -> StoppedError:
     """The error for a run that a signal stopped."""
     if number == signal.SIGTERM:
-        _let_workers_go()
+        let_workers_go()
     run.log_("stopped", signal=signal.Signals(number).name, position=run.manifest.position)
     name = NAMES.get(signal.Signals(number), "Stopped")
     return StoppedError(
@@ -84,13 +79,3 @@ def stopped(run: LivingRun, number: int) -> StoppedError:
         f"{resume_command(run.folder)}",
         signal=number,
     )
-
-
-def _let_workers_go() -> None:
-    """Do not raise for workers that end from now on.
-
-    PyTorch raises for them wherever the program then is, on its way out too. A loader that still needs one misses it
-    within five seconds all the same.
-    """
-    if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

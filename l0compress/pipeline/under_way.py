@@ -29,12 +29,13 @@ from l0compress.pipeline.living_run import LivingRun
 from l0compress.pipeline.machine import machine
 from l0compress.pipeline.requests import RunRequest, request_of
 from l0compress.pipeline.sources import Prepared, prepare
-from l0compress.pipeline.stops import Stops, is_lost_worker, listening, stopped
+from l0compress.pipeline.stops import Stops, listening, stopped
 from l0compress.pipeline.tracking import Log, Trackers, check_trackers, tracking
 from l0compress.pipeline.work import Work
 from l0compress.progress import tell
 from l0compress.training.events import OnEvent, ignore
 from l0compress.training.processes import Processes, joined, processes_for
+from l0compress.workers import is_lost_worker
 
 Outcome = TypeVar("Outcome")
 

@@ -12,10 +12,11 @@ import typer
 
 from l0compress.cli.commands.setting_flags import flag_name, setting_flag
 from l0compress.cli.render import print_error
-from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, let_workers_go, sigterm_unwinds
+from l0compress.cli.signals import INTERRUPTED, TERMINATED, Terminated, sigterm_unwinds
 from l0compress.errors import InputError, L0Error, StoppedError
 from l0compress.pipeline.options import OPTIONS
 from l0compress.training.launch import says_several
+from l0compress.workers import let_workers_go
 
 if TYPE_CHECKING:
     from l0compress.loading import DataSource
