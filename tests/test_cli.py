@@ -299,8 +299,9 @@ class TestBench:
             "--threads",
             "1",
         )
-        names = {candidate["name"] for candidate in printed_json(*arguments)["bench"]["candidates"]}
-        assert names == {str(finished / "run/model.pt2"), str(finished / "mlp.pt2")}
+        candidates = printed_json(*arguments)["bench"]["candidates"]
+        assert {one["name"] for one in candidates} == {str(finished / "run/model.pt2"), str(finished / "mlp.pt2")}
+        assert all(one["memory_bytes"] > 0 for one in candidates)
 
     def test_an_artifact_of_another_run_is_refused(self, finished: Path) -> None:
         outcome = run_cli("bench", finished / "mlp.pt2", "--against", finished / "run")
