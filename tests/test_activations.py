@@ -347,7 +347,7 @@ class TestRefusals:
             FinetuneSettings(activation_l1=0.1, epochs=0)
         assert str(error.value) == (
             "activation_l1=0.1 with epochs=0: activations are penalised in training, but there is none. Nothing was "
-            "changed. Pass --epochs 2 or more, or omit --activation-l1."
+            "changed. Pass --epochs 1 or more, or omit --activation-l1."
         )
 
     def test_a_strength_below_zero(self):

@@ -229,13 +229,6 @@ class TestCommand:
             if value is not None
         }
 
-    @pytest.mark.parametrize("method", [(), ("--method", "fisher")])
-    def test_one_epoch_is_refused_where_gates_would_take_it(self, method: tuple[str, ...], tmp_path: Path) -> None:
-        needed = (tmp_path / "none.pt2", "--data", "digits", "--target", "macs=0.5")
-        outcome = run_cli("finetune", *needed, "--epochs", "1", *method)
-        assert outcome.exit_code == 2
-        assert outcome.stderr.startswith("Error: epochs=1 with method='l0': gates take that epoch") == (not method)
-
     @pytest.mark.parametrize(("flag", "value"), [("--epochs", "-1"), ("--workers", "-1"), ("--seed", "-1")])
     def test_a_flag_is_checked_as_the_file_is_and_in_the_same_words(self, flag: str, value: str) -> None:
         outcome = run_cli("finetune", flag, value, "--print-config")

@@ -22,7 +22,7 @@ from l0compress.training.evaluation import evaluate
 from l0compress.training.fake_quantization import fake_quantized, round_activation, round_rows, round_weight
 from l0compress.training.finetune import FinetuneResult, finetune
 from l0compress.training.losses import objective_of
-from l0compress.training.settings import FinetuneSettings
+from l0compress.training.settings import FinetuneSettings, GateSettings
 from l0compress.verification.calls import Call
 
 
@@ -216,7 +216,7 @@ def test_the_best_epoch_is_chosen_by_what_the_file_will_compute(result: Finetune
 
 def test_it_is_trained_in_the_final_phase_alone(graph: CapturedGraph, data: Data, result: FinetuneResult) -> None:
     plain = finetune(graph, data, {"params": 0.4}, settings=replace(AWARE, quantization_aware=False))
-    gated = AWARE.gated_epochs
+    gated = AWARE.gated_steps(1)
     assert [row.loss for row in plain.history[:gated]] == [row.loss for row in result.history[:gated]]
     assert plain.history[gated].loss != result.history[gated].loss
     assert torch.equal(plain.plan.keep, result.plan.keep)
@@ -233,15 +233,18 @@ def test_it_goes_together_with_bfloat16(graph: CapturedGraph, data: Data) -> Non
     assert found.best_evaluation.metric > 0.8
 
 
-@pytest.mark.parametrize("changes", [{"epochs": 0}, {"epochs": 1}])
-def test_without_a_final_phase_it_is_refused(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("changes", "enough"), [({"epochs": 0}, 1), ({"epochs": 2, "gates": GateSettings(share=1.0)}, 3)]
+)
+def test_without_a_final_phase_it_is_refused(changes: dict[str, Any], enough: int) -> None:
     with pytest.raises(InputError) as error:
         FinetuneSettings(quantization_aware=True, **changes)
     assert str(error.value) == (
         f"quantization_aware with epochs={changes['epochs']}: weights adapt to rounding in the phase after the "
-        "decision, but there is none. Nothing was changed. Pass --epochs 2 or more, or omit --quantization-aware."
+        f"decision, but there is none. Nothing was changed. Pass --epochs {enough} or more, or omit "
+        "--quantization-aware."
     )
-    assert FinetuneSettings(quantization_aware=True, epochs=1, method="fisher").final_epochs == 1
+    assert FinetuneSettings(quantization_aware=True, epochs=1).quantization_aware
 
 
 def test_a_model_that_stays_in_float_is_refused() -> None:

@@ -280,11 +280,6 @@ def test_targets_out_of_reach_are_refused_before_anything_is_trained(graph, data
         ({"input_dropout": 1.0}, "input_dropout=1.0: expected 0 or more and below 1. Nothing was changed."),
         ({"epochs": 2.5}, "epochs=2.5: expected an integer. Nothing was changed."),
         ({"bf16": 1}, "bf16=1: expected true or false. Nothing was changed."),
-        (
-            {"epochs": 1},
-            "epochs=1 with method='l0': gates take that epoch, and none is left to train the model that they leave. "
-            "Nothing was changed. Pass --epochs 2 or more, or --epochs 0, where a score decides without training.",
-        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes, message):

@@ -303,8 +303,8 @@ class TestOneInterface:
         with pytest.raises(InputError) as error:
             finetune(graph, data, target, settings=replace(QUICK, epochs=0, granularity=granularity))
         assert str(error.value) == (
-            "In 0 epochs gates learn nothing, and no score can replace them for single weights or under a fixed "
-            "penalty. Nothing was changed. Pass --epochs 2 or more, or --method magnitude for single weights."
+            "In 0 steps gates learn nothing, and no score can replace them for single weights or under a fixed "
+            "penalty. Nothing was changed. Pass more --epochs, or --method magnitude for single weights."
         )
 
     @pytest.mark.parametrize("method", ["fisher", "magnitude"])

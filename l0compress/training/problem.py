@@ -69,7 +69,7 @@ class Problem:
     @property
     def gated_steps(self) -> int:
         """Steps in which gates are learned."""
-        return self.settings.gated_epochs * self.steps_per_epoch
+        return self.settings.gated_steps(self.steps_per_epoch)
 
     @property
     def shards(self) -> bool:

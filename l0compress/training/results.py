@@ -26,7 +26,7 @@ class FinetuneResult:
         dense_evaluation: validation result of the dense model.
         best_evaluation: validation result of ``small``, reached ``best_epoch`` epochs after hardening.
         last_evaluation: validation result of ``last``.
-        history: the events that closed an epoch, in order.
+        history: the events that closed an epoch, or a phase within one, in order.
         reading: how outputs and targets were read: what the metrics mean.
     """
 
@@ -46,4 +46,4 @@ class FinetuneResult:
         before, after = self.dense_evaluation, self.best_evaluation
         scores = f"val {after.metric_name}: {before.metric:.4g} -> {after.metric:.4g}, {self.best_epoch} epochs after"
         lines = [*cost_lines(cost(self.dense), cost(self.small)), f"{scores} hardening"]
-        return headed(f"FinetuneResult({counted(len(self.history), 'epoch')})", lines)
+        return headed(f"FinetuneResult({counted(len({event.epoch for event in self.history}), 'epoch')})", lines)

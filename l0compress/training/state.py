@@ -41,7 +41,7 @@ class TrainingState:
         dense: validation result of the dense model.
         epoch: how far training has come.
         phase: what is trained, or a stage without training; None where that is not yet known.
-        history: the events that closed an epoch.
+        history: the events that closed an epoch, or a phase within one.
         decided: decisions so far as named tensors, which every state dict has.
         resumed: the state dict that the run goes on from, as soon as it is in that phase.
         started: when the run began, on the monotonic clock.

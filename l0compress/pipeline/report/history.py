@@ -19,29 +19,51 @@ def history_of(report: Told) -> tuple[Curves, ...]:
     rows = report.rows
     if len(rows) < 2:
         return ()
-    spans = _spans(rows)
+    ends = _ends(rows)
+    spans = _spans(rows, ends)
     name = str(rows[0].get("metric_name", "score"))
-    reached = tuple((float(at), float(row["metric"])) for at, row in enumerate(rows) if row.get("metric") is not None)
+    reached = tuple(
+        (at, float(row["metric"])) for at, row in zip(ends, rows, strict=True) if row.get("metric") is not None
+    )
     dense = float(report.first.result["val"][DENSE]["metric"])
     score = [
         Series(f"validation {name}", reached),
-        Series(f"dense, {dense:.4f}", ((0.0, dense), (float(len(rows) - 1), dense)), dashed=True),
+        Series(f"dense, {dense:.4f}", ((0.0, dense), (ends[-1], dense)), dashed=True),
     ]
     drawings = (
         curves(f"Validation {name} after each epoch", score, spans),
-        curves("Share of the dense model's cost that is left", [*_densities(rows), *_limits(report, spans)], spans),
+        curves(
+            "Share of the dense model's cost that is left", [*_densities(rows, ends), *_limits(report, spans)], spans
+        ),
     )
     return tuple(drawing for drawing in drawings if drawing is not None)
 
 
-def _spans(rows: Sequence[Mapping[str, Any]]) -> list[Span]:
+def _ends(rows: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """Where each row stands on an axis of epochs: a phase may end within one, and a family's members follow each other.
+
+    >>> rows = [(0, 0, 0), (1, 20, 32), (1, 32, 32), (2, 32, 32), (1, 32, 32)]
+    >>> _ends([dict(zip(("epoch", "step", "steps"), row)) for row in rows])
+    (0.0, 0.625, 1.0, 2.0, 3.0)
+    """
+    found: list[float] = []
+    before = within = 0.0
+    for row in rows:
+        done = max(0.0, row["epoch"] - 1 + row["step"] / max(1, row["steps"]))
+        if done < within:
+            before += within
+        within = done
+        found.append(before + within)
+    return tuple(found)
+
+
+def _spans(rows: Sequence[Mapping[str, Any]], ends: Sequence[float]) -> list[Span]:
     """Members of a family, or the phases of a single run; the dense model's own row is in the first of them."""
-    last = len(rows) - 1
     found: list[Span] = []
-    for label, members in groupby(enumerate(rows), key=lambda item: _label(item[1])):
-        ends = [at for at, _ in members]
+    for label, members in groupby(zip(rows, ends, strict=True), key=lambda item: _label(item[0])):
+        last = list(members)[-1][1]
         if label:
-            found.append(Span(label, ends[0] - 0.5 if found else 0.0, min(ends[-1] + 0.5, last)))
+            found.append(Span(label, found[-1].end if found else 0.0, last))
     return found
 
 
@@ -50,16 +72,16 @@ def _label(row: Mapping[str, Any]) -> str:
     return str(row.get(MEMBER, "")) or _STAGES.get(stage, stage)
 
 
-def _densities(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
+def _densities(rows: Sequence[Mapping[str, Any]], ends: Sequence[float]) -> list[Series]:
     units = list(dict.fromkeys(unit for row in rows for unit in row.get("constraints", ())))
     if not units:
-        return [Series("density", tuple((float(at), float(row["density"])) for at, row in enumerate(rows)))]
+        return [Series("density", tuple((at, float(row["density"])) for at, row in zip(ends, rows, strict=True)))]
     return [
         Series(
             f"density in {unit}",
             tuple(
-                (float(at), float(row["constraints"][unit]["density"]))
-                for at, row in enumerate(rows)
+                (at, float(row["constraints"][unit]["density"]))
+                for at, row in zip(ends, rows, strict=True)
                 if unit in row.get("constraints", {})
             ),
         )
@@ -69,7 +91,7 @@ def _densities(rows: Sequence[Mapping[str, Any]]) -> list[Series]:
 
 def _limits(report: Told, spans: Sequence[Span]) -> list[Series]:
     """What each budget allows, as a share of the dense model, over the epochs that it holds for."""
-    last = float(len(report.rows) - 1)
+    last = spans[-1].end if spans else 0.0
     within = {span.name: (span.start, span.end) for span in spans}
     steps: dict[str, list[tuple[float, float]]] = {}
     for name, run in report.members.items():

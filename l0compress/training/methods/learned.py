@@ -51,11 +51,11 @@ class LearnedGates(Method):
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
         scored = problem.settings.granularity == "structured" and not isinstance(goal, Criterion)
-        if problem.settings.gated_epochs == 0 and not scored:
+        if problem.gated_steps == 0 and not scored:
             raise InputError(
-                "In 0 epochs gates learn nothing, and no score can replace them for single weights or under a fixed "
+                "In 0 steps gates learn nothing, and no score can replace them for single weights or under a fixed "
                 "penalty.",
-                fix="Pass --epochs 2 or more, or --method magnitude for single weights.",
+                fix="Pass more --epochs, or --method magnitude for single weights.",
             )
         self._in_order = scored and not problem.settings.gates.are_many(problem.gated_steps)
         self.num_steps = _steps_in_order(problem) if self._in_order else problem.gated_steps
@@ -68,7 +68,7 @@ class LearnedGates(Method):
     def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
             return self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)
-        if state.problem.settings.gated_epochs == 0:
+        if state.problem.gated_steps == 0:
             return self.fisher.decide(state)
         return self._from_scores(self.fisher, state)
 

@@ -40,17 +40,17 @@ from l0compress.training.state import TrainingState, train_
 
 
 class Trained(Method):
-    """Train under a pressure for as many epochs as gates are learned in, then decide by what it scores."""
+    """Train under a pressure for as many steps as gates are learned in, then decide by what it scores."""
 
     name: ClassVar[str]
     pressure: ClassVar[type[Pressure]]
     limits: Limits
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
-        if problem.settings.gated_epochs == 0:
+        if problem.gated_steps == 0:
             raise InputError(
-                f"In 0 epochs method {self.name!r} trains nothing, so it has nothing to decide by.",
-                fix="Pass --epochs 2 or more, or a method that decides before training, such as --method magnitude.",
+                f"In 0 steps method {self.name!r} trains nothing, so it has nothing to decide by.",
+                fix="Pass more --epochs, or a method that decides before training, such as --method magnitude.",
             )
         self.num_steps = problem.gated_steps
         self.limits = self._limits(problem, goal)

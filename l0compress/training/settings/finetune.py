@@ -122,21 +122,12 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
             raise InputError(
                 f"activation_l1={self.activation_l1} with epochs=0: activations are penalised in training, but there "
                 "is none.",
-                fix="Pass --epochs 2 or more, or omit --activation-l1.",
+                fix="Pass --epochs 1 or more, or omit --activation-l1.",
             )
         if self.bf16 and self.precision == "float16":
             raise InputError("bf16 and precision='float16' contradict each other.", fix="Omit one of them.")
         if self.shard:
             self._check_shard()
-        if self.epochs == 1 and self.method in TRAINED_METHODS:
-            gates = self.method in GATED_METHODS
-            raise InputError(
-                f"epochs=1 with method={self.method!r}: {'gates take' if gates else 'the decision takes'} that epoch, "
-                f"and none is left to train the model that {'they leave' if gates else 'it leaves'}.",
-                fix="Pass --epochs 2 or more, or --epochs 0, where a score decides without training."
-                if gates
-                else "Pass --epochs 2 or more.",
-            )
 
     def _check_shard(self) -> None:
         """Refuse what reads or writes whole weights in the midst of training."""
@@ -157,11 +148,11 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
 
     def _check_rounding(self) -> None:
         for name in ("quantization_aware", "ternary"):
-            if getattr(self, name) and self.final_epochs < 1:
+            if getattr(self, name) and not self._trains_after_decision:
                 raise InputError(
                     f"{name} with epochs={self.epochs}: weights adapt to rounding in the phase after the decision, but "
                     "there is none.",
-                    fix=f"Pass --epochs 2 or more, or omit --{name.replace('_', '-')}.",
+                    fix=f"Pass --epochs {self.epochs + 1} or more, or omit --{name.replace('_', '-')}.",
                 )
         if self.keep_float is not None and not self.ternary:
             raise InputError(
@@ -218,17 +209,23 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
         """
         return "bfloat16" if self.bf16 else self.precision
 
-    @property
-    def gated_epochs(self) -> int:
-        """Epochs in which is learned what goes: at least one of any, none where a method decides before training."""
+    def gated_steps(self, steps_per_epoch: int) -> int:
+        """Steps in which is learned what goes: whole epochs, or a part of a single one; 0 where a score decides.
+
+        >>> FinetuneSettings(epochs=10).gated_steps(100), FinetuneSettings(epochs=1).gated_steps(100)
+        (300, 33)
+        >>> FinetuneSettings(epochs=0).gated_steps(100), FinetuneSettings(method="fisher").gated_steps(100)
+        (0, 0)
+        """
         if self.method not in TRAINED_METHODS or self.epochs == 0:
             return 0
-        return max(1, round(self.epochs * self.gates.share))
+        if self.epochs == 1:
+            return min(max(1, round(steps_per_epoch * self.gates.share)), steps_per_epoch - 1)
+        return max(1, round(self.epochs * self.gates.share)) * steps_per_epoch
 
     @property
-    def final_epochs(self) -> int:
-        """Epochs after hardening."""
-        return self.epochs - self.gated_epochs
+    def _trains_after_decision(self) -> bool:
+        return self.epochs > 0 and (self.epochs == 1 or self.gated_steps(1) < self.epochs)
 
     def batch_size_for(self, num_samples: int) -> int:
         """The batch size asked for, or the default for that many training samples.

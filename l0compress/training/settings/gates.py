@@ -14,7 +14,7 @@ class GateSettings:
     """Constants of the gated phase.
 
     Attributes:
-        share: the phase's part of the epochs, from the first on.
+        share: the phase's part of the epochs, from the first on, in whole ones; of a single epoch, of its steps.
         log_alpha: where gates start; 2.94 is open with a probability of 98 %.
         temperature: beta of the hard concrete distribution.
         learning_rate: Adam's rate for log_alpha in a phase of ``full_steps`` steps or more, see :meth:`rate_for`.
