@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
+import subprocess
+import sys
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 from conftest import printed_json, run_cli
+from filelock import FileLock
 from run_folders import Killed, dying_at, hashes
 
 from l0compress.errors import InputError, RunError, TargetError
 from l0compress.pipeline.requests import request_of
+from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import open_run
 from l0compress.pipeline.sweep import Sweep, grid, parse_seeds, parse_targets_list
 from l0compress.pipeline.sweep_result import result_of
@@ -121,6 +127,55 @@ class TestStudy:
         assert trials[0].params == {"method": "magnitude", "seed": 0, "params": 0.8}
         scores = [open_run(sweep.run_of(trial)).result["test"]["small"]["metric"] for trial in TRIALS]
         assert [trial.values[0] for trial in trials] == scores
+
+
+class TestRay:
+    """On a cluster of this machine alone, in a process of its own: Ray keeps what it started until its driver ends."""
+
+    # Ray lowers the priority of its workers, which would wait for all other tests.
+    ENVIRONMENT = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}  # noqa: RUF012
+
+    def begun(self, *flags: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "l0compress", *map(str, (*FLAGS, *flags, "--ray", "local"))]
+        return subprocess.Popen(
+            command, env={**os.environ, **self.ENVIRONMENT}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("folder")
+    def test_trials_end_as_on_this_machine_and_one_that_fails_stops_no_other(self, swept: Path) -> None:
+        process = self.begun("--targets", "params=0.8,0.01", "--seeds", "0", "--threads", 1)
+        said, errors = process.communicate(timeout=600)
+        assert process.returncode == 1, errors
+        assert "params=0.8 magnitude" in said and "params=0.01-magnitude-seed0 failed: Target" in said
+        name = "params=0.8-magnitude-seed0"
+        of_both = [hashes(folder / name) for folder in (Path("S"), swept)]
+        assert of_both[0] == of_both[1]
+
+    @pytest.mark.slow
+    @pytest.mark.usefixtures("folder")
+    def test_a_sweep_that_is_stopped_keeps_the_state_of_what_is_under_way(self) -> None:
+        process = self.begun("--targets", "params=0.8", "--seeds", "0", "--threads", 1, "--epochs", 5000)
+        log = Path("S", "params=0.8-magnitude-seed0", "log.jsonl")
+        for _ in range(6000):
+            if process.poll() is not None or (log.exists() and '"epoch"' in log.read_text(encoding="utf-8")):
+                break
+            time.sleep(0.1)
+        process.terminate()
+        _, errors = process.communicate(timeout=600)
+        assert process.returncode == 143, errors
+        assert "every trial under way has kept its state. Go on with the same command." in errors
+        assert not read_manifest(log.parent).finished
+        with FileLock(log.parent / ".lock", timeout=0):
+            pass
+
+    @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+    def test_where_no_cluster_answers_nothing_is_run(self, folder: Path, address: str) -> None:
+        outcome = run_cli(*FLAGS, "--targets", "params=0.8", "--ray", address)
+        assert outcome.exit_code == 2
+        assert outcome.stderr.startswith(f"Error: --ray '{address}': no Ray cluster answers (")
+        assert "Start one with `ray start --head`, or pass --ray local for one of this machine alone." in outcome.stderr
+        assert not (folder / "S").exists()
 
 
 @pytest.mark.slow

@@ -1,11 +1,8 @@
-"""The trials of a sweep as processes of this same Python, several at a time, each with its share of the threads."""
+"""The trials of a sweep, several at a time, each a process with its share of the threads."""
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +16,7 @@ from l0compress.measure.plot import draw_tradeoff
 from l0compress.pipeline import runs
 from l0compress.pipeline.stops import NAMES, Stops, listening
 from l0compress.pipeline.sweep import Sweep, Trial, trial_config
+from l0compress.pipeline.sweep_places import Here, Place, UnderWay
 from l0compress.pipeline.sweep_result import PICTURE, SweepResult, result_of
 from l0compress.pipeline.sweep_study import Study, study_in
 
@@ -28,18 +26,19 @@ OnTrial = Callable[[str], None]
 
 
 @dataclass
-class _Process:
+class _Begun:
     """A trial under way."""
 
     trial: Trial
-    process: subprocess.Popen[bytes]
+    process: UnderWay
     began: float = field(default_factory=time.monotonic)
 
 
-def run_sweep(sweep: Sweep, *, jobs: int = 1, on_trial: OnTrial) -> SweepResult:
-    """Run every trial that is not finished, ``jobs`` at a time, and read what came out.
+def run_sweep(sweep: Sweep, *, place: Place | None = None, on_trial: OnTrial) -> SweepResult:
+    """Run every trial that is not finished, and read what came out.
 
-    ``on_trial`` is told a line for people when a trial begins or ends.
+    Trials run at ``place``, by default one at a time on this machine. ``on_trial`` is told a line for people when a
+    trial begins or ends.
 
     Raises:
         InputError: something that was asked for is wrong; nothing was run.
@@ -64,7 +63,7 @@ def run_sweep(sweep: Sweep, *, jobs: int = 1, on_trial: OnTrial) -> SweepResult:
                 f"Sweep {str(sweep.folder)!r} is in use by another process.",
                 fix="Wait for it to end, or choose another folder with --output.",
             ) from error
-        failed = _Runner(sweep, jobs, on_trial).run()
+        failed = _Runner(sweep, place or Here(1), on_trial).run()
         result = result_of(sweep, failed)
         result.write(_picture(result))
     return result
@@ -77,14 +76,13 @@ def _picture(result: SweepResult) -> bytes | None:
 
 
 class _Runner:
-    """Keeps ``jobs`` processes going until no trial is left."""
+    """Keeps as many processes going as the place takes, until no trial is left."""
 
-    def __init__(self, sweep: Sweep, jobs: int, on_trial: OnTrial) -> None:
-        self._sweep, self._jobs, self._tell = sweep, jobs, on_trial
-        self._threads = max(1, (os.cpu_count() or 1) // jobs)
+    def __init__(self, sweep: Sweep, place: Place, on_trial: OnTrial) -> None:
+        self._sweep, self._place, self._tell = sweep, place, on_trial
         self._failed: dict[str, str] = {}
         self._left = [trial for trial in sweep.trials if not sweep.is_finished(trial)]
-        self._under_way: list[_Process] = []
+        self._under_way: list[_Begun] = []
 
     def run(self) -> dict[str, str]:
         """Run what is left; returns the last words of what failed."""
@@ -96,7 +94,7 @@ class _Runner:
         with listening() as stops:
             try:
                 while (self._left or self._under_way) and stops.signal is None:
-                    while self._left and len(self._under_way) < self._jobs:
+                    while self._left and len(self._under_way) < self._place.jobs:
                         self._begin(self._left.pop(0))
                     time.sleep(_POLL)
                     self._collect(study)
@@ -108,30 +106,32 @@ class _Runner:
 
     def _begin(self, trial: Trial) -> None:
         folder, config = self._sweep.run_of(trial), self._sweep.folder / f".{trial.name}.toml"
-        config.write_text(trial_config(self._sweep, trial, self._threads), encoding="utf-8")
-        command = ["-m", "l0compress", "finetune", "--config", str(config), "-o", str(folder), "--resume", "--json"]
+        config.write_text(trial_config(self._sweep, trial, self._place.threads), encoding="utf-8")
+        arguments = ["-m", "l0compress", "finetune", "--config", str(config), "-o", str(folder), "--resume", "--json"]
         self._tell(f"{'resuming' if runs.is_run(folder) else 'running'} {trial.name}")
-        with _log(self._sweep, trial).open("wb") as log:
-            process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=log)
-        self._under_way.append(_Process(trial, process))
+        self._under_way.append(_Begun(trial, self._place.begin(arguments, _log(self._sweep, trial))))
 
     def _collect(self, study: Study) -> None:
-        for one in [one for one in self._under_way if one.process.poll() is not None]:
+        for one in list(self._under_way):
+            code = one.process.exit_code()
+            if code is None:
+                continue
             self._under_way.remove(one)
             (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)
             took = f"{time.monotonic() - one.began:.0f} s"
-            if one.process.returncode == 0:
+            if code == 0:
                 study.record(one.trial)
                 self._tell(f"finished {one.trial.name} in {took}")
             else:
-                self._failed[one.trial.name] = _last_words(_log(self._sweep, one.trial), one.process.returncode)
+                said = one.process.last_words() or _last_words(_log(self._sweep, one.trial), code)
+                self._failed[one.trial.name] = said
                 self._tell(f"{one.trial.name} failed after {took}: {self._failed[one.trial.name]}")
 
     def _end_all(self, stops: Stops) -> None:
         """Ask what is under way to keep its state and end. Ctrl-C went to all of the group; SIGTERM to this alone."""
         for one in self._under_way:
-            if stops.signal != signal.SIGINT and one.process.poll() is None:
-                one.process.terminate()
+            if stops.signal != signal.SIGINT or not self._place.hears_interrupts:
+                one.process.stop()
         for one in self._under_way:
             one.process.wait()
             (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)

@@ -30,7 +30,11 @@ class _Grid:
     output: Annotated[Path, _option("--output", "-o", metavar="SWEEP", help="A new folder, or that of this sweep.")]
     methods: Annotated[str, _option(metavar="NAME,...", help="As for --method of finetune.")] = "l0"
     seeds: Annotated[str, _option(metavar="NUMBER,...", help="Seeds of each target and method.")] = "0"
-    jobs: Annotated[int, _option(min=1, help="Trials at a time, which share the threads.")] = 1
+    jobs: Annotated[int | None, _option(min=1, help="Trials at a time, which share the threads; default 1.")] = None
+    ray: Annotated[
+        str | None,
+        _option(metavar="ADDRESS", help="Run them on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT or local."),
+    ] = None
     config: flags.Config = None
     as_json: options.AsJson = False
 
@@ -67,6 +71,7 @@ def _sweep(flags_given: dict[str, Any], asked: _Grid) -> None:
     from l0compress.errors import CheckError
     from l0compress.pipeline.config import checked, read_config
     from l0compress.pipeline.sweep import Sweep, grid, parse_list, parse_seeds, parse_targets_list
+    from l0compress.pipeline.sweep_places import place_of
     from l0compress.pipeline.sweep_trials import run_sweep
 
     from_flags = {name: checked(name, value, flag_name(name)) for name, value in flags_given.items()}
@@ -77,7 +82,9 @@ def _sweep(flags_given: dict[str, Any], asked: _Grid) -> None:
     def tell(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
-    result = run_sweep(Sweep(asked.output, shared, trials), jobs=asked.jobs, on_trial=tell)
+    sweep = Sweep(asked.output, shared, trials)
+    with place_of(asked.ray, asked.jobs, device=str(shared.get("device", "cpu"))) as place:
+        result = run_sweep(sweep, place=place, on_trial=tell)
     if asked.as_json:
         print_json(result.to_json())
     else:
