@@ -28,8 +28,8 @@ PROJECTS = {"l0compress": ROOT, "l0compress_runtime": ROOT / "l0compress_runtime
 # What can be imported once the extra is installed; the others add nothing that is imported.
 BRINGS = {
     "bench": "matplotlib", "datasets": "datasets", "distributed": "accelerate", "images": "PIL",
-    "lightning": "lightning", "numba": "numba", "openvino": "openvino", "plot": "matplotlib", "report": "jinja2",
-    "search": "optuna", "sentence-transformers": "sentence_transformers", "tables": "pandas",
+    "lightning": "lightning", "numba": "numba", "openvino": "openvino", "plot": "matplotlib", "ray": "ray",
+    "report": "jinja2", "search": "optuna", "sentence-transformers": "sentence_transformers", "tables": "pandas",
     "transformers": "transformers", "zoo": "transformers",
 }  # fmt: skip
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")

@@ -38,6 +38,18 @@ collect_ignore = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test that is mostly slow, the first case is not."""
+    seen = set()
+    for item in items:
+        if item.get_closest_marker("mostly_slow") is not None:
+            name = item.nodeid.partition("[")[0]
+            if name in seen:
+                item.add_marker("slow")
+            seen.add(name)
+
+
 def pytest_runtest_setup() -> None:
     keep_registries_()
 

@@ -132,6 +132,7 @@ class TestPenalty:
             norms.append(charged(torch.zeros(()), network, 1.0).item())
         assert norms == pytest.approx([norms[0]] * 3, rel=1e-6)
 
+    @pytest.mark.slow
     def test_of_batches_in_parts_it_is_that_of_the_whole(self, graph, data):
         whole = finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, activation_l1=0.3))
         parts = finetune(graph, data, {"params": 0.5}, settings=replace(QUICK, activation_l1=0.3, accumulate=2))
@@ -280,6 +281,7 @@ def width(result) -> int:
 
 
 class TestRuns:
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("method", ["l0", "magnitude", "gradual-magnitude"])
     def test_units_fall_silent_and_leave(self, knowing, apart, method):
         settings = replace(QUICK, method=method, epochs=12, learning_rate=0.02)

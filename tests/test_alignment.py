@@ -32,6 +32,7 @@ def resnet() -> Groups:
     return find_groups(capture(model, args, kwargs))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.3, 0.5, 0.7]))
 @settings(max_examples=15, deadline=None, derandomize=True)
 def test_the_budget_is_kept_and_used(resnet: Groups, seed: int, share: float) -> None:

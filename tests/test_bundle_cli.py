@@ -36,6 +36,7 @@ def finished(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_exported_under_the_suffix_of_a_bundle(finished):
     assert (finished / "run" / "model.l0c").is_file()
 
@@ -85,6 +86,7 @@ def test_bench_shows_what_was_measured_at_export(tmp_path):
     assert "batch 2" in outcome.stdout and "scipy 0." in outcome.stdout
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8"])
 def test_storages_are_verified_by_what_they_can_hold(finished, tmp_path, dtype):
     path = tmp_path / "model.l0c"

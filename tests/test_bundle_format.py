@@ -299,6 +299,7 @@ class TestBundles:
         for name in archive.names:
             assert str(tmp_path).encode() not in archive.read(name)
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("storage", ["float16", "bfloat16", "int8"])
     def test_smaller_storages_are_smaller(self, tmp_path, storage):
         full = mlp_bundle(tmp_path / "full.l0c").size_bytes
@@ -307,6 +308,7 @@ class TestBundles:
         assert 1e-6 < small.equality.max_relative < 0.05
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["attention", "convolutions"])
 def test_every_graph_of_a_bundle_is_a_valid_model(tmp_path, name):
     model, call = NETWORKS[name]()

@@ -419,6 +419,7 @@ class TestTernary:
         assert json.loads(members(original)["manifest.json"])["version"] == 3
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", ["original", "ternary"])
 def test_hundreds_of_random_mutations(request, tmp_path, seed, kind):

@@ -190,6 +190,7 @@ class TestRuns:
         with pytest.raises(InputError, match=message):
             bundle.run(inputs)
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("engine", [engine.name for engine in find()])
     def test_an_index_out_of_range_names_the_layer_and_what_it_read(self, tmp_path, engine):
         model, call = NETWORKS["attention"]()
@@ -486,6 +487,7 @@ class TestExport:
         with pytest.raises(InputError, match=message):
             export_bundle(capture(mlp(), (torch.randn(2, 48),)), tmp_path / "m.l0c", settings=BundleSettings(**options))
 
+    @pytest.mark.slow
     def test_a_weight_beyond_float16(self, tmp_path):
         model = mlp()
         model[0].weight.data[0, 0] = 1e5

@@ -98,6 +98,7 @@ def test_engines_multiply_by_signs_and_scales(engine, density, samples):
 NAMES = ["convolutions", "attention", "columns", "LSTM"]
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_bundle_of_ternary_weights_computes_what_they_do(tmp_path, name):
     """Zeros, and then all that is left made ternary: convolutions behind a batch norm, transposed and recurrent."""
@@ -147,6 +148,7 @@ def test_what_is_stored_so_is_said(tmp_path):
     assert exported.size_bytes < exported.onnx_bytes / 18
 
 
+@pytest.mark.slow
 def test_a_file_without_them_is_one_that_earlier_readers_read(tmp_path):
     text = mlp_bundle(tmp_path / "model.l0c").manifest.to_json()
     assert '"version":3' in text and '"ternary"' not in text

@@ -100,6 +100,7 @@ def test_the_expected_sum_is_the_sum_over_probabilities(counted: bool) -> None:
 
 
 # Where a gate interrupts the compiled graph, torch itself looks at the gradient of what is no leaf.
+@pytest.mark.mostly_slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
     ("model", "x"),

@@ -126,6 +126,7 @@ class TestFinetune:
         states = [load_pt2(folder / "small.pt2").state_dict for folder in (finished / "run", tmp_path / "again")]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("flags", [(), ("--fixed",)])
     def test_sequences_are_of_any_length_unless_they_are_fixed(self, tmp_path: Path, flags: tuple[str, ...]) -> None:
         torch.save(Reader().state_dict(), tmp_path / "reader.pt")
@@ -141,6 +142,7 @@ class TestFinetune:
         assert taken.shape == ((None, 6, 4) if flags else (None, None, 4))
         assert read_config(run / "config.toml")["fixed"] is bool(flags)
 
+    @pytest.mark.slow
     def test_progress_goes_to_standard_error_and_the_table_to_standard_output(
         self, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -156,6 +158,7 @@ class TestFinetune:
         assert run_cli("export").exit_code == 0
         assert (run / "model.onnx").is_file()
 
+    @pytest.mark.slow
     def test_a_loss_of_the_user_and_regression(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
         save_blobs(Path("blobs.npz"), y_train=torch.linspace(0, 1, 120).numpy(), y_test=torch.zeros(60).numpy())
@@ -168,6 +171,7 @@ class TestFinetune:
             result = printed_json("finetune", "net.pt2", *arguments, "-o", f"run-{loss[:3]}")
             assert result["test"]["small"]["metric_name"] == "loss"
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize(
         "flags", [("--optimizer", "sgd"), ("--clip", "0"), ("--batch-size", "16", "--lr", "0.001")]
     )
@@ -212,6 +216,7 @@ class TestExport:
         assert exported["size_bytes"] == (tmp_path / "net.onnx").stat().st_size
         assert exported["equality"]["equal"] is True
 
+    @pytest.mark.slow
     def test_a_small_model_that_is_not_equal_is_refused_and_nothing_is_written(
         self, finished: Path, tmp_path: Path
     ) -> None:

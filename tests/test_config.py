@@ -144,6 +144,7 @@ def test_every_value_arrives_where_it_belongs() -> None:
     assert {name: getattr(settings, name) for name in named} == named
 
 
+@pytest.mark.slow
 def test_what_is_written_is_read_back() -> None:
     for given in (NEEDED, {**NEEDED, **OTHER}, {**NEEDED, "data": 'a "quoted"\\path'}, {**NEEDED, "lr": 1e-7}):
         values = complete(given)

@@ -83,6 +83,7 @@ def told(groups: Groups) -> tuple:
     ), groups.frozen
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_pickled_graph_has_the_same_names_free_sizes_groups_and_function(name):
     graph = GRAPHS[name]()
@@ -116,6 +117,7 @@ def test_a_copied_network_computes_the_same_and_learns_by_itself(graph, data, co
     assert not torch.equal(again(x), expected)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("granularity", ["structured", "both"])
 def test_a_copied_budget_and_plan_go_on_where_they_were(graph, data, copied, granularity):
     gated, budget = trained(graph, data, granularity=granularity, steps=6)
@@ -176,6 +178,7 @@ def _shrunk(gated: nn.Module, budget: l0.Budget, graph: l0.CapturedGraph) -> tup
     return plan.keep.tolist(), {name: tensor.numpy() for name, tensor in gated.shrink(plan).state().items()}
 
 
+@pytest.mark.slow
 def test_another_process_hardens_and_shrinks_what_it_is_handed(graph, data):
     gated, budget = trained(graph, data, steps=6)
     with multiprocessing.get_context("spawn").Pool(1) as pool:

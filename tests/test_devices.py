@@ -74,6 +74,7 @@ def graph(request: pytest.FixtureRequest) -> CapturedGraph:
     return capture(*build(request.param))
 
 
+@pytest.mark.mostly_slow
 def test_a_gated_network_runs_and_costs_on_cuda_before_and_after_a_removal(graph: CapturedGraph) -> None:
     gated = gate(graph)
     with torch.no_grad():
@@ -84,6 +85,7 @@ def test_a_gated_network_runs_and_costs_on_cuda_before_and_after_a_removal(graph
         check_on_cuda(network, graph)
 
 
+@pytest.mark.mostly_slow
 def test_what_is_left_of_a_network_runs_on_cuda(graph: CapturedGraph) -> None:
     plan = KeepPlan.random(find_groups(graph), seed=1)
     for network in (shrink(graph, plan).module(), masked(graph, plan)):

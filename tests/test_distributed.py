@@ -457,6 +457,7 @@ print([name for name in sys.modules if name.partition(".")[0] == "accelerate" or
 """
 
 
+@pytest.mark.slow
 def test_one_process_imports_nothing_of_it(files: tuple[Path, Path], tmp_path: Path) -> None:
     arguments = words(files, tmp_path / "run", "--epochs", "0")
     ended = subprocess.run([sys.executable, "-c", _BY_ITSELF, *arguments], capture_output=True, text=True, check=True)

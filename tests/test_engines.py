@@ -115,6 +115,7 @@ def test_empty_rows_and_empty_columns(engine, rng, batch):
     assert_same(engine.compile(layer, threads=3)(x), reference(layer, x))
 
 
+@pytest.mark.mostly_slow
 @by_engine
 @pytest.mark.parametrize("columns", [40_000, 70_000])
 def test_more_columns_than_a_small_integer_counts(engine, rng, columns):

@@ -148,6 +148,7 @@ def test_gates_far_from_zero_and_what_is_no_number(engine):
         assert all(np.isnan(made[..., -1, :]).all() for made in kernel(x))
 
 
+@pytest.mark.mostly_slow
 @by_engine
 @settings(deadline=None, max_examples=40)
 @given(data=st.data())

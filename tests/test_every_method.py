@@ -52,6 +52,7 @@ def test_every_name_has_a_method_and_every_method_of_weights_a_name() -> None:
     assert set(OF_WEIGHTS) | set(TRAINED_METHODS) <= set(METHOD_NAMES)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("method", "granularity", "epochs"),
     # A single epoch is divided between what decides in training and what comes after it.

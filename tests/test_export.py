@@ -163,6 +163,7 @@ def test_sides_that_are_free_stay_free(tmp_path, sides):
 
 
 class TestEveryFormat:
+    @pytest.mark.mostly_slow
     @EXPORTERS
     @pytest.mark.parametrize("density", [0.4, 0.7])
     def test_a_shrunk_model_equals_the_masked_dense_model(self, tmp_path, export, name, density):
@@ -223,6 +224,7 @@ class TestEveryFormat:
         for secret in (str(Path(__file__).parent), str(Path(torch.__file__).parent), "stack_trace", str(tmp_path)):
             assert secret.encode() not in content
 
+    @pytest.mark.mostly_slow
     @EXPORTERS
     def test_names_that_clash(self, tmp_path, export, name):
         exported = export(awkward_graph(), tmp_path / name)
@@ -312,6 +314,7 @@ class TestOnnx:
         made = OnnxSession(tmp_path / "model.onnx")(x)
         torch.testing.assert_close(made["output_0"], lstm(x)[0].detach())
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("density", [1.0, 0.5])
     def test_attention_with_a_bias(self, tmp_path, density):
         torch.manual_seed(0)
@@ -449,6 +452,7 @@ class TestPt2:
         assert torch.equal(module(image), graph.module()(image))
         assert {"features.0", "head"} <= {name for name, _ in module.named_modules()}
 
+    @pytest.mark.slow
     def test_it_runs_where_the_models_code_is_unknown(self, tmp_path):
         export_pt2(awkward_graph(), tmp_path / "model.pt2")
         program = (

@@ -112,6 +112,7 @@ class Loud(nn.Module):
 
 
 class TestHalf:
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     @pytest.mark.parametrize("network", NETWORKS)
     def test_it_computes_about_the_same(self, network: Callable[[], CapturedGraph], dtype: str, tmp_path: Path) -> None:
@@ -164,6 +165,7 @@ class TestProviders:
             "of onnxruntime that has it, or for openvino pip install 'l0compress[openvino]'."
         )
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("network", NETWORKS)
     def test_openvino_computes_the_same(self, network: Callable[[], CapturedGraph], tmp_path: Path) -> None:
         pytest.importorskip("openvino")
@@ -219,6 +221,7 @@ class TestCommands:
         timed = printed_json("bench", exported["path"], "--against", tmp_path / "run", "--batch", "1")
         assert f"small {dtype}" in timed["metrics"]
 
+    @pytest.mark.slow
     def test_an_opset(self, finished: Path, tmp_path: Path) -> None:
         path = tmp_path / "model.onnx"
         run_cli("export", finished / "run", "--opset", "21", "-o", path)

@@ -87,6 +87,7 @@ def operators(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(path).graph.node)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("model", [Heads(), Causal(), Grouped()], ids=["plain", "causal", "grouped"])
 def test_attention_computes_the_same_at_every_batch_and_length(model, tmp_path):
     path = export_onnx(capture(model.eval(), (torch.randn(2, 5, 8),)), tmp_path / "model.onnx").path
@@ -146,6 +147,7 @@ def test_only_a_mask_that_hides_nothing_is_dropped(first, has_mask, tmp_path):
     torch.testing.assert_close(found, model(tokens).detach(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(("added_to", "lookups"), [("all tokens", 1), ("the first token", 2), ("nothing", 1)])
 def test_a_row_that_every_position_looks_up_is_a_constant_if_nothing_needs_its_shape(added_to, lookups, tmp_path):
     model, tokens = Typed(2, added_to).eval(), torch.randint(9, (2, 5))

@@ -47,6 +47,7 @@ def large_norms(network: nn.Module) -> int:
     return sum(getattr(node.target, "__module__", "") == split_norms_.__module__ for node in network.graph.nodes)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS)
 def test_what_is_left_of_a_model_is_as_close_in_onnx_as_in_pytorch(norm, tmp_path):
     graph = graph_of(norm)

@@ -177,6 +177,7 @@ class Calibrated(fx.Interpreter):
         return round_activation(self.env[rounded], self.ranges[rounded.name])
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", STATIC)
 def test_with_convolutions_it_rounds_what_the_file_rounds(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -148,6 +148,7 @@ FAMILIES = {
 QUICKEST = ("gates that start in the order of a score", "a score", "single weights", "projections")
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICKEST else [pytest.mark.slow]) for name in FAMILIES]
 )
@@ -165,6 +166,7 @@ def test_every_member_keeps_to_its_budget_and_equals_the_masked_dense_model(name
         assert all(torch.equal(tensor, again.state()[key]) for key, tensor in result.small.state().items())
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["gates that start in the order of a score", "a score", "projections"])
 def test_a_member_holds_nothing_that_the_one_before_has_not(name: str) -> None:
     keeps = [member.result.plan.keep for member in family(*FAMILIES[name])]
@@ -215,6 +217,7 @@ def test_from_every_state_the_end_is_the_same(name: str) -> None:
             assert_same(member.result, expected.result)
 
 
+@pytest.mark.slow
 def test_in_the_last_leg_it_goes_on_too() -> None:
     case, targets = FAMILIES["gates that start in the order of a score"]
     shelf = Shelf()

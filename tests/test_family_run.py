@@ -53,6 +53,7 @@ def kept(run: str) -> dict[str, str]:
 
 @pytest.mark.usefixtures("place")
 class TestFolder:
+    @pytest.mark.slow
     def test_it_holds_what_is_documented_and_nothing_else(self) -> None:
         own = {"run.json", "config.toml", "dense.pt2", "metrics.jsonl", "log.jsonl"}
         assert files("whole") == own | {f"{member}/{name}" for member in MEMBERS for name in EQUAL}
@@ -77,6 +78,7 @@ class TestFolder:
         own = [json.loads(line) for line in Path("whole/params=0.6/metrics.jsonl").read_text().splitlines()]
         assert own == [{k: v for k, v in row.items() if k != "member"} for row in rows if row["member"] == MEMBERS[2]]
 
+    @pytest.mark.slow
     def test_the_configuration_repeats_it_with_the_same_hashes(self) -> None:
         assert run_cli("finetune", "--config", "whole/params=0.75/config.toml", "-o", "again").exit_code == 0
         assert kept("again") == kept("whole")
@@ -125,6 +127,7 @@ class TestKilled:
         resume_family_run(Path("run"))
         assert kept("run") == kept("whole")
 
+    @pytest.mark.slow
     def test_it_is_killed_between_a_member_and_the_manifest_that_names_it(self) -> None:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
             patch.setattr(family_run.LivingRun, "keep_", dying(family_run.LivingRun.keep_, "before", at=2))
@@ -134,6 +137,7 @@ class TestKilled:
         assert Path("run", MEMBERS[1], "run.json").stat().st_mtime_ns == stamp
         assert kept("run") == kept("whole")
 
+    @pytest.mark.slow
     def test_what_is_wrong_later_takes_no_finished_member_away(self) -> None:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError):
             patch.setattr(family_run, "results_of", failing(family_run.results_of, at=2))
@@ -141,6 +145,7 @@ class TestKilled:
         assert is_whole(Path("run", MEMBERS[0]))
         assert [member.folder.name for member in resume_family_run(Path("run")).members] == MEMBERS
 
+    @pytest.mark.slow
     def test_an_unfinished_one_says_where_it_stands(self) -> None:
         with pytest.raises(Killed):
             finetune_family_run(request("run", **QUICK), on_event=dying_at(4))
@@ -189,6 +194,7 @@ def is_whole(member: Path) -> bool:
 
 @pytest.mark.usefixtures("place")
 class TestCommands:
+    @pytest.mark.slow
     def test_all_members_are_exported_each_into_its_folder(self) -> None:
         exported = printed_json("export", "whole")
         assert [(one["member"], one["path"]) for one in exported["members"]] == [

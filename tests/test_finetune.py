@@ -328,6 +328,7 @@ class Residual(nn.Module):
         return self.head(F.relu(x + self.last(self.down(F.relu(self.norm(self.up(x)))))))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("method", ["l0", "fisher", "magnitude"])
 def test_a_branch_that_the_budget_has_no_room_for_vanishes_and_what_is_left_of_it_trains(data: Data, method) -> None:
     torch.manual_seed(0)

@@ -90,6 +90,7 @@ def assert_close(actual: Tensor, expected: Tensor, relative: float = 1e-12) -> N
     assert (actual - expected).abs().max() <= relative * expected.abs().max()
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("density", [0.3, 0.6, 0.9])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gates_of_zero_and_one_compute_what_the_masked_dense_model_computes(name, density):

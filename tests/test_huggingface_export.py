@@ -51,6 +51,7 @@ def case_of(
 class TestGenerate:
     """With a cache of keys and values, token by token as the masked dense model."""
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("name", "count"),
         [(next(iter(DECODERS)), 16), *(pytest.param(name, 256, marks=pytest.mark.slow) for name in DECODERS)],
@@ -81,6 +82,7 @@ class TestGenerate:
         prompt = tokens(2, 5)
         assert is_masked_greedy(generated(case.loaded(), prompt, 12), cut, prompt, 12)
 
+    @pytest.mark.slow
     def test_queries_narrower_than_values_and_the_other_way_round(self, case_of: Callable[..., Case]) -> None:
         case = case_of(gpt2)
         widths = [key for key in case.whole() if key.endswith("width")]
@@ -96,6 +98,7 @@ class TestGenerate:
 class TestStockClasses:
     """Where the settings of transformers can say the widths, no code is needed."""
 
+    @pytest.mark.slow
     def test_widths_that_are_the_same_in_all_layers_are_fields_of_the_configuration(
         self, case_of: Callable[..., Case]
     ) -> None:
@@ -112,6 +115,7 @@ class TestStockClasses:
         assert (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads) == (10, 2, 1)
         assert not (case.folder / "modeling_l0compress.py").exists()
 
+    @pytest.mark.slow
     def test_a_narrower_residual_stream_goes_into_the_epsilon_of_the_norms(self, case_of: Callable[..., Case]) -> None:
         case = case_of(llama)
         kept = {key: ids[:8] if len(ids) == 16 else ids for key, ids in case.whole().items()}
@@ -119,6 +123,7 @@ class TestStockClasses:
         config = json.loads((case.folder / "config.json").read_text())
         assert config["hidden_size"] == 8 and config["rms_norm_eps"] == pytest.approx(2e-6)
 
+    @pytest.mark.slow
     def test_widths_by_layer_are_those_of_the_per_layer_configuration(self, case_of: Callable[..., Case]) -> None:
         case = case_of(llama)
         first, second = (key for key in case.whole() if "gate_proj" in key)
@@ -161,6 +166,7 @@ class TestOtherForwards:
         prompt = tokens(2, 5)
         assert is_masked_greedy(generated(model, prompt, 8), cut, prompt, 8)
 
+    @pytest.mark.slow
     def test_an_encoder_with_a_mask(self, case_of: Callable[..., Case]) -> None:
         mask = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
         case = case_of(bert, input_ids=tokens(2, 6), attention_mask=mask)
@@ -204,6 +210,7 @@ class TestTheFolder:
             expected = cut.reference()(input_ids=torch.tensor([[3, 1, 4]]))["logits"][0, -1]
         torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.slow
     def test_is_trained_on_and_saved_again_as_any_other(self, case: Case) -> None:
         case.exported(case.cut(case.random(3)))
         model = case.loaded()
@@ -215,6 +222,7 @@ class TestTheFolder:
         with torch.no_grad():
             assert torch.equal(again(tokens(2, 6)).logits, model.eval()(tokens(2, 6)).logits)
 
+    @pytest.mark.slow
     def test_the_base_model_loads_from_it(self, case: Case) -> None:
         cut = case.cut(case.random(3))
         case.exported(cut)
@@ -222,6 +230,7 @@ class TestTheFolder:
         with torch.no_grad():
             assert torch.equal(base(tokens(2, 6)).last_hidden_state, whole.model(tokens(2, 6)).last_hidden_state)
 
+    @pytest.mark.slow
     def test_is_read_and_captured_without_running_its_code(self, case: Case) -> None:
         case.exported(case.cut(case.random(3)))
         (case.folder / "modeling_l0compress.py").write_text("raise SystemExit('ran')\n")
@@ -229,6 +238,7 @@ class TestTheFolder:
         graph = l0.capture(model, (), {"input_ids": tokens(2, 6)})
         assert l0.find_groups(graph).num_moves > 0
 
+    @pytest.mark.slow
     def test_has_what_lay_beside_the_weights_and_a_card(self, case: Case) -> None:
         for name, text in {"tokenizer.json": "{}", "vocab.txt": "a", "evil.py": "", "pytorch_model.bin": "x"}.items():
             (case.source / name).write_text(text)
@@ -241,6 +251,7 @@ class TestTheFolder:
         assert "AutoModelForCausalLM.from_pretrained(" in card and "trust_remote_code=True" in card
         assert re.search(r"\| model\.layers\.0\.mlp\.gate_proj \| 24 \| \d+ \|", card)
 
+    @pytest.mark.slow
     def test_an_earlier_export_is_replaced_and_nothing_else_is(self, case: Case) -> None:
         cut = case.cut(case.random(3))
         case.exported(cut)
@@ -256,10 +267,12 @@ class TestTheFolder:
             l0.export_huggingface(cut.graph, case.source, case.source, plan=cut.plan)
         assert (case.source / "model.safetensors").is_file()
 
+    @pytest.mark.slow
     def test_a_graph_alone_does_not_say_what_was_cut(self, case: Case) -> None:
         with pytest.raises(InputError, match=r"^a small graph does not say what was cut\. Nothing was written\."):
             l0.export_huggingface(case.graph, case.source, case.folder)
 
+    @pytest.mark.slow
     def test_another_model_is_refused(self, case: Case) -> None:
         cut = case.cut(case.random(3))
         gpt2().save_pretrained(case.home / "other")
@@ -272,6 +285,7 @@ class TestTheFolder:
             l0.export_huggingface(cut.graph, case.home / "same shapes", case.folder, plan=cut.plan)
         assert not case.folder.exists()
 
+    @pytest.mark.slow
     def test_a_second_cut_is_refused(self, case: Case) -> None:
         case.exported(case.cut(case.random(3)))
         again = Case(llama(), case.home / "again")
@@ -281,6 +295,7 @@ class TestTheFolder:
         ):
             l0.export_huggingface(cut.graph, case.folder, case.home / "twice", plan=cut.plan)
 
+    @pytest.mark.slow
     def test_a_missing_source_is_an_error_of_the_model(self, case: Case) -> None:
         cut = case.cut(case.random(3))
         with pytest.raises(ModelError, match=r"config\.json is missing"):

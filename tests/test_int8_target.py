@@ -98,12 +98,14 @@ def weight_bytes(path: Path) -> int:
     return sum(numpy_helper.to_array(entry).nbytes for entry in found if list(entry.dims) or entry.name in owned)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_counted_is_what_the_file_holds(name: str, tmp_path: Path) -> None:
     graph, x = captured(name)
     assert cost(graph).int8_bytes == weight_bytes(int8_file(graph, x, tmp_path))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["linear", "convolutions"])
 def test_what_is_not_counted_does_not_depend_on_the_plan(name: str, tmp_path: Path) -> None:
     graph, x = captured(name)
@@ -121,6 +123,7 @@ def test_what_is_not_counted_does_not_depend_on_the_plan(name: str, tmp_path: Pa
     assert abs(containers[0] - containers[1]) < 100
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_plan_predicts_what_is_left(name: str) -> None:
     groups = find_groups(captured(name)[0])

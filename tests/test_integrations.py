@@ -250,6 +250,7 @@ def trainer_by_hand(gated: nn.Module, *, accumulate: int) -> l0.Budget:
     return budget
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_trainer_trains_as_a_loop_by_hand_does(tmp_path, accumulate):
     model, other = captured_bert()[0], gated_bert()
@@ -272,6 +273,7 @@ def test_the_trainer_trains_as_a_loop_by_hand_does(tmp_path, accumulate):
     assert first["eval_loss"] == pytest.approx(float(F.cross_entropy(logits, batch["labels"])), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_trainer_resumes_with_gates_and_multiplier(tmp_path):
     whole, at_once = in_trainer(tmp_path / "whole")
     in_trainer(tmp_path / "parts", stop=4, save_strategy="steps", save_steps=4)

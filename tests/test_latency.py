@@ -294,6 +294,7 @@ def test_trial_plans_begin_with_the_dense_network_and_are_the_same_each_time(gro
     assert all(torch.equal(one.keep, other.keep) for one, other in zip(plans, again, strict=True))
 
 
+@pytest.mark.slow
 def test_a_measured_network_is_modelled_as_far_as_its_own_measurements(groups: Groups, measured: MeasuredTime) -> None:
     latency = measured(groups)
     assert latency.dense == pytest.approx(measured.dense, rel=measured.coefficients.error + 1e-3)

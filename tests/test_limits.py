@@ -184,6 +184,7 @@ def test_the_state_of_one_target_is_what_it_was_and_several_have_one_each(residu
     assert earlier.multiplier == 0.25 and earlier.target_now == cubic_ramp(earlier.dense, earlier.target, 5 / 9)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10**6), shares=st.tuples(*[st.floats(0.2, 0.95)] * 2), units=st.permutations(UNITS))
 def test_a_plan_keeps_to_every_limit_and_uses_one_of_them_up(residual, seed, shares, units) -> None:
@@ -382,6 +383,7 @@ def test_several_limits_on_single_weights_fill_until_one_is_used_up() -> None:
     assert small.bytes <= 60
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("method", "granularity", "epochs"),
     [
@@ -424,6 +426,7 @@ def test_a_result_shows_every_target(graph, data) -> None:
     assert (result.target, result.limit, result.reached) == (first.target, first.limit, first.left)
 
 
+@pytest.mark.slow
 def test_the_command_line_takes_several_targets(mlp_pt2, blobs_npz, tmp_path) -> None:
     run = tmp_path / "run"
     targets = ("--target", "params=0.6", "--target", "macs=0.55")

@@ -236,6 +236,7 @@ class TestOnnx:
         np.testing.assert_allclose(loaded(samples()).detach().numpy(), self.expected(path, samples()), atol=1e-6)
         assert len(list(loaded.parameters())) == 4
 
+    @pytest.mark.slow
     def test_through_every_command(self, path, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         save_blobs(Path("blobs.npz"))

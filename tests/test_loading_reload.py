@@ -49,6 +49,7 @@ def run(exported, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("run")
 def test_each_artifact_computes_what_the_run_s_model_computes():
     x = torch.randn(7, 8)
@@ -58,6 +59,7 @@ def test_each_artifact_computes_what_the_run_s_model_computes():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("run")
 def test_it_needs_neither_factory_nor_pickle():
     """Another process, in which the user's code cannot be imported and unpickling is an error."""

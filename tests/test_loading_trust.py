@@ -238,6 +238,7 @@ class Branching(nn.Module):
         return {"y": torch.einsum("bi,i->b", y, scale) + rows, "z": y + self.positions}
 
 
+@pytest.mark.slow
 def test_honest_programs_with_all_that_they_may_contain(tmp_path):
     model, x, scale = Branching().eval(), torch.randn(2, 8), torch.randn(6)
     free = {"x": {0: torch.export.Dim.DYNAMIC}, "scale": None}

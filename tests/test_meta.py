@@ -19,6 +19,7 @@ def attention() -> nn.Module:
     return nn.Sequential(nn.Embedding(50, 16), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize(
     ("make", "example"), [(convolutions, torch.zeros(2, 3, 6, 6)), (attention, torch.zeros(2, 5, dtype=torch.long))]
 )

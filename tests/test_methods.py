@@ -57,6 +57,7 @@ def mean_square_of_gradients(outputs: Tensor, draws: int, **objective) -> Tensor
 class TestProbe:
     """The squared gradients of probes are, on average, the Hessian of the distance."""
 
+    @pytest.mark.slow
     def test_of_class_scores_it_is_the_hessian_of_the_divergence(self):
         logits = torch.tensor([[2.0, 0.5, -1.0, 0.0]])
         hessian = torch.autograd.functional.hessian(
@@ -74,6 +75,7 @@ class TestProbe:
             mean_square_of_gradients(logits, 1, targets=torch.tensor([1])).float(), hessian, atol=1e-6
         )
 
+    @pytest.mark.slow
     def test_of_values_it_is_that_of_the_mean_squared_error_over_its_scale(self):
         values = torch.tensor([[1.0, 2.0, 6.0]])
         found = mean_square_of_gradients(values, 20_000, loss="mse")
@@ -102,6 +104,7 @@ def network() -> tuple[Groups, Tensor]:
 
 
 class TestFisher:
+    @pytest.mark.slow
     def test_it_is_the_gauss_newton_diagonal_of_the_gates(self):
         groups, x = network()
         module = groups.graph.module()
@@ -114,6 +117,7 @@ class TestFisher:
         closed = jacobian.detach().double() * 2 / (3 * objective.reading.scale)
         assert torch.allclose(found[list(hidden.moves)], closed, rtol=0.1)
 
+    @pytest.mark.slow
     def test_the_size_of_the_batches_does_not_matter_on_average(self):
         groups, x = network()
         objective = objective_for("mse", None, groups.graph.module()(x))
@@ -236,6 +240,7 @@ class TestOneInterface:
     def test_every_name_has_a_method(self):
         assert tuple(METHODS) == METHOD_NAMES
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("method", ["l0", "fisher", "magnitude"])
     @pytest.mark.parametrize("epochs", [0, 2])
     def test_the_budget_is_met_and_the_epochs_are_those_asked_for(self, graph, data, method, epochs):
@@ -245,6 +250,7 @@ class TestOneInterface:
         call = Call(data.val.take(slice(0, 9)).args)
         assert verify(result.small, masked(result.folded, result.plan), inputs=[call]).max_relative < 1e-6
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("method", ["l0", "fisher", "magnitude"])
     def test_the_same_seed_gives_the_same_bits(self, graph, data, method):
         settings = replace(QUICK, method=method, epochs=2)

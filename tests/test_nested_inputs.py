@@ -95,6 +95,7 @@ SOURCES: dict[str, Callable[[], Any]] = {
 
 
 class TestStates:
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("source", SOURCES)
     def test_every_sample_reaches_the_model_as_itself(self, source: str) -> None:
         x, (h, c), _ = states()
@@ -109,6 +110,7 @@ class TestStates:
         data = {"train": SOURCES[source](), "val": SOURCES[source]()}
         return compress(Stateful(), data, target={"macs": 0.9}, settings=FEW, dynamic=WHERE)
 
+    @pytest.mark.slow
     def test_what_is_compressed_from_a_split_and_a_loader_computes_the_same_as_its_onnx_file(
         self, tmp_path: Path
     ) -> None:
@@ -236,6 +238,7 @@ class TestConstants:
         x, _ = vectors()
         torch.testing.assert_close(batch.run(prepared.graph.module()), 2 * Tempered().body(x))
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("temperature", [HALF, 0.5], ids=["tensor", "number"])
     @pytest.mark.parametrize("named", [False, True])
     def test_what_data_lack_is_the_examples(self, temperature: Any, *, named: bool) -> None:

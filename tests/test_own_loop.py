@@ -229,6 +229,7 @@ def test_evaluation_in_the_middle_changes_nothing_of_the_training(graph, data, x
 
 
 # Where a gate interrupts the compiled graph, torch itself looks at the gradient of what is no leaf.
+@pytest.mark.mostly_slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_compiled_network_samples_and_evaluates_as_it_does_uncompiled(graph, x, granularity):

@@ -29,11 +29,13 @@ def weights_of(run: str) -> str:
 
 
 class TestRuns:
+    @pytest.mark.slow
     @pytest.mark.usefixtures("folder")
     def test_a_factory_of_the_default_gives_the_bits_of_the_default(self, whole: dict[str, str]) -> None:
         finetune_run(request("own", optimizer="own_optimizers:fused_adamw"))
         assert weights_of("own") == whole["small.pt2"]
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("folder")
     def test_a_run_with_an_optimizer_and_a_scheduler_goes_on_to_the_same_bits(self) -> None:
         own = {"optimizer": "own_optimizers:Counting", "scheduler": "own_optimizers:one_cycle"}

@@ -167,6 +167,7 @@ class TestRun:
         assert outcome.exit_code == 0, outcome.stderr
         assert json.loads(Path("run/result.json").read_text())["penalty"]["multiplier"] == 0.01
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize(
         ("flags", "message"),
         [

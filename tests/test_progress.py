@@ -58,6 +58,7 @@ class TestStages:
             tell("after")
         assert heard == ["part 0%", "after 0%"]
 
+    @pytest.mark.slow
     def test_timing_and_verifying_tell_how_far_they_are(self, finished: Path) -> None:
         graph = capture(nn.Linear(3, 2), (torch.zeros(2, 3),))
         run = finished / "run"

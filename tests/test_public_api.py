@@ -52,6 +52,7 @@ def test_importing_the_package_or_its_command_line_loads_neither_torch_nor_onnx(
     assert outcome.stdout == "[]\n"
 
 
+@pytest.mark.slow
 def test_the_graph_layer_loads_no_training_and_no_onnx() -> None:
     code = (
         "import sys, l0compress.graph; "

@@ -75,6 +75,7 @@ class TestKept:
         assert all(torch.equal(kept.plan.masks[name], mask) for name, mask in bare.plan.masks.items())
         assert kept.nonzero_cost == bare.nonzero_cost
 
+    @pytest.mark.slow
     def test_a_run_that_was_killed_goes_on_to_the_same_bits(self, model: nn.Module, data: l0.Data) -> None:
         compress(model, data, output="whole")
         with pytest.raises(Killed):
@@ -84,6 +85,7 @@ class TestKept:
         same_but_own_name = [name for name in EQUAL if name not in ("run.json", "config.toml")]
         assert [hashes("run")[name] for name in same_but_own_name] == [hashes("whole")[n] for n in same_but_own_name]
 
+    @pytest.mark.slow
     def test_a_finished_run_gives_its_result_without_training(self, model: nn.Module, data: l0.Data) -> None:
         first = compress(model, data, output="run")
         events: list[ProgressEvent] = []
@@ -93,6 +95,7 @@ class TestKept:
     def test_resume_begins_where_nothing_is(self, model: nn.Module, data: l0.Data) -> None:
         assert compress(model, data, output="run", resume=True).folder == Path("run")
 
+    @pytest.mark.slow
     def test_a_family_is_kept_and_resumed(self, model: nn.Module, data: l0.Data) -> None:
         asked: dict[str, Any] = {"target": "params=0.6,0.4", "epochs": 4, "output": "fam"}
         bare = l0.compress_family(model, data, **{**asked, "output": None})
@@ -102,6 +105,7 @@ class TestKept:
         assert all(same(ours.small, theirs.small) for ours, theirs in zip(kept.members, bare.members, strict=True))
         assert [m.folder for m in kept.members] == [Path("fam/params=0.6"), Path("fam/params=0.4")]
 
+    @pytest.mark.slow
     def test_a_loss_of_ones_own_goes_with_it(self, model: nn.Module, data: l0.Data) -> None:
         def loss(outputs: Tensor, targets: Tensor) -> Tensor:
             return 2 * cross_entropy(outputs, targets)
@@ -133,6 +137,7 @@ class TestRefused:
         with pytest.raises(RunError, match=r"^The val part of the data is not the one that run 'run' began with: oth"):
             compress(model, l0.Data(data.train, val, data.test), output="run", resume=True)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("begun")
     def test_other_settings_and_targets(self, model: nn.Module, data: l0.Data) -> None:
         with pytest.raises(RunError, match=re.escape("Run 'run' has [training] epochs = 3, but 4 was requested.")):
@@ -140,6 +145,7 @@ class TestRefused:
         with pytest.raises(RunError, match=re.escape("Run 'run' has target = 'params=0.6', but 'params=0.5' was")):
             compress(model, data, target="params=0.5", output="run", resume=True)
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("begun")
     def test_a_lower_rate_is_taken_as_on_the_command_line(self, model: nn.Module, data: l0.Data) -> None:
         compress(model, data, settings=l0.FinetuneSettings(learning_rate=1e-4), output="run", resume=True)
@@ -164,6 +170,7 @@ class TestRefused:
 
 
 class TestUsed:
+    @pytest.mark.slow
     def test_export_verify_and_report_take_it(self, model: nn.Module, data: l0.Data) -> None:
         compress(model, data, output="run")
         assert run_cli("export", "run", "--format", "onnx").exit_code == 0
@@ -187,6 +194,7 @@ class TestUsed:
         with pytest.raises(DataError, match=r"^Run 'run' was given its data in Python, which no file names\."):
             export_run(Path("run"), options=ExportOptions(rounding=Int8()))
 
+    @pytest.mark.slow
     def test_named_data_are_named_in_the_folder(self, model: nn.Module, data: l0.Data) -> None:
         del data
         compress(model, "blobs.npz", output="run")

@@ -182,6 +182,7 @@ class TestHarness:
     def options(self, folder: Path, **others: object) -> Options:
         return Options(folder, Selection(("l0", "magnitude"), (0,)), smoke=True, **others)
 
+    @pytest.mark.slow
     def test_finished_cells_are_skipped_and_the_others_come_out_as_before(self, tmp_path: Path, capsys):
         task, options = table(self.GRID), self.options(tmp_path)
         assert run([task], options) == []
@@ -213,6 +214,7 @@ class TestHarness:
             dense_of(replace(table(), make_dense=broken), options)
         assert list((tmp_path / "dense-smoke").iterdir()) == []
 
+    @pytest.mark.slow
     def test_another_dense_model_makes_other_cells(self, tmp_path: Path):
         task, options = table(self.GRID), self.options(tmp_path)
         cells = options.cells(task)
@@ -240,6 +242,7 @@ class TestHarness:
         assert "<svg" in (tmp_path / "quality.svg").read_text()
         assert "earlier version" not in page
 
+    @pytest.mark.slow
     def test_the_page_says_which_of_its_rows_another_version_of_the_code_made(self, tmp_path: Path):
         task, options = table(self.GRID), self.options(tmp_path)
         now = fingerprints(task, options.cells(task), options)

@@ -177,6 +177,7 @@ class TestQuantizeOnnx:
         exact, rounded = OnnxSession(source)(*call.args)["output_0"], OnnxSession(path)(*call.args)["output_0"]
         assert float((exact - rounded).abs().max() / exact.abs().max()) < 0.03
 
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("calibrated", [False, True], ids=["dynamic", "static"])
     @pytest.mark.parametrize("name", SHARED)
     def test_a_weight_with_several_readers_is_right_for_each(self, tmp_path: Path, name: str, calibrated: bool) -> None:
@@ -246,6 +247,7 @@ def test_an_exported_file_suits_the_quantizer_as_it_is(linear_onnx: Path, tmp_pa
 
 
 class TestExport:
+    @pytest.mark.mostly_slow
     @pytest.mark.parametrize("quantize", ["int8", "int8-dynamic", "int8-static"])
     def test_scores_of_both_forms_are_told_and_verify_knows_what_int8_is(
         self, finished: Path, tmp_path: Path, quantize: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ def one_by_one(keep: Tensor, portions: list[Portion], fits) -> Tensor:
     return keep
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(SEVERAL, st.lists(st.integers(1, 9), min_size=36, max_size=36), st.integers(0, 150), st.integers(0, 40))
 def test_in_runs_as_one_by_one(sizes: list[tuple[int, int]], prices: list[int], room: int, fixed: int) -> None:

@@ -172,6 +172,7 @@ class TestWhatItSays:
 
 
 class TestOtherRuns:
+    @pytest.mark.slow
     def test_a_family_shows_every_member_and_what_no_other_beats(self, family: Path, tmp_path: Path) -> None:
         page = read(family, tmp_path / "page.html", profile=False)
         results = {

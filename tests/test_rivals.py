@@ -81,6 +81,7 @@ class TestCells:
             name = INSTALLED[method].replace("_", "-")
             assert said == f"{name} is not installed: make bench-quality RIVALS=all"
 
+    @pytest.mark.slow
     def test_another_version_of_a_project_makes_its_rows_again_and_no_others(self, tmp_path: Path, monkeypatch):
         options = Options(tmp_path, Selection(), smoke=True)
         cells, marks = [cell("l0", epochs=0), cell(ONNXSIM, epochs=0)], []
@@ -235,6 +236,7 @@ def test_convolutions_in_place_of_padded_shortcuts_compute_the_same():
     assert more == 16 * 32 + 32 * 64
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_row_of_a_rival_keeps_to_the_budget_as_we_count_it(problem: Problem, method: str):
     pytest.importorskip(INSTALLED[method])

@@ -57,6 +57,7 @@ class TestFolder:
         with safe_open(unfinished / f"{manifest['state']}.safetensors", framework="numpy") as tensors:
             assert {"network.0.weight", "best.0.weight", "random.torch"} <= set(tensors.keys())
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("folder")
     def test_the_newest_finished_and_the_newest_unfinished_run(self) -> None:
         for name in ("runs/a", "runs/b"):
@@ -140,6 +141,7 @@ class TestResume:
         assert outcome.exit_code == 0 and hashes("run") == whole
         assert "resumed in epoch 2 of 3, after step 6 of 6" in outcome.stderr
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("unfinished")
     def test_with_the_flags_that_it_began_with(self, whole: dict[str, str]) -> None:
         flags = ("finetune", "mlp.pt2", "--data", "blobs.npz", "--target", "params=0.6", "--epochs", "3", "--resume")
@@ -182,6 +184,7 @@ class TestResume:
         assert run_cli("finetune", "--config", "whole/config.toml", "-o", "again").exit_code == 0
         assert hashes("again") == whole
 
+    @pytest.mark.slow
     def test_how_often_snapshots_are_kept_changes_nothing_but_the_configuration(self, whole: dict[str, str]) -> None:
         for every in (None, 1, 1000):
             finetune_run(request(f"every-{every}", checkpoint_every=every))

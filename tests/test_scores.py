@@ -465,6 +465,7 @@ class TestBatchesOfOneSample:
         assert all(bool(tensor.isfinite().all()) for tensor in result.small.state().values())
 
 
+@pytest.mark.slow
 def test_two_runs_in_threads_give_what_they_give_alone() -> None:
     """One generator belongs to the whole process: runs at the same time take turns."""
     inputs, labels = TestLabels.inputs, TestLabels.labels

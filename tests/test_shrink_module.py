@@ -132,6 +132,7 @@ def assert_untouched(model: nn.Module, before: list[Any]) -> None:
     assert plain == before[1]
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_computes_what_the_masked_dense_model_computes(name):
     build, example = MODULES[name]
@@ -151,6 +152,7 @@ def test_a_module_computes_what_the_masked_dense_model_computes(name):
     assert (after == plan.cost.params) == (whole_inputs == 0)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ["Bert", "Llama", "Qwen3", "GPT2"])
 def test_models_of_transformers_follow_in_every_width(name):
     transformers = pytest.importorskip("transformers")
@@ -364,6 +366,7 @@ def follow(network: Network, draw: Draw) -> None:
     assert sum(p.numel() for p in model.parameters()) >= plan.cost.params
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("networks", [image_networks, token_networks])
 def test_random_networks_follow_or_stay_as_they_are(networks):
     TALLY.update(followed=0, refused=0)

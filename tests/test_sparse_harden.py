@@ -82,6 +82,7 @@ def gated_at_random(graph: CapturedGraph, granularity: Any, seed: int = 0) -> Ga
     return gated
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("granularity", ["weights", "both"])
 @pytest.mark.parametrize("unit", ["params", "macs", "bytes"])

@@ -56,6 +56,7 @@ def test_weights_without_enough_zeros_stay_as_they_are(tmp_path: Path) -> None:
     assert stored.names == () and stored.bytes_after <= stored.bytes_before
 
 
+@pytest.mark.slow
 def test_weights_beside_the_file_are_refused(tmp_path: Path) -> None:
     path = export_onnx(
         capture(network(0.05), (torch.randn(2, 40),)),

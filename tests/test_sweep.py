@@ -78,6 +78,7 @@ class TestGrid:
 
 
 class TestResult:
+    @pytest.mark.slow
     def test_mean_and_spread_are_those_of_the_runs(self, sweep: Sweep) -> None:
         scores = [open_run(sweep.run_of(trial)).result["test"]["small"]["metric"] for trial in TRIALS[::2]]
         table = result_of(sweep, {}).table()
@@ -96,6 +97,7 @@ class TestResult:
             )
             assert ("params" in result.tradeoff().unbeaten(one)) == (not beaten)
 
+    @pytest.mark.slow
     def test_a_finished_sweep_runs_nothing_and_leaves_a_page(self, sweep: Sweep) -> None:
         before = {trial.name: hashes(sweep.run_of(trial)) for trial in TRIALS}
         found = printed_json(*FLAGS, "--targets", "params=0.8,0.5", "--seeds", "0,1")

@@ -209,6 +209,7 @@ class TestRefusals:
         )
 
 
+@pytest.mark.slow
 def test_from_the_command_line_to_a_bundle(mlp_pt2: Path, blobs_npz: Path, tmp_path: Path) -> None:
     """The run equals its ONNX file, which is an ordinary one, and its bundle, by the same check as any other."""
     run = tmp_path / "run"

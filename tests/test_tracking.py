@@ -38,6 +38,7 @@ def at_epochs(run: str, name: str) -> dict[int, float]:
     return {max(row["epoch"] - 1, 0) * row["steps"] + row["step"]: row[name] for row in rows}
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_as_its_metrics_have_it_and_comes_out_the_same() -> None:
     summary = finetune_run(request("run", track=LINES))
     said = lines("run")
@@ -58,6 +59,7 @@ def test_a_run_is_logged_as_its_metrics_have_it_and_comes_out_the_same() -> None
     assert [hashes("run")[name] for name in named] == [hashes("bare")[name] for name in named]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_adds_to_the_same_log() -> None:
     with pytest.raises(Killed):
         finetune_run(request("run", track=LINES), on_event=dying_at(2))
@@ -122,6 +124,7 @@ class TestRefused:
         )
         assert not Path("run").exists()
 
+    @pytest.mark.slow
     def test_one_that_nobody_knows(self) -> None:
         with pytest.raises(InputError) as refused:
             l0.compress(l0.load_model("mlp.pt2"), "blobs.npz", target="params=0.6", track="tensorbord")

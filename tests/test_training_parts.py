@@ -201,6 +201,7 @@ class TestSteps:
         assert problem.settings.rate == settings.settled(graph, 300 * len(read.batches)).rate
         assert problem.settings.rate > settings.settled(graph, 300 * len(read.batches) // 8).rate
 
+    @pytest.mark.slow
     def test_a_loader_is_read_once_in_an_epoch(self, graph, data):
         """Every further time would move its random state."""
         times = []

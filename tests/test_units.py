@@ -132,6 +132,7 @@ def computed(network: nn.Module, x: Tensor) -> Any:
     return pytree.tree_map(torch.detach, network(x))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 @pytest.mark.parametrize("make", [tokens, images, sequences, wide])
 def test_no_unit_hands_on_a_weight(make: Callable[[], tuple[nn.Module, Tensor]], training: bool) -> None:

@@ -59,6 +59,7 @@ def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Exported:
 
 
 class TestTheFile:
+    @pytest.mark.slow
     def test_has_the_names_that_optimum_and_genai_use(self, small_llama: Exported) -> None:
         session = onnxruntime.InferenceSession(str(small_llama.path))
         shapes = {entry.name: entry.shape for entry in session.get_inputs()}
@@ -196,6 +197,7 @@ class TestRefused:
         ):
             check_decoder(model, "the folder")
 
+    @pytest.mark.slow
     def test_a_graph_of_something_else_than_tokens_and_logits(self, small_llama: Exported, tmp_path: Path) -> None:
         case = small_llama.case
         graph = l0.capture(case.model.model, (), {"input_ids": tokens(2, 6)})

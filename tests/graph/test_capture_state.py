@@ -135,6 +135,7 @@ def state_of(model: nn.Module) -> list[Any]:
     ]
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("kind", MODELS)
 def test_the_graph_does_not_depend_on_what_ran_before_and_the_model_is_untouched(kind: type[Body]) -> None:
     model = kind()

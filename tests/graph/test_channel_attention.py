@@ -93,6 +93,7 @@ def build(name: str) -> CapturedGraph:
     return graph_of(make(), x)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_channels_go_where_nothing_mixes_them(name: str) -> None:
     groups = assert_exact(build(name))
@@ -100,11 +101,13 @@ def test_channels_go_where_nothing_mixes_them(name: str) -> None:
     assert prunable_share(groups) > {"ECA": 0.2, "CBAM": 0.94}.get(name, 0.95)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gates_stand_for_them(name: str) -> None:
     assert_gateable(build(name))
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnx_runtime_computes_the_same(name: str, tmp_path: Path) -> None:
     assert_exports(build(name), tmp_path)

@@ -13,6 +13,7 @@ from test_groups import attention
 from torch import nn
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("lost", ["every width of a head", "every head but one", "a head and a width"])
 def test_heads_and_their_widths(lost: str) -> None:
     layers = {name: nn.Linear(12, width) for name, width in (("q", 16), ("k", 16), ("v", 24))}

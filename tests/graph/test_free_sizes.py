@@ -197,6 +197,7 @@ class TestCaches:
     def sizes() -> dict[str, int]:
         return {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8}
 
+    @pytest.mark.slow
     def test_a_decoder_that_caches(self, transformers: Any) -> None:
         config = transformers.LlamaConfig(**self.sizes(), vocab_size=11, max_position_embeddings=16)
         model = transformers.LlamaForCausalLM(config).eval()
@@ -207,6 +208,7 @@ class TestCaches:
         assert (type(made), list(made)) == (type(expected), ["logits"])
         torch.testing.assert_close(made.logits, expected.logits)
 
+    @pytest.mark.slow
     def test_an_encoder_and_a_decoder_have_lengths_of_their_own(self, transformers: Any) -> None:
         config = transformers.T5Config(
             d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=11, decoder_start_token_id=0

@@ -141,6 +141,7 @@ def test_parameter_keeps_say_where_each_weight_is_cut() -> None:
     }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("build", GRAPHS)
 def test_fine_tuned_weights_go_back_to_their_dense_places(build) -> None:
     graph = build()

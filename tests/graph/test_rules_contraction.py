@@ -51,6 +51,7 @@ PRODUCTS: dict[str, tuple[str, tuple[int, ...], int, dict[str, int]]] = {
 }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("form", PRODUCTS)
 def test_products_with_weights(tmp_path: Path, form: str) -> None:
     equation, shape, width, expected = PRODUCTS[form]
@@ -102,6 +103,7 @@ def test_multiply_accumulates_of_an_einsum_are_those_of_its_product() -> None:
     assert cost(graph).macs == 5 * 6 * 12
 
 
+@pytest.mark.slow
 def test_bilinear(tmp_path: Path) -> None:
     layers = {"a": nn.Linear(6, 4), "c": nn.Linear(6, 5), "m": nn.Bilinear(4, 5, 7), "b": nn.Linear(7, 3)}
     expected = {"a channels": 4, "c channels": 5, "m channels": 7, "a inputs": 6, "c inputs": 6}

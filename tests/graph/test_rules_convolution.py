@@ -28,6 +28,7 @@ def first(dims: int) -> nn.Module:
     return (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dims - 1](3, 8, 1)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("dims", LAYERS)
 def test_plain(tmp_path: Path, dims: int) -> None:
     layers = {"a": first(dims), "t": LAYERS[dims](8, 6, 3, 2, 1, 1), "h": nn.Linear(6, 4)}
@@ -39,6 +40,7 @@ def test_without_bias() -> None:
     check(upsampled, positions(2), {"a channels": 8, "t channels": 6}, **layers)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("dims", LAYERS)
 def test_grouped(tmp_path: Path, dims: int) -> None:
     """Whole groups go; inside them, inputs and outputs go at the same place of every group."""

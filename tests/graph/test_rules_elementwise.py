@@ -35,6 +35,7 @@ FORMS: dict[str, Form] = {
 ONLY_HERE = {"step", "bins", "swish by hand"}
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("form", FORMS)
 def test_both_lose_the_same_channels(tmp_path: Path, form: str) -> None:
     layers = {"a": nn.Linear(6, 8), "c": nn.Linear(6, 8), "b": nn.Linear(8, 4)}

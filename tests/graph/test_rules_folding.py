@@ -27,6 +27,7 @@ NORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", [name for name in NORMS if name != "orthogonal"])
 def test_parametrised_linear_layers(tmp_path: Path, name: str) -> None:
     layers = {"a": NORMS[name](nn.Linear(6, 8)), "b": NORMS[name](nn.Linear(8, 4))}

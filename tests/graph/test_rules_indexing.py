@@ -36,6 +36,7 @@ PICKED: dict[str, tuple[Form, int, dict[str, int]]] = {
 }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("form", PICKED)
 def test_labels_follow_a_constant_index(tmp_path: Path, form: str) -> None:
     function, width, expected = PICKED[form]
@@ -97,6 +98,7 @@ SCATTERED: dict[str, Callable[..., Tensor]] = {
 }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("form", SCATTERED)
 def test_what_is_indexed_at_run_time_leaves_channels_free(form: str) -> None:
     layers = {"a": nn.Linear(12, 8), "c": nn.Linear(12, 8), "b": nn.Linear(8, 4)}
@@ -174,6 +176,7 @@ WRITTEN: dict[str, tuple[int, Callable[[Tensor, Tensor], object], dict[str, int]
 }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("form", WRITTEN)
 def test_what_is_written_in_parts_is_joined(tmp_path: Path, form: str) -> None:
     width, write, expected = WRITTEN[form]

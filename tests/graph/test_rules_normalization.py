@@ -18,6 +18,7 @@ def between(s: nn.Module, x: Tensor) -> Tensor:
     return s.b(F.gelu(s.n(s.a(x)))).flatten(2).mean(2)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("count, moves", [(2, 2), (4, 4), (8, 8)])
 def test_the_channels_of_a_norm_group_go_together(tmp_path: Path, count: int, moves: int, affine: bool) -> None:
@@ -25,6 +26,7 @@ def test_the_channels_of_a_norm_group_go_together(tmp_path: Path, count: int, mo
     check(between, image(), {"a channels": moves}, onnx=tmp_path, **layers)
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("norm", [nn.RMSNorm(8), nn.RMSNorm(8, eps=0.1), nn.RMSNorm(8, elementwise_affine=False)])
 def test_a_mean_of_squares_keeps_the_dense_count(tmp_path: Path, norm: nn.Module) -> None:
     layers = {"a": nn.Linear(12, 8), "n": norm, "b": nn.Linear(8, 3)}
@@ -66,6 +68,7 @@ INSTANCE = {
 }
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", INSTANCE)
 def test_instance_norm(tmp_path: Path, name: str) -> None:
     layers = {"a": nn.Conv2d(3, 8, 1), "n": INSTANCE[name], "b": nn.Conv2d(8, 4, 1)}

@@ -40,6 +40,7 @@ FORMS: dict[str, tuple[Form, int, bool]] = {
 MOVES = {"pixels shuffled": {"a blocks": 2}, "gated": {"a channels": 4}}
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("form", FORMS)
 def test_between_convolutions(tmp_path: Path, form: str) -> None:
     function, width, exports = FORMS[form]

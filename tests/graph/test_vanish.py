@@ -304,6 +304,7 @@ def test_sizes_that_were_read_off_a_vanished_tensor_come_from_the_input() -> Non
     check_vanished(graph, emptied(graph, "up channels"))
 
 
+@pytest.mark.slow
 def test_windows_of_a_constant_are_expanded() -> None:
     def forward(net: Any, x: Tensor) -> Tensor:
         x = net.stem(x)  # (batch, 4, 8)

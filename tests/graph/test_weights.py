@@ -72,6 +72,7 @@ def test_recurrent_weights_are_used_at_every_step_of_the_sequence():
     assert len(found) == 6 and set(found.values()) == {5}
 
 
+@pytest.mark.slow
 def test_attention_projections_count_for_the_rows_that_each_sequence_meets():
     """Two sequences of different length meet different rows of one projection."""
     graph = captured(nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), torch.zeros(2, 5, 8), torch.zeros(2, 7, 8))
@@ -109,6 +110,7 @@ def test_biases_norms_and_scales_are_no_weights():
     assert [weight.name for weight in find_weights(captured(Scaled(), torch.zeros(2, 3, 4, 4)))] == ["conv.weight"]
 
 
+@pytest.mark.mostly_slow
 @pytest.mark.parametrize("name", ZOO)
 def test_without_zeros_the_nonzero_cost_is_the_cost(name):
     model, args, kwargs = build(name)
