@@ -25,7 +25,10 @@ def blobs(num_samples: int = 256, *, labels: bool = True, seed: int = 0) -> Spli
 def trained_mlp(split: Split, out: int = 3) -> nn.Module:
     """16 hidden units, fitted by full-batch Adam."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, out))
+    return fitted_(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, out)), split)
+
+
+def fitted_(model: nn.Module, split: Split) -> nn.Module:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     targets = split.targets
     for _ in range(100):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
-from clouds import QUICK, blobs, trained_mlp
+from clouds import QUICK, blobs, fitted_, trained_mlp
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -22,6 +23,7 @@ from l0compress.graph.groups.resource import Counted
 from l0compress.training.curvature import probe
 from l0compress.training.decision import Decision
 from l0compress.training.descent import descend, held_back, steps_down
+from l0compress.training.events import DECIDED
 from l0compress.training.finetune import finetune
 from l0compress.training.goals import goal_for
 from l0compress.training.harden import decide
@@ -288,6 +290,24 @@ class TestOneInterface:
         assert "gates, repaired: " in message
         assert "score: " in message
 
+    @pytest.mark.parametrize("epochs", [0, 1])
+    def test_of_single_weights_the_better_of_two_scores_goes_on_where_gates_had_no_time(self, data, epochs):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+        graph = capture(fitted_(net, data.train).eval(), (data.train.inputs[0][:2],))
+        settings = replace(QUICK, epochs=epochs, batch_size=128, granularity="weights")
+        told = []
+        chosen = finetune(graph, data, {"params": 0.3}, settings=settings, on_event=told.append)
+        (message,) = [event.message for event in told if event.stage == DECIDED]
+        names = re.findall(r"(\w+): ([\d.]+) \(loss ([\d.]+)\)", message)
+        best = max(names, key=lambda found: (float(found[1]), -float(found[2])))[0]
+        assert {name for name, *_ in names} == {"fisher", "magnitude"} | ({"gates"} if epochs else set())
+        assert message.startswith(f"Continues with '{best}'.") and best != "gates"
+        alone = finetune(graph, data, {"params": 0.3}, settings=replace(settings, method=best, epochs=0))
+        assert all(torch.equal(mask, alone.plan.masks[name]) for name, mask in chosen.plan.masks.items())
+        # Statistics of the batch norm were measured before the candidates were compared.
+        assert f"{best}: {alone.best_evaluation.metric:.4f} (loss {alone.best_evaluation.loss:.4f})" in message
+
     def test_the_decision_that_does_best_in_validation_goes_on(self, graph, data):
         state = TrainingState.begin(problem_of(graph, data, QUICK), Reporter())
         groups = find_groups(graph)
@@ -304,13 +324,20 @@ class TestOneInterface:
         with pytest.raises(PlanError, match=r"^The checkpoint is from an earlier version, whose gates started"):
             METHODS["l0"](problem, goal_for(graph, {"params": 0.5})).decide(state)
 
-    @pytest.mark.parametrize(("granularity", "target"), [("weights", {"params": 0.5}), ("structured", {"bic": 1})])
-    def test_gates_that_no_score_stands_in_for_need_epochs(self, graph, data, granularity, target):
+    @pytest.mark.parametrize(
+        ("granularity", "target", "where", "way"),
+        [
+            ("both", {"params": 0.5}, "for channels and single weights at once", "--granularity structured or weights"),
+            ("structured", {"bic": 1}, "under a fixed penalty", "--target in place of the penalty"),
+            ("weights", {"bic": 1}, "under a fixed penalty", "--target in place of the penalty"),
+        ],
+    )
+    def test_gates_that_no_score_stands_in_for_need_epochs(self, graph, data, granularity, target, where, way):
         with pytest.raises(InputError) as error:
             finetune(graph, data, target, settings=replace(QUICK, epochs=0, granularity=granularity))
         assert str(error.value) == (
-            "In 0 steps gates learn nothing, and no score can replace them for single weights or under a fixed "
-            "penalty. Nothing was changed. Pass more --epochs, or --method magnitude for single weights."
+            f"In 0 steps gates learn nothing, and no score can replace them {where}. Nothing was changed. Pass more "
+            f"--epochs, or {way}."
         )
 
     @pytest.mark.parametrize("method", ["fisher", "magnitude"])

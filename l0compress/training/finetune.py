@@ -7,7 +7,6 @@ ensures:  a smaller graph within the budget, checked equal to the masked dense m
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 
 from l0compress.data import Data
 from l0compress.errors import NotEqualError, PenaltyWarning
@@ -31,7 +30,7 @@ from l0compress.training.problem import Problem, check_precision, problem_of
 from l0compress.training.processes import processes_for
 from l0compress.training.randomness import alike_, seeded
 from l0compress.training.reading import Reading
-from l0compress.training.recalibrate import recalibrate
+from l0compress.training.recalibrate import batches_at, recalibrate
 from l0compress.training.reporting import Checkpoints, NoCheckpoints, Reporter
 from l0compress.training.results import FinetuneResult
 from l0compress.training.settings import FinetuneSettings
@@ -42,7 +41,6 @@ from l0compress.training.ternary import check_ternary
 from l0compress.verification.calls import Call
 from l0compress.verification.equality import verify
 
-_RECALIBRATION_BATCHES = 100
 _PLAN = "plan"
 
 
@@ -148,9 +146,7 @@ def finish(state: TrainingState, decision: Decision, resources: tuple[Resource, 
     masks = plan.small_masks()
     densities = {each.unit: _used(each, small, plan) / each.dense for each in resources}
     if state.resumed_in(FINETUNE) is None and not decision.repaired:
-        epoch = problem.epoch(begins // problem.steps_per_epoch)
-        batches = islice(problem.batches(epoch), _RECALIBRATION_BATCHES)
-        small = recalibrate(small, batches, device=problem.device)
+        small = recalibrate(small, batches_at(problem, begins), device=problem.device)
     state.decided = prefixed(_PLAN, plan.tensors())
     phase = FinalPhase(problem, small, teacher=state.dense, densities=densities, masks=masks, begins=begins)
     train_(state, phase)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -10,38 +11,69 @@ from torch import Tensor
 from l0compress.data import Batch
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.nodes.network import op_name
+from l0compress.training.problem import Problem
 
 _TRAINING, _MOMENTUM = 5, 6
+_BATCHES = 100
+
+
+def batches_at(problem: Problem, step: int) -> Iterator[Batch]:
+    """Some training batches, of the epoch that ``step`` of the run is in."""
+    return islice(problem.batches(problem.epoch(step // problem.steps_per_epoch)), _BATCHES)
 
 
 def recalibrate(graph: CapturedGraph, batches: Iterable[Batch], *, device: torch.device | str = "cpu") -> CapturedGraph:
     """The same graph with running means and variances averaged over ``batches``; other weights stay.
 
     Layers that normalise by stored statistics see batch statistics while measuring, as in training; dropout stays off.
-    A graph without such layers is returned as it is. Source: cumulative averages as in Wu and Johnson, "Rethinking
-    'Batch' in BatchNorm", 2021, section 3 (PreciseBN).
+    A graph without such layers is returned as it is, and then no batch is read. Source: cumulative averages as in Wu
+    and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (PreciseBN).
     """
-    network = graph.module().to(device)
-    names: list[str] = []
-    for node in network.graph.nodes:
-        if op_name(node) == "batch_norm" and node.args[_TRAINING] is False:
-            node.update_arg(_TRAINING, True)
-            # With momentum 1 the buffers hold the last batch's statistics, to be averaged here.
-            node.update_arg(_MOMENTUM, 1.0)
-            names += [str(argument.target) for argument in node.args[3:5]]
-    if not names:
-        return graph
-    network.recompile()
-    totals: dict[str, Tensor] = {}
-    count = 0
-    with torch.no_grad():
+    (measured,) = recalibrate_all([graph], batches, device=device)
+    return measured
+
+
+def recalibrate_all(
+    graphs: Sequence[CapturedGraph], batches: Iterable[Batch], *, device: torch.device | str = "cpu"
+) -> list[CapturedGraph]:
+    """Each of several graphs as :func:`recalibrate` returns it, from the same batches, which are read once."""
+    statistics = [_Statistics(graph, device) for graph in graphs]
+    measured = [each for each in statistics if each.names]
+    if measured:
         for batch in batches:
-            batch = batch.to(device)
-            batch.run(network)
-            buffers = dict(network.named_buffers())
-            totals = {name: totals.get(name, 0) + buffers[name].cpu().double() for name in names}
-            count += 1
-    if count == 0:
-        return graph
-    means = {name: total / count for name, total in totals.items()}
-    return graph.with_state({**graph.state(), **means})
+            moved = batch.to(device)
+            for each in measured:
+                each.add_(moved)
+    return [each.applied() for each in statistics]
+
+
+class _Statistics:
+    """What the batch norms of a graph have seen."""
+
+    def __init__(self, graph: CapturedGraph, device: torch.device | str) -> None:
+        self._graph, self._network = graph, graph.module().to(device)
+        self.names: list[str] = []
+        self._totals: dict[str, Tensor] = {}
+        self._count = 0
+        for node in self._network.graph.nodes:
+            if op_name(node) == "batch_norm" and node.args[_TRAINING] is False:
+                node.update_arg(_TRAINING, True)
+                # With momentum 1 the buffers hold the last batch's statistics, to be averaged here.
+                node.update_arg(_MOMENTUM, 1.0)
+                self.names += [str(argument.target) for argument in node.args[3:5]]
+        if self.names:
+            self._network.recompile()
+
+    @torch.no_grad()
+    def add_(self, batch: Batch) -> None:
+        batch.run(self._network)
+        buffers = dict(self._network.named_buffers())
+        self._totals = {name: self._totals.get(name, 0) + buffers[name].cpu().double() for name in self.names}
+        self._count += 1
+
+    def applied(self) -> CapturedGraph:
+        """The graph with the means of what was seen; as it is, if that is nothing."""
+        if self._count == 0:
+            return self._graph
+        means = {name: total / self._count for name, total in self._totals.items()}
+        return self._graph.with_state({**self._graph.state(), **means})

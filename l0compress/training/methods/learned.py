@@ -27,35 +27,46 @@ from l0compress.training.goals import Criterion, Goal, parts_of
 from l0compress.training.harden import decide_by_gates
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
+from l0compress.training.methods.fisher_weights import FisherWeights
 from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
+from l0compress.training.methods.weight_magnitude import WeightMagnitude
 from l0compress.training.multiplier import AscentSettings
 from l0compress.training.narrowing import Narrowed
 from l0compress.training.penalty import FixedPenalty, Penalty
 from l0compress.training.problem import Problem
+from l0compress.training.recalibrate import batches_at, recalibrate_all
 from l0compress.training.samples import repair_on_samples
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.state import TrainingState, train_
 from l0compress.training.state_dicts import GATES, StateDict, prefixed, under
 
+# What stands beside gates on single weights, and why there may be nothing of the kind.
+_OF_WEIGHTS = {"fisher": FisherWeights, "magnitude": WeightMagnitude}
+_UNSCORED = (
+    ("under a fixed penalty", "--target in place of the penalty"),
+    ("for channels and single weights at once", "--granularity structured or weights"),
+)
 _START, _PLAN, _STATE = "start", "score.plan", "score.state"
 
 
 class LearnedGates(Method):
     """Learn which moves or single weights stay, in the first part of the epochs.
 
-    In few steps gates cannot find an order by themselves, so that they start from what a score knows: on a network that
-    is cut already to the step before the budget, in the order of its scores. In many they start open on all of it. The
-    decision of :class:`~l0compress.training.methods.fisher.Fisher` without training takes their place where it does
-    better on the validation part.
+    In few steps gates on moves cannot find an order by themselves, so that they start from what a score knows: on a
+    network that is cut already to the step before the budget, in the order of its scores. In many they start open on
+    all of it. The decision of :class:`~l0compress.training.methods.fisher.Fisher` without training takes their place
+    where it does better on the validation part; for single weights, that of the better of two scores.
     """
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
-        scored = problem.settings.granularity == "structured" and not isinstance(goal, Criterion)
-        if problem.gated_steps == 0 and not scored:
+        granularity, has_budget = problem.settings.granularity, not isinstance(goal, Criterion)
+        scored = has_budget and granularity == "structured"
+        of_weights = _OF_WEIGHTS if has_budget and granularity == "weights" else {}
+        if problem.gated_steps == 0 and not (scored or of_weights):
+            what, way = _UNSCORED[has_budget]
             raise InputError(
-                "In 0 steps gates learn nothing, and no score can replace them for single weights or under a fixed "
-                "penalty.",
-                fix="Pass more --epochs, or --method magnitude for single weights.",
+                f"In 0 steps gates learn nothing, and no score can replace them {what}.",
+                fix=f"Pass more --epochs, or {way}.",
             )
         self._in_order = scored and not problem.settings.gates.are_many(problem.gated_steps)
         self.num_steps = _steps_in_order(problem) if self._in_order else problem.gated_steps
@@ -64,13 +75,30 @@ class LearnedGates(Method):
         self.budget = penalty_for(self.gated, goal, problem)
         self.resources = self.budget.resources
         self.fisher = Fisher.on(self.groups, parts_of(goal)) if scored else None
+        self.of_weights = {name: score(problem, goal) for name, score in of_weights.items()}
 
     def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
-            return self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)
+            return self._without_moves(state)
         if state.problem.gated_steps == 0:
             return self.fisher.decide(state)
         return self._from_scores(self.fisher, state)
+
+    def _without_moves(self, state: TrainingState) -> Decision:
+        """Learn, and go on with what a score says of the dense weights where that does better."""
+        candidates = {}
+        if state.problem.gated_steps:
+            candidates["gates"] = self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)
+        if not self.of_weights:
+            return candidates["gates"]
+        candidates |= {name: score.decide(state) for name, score in self.of_weights.items()}
+        small = recalibrate_all(
+            [one.small for one in candidates.values()],
+            batches_at(state.problem, self.num_steps),
+            device=state.problem.device,
+        )
+        measured = zip(candidates.items(), small, strict=True)
+        return better(state, {name: Decision(one.plan, graph, repaired=True) for (name, one), graph in measured})
 
     def _from_scores(self, fisher: Fisher, state: TrainingState) -> Decision:
         """Learn, and go on with the score's own decision where that one does better."""
