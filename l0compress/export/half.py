@@ -89,11 +89,13 @@ def halve_onnx(source: str | Path, path: str | Path, half: Half | None = None, *
 
 def _in_float16(model: ModelProto, source: Path) -> ModelProto:
     # Importing it changes sys.path.
-    from onnxruntime.transformers.float16 import convert_float_to_float16
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
+    # Before ONNX Runtime 1.32 the value of such a node stayed float32, though what reads it was told otherwise.
+    blocked = [*DEFAULT_OP_BLOCK_LIST, "ConstantOfShape"]
     try:
         with quiet():
-            return convert_float_to_float16(model, keep_io_types=True)
+            return convert_float_to_float16(model, keep_io_types=True, op_block_list=blocked)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise SurgeryError(
             f"ONNX Runtime's converter cannot make {source.name} float16: {first_line(error)}.",
