@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ from l0compress.pipeline.requests import request_of
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import open_run
 from l0compress.pipeline.sweep import Sweep, grid, parse_seeds, parse_targets_list
+from l0compress.pipeline.sweep_places import Place, UnderWay
 from l0compress.pipeline.sweep_result import result_of
 from l0compress.pipeline.sweep_study import study_in
+from l0compress.pipeline.sweep_trials import run_sweep
 from l0compress.pipeline.training_run import finetune_run
 
 SHARED = {"model": "mlp.pt2", "data": "blobs.npz", "epochs": 2, "checkpoint_every": 2}
@@ -131,6 +134,26 @@ class TestStudy:
         assert [trial.values[0] for trial in trials] == scores
 
 
+class Elsewhere(Place, UnderWay):
+    """A node that has files of its own."""
+
+    jobs, threads, hears_interrupts = 1, 1, False
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+    def begin(self, arguments: Sequence[str], log: Path) -> UnderWay:
+        del arguments, log
+        return self
+
+    def exit_code(self) -> int:
+        return self.code
+
+    def stop(self) -> None: ...
+
+    def wait(self) -> None: ...
+
+
 # Ray lowers the priority of its workers, which would wait for all other tests.
 WITH_RAY = {**os.environ, "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
 ONE_TASK = "import ray; ray.init(address='local', include_dashboard=False); ray.get(ray.remote(lambda: 0).remote())"
@@ -179,6 +202,16 @@ class TestRay:
         assert not read_manifest(log.parent).finished
         with FileLock(log.parent / ".lock", timeout=0):
             pass
+
+    @pytest.mark.usefixtures("folder")
+    @pytest.mark.parametrize("code", [0, 2])
+    def test_a_trial_that_wrote_elsewhere_has_failed(self, code: int) -> None:
+        sweep = Sweep(Path("S"), SHARED, TRIALS[:1])
+        told: list[str] = []
+        result = run_sweep(sweep, place=Elsewhere(code), on_trial=told.append)
+        words = f"exit code {code}, but what it wrote is not here: every node has to see this folder at the same path"
+        assert result.failed == {TRIALS[0].name: words}
+        assert told[-1].endswith(words)
 
     @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
     def test_where_no_cluster_answers_nothing_is_run(self, folder: Path, address: str) -> None:

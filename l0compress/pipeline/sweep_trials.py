@@ -119,7 +119,7 @@ class _Runner:
             self._under_way.remove(one)
             (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)
             took = f"{time.monotonic() - one.began:.0f} s"
-            if code == 0:
+            if code == 0 and self._sweep.is_finished(one.trial):
                 study.record(one.trial)
                 self._tell(f"finished {one.trial.name} in {took}")
             else:
@@ -142,6 +142,8 @@ def _log(sweep: Sweep, trial: Trial) -> Path:
 
 
 def _last_words(log: Path, code: int) -> str:
+    if code == 0 or not log.exists():
+        return f"exit code {code}, but what it wrote is not here: every node has to see this folder at the same path"
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors: Sequence[str] = [line for line in lines if line.startswith("Error: ")] or lines[-1:]
     return errors[-1].removeprefix("Error: ") if errors else f"exit code {code}"
