@@ -6,9 +6,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -25,6 +27,7 @@ from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.pipeline.runs import open_run
 from l0compress.pipeline.sweep import Sweep, grid, parse_seeds, parse_targets_list
 from l0compress.pipeline.sweep_places import Place, UnderWay
+from l0compress.pipeline.sweep_process import run_and_wait
 from l0compress.pipeline.sweep_result import result_of
 from l0compress.pipeline.sweep_study import study_in
 from l0compress.pipeline.sweep_trials import run_sweep
@@ -202,6 +205,14 @@ class TestRay:
         assert not read_manifest(log.parent).finished
         with FileLock(log.parent / ".lock", timeout=0):
             pass
+
+    def test_a_file_asks_a_process_to_end(self, tmp_path: Path) -> None:
+        stop = tmp_path / "trial.stop"
+        asking = threading.Timer(0.5, stop.touch)
+        asking.start()
+        sleeping = ("-c", "import time; time.sleep(600)")
+        assert run_and_wait(sleeping, str(tmp_path / "log"), str(tmp_path), str(stop)) == -signal.SIGTERM
+        asking.join()
 
     @pytest.mark.usefixtures("folder")
     @pytest.mark.parametrize("code", [0, 2])

@@ -117,12 +117,15 @@ class OnRay(Place):
     def begin(self, arguments: Sequence[str], log: Path) -> UnderWay:
         # Interrupted tasks are not failures of Ray's: none of them may run again by itself.
         task = self.ray.remote(num_cpus=self.threads, num_gpus=self._gpus, max_retries=0)(run_and_wait)
-        return _Task(self.ray, task.remote(list(arguments), str(log.resolve()), str(Path.cwd())))
+        log = log.resolve()
+        stop = log.with_suffix(".stop")
+        stop.unlink(missing_ok=True)
+        return _Task(self.ray, task.remote(list(arguments), str(log), str(Path.cwd()), str(stop)), stop)
 
 
 class _Task(UnderWay):
-    def __init__(self, ray: Any, result: Any) -> None:
-        self._ray, self._result = ray, result
+    def __init__(self, ray: Any, result: Any, stop: Path) -> None:
+        self._ray, self._result, self._stop = ray, result, stop
         self._words: str | None = None
 
     def exit_code(self) -> int | None:
@@ -135,10 +138,12 @@ class _Task(UnderWay):
             return 1
 
     def stop(self) -> None:
-        self._ray.cancel(self._result)
+        self._stop.touch()
+        self._ray.cancel(self._result)  # for tasks that still wait for their turn
 
     def wait(self) -> None:
         self._ray.wait([self._result])
+        self._stop.unlink(missing_ok=True)
 
     def last_words(self) -> str | None:
         return self._words

@@ -17,13 +17,19 @@ def started(arguments: Sequence[str], log: Path, folder: str | None = None) -> s
         return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=file, cwd=folder)
 
 
-def run_and_wait(arguments: Sequence[str], log: str, folder: str) -> int:
-    """Return the exit code of a process; an interrupt, by which Ray cancels a task, lets it keep its state first."""
-    process = started(arguments, Path(log), folder)
-    try:
-        # Ray's interrupt is raised between two lines of Python, not in the midst of a call that waits.
-        while process.poll() is None:
+def run_and_wait(arguments: Sequence[str], log: str, folder: str, stop: str) -> int:
+    """Return the exit code of a process. Where the file ``stop`` appears, the process is asked to keep its state first.
+
+    An interrupt, by which Ray cancels a task, asks the same; but it gets lost where it meets code that ignores errors.
+    """
+    process, asked = started(arguments, Path(log), folder), False
+    while process.poll() is None:
+        try:
             time.sleep(_POLL)
-    except KeyboardInterrupt:
-        process.terminate()
+            wanted = Path(stop).exists()
+        except KeyboardInterrupt:
+            wanted = True
+        if wanted and not asked:
+            process.terminate()
+            asked = True
     return process.wait()
