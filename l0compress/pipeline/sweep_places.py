@@ -34,10 +34,6 @@ class UnderWay(ABC):
     def wait(self) -> None:
         """Return when the process has ended."""
 
-    def last_words(self) -> str | None:
-        """Why the process is gone, where that is known from elsewhere than its log."""
-        return None
-
 
 class Place(ABC):
     """Where trials run.
@@ -120,13 +116,12 @@ class OnRay(Place):
         log = log.resolve()
         stop = log.with_suffix(".stop")
         stop.unlink(missing_ok=True)
-        return _Task(self.ray, task.remote(list(arguments), str(log), str(Path.cwd()), str(stop)), stop)
+        return _Task(self.ray, task.remote(list(arguments), str(log), str(Path.cwd()), str(stop)), log, stop)
 
 
 class _Task(UnderWay):
-    def __init__(self, ray: Any, result: Any, stop: Path) -> None:
-        self._ray, self._result, self._stop = ray, result, stop
-        self._words: str | None = None
+    def __init__(self, ray: Any, result: Any, log: Path, stop: Path) -> None:
+        self._ray, self._result, self._log, self._stop = ray, result, log, stop
 
     def exit_code(self) -> int | None:
         if not self._ray.wait([self._result], timeout=0)[0]:
@@ -134,7 +129,8 @@ class _Task(UnderWay):
         try:
             return int(self._ray.get(self._result))
         except self._ray.exceptions.RayError as error:
-            self._words = f"{_LOST} ({str(error).splitlines()[0]})"
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"\nError: {_LOST} ({str(error).splitlines()[0]})\n")
             return 1
 
     def stop(self) -> None:
@@ -144,9 +140,6 @@ class _Task(UnderWay):
     def wait(self) -> None:
         self._ray.wait([self._result])
         self._stop.unlink(missing_ok=True)
-
-    def last_words(self) -> str | None:
-        return self._words
 
 
 def _knock(address: str) -> None:

@@ -105,7 +105,7 @@ class _Runner:
         return self._failed
 
     def _begin(self, trial: Trial) -> None:
-        folder, config = self._sweep.run_of(trial), self._sweep.folder / f".{trial.name}.toml"
+        folder, config = self._sweep.run_of(trial), _config(self._sweep, trial)
         config.write_text(trial_config(self._sweep, trial, self._place.threads), encoding="utf-8")
         arguments = ["-m", "l0compress", "finetune", "--config", str(config), "-o", str(folder), "--resume", "--json"]
         self._tell(f"{'resuming' if runs.is_run(folder) else 'running'} {trial.name}")
@@ -117,14 +117,13 @@ class _Runner:
             if code is None:
                 continue
             self._under_way.remove(one)
-            (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)
+            _config(self._sweep, one.trial).unlink(missing_ok=True)
             took = f"{time.monotonic() - one.began:.0f} s"
             if code == 0 and self._sweep.is_finished(one.trial):
                 study.record(one.trial)
                 self._tell(f"finished {one.trial.name} in {took}")
             else:
-                said = one.process.last_words() or _last_words(_log(self._sweep, one.trial), code)
-                self._failed[one.trial.name] = said
+                self._failed[one.trial.name] = _last_words(_log(self._sweep, one.trial), code)
                 self._tell(f"{one.trial.name} failed after {took}: {self._failed[one.trial.name]}")
 
     def _end_all(self, stops: Stops) -> None:
@@ -134,7 +133,11 @@ class _Runner:
                 one.process.stop()
         for one in self._under_way:
             one.process.wait()
-            (self._sweep.folder / f".{one.trial.name}.toml").unlink(missing_ok=True)
+            _config(self._sweep, one.trial).unlink(missing_ok=True)
+
+
+def _config(sweep: Sweep, trial: Trial) -> Path:
+    return sweep.folder / f".{trial.name}.toml"
 
 
 def _log(sweep: Sweep, trial: Trial) -> Path:

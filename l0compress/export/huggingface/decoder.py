@@ -25,7 +25,6 @@ from l0compress.loading.references import FOREIGN_ERRORS, first_line
 # Sizes that differ from each other and from 0 and 1, or torch.export takes them for one, or for fixed.
 _BATCH, _LENGTH, _PAST_LENGTH = 2, 3, 5
 _AXES = {"length": "sequence_length", "length_2": "total_sequence_length", "length_3": "past_sequence_length"}
-_OTHER = "keeps another state"
 Layer = tuple[Tensor, Tensor]
 
 
@@ -135,19 +134,19 @@ def _example_past(model: nn.Module) -> list[Layer]:
     Raises:
         InputError: the model keeps something else from token to token, or nothing.
     """
-    layer_type, why = _transformers("cache_utils").DynamicLayer, "keeps nothing"
+    layer_type = _transformers("cache_utils").DynamicLayer
     ids = torch.ones(_BATCH, _PAST_LENGTH, dtype=torch.long)
     try:
         with torch.no_grad():
             outputs = model(input_ids=ids, use_cache=True)
         cache = getattr(outputs, "cache", None) or getattr(outputs, "past_key_values", None)
         layers = [*getattr(cache, "layers", ())]
-        # Where earlier versions of transformers have a state that is no cache of keys and values.
-        why = why if getattr(outputs, "cache_params", None) is None else _OTHER
+        # In earlier versions of transformers a state that is no cache has a place of its own.
+        keeps_other = layers or getattr(outputs, "cache_params", None) is not None
+        why = "keeps another state" if keeps_other else "keeps nothing"
     except FOREIGN_ERRORS as reason:
         layers, why = [], f"cannot be run on tokens alone ({first_line(reason)})"
     if not layers or not all(isinstance(layer, layer_type) and layer.is_initialized for layer in layers):
-        why = why if not layers else _OTHER
         raise InputError(
             f"{type(model).__name__} has no past key values: from token to token it {why}.",
             fix="Omit --with-past (in Python call export_onnx).",

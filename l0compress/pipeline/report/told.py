@@ -30,7 +30,7 @@ class Told:
         is_family: there are several.
         settings: what the run's ``config.toml`` says.
         about: what its manifest says of versions, model and data.
-        rows: a line for every epoch.
+        rows: a line for every epoch, and for every phase that ends within one.
         log: when it began, stopped and went on.
         reading: what its scores mean, where that had to be measured.
         bench: what ``bench`` measured last.

@@ -79,13 +79,13 @@ class LearnedGates(Method):
 
     def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
-            return self._without_moves(state)
+            return self._from_whole(state)
         if state.problem.gated_steps == 0:
             return self.fisher.decide(state)
         return self._from_scores(self.fisher, state)
 
-    def _without_moves(self, state: TrainingState) -> Decision:
-        """Learn, and go on with what a score says of the dense weights where that does better."""
+    def _from_whole(self, state: TrainingState) -> Decision:
+        """Learn on the whole network; of single weights go on with what a score says where that does better."""
         candidates = {}
         if state.problem.gated_steps:
             candidates["gates"] = self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)

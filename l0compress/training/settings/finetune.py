@@ -225,7 +225,7 @@ class FinetuneSettings(RegularizationSettings, ComputationSettings, StepSettings
 
     @property
     def _trains_after_decision(self) -> bool:
-        return self.epochs > 0 and (self.epochs == 1 or self.gated_steps(1) < self.epochs)
+        return self.gated_steps(1) < self.epochs
 
     def batch_size_for(self, num_samples: int) -> int:
         """The batch size asked for, or the default for that many training samples.
