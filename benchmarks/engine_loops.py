@@ -2,7 +2,7 @@
 
     make bench-engine-loops        # python benchmarks/engine_loops.py [--rounds 3] [--threads 1] [--seconds 0.1]
 
-Four processes in turn, round after round: one with ``l0compress_runtime.engines.numba_simd`` as it is, and three in
+Five processes in turn, round after round: one with ``l0compress_runtime.engines.numba_simd`` as it is, and four in
 which one of its loops is replaced by that of ``benchmarks/plain_loops.py``; the rest of the engine stays. Printed are
 milliseconds, the least of the rounds' medians.
 """
@@ -26,7 +26,7 @@ import numpy as np
 from scipy import sparse
 
 SIMD = "l0compress_runtime.engines.numba_simd"
-LOOPS = ("tile", "line", "transpose")
+LOOPS = ("dot", "tile", "line", "transpose")
 EXPLICIT = "explicit"
 
 
@@ -142,7 +142,9 @@ def main() -> None:
         write_bundle(options.bundle)
         rounds = [{plain: measured(plain, options, folder) for plain in columns} for _ in range(options.rounds)]
     print(
-        f"| layer | {EXPLICIT} | {' | '.join(f'plain {loop}' for loop in LOOPS)} |", "|---|---|---|---|---|", sep="\n"
+        f"| layer | {EXPLICIT} | {' | '.join(f'plain {loop}' for loop in LOOPS)} |",
+        "|---" * (2 + len(LOOPS)) + "|",
+        sep="\n",
     )
     for layer in rounds[0][None]:
         least = [min(times[plain][layer] for times in rounds) for plain in columns]

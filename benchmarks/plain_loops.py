@@ -16,6 +16,14 @@ from l0compress_runtime.engines.numba_vector_math import reordered
 CHUNK = 1024
 
 
+def make_dot() -> Any:
+    """``dot`` as the engine has it where gathers are fast."""
+    # The kernels call this while they are imported, below the loop.
+    from l0compress_runtime.engines.numba_kernels import plain_dot
+
+    return plain_dot
+
+
 def make_tile(width: int) -> Any:
     """``tile`` for ``width`` samples side by side; the sums go through memory once for every four nonzeros."""
     is_short = width <= 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -15,7 +16,9 @@ from l0compress_runtime.layers import GATES, SparseConv, SparseLinear
 from l0compress_runtime.recurrence import directions_of
 from l0compress_runtime.reference import recurrent_reference, reference
 
+numba = pytest.importorskip("numba", exc_type=ImportError)
 kernels = pytest.importorskip("l0compress_runtime.engines.numba_kernels", exc_type=ImportError)
+make_dot = pytest.importorskip("l0compress_runtime.engines.numba_simd", exc_type=ImportError).make_dot
 
 FENCE = 64
 
@@ -58,6 +61,31 @@ def test_a_batch_is_packed_and_unpacked_within_bounds(rng, width, columns):
         np.testing.assert_array_equal(back.array[3 : 3 + count], x[3 : 3 + count])
         assert (back.array[:3] == 123).all() and (back.array[3 + count :] == 123).all()
         assert packed.is_intact() and back.is_intact()
+
+
+@pytest.mark.parametrize("made", ["intrinsic", "plain"])
+@pytest.mark.parametrize("values", [np.float32, np.int8])
+@pytest.mark.parametrize("indices", [np.uint16, np.int32, np.int64])
+def test_one_sample_is_multiplied_alike_on_every_processor(rng, made, values, indices):
+    dot = make_dot() if made == "intrinsic" else kernels.plain_dot
+
+    @numba.njit
+    def product(weights, x, y):
+        held = kernels.Weights(*weights)
+        for row in range(len(y)):
+            y[row] = dot(held, row, x)
+
+    counts = np.array([0, 1, 3, 4, 15, 16, 17, 33, 70])
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    # Read from both ends of the sample, and nowhere beyond.
+    columns = np.concatenate([rng.permutation(100)[:count] for count in counts])
+    weight = (noise(rng, int(starts[-1])) * 100).astype(values)
+    scale, bias = noise(rng, len(counts)), noise(rng, len(counts))
+    x, y = holding(noise(rng, 100)), Fenced(len(counts))
+    product((weight, columns.astype(indices), starts, scale, bias, 0), x, y.array)
+    rows = [weight[a:b].astype(np.float64) @ x[columns[a:b]] for a, b in pairwise(starts)]
+    np.testing.assert_allclose(y.array, np.array(rows) * scale + bias, rtol=1e-5, atol=1e-3)
+    assert y.is_intact()
 
 
 @pytest.mark.parametrize("rows", [1, 5, 64, 70])

@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from llvmlite.binding import get_host_cpu_name
 
-from l0compress_runtime.engines.numba_simd import LANES, WIDTHS, make_line, make_tile, make_transpose
+from l0compress_runtime.engines.numba_simd import LANES, WIDTHS, make_dot, make_line, make_tile, make_transpose
 from l0compress_runtime.engines.numba_vector_math import NUMBERS as NUMBERS
 from l0compress_runtime.engines.numba_vector_math import activate_, compiled, inlined, reordered
 
@@ -56,13 +57,17 @@ class Window(NamedTuple):
 
 
 @reordered
-def dot(weights, row, source):
+def plain_dot(weights, row, source):
     """Return the sum over the row's k of values[k] * source[indices[k]], times its scale plus its bias."""
     total = np.float32(0)
     for k in range(weights.starts[row], weights.starts[row + 1]):
         # Unsigned, or numba would look for negative indices, which count from the end.
         total += np.float32(weights.values[np.uint64(k)]) * source[np.uint64(weights.indices[np.uint64(k)])]
     return total * weights.scale[row] + weights.bias[row]
+
+
+# The compiler turns the plain loop into gathers, which AMD's processors take apart into many small operations.
+dot = make_dot() if get_host_cpu_name().startswith("znver") else plain_dot
 
 
 @reordered
