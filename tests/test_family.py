@@ -84,16 +84,21 @@ class TestEpochs:
     def test_without_training_no_member_has_epochs(self) -> None:
         assert epochs_of_members([0.5, 0.25], FinetuneSettings(epochs=0)) == [0, 0]
 
-    @pytest.mark.parametrize("method, epochs, needed", [("l0", 5, 6), ("fisher", 2, 3)])
-    def test_too_few_epochs_are_refused_with_how_many_are_enough(self, method: str, epochs: int, needed: int) -> None:
-        least = {"l0": 2, "fisher": 1}[method]
+    def test_gates_have_an_epoch_of_their_own_in_each_member_where_there_are_enough(self) -> None:
+        shares = [0.8, 0.6, 0.4, 0.2]
+        assert epochs_of_members(shares, FinetuneSettings(epochs=6)) == [2, 2, 2, 2]
+        assert epochs_of_members(shares, FinetuneSettings(epochs=5)) == [1, 1, 1, 4]
+        assert epochs_of_members(shares, FinetuneSettings(epochs=6, method="fisher")) == [1, 1, 2, 4]
+
+    @pytest.mark.parametrize("method", ["l0", "fisher"])
+    def test_too_few_epochs_are_refused_with_how_many_are_enough(self, method: str) -> None:
         with pytest.raises(InputError) as caught:
-            epochs_of_members([0.8, 0.6, 0.4, 0.2], FinetuneSettings(epochs=epochs, method=method))
+            epochs_of_members([0.8, 0.6, 0.4, 0.2], FinetuneSettings(epochs=2, method=method))
         assert str(caught.value) == (
-            f"epochs={epochs} is too few for a family of 4: each member needs at least {least}. Nothing was changed. "
-            f"Pass --epochs {needed} or more, or --epochs 0, where a score decides without training."
+            "epochs=2 is too few for a family of 4: each member needs at least 1. Nothing was changed. "
+            "Pass --epochs 3 or more, or --epochs 0, where a score decides without training."
         )
-        assert len(epochs_of_members([0.8, 0.6, 0.4, 0.2], FinetuneSettings(epochs=needed, method=method))) == 4
+        assert epochs_of_members([0.8, 0.6, 0.4, 0.2], FinetuneSettings(epochs=3, method=method)) == [1, 1, 1, 1]
 
 
 def family(case: Case, targets: str, shelf: Shelf | None = None) -> list[Member]:

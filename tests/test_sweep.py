@@ -232,6 +232,11 @@ class TestRay:
         assert "Start one with `ray start --head`, or pass --ray local for one of this machine alone." in outcome.stderr
         assert not (folder / "S").exists()
 
+    def test_settings_are_checked_before_a_cluster_is_asked_for(self) -> None:
+        outcome = run_cli(*FLAGS, "--targets", "params=0.8", "--ray", "127.0.0.1:1", "--l2", 0.1)
+        assert outcome.exit_code == 2
+        assert outcome.stderr.startswith("Error: l2=0.1 with method='magnitude': ")
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("folder")

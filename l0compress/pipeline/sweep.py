@@ -25,7 +25,7 @@ from l0compress.errors import InputError, RunError, TargetError
 from l0compress.pipeline import runs
 from l0compress.pipeline.config import complete, config_text, read_config
 from l0compress.pipeline.options import OPTIONS
-from l0compress.pipeline.requests import request_of
+from l0compress.pipeline.requests import request_of, settings_in
 from l0compress.pipeline.run_manifest import read_manifest
 from l0compress.training.settings import METHOD_NAMES
 from l0compress.training.targets import Target
@@ -93,6 +93,7 @@ class Sweep:
             RunError: a trial in the folder had other settings.
         """
         for trial in self.trials:
+            settings_in(self.values(trial))
             wanted = request_of(self.values(trial)).values()
             folder = self.run_of(trial)
             if not runs.is_run(folder):

@@ -133,8 +133,9 @@ def epochs_of_members(shares: Sequence[float], settings: FinetuneSettings) -> li
     Raises:
         InputError: there are too few to give each member the least that its method needs.
     """
-    members, least = len(shares), _least(settings)
+    members = len(shares)
     total = math.floor((FIXED + EACH * members) * settings.epochs)
+    least = _least(settings, total // members)
     if total < least * members:
         needed = math.ceil(least * members / (FIXED + EACH * members))
         raise InputError(
@@ -151,8 +152,9 @@ def epochs_of_members(shares: Sequence[float], settings: FinetuneSettings) -> li
     return epochs
 
 
-def _least(settings: FinetuneSettings) -> int:
-    """The fewest epochs that a run which trains at all can have: one for gates, one for the rest."""
+def _least(settings: FinetuneSettings, even_share: int) -> int:
+    """The fewest epochs of a member: with gates two, one for gates and one for the rest, where there are enough."""
     if settings.epochs == 0:
         return 0
-    return 2 if settings.method in TRAINED_METHODS or settings.rounds_weights else 1
+    has_gates = settings.method in TRAINED_METHODS or settings.rounds_weights
+    return 2 if has_gates and even_share >= 2 else 1

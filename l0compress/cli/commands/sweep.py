@@ -83,6 +83,7 @@ def _sweep(flags_given: dict[str, Any], asked: _Grid) -> None:
         console.print(line, soft_wrap=True, markup=False)
 
     sweep = Sweep(asked.output, shared, trials)
+    sweep.check()  # before a cluster is asked for
     with place_of(asked.ray, asked.jobs, device=str(shared.get("device", "cpu"))) as place:
         result = run_sweep(sweep, place=place, on_trial=tell)
     if asked.as_json:
