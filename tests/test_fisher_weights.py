@@ -69,7 +69,7 @@ def test_weights_that_no_prediction_depends_on_go_first_however_large():
     model, data = silent()
     settings = replace(SPARSE, loss="mse")
     graph = capture(model, (data.train.inputs[0][:2],))
-    scores = saliencies(problem_of(graph, data, settings))
+    scores = saliencies(graph, problem_of(graph, data, settings))
     assert not bool(scores["0.weight"][:, 1].any()) and bool(scores["2.weight"].any())
     result = finetune(graph, data, {"params": 0.76}, settings=settings)
     assert result.plan.masks["0.weight"].tolist() == [[True, False]] * 8
@@ -87,7 +87,7 @@ def test_of_multiplications_what_is_lost_counts_for_each_that_a_weight_takes():
     graph = capture(model, (x[:2],))
     result = finetune(graph, data, {"macs": 0.5}, settings=SPARSE)
     assert 0.45 * 288 < nonzero_cost(result.small).macs <= 144
-    scores, macs = saliencies(problem_of(graph, data, SPARSE)), {"0.weight": 8.0, "3.weight": 1.0}
+    scores, macs = saliencies(graph, problem_of(graph, data, SPARSE)), {"0.weight": 8.0, "3.weight": 1.0}
     by_cost = torch.cat([(scores[name] / each).flatten() for name, each in macs.items()]).argsort(descending=True)
     costs = torch.cat([torch.full((scores[name].numel(),), each) for name, each in macs.items()])[by_cost]
     kept = torch.cat([result.plan.masks[name].flatten() for name in macs])[by_cost]

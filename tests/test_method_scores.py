@@ -55,7 +55,7 @@ class TestRandom:
             problem = problem_of(groups.graph, data, replace(QUICK, granularity="weights", loss="mse"))
             limits = Limits.counted(groups, {"params": 2})
             scores.append(Random.on(groups, ()).score(limits, problem, ()))
-            of_weights.append(RandomWeights.__new__(RandomWeights).score(problem))
+            of_weights.append(RandomWeights.__new__(RandomWeights).score(groups.graph, problem))
         assert torch.equal(*scores)
         assert all(torch.equal(each, of_weights[1][name]) for name, each in of_weights[0].items())
 
@@ -83,7 +83,7 @@ class TestTaylor:
         groups = two_units(3.0, -1.0)
         part = Split((torch.ones(64, 1),), torch.full((64, 1), 4.0))
         problem = problem_of(groups.graph, Data(part, part), replace(QUICK, granularity="weights", loss="mse"))
-        found = TaylorWeights.__new__(TaylorWeights).score(problem)
+        found = TaylorWeights.__new__(TaylorWeights).score(groups.graph, problem)
         scale = problem.objective.reading.scale  # dL/dw2 = 2 (2 - 4) * 1, dL/dw1 = 2 (2 - 4) * (3 or -1)
         assert (found["1.weight"] * scale).flatten().tolist() == pytest.approx([12.0, 4.0])
         assert (found["0.weight"] * scale).flatten().tolist() == pytest.approx([12.0, 4.0])

@@ -20,6 +20,7 @@ from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.graph.groups.cost import cost
 from l0compress.graph.groups.resource import Counted
+from l0compress.graph.groups.weights import nonzero_cost
 from l0compress.training.curvature import probe
 from l0compress.training.decision import Decision
 from l0compress.training.descent import descend, held_back, steps_down
@@ -299,14 +300,22 @@ class TestOneInterface:
         told = []
         chosen = finetune(graph, data, {"params": 0.3}, settings=settings, on_event=told.append)
         (message,) = [event.message for event in told if event.stage == DECIDED]
-        names = re.findall(r"(\w+): ([\d.]+) \(loss ([\d.]+)\)", message)
+        names = re.findall(r"(?:candidates: |; )([\w, ]+): ([\d.]+) \(loss ([\d.]+)\)", message)
         best = max(names, key=lambda found: (float(found[1]), -float(found[2])))[0]
-        assert {name for name, *_ in names} == {"fisher", "magnitude"} | ({"gates"} if epochs else set())
-        assert message.startswith(f"Continues with '{best}'.") and best != "gates"
+        learned = ["gates", "gates, repaired"] if epochs else []
+        assert [name for name, *_ in names] == [*learned, "fisher", "magnitude"]
+        assert message.startswith(f"Continues with '{best}'.") and best not in learned
         alone = finetune(graph, data, {"params": 0.3}, settings=replace(settings, method=best, epochs=0))
         assert all(torch.equal(mask, alone.plan.masks[name]) for name, mask in chosen.plan.masks.items())
-        # Statistics of the batch norm were measured before the candidates were compared.
         assert f"{best}: {alone.best_evaluation.metric:.4f} (loss {alone.best_evaluation.loss:.4f})" in message
+
+    def test_of_channels_and_single_weights_at_once_the_gates_decision_is_repaired(self, graph, data):
+        settings, told = replace(QUICK, epochs=3, granularity="both"), []
+        result = finetune(graph, data, {"params": 0.3}, settings=settings, on_event=told.append)
+        (message,) = [event.message for event in told if event.stage == DECIDED]
+        assert re.findall(r"(?:candidates: |; )([\w, ]+): ", message) == ["gates", "gates, repaired"]
+        dense, most = cost(graph).params, int(0.3 * cost(graph).params)
+        assert nonzero_cost(result.small).params == most < dense
 
     def test_the_decision_that_does_best_in_validation_goes_on(self, graph, data):
         state = TrainingState.begin(problem_of(graph, data, QUICK), Reporter())

@@ -49,14 +49,25 @@ def test_parameters_that_several_layers_read_stay() -> None:
     assert set(layers(found)) == {"hidden", "out"} and layers(found)["out"]
 
 
-def test_single_weights_that_a_plan_drops_stay_zero() -> None:
+def test_single_weights_that_a_plan_drops_stay_zero_and_the_others_make_up_for_them() -> None:
     net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
     graph, plan, _ = cut_half(net, lambda n: torch.randn(n, 6))
     plan = plan.with_masks({"2.weight": torch.rand(8, 16) < 0.5})
     small = shrink(graph, plan)
     found = repair(small, graph, plan, batches_of(lambda n: torch.randn(n, 6)))
-    assert torch.equal(found.graph.state()["2.weight"], small.state()["2.weight"])
-    assert layers(found) == {"0": False, "4": True}
+    before, after = (one.state()["2.weight"] for one in (small, found.graph))
+    assert torch.equal(before != 0, after != 0) and not torch.equal(before, after)
+    assert layers(found) == {"0": False, "2": True, "4": True}
+
+
+def test_a_layer_with_zeros_that_would_take_too_long_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layerwise, "MOST_WORK", 8 * 9**3 / 3)  # eight outputs that read eight units and a bias
+    graph = capture(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)), (torch.zeros(2, 16),))
+    plan = KeepPlan.everything(find_groups(graph))
+    for kept, solved in ((8, True), (9, False)):
+        masked = plan.with_masks({"0.weight": (torch.arange(16) < kept).expand(8, 16)})
+        found = repair(shrink(graph, masked), graph, masked, batches_of(lambda n: torch.randn(n, 16)))
+        assert ("0" in layers(found)) == solved
 
 
 class Recurrent(nn.Module):

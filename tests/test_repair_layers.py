@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l0compress.data import Batch
 from l0compress.graph import KeepPlan, capture, find_groups, shrink
-from l0compress.training.repair import layerwise, repair
+from l0compress.training.repair import layerwise, least_squares, repair
 from l0compress.training.repair.least_squares import Sums, best_step, cancellation, solve
 
 
@@ -40,6 +40,31 @@ def test_a_bias_is_not_penalised() -> None:
     step = solve(sums, 1e6, free=1)
     torch.testing.assert_close(step[0, -1], torch.tensor([7.0, 7.0]).double(), rtol=1e-4, atol=0)
     assert step[0, :-1].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("factored", [1, 2**24])
+def test_every_output_is_solved_on_its_own_support(
+    monkeypatch: pytest.MonkeyPatch, density: float, factored: int
+) -> None:
+    monkeypatch.setattr(least_squares, "_FACTORED", factored)  # one output at a time, or all of them
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 60, size, generator=generator, dtype=torch.float64) for size in (7, 5))
+    x[..., -1] = 1
+    support = torch.rand(2, 7, 5, generator=generator) < density
+    support[:, -1] = True
+    sums = Sums()
+    sums.add_(x, y)
+    penalty = 0.3 * x[..., :-1].square().sum((1, 2)) / 6
+    step = solve(sums, 0.3, free=1, support=support)
+    assert not bool(step[~support].any())
+    for group in range(2):
+        for output in range(5):
+            here = support[group, :, output]
+            weights = penalty[group].sqrt() * torch.eye(7, dtype=torch.float64)[:-1]
+            rows = torch.cat([x[group], weights])[:, here].numpy()
+            wanted, *_ = scipy.linalg.lstsq(rows, torch.cat([y[group, :, output], y.new_zeros(6)]).numpy())
+            np.testing.assert_allclose(step[group, here, output].numpy(), wanted, rtol=1e-9, atol=1e-12)
 
 
 def nearly_alike(rows: int, *, seed: int) -> tuple[Tensor, Tensor]:
@@ -228,10 +253,11 @@ class Stream(nn.Module):
 
 
 @pytest.mark.parametrize("between", ["dropout", "views", "scale", "norm"])
-def test_a_layer_makes_up_for_what_its_sum_lacks(between: str) -> None:
+def test_a_layer_makes_up_for_what_its_sum_lacks(monkeypatch: pytest.MonkeyPatch, between: str) -> None:
     graph = capture(Stream(between).double().eval(), (torch.zeros(2, 6).double(),))
     plan = KeepPlan.from_kept(find_groups(graph), {"up channels": [0, 1, 2, 3]})
-    # The damaged layer has a mask of its own, so that it stays as it is.
+    # The damaged layer has a mask of its own, too much to solve, so that it stays as it is.
+    monkeypatch.setattr(layerwise, "MOST_WORK", 0)
     mask = torch.ones(4, 16, dtype=torch.bool)
     mask[0, 0] = False
     held = batches_of(lambda n: torch.randn(n, 6).double())

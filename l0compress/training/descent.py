@@ -52,15 +52,15 @@ def steps_down(dense: int, target: int, *, step: float = STEP, at_least: int = 1
     return [int(dense * (target / dense) ** (position / count)) for position in range(1, count)] + [target]
 
 
-def steps_in_step(dense: Sequence[int], targets: Sequence[int]) -> list[tuple[int, ...]]:
+def steps_in_step(dense: Sequence[int], targets: Sequence[int], *, step: float = STEP) -> list[tuple[int, ...]]:
     """The budgets on the way where there are several: as many steps as the one furthest away needs, for all of them.
 
     >>> steps_in_step([1000, 4000], [250, 2000])
     [(707, 3363), (500, 2828), (353, 2378), (250, 2000)]
     """
     pairs = list(zip(dense, targets, strict=True))
-    most = max(len(steps_down(start, target)) for start, target in pairs)
-    return list(zip(*(steps_down(start, target, at_least=most) for start, target in pairs), strict=True))
+    most = max(len(steps_down(start, target, step=step)) for start, target in pairs)
+    return list(zip(*(steps_down(start, target, step=step, at_least=most) for start, target in pairs), strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,13 +57,13 @@ def weight_information(
     return {name: total / max(count, 1) for name, total in zip(names, totals, strict=True)}
 
 
-def saliencies(problem: Problem) -> dict[str, Tensor]:
+def saliencies(graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
     """By name of each weight, of its shape, float64: the information on samples of the training part, times w squared.
 
     Raises:
         DivergedError: they are not finite.
     """
-    settings, graph = problem.settings, problem.graph
+    settings = problem.settings
     samples = take_samples(problem, num_samples_for(graph), batch_size=PROBE)
     found = weight_information(graph, samples, problem.objective, device=settings.device, seed=settings.seed)
     state = graph.state()
@@ -95,6 +95,6 @@ class FisherWeights(OneShotWeights):
 
     subject = "Fisher scores"
 
-    def score(self, problem: Problem) -> dict[str, Tensor]:
-        costs = relative_costs(prunable_weights(problem.graph), tuple(self.limits.by_unit))
-        return {name: losses / costs[name] for name, losses in saliencies(problem).items()}
+    def score(self, graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
+        costs = relative_costs(prunable_weights(graph), tuple(self.limits.by_unit))
+        return {name: losses / costs[name] for name, losses in saliencies(graph, problem).items()}

@@ -34,7 +34,7 @@ from l0compress.training.multiplier import AscentSettings
 from l0compress.training.narrowing import Narrowed
 from l0compress.training.penalty import FixedPenalty, Penalty
 from l0compress.training.problem import Problem
-from l0compress.training.recalibrate import batches_at, recalibrate_all
+from l0compress.training.recalibrate import batches_at, recalibrate
 from l0compress.training.samples import repair_on_samples
 from l0compress.training.sparse_harden import whole_masks
 from l0compress.training.state import TrainingState, train_
@@ -86,19 +86,16 @@ class LearnedGates(Method):
 
     def _from_whole(self, state: TrainingState) -> Decision:
         """Learn on the whole network; of single weights go on with what a score says where that does better."""
-        candidates = {}
-        if state.problem.gated_steps:
-            candidates["gates"] = self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)
-        if not self.of_weights:
-            return candidates["gates"]
-        candidates |= {name: score.decide(state) for name, score in self.of_weights.items()}
-        small = recalibrate_all(
-            [one.small for one in candidates.values()],
-            batches_at(state.problem, self.num_steps),
-            device=state.problem.device,
-        )
-        measured = zip(candidates.items(), small, strict=True)
-        return better(state, {name: Decision(one.plan, graph, repaired=True) for (name, one), graph in measured})
+        problem, candidates = state.problem, {}
+        if problem.gated_steps:
+            learned = self._learn(state, Narrowed.whole(self.groups), self.gated, self.budget)
+            if isinstance(self.budget, FixedPenalty):
+                return learned
+            measured = recalibrate(learned.small, batches_at(problem, self.num_steps), device=problem.device)
+            repaired = repair_on_samples(problem)(learned.plan, learned.small)
+            candidates["gates"] = Decision(learned.plan, measured, repaired=True)
+            candidates["gates, repaired"] = Decision(learned.plan, repaired, repaired=True)
+        return better(state, candidates | {name: score.decide(state) for name, score in self.of_weights.items()})
 
     def _from_scores(self, fisher: Fisher, state: TrainingState) -> Decision:
         """Learn, and go on with the score's own decision where that one does better."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Self
 
@@ -12,7 +13,7 @@ from l0compress.data.batches import Batch
 from l0compress.errors import NOTHING_CHANGED, DivergedError
 from l0compress.graph.groups import Groups, find_groups
 from l0compress.training.decision import Decision
-from l0compress.training.descent import Descent, descend
+from l0compress.training.descent import Descent, OnStep, descend
 from l0compress.training.events import CUT, ProgressEvent, densities_told
 from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.limits import Limits
@@ -55,18 +56,12 @@ class OneShot(Method):
     def descent(self, state: TrainingState) -> Descent:
         """The steps down to the budget, each reported before it is taken."""
         problem = state.problem
-
-        def report(number: int, steps: int, left: tuple[int, ...]) -> None:
-            event = ProgressEvent(CUT, 0, problem.settings.epochs, epoch_done=False, step=number, steps=steps)
-            densities = {target.unit: used / target.dense for target, used in zip(self.targets, left, strict=True)}
-            state.reporter.on_event(replace(event, **densities_told(densities)))
-
         samples = take_samples(problem, num_samples_for(problem.graph), batch_size=PROBE)
         return descend(
             self.limits,
             lambda limits: finite(self.score(limits, problem, samples)),
             repair_on_samples(problem),
-            on_step=report,
+            on_step=told_steps(state, self.targets),
         )
 
     def decide(self, state: TrainingState) -> Decision:
@@ -76,6 +71,17 @@ class OneShot(Method):
     def decision(descent: Descent) -> Decision:
         """What a descent ends in."""
         return Decision.of(descent.end.plan, descent.end.graph.state(), repaired=True)
+
+
+def told_steps(state: TrainingState, targets: Sequence[AbsoluteTarget]) -> OnStep:
+    """Report every step down to the targets before it is taken."""
+
+    def report(number: int, steps: int, left: tuple[int, ...]) -> None:
+        event = ProgressEvent(CUT, 0, state.problem.settings.epochs, epoch_done=False, step=number, steps=steps)
+        densities = {target.unit: used / target.dense for target, used in zip(targets, left, strict=True)}
+        state.reporter.on_event(replace(event, **densities_told(densities)))
+
+    return report
 
 
 def finite(scores: Tensor) -> Tensor:

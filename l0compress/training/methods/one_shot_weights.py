@@ -1,8 +1,14 @@
-"""Methods that decide on single weights by a score, at once and before any training."""
+"""Methods that decide on single weights by a score, before any training.
+
+Weights go in steps, like channels do (:mod:`l0compress.training.descent`): each step is scored on what the one before
+left, and after each the weights that stay are solved anew to return what the dense layers return. Source: gradual
+pruning with a reconstruction in between, as in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -10,21 +16,28 @@ from torch import Tensor
 
 from l0compress.errors import InputError
 from l0compress.gates.sparse_cost import SparseCost
+from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.groups import groups_without_moves
 from l0compress.graph.groups.weights import prunable_weights
 from l0compress.training.decision import Decision
+from l0compress.training.descent import steps_in_step
 from l0compress.training.goals import Goal, budgets_of
 from l0compress.training.limits import Limits
 from l0compress.training.methods.base import Method
+from l0compress.training.methods.one_shot import told_steps
 from l0compress.training.problem import Problem
 from l0compress.training.reachable import check_countable, check_reachable
 from l0compress.training.rounding import round_weights
+from l0compress.training.samples import repair_on_samples
 from l0compress.training.state import TrainingState
+
+# What a step leaves of the step before, at least. Of a layer's many weights more can go at a time than of its channels.
+STEP = 0.5
 
 
 class OneShotWeights(Method):
-    """Score every weight of the dense network, and keep the best that fit the budget; all epochs are left for them.
+    """Score, round and repair in steps down to the budget; all epochs are left for the weights that stay.
 
     ``subject`` is what the scores are called, as a message begins.
     """
@@ -38,16 +51,34 @@ class OneShotWeights(Method):
                 fix="Pass --granularity structured or weights, or --method l0.",
             )
         self.groups = groups_without_moves(problem.graph)
+        self.targets = budgets_of(goal)
         self.limits = weight_limits(problem, goal)
         self.resources = self.limits.resources
 
     @abstractmethod
-    def score(self, problem: Problem) -> dict[str, Tensor]:
-        """By name of each weight, of its shape: the highest stay."""
+    def score(self, graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
+        """By name of each weight of ``graph``, of its shape: the highest stay."""
 
     def decide(self, state: TrainingState) -> Decision:
-        masks = round_weights(state.problem.graph, self.score(state.problem), self.limits.by_unit)
-        return Decision.of(KeepPlan.everything(self.groups).with_masks(masks))
+        problem, graph = state.problem, state.problem.graph
+        repair, report = repair_on_samples(problem), told_steps(state, self.targets)
+        plan, small, used = KeepPlan.everything(self.groups), graph, self.limits.dense()
+        steps = steps_in_step(used, self.limits.most, step=STEP)
+        for number, most in enumerate(steps):
+            report(number, len(steps), used)
+            scores = _settled(self.score(small, problem), plan.masks)
+            plan = plan.with_masks(round_weights(small, scores, self.limits.at(most).by_unit))
+            small = repair(plan, Decision.of(plan, small.state()).small)
+            used = most
+        return Decision(plan, small, repaired=True)
+
+
+def _settled(scores: dict[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores by which what is zero already stays so, as long as there is anything else."""
+    return {
+        name: found if name not in masks else found.double().masked_fill(~masks[name].to(found.device), -torch.inf)
+        for name, found in scores.items()
+    }
 
 
 def weight_limits(problem: Problem, goal: Goal) -> Limits:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l0compress.data.batches import Batch
+from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups.weights import prunable_weights
 from l0compress.training.limits import Limits
 from l0compress.training.methods.one_shot import OneShot
@@ -41,8 +42,8 @@ class RandomWeights(OneShotWeights):
 
     subject = "Random scores"
 
-    def score(self, problem: Problem) -> dict[str, Tensor]:
-        weights = prunable_weights(problem.graph)
+    def score(self, graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
+        weights = prunable_weights(graph)
         drawn = random_scores(sum(weight.numel for weight in weights), seed=problem.settings.seed)
         parts = drawn.split([weight.numel for weight in weights])
         return {weight.name: part.view(weight.shape) for weight, part in zip(weights, parts, strict=True)}

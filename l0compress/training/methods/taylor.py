@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from l0compress.data.batches import Batch
 from l0compress.gates.attach import attach
+from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.groups import Groups
 from l0compress.graph.groups.weights import prunable_weights
 from l0compress.training.limits import Limits
@@ -106,11 +107,11 @@ class TaylorWeights(OneShotWeights):
 
     subject = "Taylor scores"
 
-    def score(self, problem: Problem) -> dict[str, Tensor]:
-        network = problem.graph.module().to(problem.device)
-        names = [weight.name for weight in prunable_weights(problem.graph)]
+    def score(self, graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
+        network = graph.module().to(problem.device)
+        names = [weight.name for weight in prunable_weights(graph)]
         parameters = dict(network.named_parameters(remove_duplicate=False))
-        samples = take_samples(problem, num_samples_for(problem.graph), batch_size=PROBE)
+        samples = take_samples(problem, num_samples_for(graph), batch_size=PROBE)
         at = [parameters[name] for name in names]
         scores = first_order(network, at, samples, problem.objective, seed=problem.settings.seed)
         return dict(zip(names, scores, strict=True))

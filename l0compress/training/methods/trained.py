@@ -99,10 +99,7 @@ class TrainedMoves(Trained):
         network, graph = pressure.network, self.groups.graph
         scores = held_back(self.groups, pressure.scores()[MOVES], GROUP_STEP)
         plan = closed(lambda within: decide(within, scores), lambda plan: shrink(graph, plan), self.limits)
-        small = shrink(fold(network, plan), plan)
-        repaired = repair_on_samples(state.problem)(plan, small)
-        candidates = {"as trained": Decision(plan, small), "repaired": Decision(plan, repaired, repaired=True)}
-        return better(state, candidates)
+        return _or_repaired(Decision(plan, shrink(fold(network, plan), plan)), state)
 
 
 class TrainedWeights(Trained):
@@ -121,10 +118,15 @@ class TrainedWeights(Trained):
         return attach(groups_without_moves(problem.graph), Factors(0), masks)
 
     def _rounded(self, pressure: Pressure, state: TrainingState) -> Decision:
-        del state  # a repair leaves weights with zeros as they are
         graph = pressure.network.graph()
         masks = round_weights(graph, _on_cpu(pressure.scores()), self.limits.by_unit)
-        return Decision.of(KeepPlan.everything(self.groups).with_masks(masks), graph.state())
+        return _or_repaired(Decision.of(KeepPlan.everything(self.groups).with_masks(masks), graph.state()), state)
+
+
+def _or_repaired(trained: Decision, state: TrainingState) -> Decision:
+    """The decision as it was trained, or repaired, whichever does better in validation."""
+    repaired = repair_on_samples(state.problem)(trained.plan, trained.small)
+    return better(state, {"as trained": trained, "repaired": Decision(trained.plan, repaired, repaired=True)})
 
 
 def _on_cpu(scores: dict[str, Tensor]) -> dict[str, Tensor]:

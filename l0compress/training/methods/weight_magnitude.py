@@ -1,7 +1,7 @@
 """One-shot magnitude of single weights: the baseline that gates on weights have to beat.
 
-What becomes zero is decided at once, from the dense weights alone; teacher, distillation, budget, rounding and number
-of epochs are those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Han et al., "Learning both
+What becomes zero is decided from the weights alone; teacher, distillation, budget, rounding, repair and number of
+epochs are those of :func:`~l0compress.training.finetune.finetune`. Source of the score: Han et al., "Learning both
 Weights and Connections for Efficient Neural Networks", NeurIPS 2015, section 3; across layers or within each as in
 Gale et al., "The State of Sparsity in Deep Neural Networks", 2019, section 4.
 """
@@ -32,8 +32,9 @@ class WeightMagnitude(OneShotWeights):
     subject = "Magnitudes"
     scope: ClassVar[Scope] = "global"
 
-    def score(self, problem: Problem) -> dict[str, Tensor]:
-        return weight_scores(problem.graph, self.scope)
+    def score(self, graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
+        del problem
+        return weight_scores(graph, self.scope)
 
 
 class LayerMagnitude(WeightMagnitude):

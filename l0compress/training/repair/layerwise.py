@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from l0compress.data import Batch
@@ -24,7 +25,7 @@ from l0compress.graph.nodes.network import GraphNetwork, attribute
 from l0compress.training.randomness import seeded
 from l0compress.training.repair.contractions import values_of
 from l0compress.training.repair.forms import Form
-from l0compress.training.repair.least_squares import Sums, best_step
+from l0compress.training.repair.least_squares import Sums, best_step, work_of
 from l0compress.training.repair.lockstep import Lockstep, live_bytes
 from l0compress.training.repair.padding import counting
 from l0compress.training.repair.pre_activations import Limits, RecurrentTask, Samples, solve_recurrent_
@@ -40,6 +41,8 @@ MIN_ROWS, ROWS_PER_UNKNOWN, HELD_OUT_ROWS = 16_384, 4, 4_096
 MANY_UNKNOWNS = 1_024
 # Activations of both networks that are held at a time; where samples need more, fewer are taken.
 MOST_BYTES = 2**30
+# Multiply-accumulates of one solution of a layer with zeros, whose outputs have a matrix each: some ten seconds.
+MOST_WORK = 1e11
 _HELD_OUT_EVERY = 4
 # A layer that misses less than so many roundings misses nothing.
 _ROUNDINGS = 8
@@ -84,7 +87,9 @@ def repair(
     Layer after layer, in the order of the graph, by ridge least squares: from its input in the small network, as far
     as that is repaired by then, to its output in the dense network. A layer that writes to a sum also makes up for what
     the other summand lacks. Linear layers, products with a matrix, convolutions and recurrent layers are solved; what
-    several layers share, embeddings and norms stay. Padding that an input masks out does not count.
+    several layers share, embeddings and norms stay. Single weights that the plan drops stay zero; a recurrent layer
+    with such zeros stays, and so does a layer whose solution with them would take too long. Padding that an input masks
+    out does not count.
 
     Args:
         small: what ``shrink`` returned for ``plan``, on the weights of ``dense`` or on others.
@@ -164,7 +169,7 @@ class _Walk:
         self.tasks = Tasks(small, dense, plan)
         self.here, self.there = Lockstep(small, batches), Lockstep(dense, batches, self.tasks.taken())
         self.masks = counting(dense, batches)
-        self.dtype = widest_float(device)
+        self.device, self.dtype = device, widest_float(device)
         self.grams = _Grams()
         # Where the next layer begins to look for its penalty.
         self.penalty = len(PENALTIES) // 2
@@ -176,7 +181,8 @@ class _Walk:
             task = self.tasks.by_node.get(node)
             if task is not None:
                 self.here.before_(node)
-                layers.append(self._solve_(task))
+                solved = self._solve_(task)
+                layers += [] if solved is None else [solved]
             if node in self.tasks.recurrent:
                 layers.append(self._solve_recurrent_(self.tasks.recurrent[node]))
             self.here.through_(node)
@@ -189,14 +195,24 @@ class _Walk:
         before, after = solve_recurrent_(task, (self.small, self.dense), self.here, samples, limits)
         return RepairedLayer(task.name, before, after, repaired=after < before)
 
-    def _solve_(self, task: Task) -> RepairedLayer:
+    def _support(self, task: Task, *, with_bias: bool) -> Tensor | None:
+        """What may differ from zero, as the unknowns are laid out; None where all of it may."""
+        if task.mask is None:
+            return None
+        support = task.layer.form.matrices(task.mask).to(self.device)
+        return F.pad(support, (0, 0, 0, int(with_bias)), value=True)
+
+    def _solve_(self, task: Task) -> RepairedLayer | None:
         layer = task.layer
         weight, bias = values_of(self.small, layer)
         matrices = layer.form.matrices(weight).to(self.dtype)
         if bias is not None:
             matrices = torch.cat([matrices, layer.form.bias(bias).to(self.dtype)], 1)
+        support = self._support(task, with_bias=bias is not None)
+        if support is not None and work_of(support) > MOST_WORK:
+            return None
         train, held, squares = self._sums(task, matrices, with_bias=bias is not None)
-        solution = best_step(train, held, PENALTIES, free=int(bias is not None), start=self.penalty)
+        solution = best_step(train, held, PENALTIES, free=int(bias is not None), start=self.penalty, support=support)
         self.penalty = solution.penalty
         before, after = (error / squares if squares else 0.0 for error in (solution.before, solution.after))
         least = (_ROUNDINGS * torch.finfo(weight.dtype).eps) ** 2

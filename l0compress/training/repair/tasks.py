@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from torch import fx
+from torch import Tensor, fx
 
 from l0compress.errors import PlanError
 from l0compress.graph.capture import CapturedGraph
@@ -27,12 +27,14 @@ class Task:
         twin: what it should return, in the dense network.
         keeps: what of that is left in the small network.
         beside: the sum that it writes to; None where it writes to none whose other summand is known by then.
+        mask: bool, of the small weight's shape, True = may differ from zero; None where every weight may.
     """
 
     layer: Contraction
     twin: fx.Node
     keeps: Keeps
     beside: Beside | None
+    mask: Tensor | None
 
 
 class Tasks:
@@ -44,7 +46,7 @@ class Tasks:
         self._dense = {node.name: node for node in dense.graph.nodes}
         self._position = {node: position for position, node in enumerate(small.graph.nodes)}
         # What single weights are zero is part of the budget.
-        self._masked = {name for name, mask in plan.masks.items() if not bool(mask.all())}
+        self._masks = {name: mask for name, mask in plan.small_masks().items() if not bool(mask.all())}
         found = [task for node in small.graph.nodes if (task := self._task(node)) is not None]
         self.by_node = {task.layer.node: task for task in found}
         self.recurrent = {task.node: task for node in small.graph.nodes if (task := self._recurrent(node))}
@@ -70,7 +72,7 @@ class Tasks:
     def _recurrent(self, node: fx.Node) -> RecurrentTask | None:
         def own(param: fx.Node) -> str | None:
             name = self._small.own(param)
-            return None if name in self._masked else name
+            return None if name in self._masks else name
 
         return recurrent_task(node, self.twin(node), own, self._plan)
 
@@ -80,11 +82,11 @@ class Tasks:
         if layer is None or known is None or (known.weight, known.bias) != (layer.weight, layer.bias):
             return None
         keeps = self.keeps(known.last.name)
-        if keeps is None or not self._masked.isdisjoint((layer.weight, str(layer.bias))):
+        if keeps is None or layer.bias in self._masks:
             return None
         at = self._position[layer.node]
         other = beside(layer.last, self.twin, self.keeps, lambda source: self._position[source] < at)
-        return Task(layer, known.last, keeps, other)
+        return Task(layer, known.last, keeps, other, self._masks.get(layer.weight))
 
 
 def check_small(small: CapturedGraph, plan: KeepPlan) -> None:
