@@ -56,6 +56,12 @@ METHODS = (
         "(upward + downward).sum(-1) + shift",
         (_INTERVALS, "cancels"),
     ),
+    Fault(
+        "l0compress.training:OneShotWeights.decide",
+        "repair(plan, Decision.of(plan, small.state()).small)",
+        "Decision.of(plan, small.state()).small",
+        (_OF_WEIGHTS, "repair"),
+    ),
     Fault("l0compress.training:weight_information", "count += len(batch)", "count += 2", (_OF_WEIGHTS, "gauss")),
     Fault(
         "l0compress.training:relative_costs", "counted * macs / average", "counted", (_OF_WEIGHTS, "multiplications")

@@ -26,10 +26,19 @@ REPAIR = (
         "l0compress.training.repair:Contractions._product", "not outputs_first", "outputs_first", (_LAYERS, "products")
     ),
     Fault(
-        "l0compress.training.repair:Tasks._task",
-        "keeps is None or not self._masked.isdisjoint((layer.weight, str(layer.bias)))",
-        "keeps is None",
+        "l0compress.training.repair:Tasks._task", "self._masks.get(layer.weight)", "None", (_TESTS, "single_weights")
+    ),
+    Fault(
+        "l0compress.training.repair:_Walk._support",
+        "F.pad(support, (0, 0, 0, int(with_bias)), value=True)",
+        "F.pad(support, (0, 0, 0, int(with_bias)), value=False)",
         (_TESTS, "single_weights"),
+    ),
+    Fault(
+        "l0compress.training.repair:_solved_on",
+        "torch.where(real, moment[places, chosen.unsqueeze(1)], 0.0)",
+        "moment[places, chosen.unsqueeze(1)]",
+        (_LAYERS, "own_support"),
     ),
     Fault(
         "l0compress.training.repair:Convolution.matrices",

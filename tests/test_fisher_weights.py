@@ -11,7 +11,8 @@ from torch import nn
 
 from l0compress.data import Data, Split
 from l0compress.data.batches import Batch
-from l0compress.graph import capture, nonzero_cost
+from l0compress.graph import capture, cost, nonzero_cost, shrink
+from l0compress.training.events import CUT
 from l0compress.training.finetune import finetune
 from l0compress.training.losses import objective_for
 from l0compress.training.methods.fisher_weights import saliencies, weight_information
@@ -93,3 +94,20 @@ def test_of_multiplications_what_is_lost_counts_for_each_that_a_weight_takes():
     kept = torch.cat([result.plan.masks[name].flatten() for name in macs])[by_cost]
     # The best of each weight stays anyway, which may take the place of others.
     assert bool(kept[costs.cumsum(0) <= 144 - 9].all())
+
+
+def test_a_repair_after_each_of_several_steps_leaves_most_of_the_model_without_training():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 2)).eval()
+    x = torch.randn(600, 4) @ torch.randn(4, 12)  # 12 inputs of which 4 would say as much
+    data = Data(*[Split((part,), model(part).detach()) for part in (x[:400], x[400:])])
+    settings = replace(SPARSE, loss="mse", epochs=0)
+    steps = []
+    graph = capture(model, (x[:2],))
+    result = finetune(graph, data, {"params": 0.3}, settings=settings, on_event=lambda e: steps.append(e.stage))
+    assert steps.count(CUT) == 2
+    assert nonzero_cost(result.small).params == int(0.3 * cost(graph).params)
+    repaired, cut = (problem_of(graph, data, settings).evaluate(one.module()).loss for one in (
+        result.small, shrink(graph, result.plan.decision()),
+    ))  # fmt: skip
+    assert repaired < 0.2 * cut

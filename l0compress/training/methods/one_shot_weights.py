@@ -8,7 +8,6 @@ pruning with a reconstruction in between, as in Frantar and Alistarh, "Optimal B
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -57,7 +56,7 @@ class OneShotWeights(Method):
 
     @abstractmethod
     def score(self, graph: CapturedGraph, problem: Problem) -> dict[str, Tensor]:
-        """By name of each weight of ``graph``, of its shape: the highest stay."""
+        """By name of each weight of ``graph``, of its shape: the highest stay. Zeros have none that is higher."""
 
     def decide(self, state: TrainingState) -> Decision:
         problem, graph = state.problem, state.problem.graph
@@ -66,19 +65,11 @@ class OneShotWeights(Method):
         steps = steps_in_step(used, self.limits.most, step=STEP)
         for number, most in enumerate(steps):
             report(number, len(steps), used)
-            scores = _settled(self.score(small, problem), plan.masks)
-            plan = plan.with_masks(round_weights(small, scores, self.limits.at(most).by_unit))
+            masks = round_weights(small, self.score(small, problem), self.limits.at(most).by_unit)
+            plan = plan.with_masks(masks)
             small = repair(plan, Decision.of(plan, small.state()).small)
             used = most
         return Decision(plan, small, repaired=True)
-
-
-def _settled(scores: dict[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores by which what is zero already stays so, as long as there is anything else."""
-    return {
-        name: found if name not in masks else found.double().masked_fill(~masks[name].to(found.device), -torch.inf)
-        for name, found in scores.items()
-    }
 
 
 def weight_limits(problem: Problem, goal: Goal) -> Limits:

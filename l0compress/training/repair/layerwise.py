@@ -41,8 +41,8 @@ MIN_ROWS, ROWS_PER_UNKNOWN, HELD_OUT_ROWS = 16_384, 4, 4_096
 MANY_UNKNOWNS = 1_024
 # Activations of both networks that are held at a time; where samples need more, fewer are taken.
 MOST_BYTES = 2**30
-# Multiply-accumulates of one solution of a layer with zeros, whose outputs have a matrix each: some ten seconds.
-MOST_WORK = 1e11
+# Multiply-accumulates of one solution of a layer with zeros, whose outputs have a matrix each: some seconds of a core.
+MOST_WORK = 3e10
 _HELD_OUT_EVERY = 4
 # A layer that misses less than so many roundings misses nothing.
 _ROUNDINGS = 8
