@@ -309,13 +309,15 @@ class TestOneInterface:
         assert all(torch.equal(mask, alone.plan.masks[name]) for name, mask in chosen.plan.masks.items())
         assert f"{best}: {alone.best_evaluation.metric:.4f} (loss {alone.best_evaluation.loss:.4f})" in message
 
-    def test_of_channels_and_single_weights_at_once_the_gates_decision_is_repaired(self, graph, data):
-        settings, told = replace(QUICK, epochs=3, granularity="both"), []
-        result = finetune(graph, data, {"params": 0.3}, settings=settings, on_event=told.append)
-        (message,) = [event.message for event in told if event.stage == DECIDED]
-        assert re.findall(r"(?:candidates: |; )([\w, ]+): ", message) == ["gates", "gates, repaired"]
-        dense, most = cost(graph).params, int(0.3 * cost(graph).params)
-        assert nonzero_cost(result.small).params == most < dense
+    @pytest.mark.parametrize("method", ["l0", "fisher", "magnitude"])
+    def test_channels_that_nothing_reads_go_with_the_single_weights(self, graph, data, method):
+        settings, told = replace(QUICK, epochs=3, granularity="both", method=method), []
+        result = finetune(graph, data, {"params": 0.2}, settings=settings, on_event=told.append)
+        messages = [event.message for event in told if event.stage == DECIDED]
+        found = [re.findall(r"(?:candidates: |; )([\w, ]+): ", message) for message in messages]
+        assert found == ([["gates", "gates, repaired", "fisher", "magnitude"]] if method == "l0" else [])
+        assert nonzero_cost(result.small).params == int(0.2 * cost(graph).params)
+        assert cost(result.small).params < cost(graph).params
 
     def test_the_decision_that_does_best_in_validation_goes_on(self, graph, data):
         state = TrainingState.begin(problem_of(graph, data, QUICK), Reporter())
@@ -336,7 +338,12 @@ class TestOneInterface:
     @pytest.mark.parametrize(
         ("granularity", "target", "where", "way"),
         [
-            ("both", {"params": 0.5}, "for channels and single weights at once", "--granularity structured or weights"),
+            (
+                "both",
+                {"params": 0.1},
+                "where channels have to go with the weights to fit the target",
+                "a larger --target",
+            ),
             ("structured", {"bic": 1}, "under a fixed penalty", "--target in place of the penalty"),
             ("weights", {"bic": 1}, "under a fixed penalty", "--target in place of the penalty"),
         ],
@@ -363,22 +370,16 @@ class TestOneInterface:
         ("method", "granularity", "message"),
         [
             (
-                "fisher",
+                "gradual-magnitude",
                 "both",
-                "Fisher scores decide on channels or on single weights, not on 'both'. Nothing was changed. Pass "
-                "--granularity structured or weights, or --method l0.",
-            ),
-            (
-                "magnitude",
-                "both",
-                "Magnitudes decide on channels or on single weights, not on 'both'. Nothing was changed. Pass "
-                "--granularity structured or weights, or --method l0.",
+                "Method 'gradual-magnitude' decides on channels or on single weights, not on 'both'. Nothing was "
+                "changed. Pass --granularity structured or weights, or --method l0.",
             ),
             (
                 "layer-magnitude",
                 "structured",
-                "Magnitudes decide on channels or on single weights, not on 'structured'. Nothing was changed. Pass "
-                "--granularity structured or weights, or --method l0.",
+                "Magnitudes decide on single weights, not on channels. Nothing was changed. Pass --granularity weights "
+                "or both, or --method magnitude.",
             ),
         ],
     )

@@ -9,6 +9,7 @@ ensures:  a decision with masks whose true cost, zeros not counted, is at most t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan, Keeps, cut
 from l0compress.graph.cut.shrink import shrink
 from l0compress.graph.groups import Groups
-from l0compress.graph.groups.weights import find_weights
+from l0compress.graph.groups.weights import Weight, find_weights
 from l0compress.graph.nodes.network import argument_at
 from l0compress.training.decision import Decision
 from l0compress.training.limits import Limits
@@ -42,23 +43,53 @@ def harden_sparse(gated: GatedNetwork, budget: Penalty) -> Decision:
     Raises:
         TargetMissedError: nothing that fits the budget lets the output depend on the input.
     """
-    graph = gated.graph()
-    groups, scores = gated.groups, gated.gates.log_alpha.detach().cpu()
-    limits = budget.limits_on(groups)
-
-    def enough(keep: Tensor) -> bool:
-        """Whether some limit could be used up by the weights of what is kept."""
-        return limits is None or limits.share(keep) >= 1
-
-    plan = _masked(gated, graph, KeepPlan(groups, _likely_moves(gated, enough, limits)), limits)
-    for _ in range(_ROUNDS):
-        narrower = _without_unread(plan, scores, enough)
-        if bool((narrower.keep == plan.keep).all()):
-            break
-        plan = _masked(gated, graph, narrower, limits)
+    graph, limits = gated.graph(), budget.limits_on(gated.groups)
+    scores = {
+        name: (gate.probability_nonzero() if limits is None else gate.log_alpha).detach().cpu()
+        for name, gate in gated.weight_gates.items()
+    }
+    elements = Elements(graph, gated.sparse, scores, limits)
+    likely = KeepPlan(gated.groups, _likely_moves(gated, elements.enough, limits))
+    plan = masked_plan(elements, likely, gated.gates.log_alpha.detach().cpu())
     decision = Decision(plan, shrink(fold(gated, plan), plan))
     check_connected(graph, decision.small)
     return decision
+
+
+@dataclass(frozen=True, eq=False)
+class Elements:
+    """What single weights are chosen by.
+
+    Attributes:
+        graph: of the dense shapes, with the weights to choose from.
+        weights: those that may hold zeros.
+        scores: by name of the weight, of its shape: the highest stay. Without limits they are probabilities.
+        limits: on the moves of the same graph; None where what is likelier than not stays.
+    """
+
+    graph: CapturedGraph
+    weights: tuple[Weight, ...]
+    scores: Mapping[str, Tensor]
+    limits: Limits | None
+
+    def enough(self, keep: Tensor) -> bool:
+        """Whether some limit could be used up by the weights of what is kept."""
+        return self.limits is None or self.limits.share(keep) >= 1
+
+
+def masked_plan(elements: Elements, plan: KeepPlan, scores: Tensor) -> KeepPlan:
+    """Choose the single weights of what a plan keeps, and cut out the channels that nothing reads any more.
+
+    Args:
+        scores: of moves, float ``(num_moves,)``: of the channels that nothing reads the lowest go first.
+    """
+    plan = _masked(elements, plan)
+    for _ in range(_ROUNDS):
+        narrower = _without_unread(plan, scores, elements.enough)
+        if bool((narrower.keep == plan.keep).all()):
+            break
+        plan = _masked(elements, narrower)
+    return plan
 
 
 def _likely_moves(gated: GatedNetwork, enough: Callable[[Tensor], bool], limits: Limits | None) -> Tensor:
@@ -104,22 +135,20 @@ def _without(groups: Groups, keep: Tensor, moves: list[int]) -> Tensor:
     return groups.close(fewer)
 
 
-def _masked(gated: GatedNetwork, graph: CapturedGraph, plan: KeepPlan, limits: Limits | None) -> KeepPlan:
+def _masked(elements: Elements, plan: KeepPlan) -> KeepPlan:
     """The plan with masks that fit the limits; elements that are cut anyway count as kept."""
-    keeps, gates = plan.parameter_keeps(), gated.weight_gates
+    keeps, graph, limits = plan.parameter_keeps(), elements.graph, elements.limits
     small = graph if bool(plan.keep.all()) else shrink(graph, KeepPlan(plan.groups, plan.keep))
-    names = {alias: weight.name for weight in gated.sparse for alias in weight.names}
+    names = {alias: weight.name for weight in elements.weights for alias in weight.names}
     of_small = {weight.name: names[weight.name] for weight in find_weights(small) if weight.name in names}
+    scores = {new: cut(elements.scores[old], keeps[new]) for new, old in of_small.items()}
     if limits is None:
-        probabilities = {new: gates[old].probability_nonzero().detach().cpu() for new, old in of_small.items()}
         masks = {
-            new: _likely(left := cut(values, keeps[new]), graph.protection.least_of(of_small[new], left.numel()))
-            for new, values in probabilities.items()
+            new: _likely(left, graph.protection.least_of(of_small[new], left.numel())) for new, left in scores.items()
         }
     else:
-        scores = {new: cut(gates[old].log_alpha.detach().cpu(), keeps[new]) for new, old in of_small.items()}
         masks = round_weights(small, scores, limits.by_unit)
-    shapes = {weight.name: weight.shape for weight in gated.sparse}
+    shapes = {weight.name: weight.shape for weight in elements.weights}
     return plan.with_masks({old: whole_mask(masks[new], shapes[old], keeps[new]) for new, old in of_small.items()})
 
 

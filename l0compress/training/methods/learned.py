@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l0compress.errors import InputError, PlanError
+from l0compress.errors import InputError, PlanError, TargetError
 from l0compress.gates.attach import GatedNetwork, attach, gate
 from l0compress.gates.hard_concrete import HardConcrete
 from l0compress.graph.cut.plan import KeepPlan
@@ -28,6 +28,7 @@ from l0compress.training.harden import decide_by_gates
 from l0compress.training.methods.base import Method
 from l0compress.training.methods.fisher import Fisher
 from l0compress.training.methods.fisher_weights import FisherWeights
+from l0compress.training.methods.one_shot_weights import OneShotWeights
 from l0compress.training.methods.start import CENTRE, SPREAD, on_their_sides, ordered_log_alpha
 from l0compress.training.methods.weight_magnitude import WeightMagnitude
 from l0compress.training.multiplier import AscentSettings
@@ -44,7 +45,7 @@ from l0compress.training.state_dicts import GATES, StateDict, prefixed, under
 _OF_WEIGHTS = {"fisher": FisherWeights, "magnitude": WeightMagnitude}
 _UNSCORED = (
     ("under a fixed penalty", "--target in place of the penalty"),
-    ("for channels and single weights at once", "--granularity structured or weights"),
+    ("where channels have to go with the weights to fit the target", "a larger --target"),
 )
 _START, _PLAN, _STATE = "start", "score.plan", "score.state"
 
@@ -59,10 +60,10 @@ class LearnedGates(Method):
     """
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
-        granularity, has_budget = problem.settings.granularity, not isinstance(goal, Criterion)
-        scored = has_budget and granularity == "structured"
-        of_weights = _OF_WEIGHTS if has_budget and granularity == "weights" else {}
-        if problem.gated_steps == 0 and not (scored or of_weights):
+        has_budget = not isinstance(goal, Criterion)
+        scored = has_budget and problem.settings.granularity == "structured"
+        self.of_weights = _scores_of_weights(problem, goal)
+        if problem.gated_steps == 0 and not (scored or self.of_weights):
             what, way = _UNSCORED[has_budget]
             raise InputError(
                 f"In 0 steps gates learn nothing, and no score can replace them {what}.",
@@ -75,7 +76,6 @@ class LearnedGates(Method):
         self.budget = penalty_for(self.gated, goal, problem)
         self.resources = self.budget.resources
         self.fisher = Fisher.on(self.groups, parts_of(goal)) if scored else None
-        self.of_weights = {name: score(problem, goal) for name, score in of_weights.items()}
 
     def decide(self, state: TrainingState) -> Decision:
         if self.fisher is None:
@@ -139,6 +139,19 @@ class LearnedGates(Method):
         plan = KeepPlan.from_tensors(self.groups, under(_PLAN, stopped))
         scored = Decision.of(plan, under(_STATE, stopped), repaired=True)
         return _Begun(Narrowed.of(Decision.of(KeepPlan(self.groups, stopped[_START]))), None, scored)
+
+
+def _scores_of_weights(problem: Problem, goal: Goal) -> dict[str, OneShotWeights]:
+    """What may take the place of gates on single weights; nothing where only closed channels reach the goal."""
+    granularity = problem.settings.granularity
+    if isinstance(goal, Criterion) or granularity == "structured":
+        return {}
+    try:
+        return {name: score(problem, goal) for name, score in _OF_WEIGHTS.items()}
+    except TargetError:
+        if granularity == "both":
+            return {}
+        raise
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,8 @@ from l0compress.errors import InputError
 from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
-from l0compress.graph.groups import groups_without_moves
+from l0compress.graph.cut.shrink import shrink
+from l0compress.graph.groups import find_groups, groups_without_moves
 from l0compress.graph.groups.weights import prunable_weights
 from l0compress.training.decision import Decision
 from l0compress.training.descent import steps_in_step
@@ -29,6 +30,7 @@ from l0compress.training.problem import Problem
 from l0compress.training.reachable import check_countable, check_reachable
 from l0compress.training.rounding import round_weights
 from l0compress.training.samples import repair_on_samples
+from l0compress.training.sparse_harden import Elements, masked_plan
 from l0compress.training.state import TrainingState
 
 # What a step leaves of the step before, at least. Of a layer's many weights more can go at a time than of its channels.
@@ -44,14 +46,16 @@ class OneShotWeights(Method):
     subject: ClassVar[str]
 
     def __init__(self, problem: Problem, goal: Goal) -> None:
-        if problem.settings.granularity != "weights":
+        granularity = problem.settings.granularity
+        if granularity == "structured":
             raise InputError(
-                f"{self.subject} decide on channels or on single weights, not on {problem.settings.granularity!r}.",
-                fix="Pass --granularity structured or weights, or --method l0.",
+                f"{self.subject} decide on single weights, not on channels.",
+                fix="Pass --granularity weights or both, or --method magnitude.",
             )
-        self.groups = groups_without_moves(problem.graph)
+        self.groups = find_groups(problem.graph) if granularity == "both" else groups_without_moves(problem.graph)
         self.targets = budgets_of(goal)
-        self.limits = weight_limits(problem, goal)
+        check_weight_limits(problem, goal)
+        self.limits = Limits.of(self.groups, self.targets)
         self.resources = self.limits.resources
 
     @abstractmethod
@@ -59,21 +63,32 @@ class OneShotWeights(Method):
         """By name of each weight of ``graph``, of its shape: the highest stay. Zeros have none that is higher."""
 
     def decide(self, state: TrainingState) -> Decision:
-        problem, graph = state.problem, state.problem.graph
+        problem, graph, used = state.problem, state.problem.graph, self.limits.dense()
         repair, report = repair_on_samples(problem), told_steps(state, self.targets)
-        plan, small, used = KeepPlan.everything(self.groups), graph, self.limits.dense()
         steps = steps_in_step(used, self.limits.most, step=STEP)
-        for number, most in enumerate(steps):
+        for number, most in enumerate(steps[:-1]):
             report(number, len(steps), used)
-            masks = round_weights(small, self.score(small, problem), self.limits.at(most).by_unit)
-            plan = plan.with_masks(masks)
-            small = repair(plan, Decision.of(plan, small.state()).small)
-            used = most
-        return Decision(plan, small, repaired=True)
+            masks = round_weights(graph, self.score(graph, problem), self.limits.at(most).by_unit)
+            plan = KeepPlan.everything(self.groups).with_masks(masks)
+            graph, used = graph.with_state(repair(plan, shrink(graph, plan)).state()), most
+        report(len(steps) - 1, len(steps), used)
+        plan = self._last(graph, self.score(graph, problem))
+        return Decision(plan, repair(plan, shrink(graph, plan)), repaired=True)
+
+    def _last(self, graph: CapturedGraph, scores: dict[str, Tensor]) -> KeepPlan:
+        """The decision within the budget. Channels that nothing reads any more go, where channels may."""
+        elements = Elements(graph, prunable_weights(graph), scores, self.limits)
+        return masked_plan(elements, KeepPlan.everything(self.groups), torch.zeros(self.groups.num_moves))
 
 
 def weight_limits(problem: Problem, goal: Goal) -> Limits:
-    """What a goal allows of a network in which single weights become zero.
+    """What a goal allows of a network in which single weights become zero; raises as :func:`check_weight_limits`."""
+    check_weight_limits(problem, goal)
+    return Limits.of(groups_without_moves(problem.graph), budgets_of(goal))
+
+
+def check_weight_limits(problem: Problem, goal: Goal) -> None:
+    """Check that a goal can be reached by zeros in single weights.
 
     Raises:
         TargetError: it is no budget, is out of reach, or is in a unit in which zeros cost as much as other weights.
@@ -83,4 +98,3 @@ def weight_limits(problem: Problem, goal: Goal) -> Limits:
     costs = SparseCost(groups, prunable_weights(problem.graph))
     keep = torch.ones(0, dtype=torch.bool)
     check_reachable(targets, groups, lambda resource: costs.smallest(keep, resource.unit))
-    return Limits.of(groups, targets)
