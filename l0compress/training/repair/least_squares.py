@@ -17,7 +17,7 @@ from l0compress.devices import widest_float
 
 MOST_CANCELLATION = 10.0
 # Numbers of the matrices that are factored at a time, where every output has unknowns of its own.
-_FACTORED = 2**24
+_FACTORED = 2**21
 
 
 @dataclass
