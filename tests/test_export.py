@@ -26,6 +26,7 @@ from l0compress.errors import InputError, NotEqualError, RunError, SurgeryError
 from l0compress.export.bundle import export_bundle
 from l0compress.export.bundle_session import BundleSession
 from l0compress.export.files import Exported, staged
+from l0compress.export.huggingface.folder import staged_folder
 from l0compress.export.onnx import export_onnx
 from l0compress.export.onnx_settings import OnnxSettings
 from l0compress.export.pt2 import export_pt2, exported_program
@@ -504,6 +505,25 @@ class TestStaging:
     def test_an_interrupted_write_leaves_nothing(self, tmp_path):
         with pytest.raises(KeyboardInterrupt), staged(tmp_path / "artifact") as path:
             path.write_bytes(b"half")
+            raise KeyboardInterrupt
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("module, name", [(os, "mkdir"), (shutil, "rmtree")])
+    @pytest.mark.parametrize("stage", [staged, staged_folder])
+    def test_an_interruption_right_after_the_folder_is_made_or_as_it_goes_leaves_nothing(
+        self, tmp_path, monkeypatch, module, name, stage
+    ):
+        real = getattr(module, name)
+
+        def interrupted(*args, **kwargs):
+            monkeypatch.setattr(module, name, real)
+            if name == "mkdir":
+                real(*args, **kwargs)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(module, name, interrupted)
+        with pytest.raises(KeyboardInterrupt), stage(tmp_path / "artifact") as path:
+            path.with_name("beside").write_bytes(b"half")
             raise KeyboardInterrupt
         assert list(tmp_path.iterdir()) == []
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,6 +59,7 @@ def staged(destination: Path) -> Iterator[Path]:
             to; or the disk is full.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> with staged(folder / "artifact.bin") as path:
         ...     size = path.write_bytes(b"done")
@@ -66,23 +67,50 @@ def staged(destination: Path) -> Iterator[Path]:
         ['artifact.bin']
     """
     file = written_file(destination)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
-    except OSError as error:
-        raise _no_place(destination, destination.parent, error) from error
-    with folder as name:
-        path = Path(name, destination.name)
+    with hidden_folder(destination) as folder:
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise _no_place(destination, destination.parent, error) from error
+        path = folder / destination.name
         try:
             yield path
         except OSError as error:
             raise _no_room(destination, error) from error
         stale = _data_file(destination) if has_external_data(destination) and not _data_file(path).exists() else None
-        entries = sorted(Path(name).iterdir(), key=lambda entry: entry.name == path.name)
+        entries = sorted(folder.iterdir(), key=lambda entry: entry.name == path.name)
         others = {entry: written_file(destination.parent / entry.name) for entry in entries if entry != path}
         for entry in entries:
             _move(entry, others.get(entry, file), destination)
         if stale is not None:
             stale.unlink()
+
+
+@contextmanager
+def hidden_folder(destination: Path) -> Iterator[Path]:
+    """Yield the path of a folder beside a destination, for the body to make; afterwards it is gone, whatever happened.
+
+    ``tempfile`` makes the folder before there is anything that would remove it: a signal in between leaves it behind.
+
+    Example:
+        >>> import tempfile
+        >>> home = Path(tempfile.mkdtemp())
+        >>> with hidden_folder(home / "model.onnx") as folder:
+        ...     folder.mkdir()
+        ...     folder.name.startswith(".model.onnx."), [entry == folder for entry in home.iterdir()]
+        (True, [True])
+        >>> list(home.iterdir())
+        []
+    """
+    folder = destination.parent / f".{destination.name}.{secrets.token_hex(4)}"
+    try:
+        yield folder
+    finally:
+        try:
+            shutil.rmtree(folder, ignore_errors=True)
+        except KeyboardInterrupt:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def written_file(destination: Path) -> Path:
@@ -92,6 +120,7 @@ def written_file(destination: Path) -> Path:
         RunError: it is a folder, a device, a pipe or a socket, or links into a folder that does not exist.
 
     Example:
+        >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "link").symlink_to("file")
         >>> written_file(folder / "link").name
@@ -144,8 +173,9 @@ def _move(entry: Path, file: Path, destination: Path) -> None:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
-                Path(shutil.copyfile(entry, Path(folder, file.name))).replace(file)
+            with hidden_folder(file) as folder:
+                folder.mkdir(mode=0o700)
+                Path(shutil.copyfile(entry, folder / file.name)).replace(file)
     except OSError as error:
         raise _no_place(destination, file.parent, error) from error
 
@@ -166,6 +196,7 @@ def size_on_disk(path: Path) -> int:
     """Return the size of an artifact in bytes, including an external data file beside it, or of all files of a folder.
 
     Example:
+        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp(), "model.onnx")
         >>> path.write_bytes(b"12345"), size_on_disk(path)
         (5, 5)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from l0compress.errors import NOTHING_WRITTEN, ModelError, RunError
+from l0compress.export.files import hidden_folder
 from l0compress.loading.huggingface import CONFIG, transformer_folder
 
 WEIGHTS, CARD, CODE = "model.safetensors", "README.md", "modeling_l0compress.py"
@@ -69,6 +69,7 @@ def staged_folder(destination: Path) -> Iterator[Path]:
         RunError: the destination is there and is no earlier export, or cannot be written.
 
     Example:
+        >>> import tempfile
         >>> destination = Path(tempfile.mkdtemp(), "small")
         >>> with staged_folder(destination) as folder:
         ...     write_config(folder, {"l0compress": {}})
@@ -81,16 +82,16 @@ def staged_folder(destination: Path) -> Iterator[Path]:
             fix="Give the name of a new folder.",
             assurance=NOTHING_WRITTEN,
         )
-    try:
-        temporary = tempfile.TemporaryDirectory(prefix=f".{destination.name}.", dir=destination.parent)
-    except OSError as reason:
-        raise RunError(
-            f"cannot write {str(destination)!r}: {reason.strerror or reason}.",
-            fix="Create the folder that it is to be in, or choose another.",
-            assurance=NOTHING_WRITTEN,
-        ) from reason
-    with temporary as name:
-        new, old = Path(name, destination.name), Path(name, "old")
+    with hidden_folder(destination) as hidden:
+        try:
+            hidden.mkdir(mode=0o700)
+        except OSError as reason:
+            raise RunError(
+                f"cannot write {str(destination)!r}: {reason.strerror or reason}.",
+                fix="Create the folder that it is to be in, or choose another.",
+                assurance=NOTHING_WRITTEN,
+            ) from reason
+        new, old = hidden / destination.name, hidden / "old"
         new.mkdir()
         try:
             yield new
