@@ -58,8 +58,8 @@ METHODS = (
     ),
     Fault(
         "l0compress.training:OneShotWeights.decide",
-        "repair(plan, Decision.of(plan, small.state()).small)",
-        "Decision.of(plan, small.state()).small",
+        "Decision(plan, repair(plan, shrink(graph, plan)), repaired=True)",
+        "Decision(plan, shrink(graph, plan), repaired=True)",
         (_OF_WEIGHTS, "repair"),
     ),
     Fault("l0compress.training:weight_information", "count += len(batch)", "count += 2", (_OF_WEIGHTS, "gauss")),
