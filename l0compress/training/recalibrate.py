@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -29,22 +29,11 @@ def recalibrate(graph: CapturedGraph, batches: Iterable[Batch], *, device: torch
     A graph without such layers is returned as it is, and then no batch is read. Source: cumulative averages as in Wu
     and Johnson, "Rethinking 'Batch' in BatchNorm", 2021, section 3 (PreciseBN).
     """
-    (measured,) = recalibrate_all([graph], batches, device=device)
-    return measured
-
-
-def recalibrate_all(
-    graphs: Sequence[CapturedGraph], batches: Iterable[Batch], *, device: torch.device | str = "cpu"
-) -> list[CapturedGraph]:
-    """Each of several graphs as :func:`recalibrate` returns it, from the same batches, which are read once."""
-    statistics = [_Statistics(graph, device) for graph in graphs]
-    measured = [each for each in statistics if each.names]
-    if measured:
+    statistics = _Statistics(graph, device)
+    if statistics.names:
         for batch in batches:
-            moved = batch.to(device)
-            for each in measured:
-                each.add_(moved)
-    return [each.applied() for each in statistics]
+            statistics.add_(batch.to(device))
+    return statistics.applied()
 
 
 class _Statistics:

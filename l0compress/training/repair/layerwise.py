@@ -181,8 +181,8 @@ class _Walk:
             task = self.tasks.by_node.get(node)
             if task is not None:
                 self.here.before_(node)
-                solved = self._solve_(task)
-                layers += [] if solved is None else [solved]
+                if (solved := self._solve_(task)) is not None:
+                    layers.append(solved)
             if node in self.tasks.recurrent:
                 layers.append(self._solve_recurrent_(self.tasks.recurrent[node]))
             self.here.through_(node)
