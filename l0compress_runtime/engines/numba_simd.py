@@ -55,6 +55,11 @@ def make_dot() -> Any:
             sums = [_variable(builder, vector) for _ in range(4)]
             rest = _variable(builder, _F32)
             stored = ir.VectorType(entries.values.type.pointee, vector.count)
+
+            def add_one(k: Value, _lane: int) -> None:
+                value = _as_float(builder, builder.load(builder.gep(entries.values, [k])), _F32)
+                _multiply_add(builder, value, builder.load(builder.gep(origin, [_index(builder, entries, k)])), rest)
+
             whole = _multiple(builder, entries.start, entries.stop, len(sums) * vector.count)
             step = ir.Constant(_I64, len(sums) * vector.count)
             with cgutils.for_range_slice(builder, entries.start, whole, step) as (k, _):
@@ -63,9 +68,7 @@ def make_dot() -> Any:
                     places = [builder.gep(origin, [index]) for index in _indices(builder, entries, first, vector.count)]
                     value = _load(builder, builder.gep(entries.values, [first]), 0, stored)
                     _multiply_add(builder, _as_float(builder, value, vector), _put_together(builder, places), total)
-            with cgutils.for_range_slice(builder, whole, entries.stop, ir.Constant(_I64, 1)) as (k, _):
-                value = _as_float(builder, builder.load(builder.gep(entries.values, [k])), _F32)
-                _multiply_add(builder, value, builder.load(builder.gep(origin, [_index(builder, entries, k)])), rest)
+            _for_each(builder, (whole, entries.stop), 1, add_one)
             total = _tree_sum(builder, [builder.load(part) for part in sums])
             lanes = [builder.extract_element(total, ir.Constant(_I32, lane)) for lane in range(vector.count)]
             total = builder.fadd(_tree_sum(builder, lanes), builder.load(rest))

@@ -18,7 +18,7 @@ from l0compress.gates.sparse_cost import SparseCost
 from l0compress.graph.capture import CapturedGraph
 from l0compress.graph.cut.plan import KeepPlan
 from l0compress.graph.cut.shrink import shrink
-from l0compress.graph.groups import find_groups, groups_without_moves
+from l0compress.graph.groups import Groups, find_groups, groups_without_moves
 from l0compress.graph.groups.weights import prunable_weights
 from l0compress.training.decision import Decision
 from l0compress.training.descent import steps_in_step
@@ -54,8 +54,7 @@ class OneShotWeights(Method):
             )
         self.groups = find_groups(problem.graph) if granularity == "both" else groups_without_moves(problem.graph)
         self.targets = budgets_of(goal)
-        check_weight_limits(problem, goal)
-        self.limits = Limits.of(self.groups, self.targets)
+        self.limits = weight_limits(self.groups, problem, goal)
         self.resources = self.limits.resources
 
     @abstractmethod
@@ -81,20 +80,15 @@ class OneShotWeights(Method):
         return masked_plan(elements, KeepPlan.everything(self.groups), torch.zeros(self.groups.num_moves))
 
 
-def weight_limits(problem: Problem, goal: Goal) -> Limits:
-    """What a goal allows of a network in which single weights become zero; raises as :func:`check_weight_limits`."""
-    check_weight_limits(problem, goal)
-    return Limits.of(groups_without_moves(problem.graph), budgets_of(goal))
-
-
-def check_weight_limits(problem: Problem, goal: Goal) -> None:
-    """Check that a goal can be reached by zeros in single weights.
+def weight_limits(groups: Groups, problem: Problem, goal: Goal) -> Limits:
+    """What a goal allows of a network in which single weights become zero, with all channels of ``groups`` there.
 
     Raises:
         TargetError: it is no budget, is out of reach, or is in a unit in which zeros cost as much as other weights.
     """
-    targets, groups = budgets_of(goal), groups_without_moves(problem.graph)
+    targets = budgets_of(goal)
     check_countable(targets, single_weights=True)
     costs = SparseCost(groups, prunable_weights(problem.graph))
-    keep = torch.ones(0, dtype=torch.bool)
+    keep = torch.ones(groups.num_moves, dtype=torch.bool)
     check_reachable(targets, groups, lambda resource: costs.smallest(keep, resource.unit))
+    return Limits.of(groups, targets)

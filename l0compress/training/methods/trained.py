@@ -107,7 +107,7 @@ class TrainedWeights(Trained):
 
     def _limits(self, problem: Problem, goal: Goal) -> Limits:
         _check_not_both(self.name, problem)
-        return weight_limits(problem, goal)
+        return weight_limits(groups_without_moves(problem.graph), problem, goal)
 
     def _network(self, problem: Problem) -> GatedNetwork:
         module = problem.graph.graph_module
